@@ -1,0 +1,58 @@
+import { Type, type Static } from '@sinclair/typebox'
+import { defineEvents } from '../lib/index.js'
+
+// Everything the board ever sends. What can be missed carries `seq`, counted without holes for each stream of its own
+// (machine, log, every room and conversation), and `at`, the server's clock: with these the page proves that a cut lost nothing.
+
+const Seq = Type.Integer({ minimum: 1 })
+const At = Type.Integer({ minimum: 0 })
+const Text = Type.String({ minLength: 1, maxLength: 2_000 })
+
+export const Sample = Type.Object({
+  seq: Seq,
+  at: At,
+  cpuPercent: Type.Number({ minimum: 0, maximum: 100 }),
+  cores: Type.Integer({ minimum: 1 }),
+  load: Type.Tuple([Type.Number(), Type.Number(), Type.Number()]),
+  memoryUsedBytes: Type.Number(),
+  memoryTotalBytes: Type.Number(),
+  processBytes: Type.Number(),
+  delayP50Ms: Type.Number(),
+  delayP99Ms: Type.Number()
+})
+export type Sample = Static<typeof Sample>
+
+export const RoomMessage = Type.Object({ room: Type.String(), seq: Seq, at: At, from: Type.String(), text: Text })
+export type RoomMessage = Static<typeof RoomMessage>
+
+export const PrivateMessage = Type.Object({ conversation: Type.String(), seq: Seq, at: At, from: Type.String(), to: Type.String(), text: Text })
+export type PrivateMessage = Static<typeof PrivateMessage>
+
+export const LogLines = Type.Object({ seq: Seq, at: At, lines: Type.Array(Type.String()), skippedBytes: Type.Integer({ minimum: 0 }) })
+export type LogLines = Static<typeof LogLines>
+
+export const ConnectionRow = Type.Object({
+  clientId: Type.String(),
+  userId: Type.String(),
+  ip: Type.String(),
+  agent: Type.String(),
+  connectedAt: At,
+  subscriptions: Type.Array(Type.String()),
+  sentEvents: Type.Integer({ minimum: 0 }),
+  queuedBytes: Type.Integer({ minimum: 0 })
+})
+export type ConnectionRow = Static<typeof ConnectionRow>
+
+export const events = defineEvents({
+  events: {
+    chat_message: RoomMessage,
+    private_message: PrivateMessage
+  },
+  resources: {
+    welcome: Type.Object({ clientId: Type.String(), run: Type.String(), at: At, topics: Type.Array(Type.String()) }),
+    machine: Sample,
+    log: LogLines,
+    presence: Type.Object({ users: Type.Array(Type.String()) }),
+    connections: Type.Object({ rows: Type.Array(ConnectionRow), total: Type.Integer() })
+  }
+})

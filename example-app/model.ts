@@ -1,0 +1,61 @@
+import { setTimeout as wait } from 'node:timers/promises'
+
+const ORDER = 2
+const MOST_TOKENS = 160
+const ENOUGH_TOKENS = 70
+const TOKEN_MS = 35
+
+/**
+ * The smallest language model there is: it has read one text and says, word by word, what followed the last two words
+ * there. Slow on purpose, like the big ones.
+ */
+export class Model {
+  readonly #next = new Map<string, string[]>()
+  readonly #starts: string[] = []
+
+  constructor (text: string) {
+    const words = text.split(/\s+/).filter(word => word !== '')
+    for (let i = 0; i + ORDER < words.length; i++) {
+      const state = words.slice(i, i + ORDER).join(' ')
+      const follow = this.#next.get(state)
+      if (follow === undefined) this.#next.set(state, [words[i + ORDER]!])
+      else follow.push(words[i + ORDER]!)
+      if (i === 0 || endsSentence(words[i - 1]!)) this.#starts.push(state)
+    }
+  }
+
+  /** Words, each with the space before it, until the text ends or `signal` aborts. */
+  async * stream (prompt: string, signal: AbortSignal): AsyncGenerator<string, number> {
+    let state = this.#start(prompt)
+    let tokens = 0
+    for (const word of state.split(' ')) {
+      await wait(TOKEN_MS, undefined, { signal })
+      yield tokens++ === 0 ? word : ` ${word}`
+    }
+    while (tokens < MOST_TOKENS) {
+      const word = pick(this.#next.get(state) ?? [])
+      if (word === undefined) break
+      await wait(TOKEN_MS * (0.5 + Math.random()), undefined, { signal })
+      yield ` ${word}`
+      tokens++
+      if (tokens > ENOUGH_TOKENS && endsSentence(word)) break
+      state = `${state.slice(state.indexOf(' ') + 1)} ${word}`
+    }
+    return tokens
+  }
+
+  /** A beginning that has to do with the prompt, if the text has one. */
+  #start (prompt: string): string {
+    const asked = prompt.toLowerCase().match(/\p{L}{4,}/gu) ?? []
+    const fitting = [...this.#next.keys()].filter(state => asked.some(word => state.toLowerCase().includes(word)))
+    return pick(fitting) ?? pick(this.#starts) ?? 'Nothing read'
+  }
+}
+
+function endsSentence (word: string): boolean {
+  return /[.!?]$/.test(word)
+}
+
+function pick<T> (choices: readonly T[]): T | undefined {
+  return choices[Math.floor(Math.random() * choices.length)]
+}

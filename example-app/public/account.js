@@ -1,0 +1,77 @@
+import { $, call, clock, h, plural } from './dom.js'
+
+const SHOWN_EVENTS = 8
+
+const BRIEFS = {
+  machine: ({ cpuPercent, load }) => `processor ${Math.round(cpuPercent)} %, load ${load[0]}`,
+  log: ({ lines }) => plural(lines.length, 'line'),
+  chat_message: ({ room, from, text }) => `#${room} ${from}: ${text}`,
+  private_message: ({ from, to, text }) => `${from} → ${to}: ${text}`,
+  notification: ({ level, title }) => `${level}: ${title}`,
+  presence: ({ users }) => users.join(', '),
+  connections: ({ total }) => `${total} open`
+}
+
+/** The stream's account: what came, a button to cut it, and what the return brought. */
+export class AccountPanel {
+  #stream
+  #awaySince = null
+  #ticking = null
+
+  constructor (stream, { failed }) {
+    this.#stream = stream
+    $('cut').onsubmit = event => { event.preventDefault(); this.#cut().catch(failed) }
+    $('wire').replaceChildren()
+  }
+
+  counted (ledger) {
+    for (const name of ['received', 'replayed', 'lost', 'repeated']) {
+      const shown = $(`count-${name}`)
+      shown.textContent = ledger[name].toLocaleString('en')
+      shown.toggleAttribute('data-zero', ledger[name] === 0)
+      shown.toggleAttribute('data-bad', (name === 'lost' || name === 'repeated') && ledger[name] > 0)
+    }
+  }
+
+  received ({ name, data, replayed }) {
+    const numbered = data.seq === undefined ? '' : `#${data.seq}`
+    $('wire').prepend(h('li', { 'data-replayed': replayed },
+      h('span', {}, clock(data.at)), h('span', {}, `${name} · ${BRIEFS[name](data)}`), h('span', {}, numbered)))
+    while ($('wire').childElementCount > SHOWN_EVENTS) $('wire').lastElementChild.remove()
+  }
+
+  live () {
+    $('client-id').textContent = this.#stream.clientId
+    $('cut').querySelector('button').disabled = false
+    clearInterval(this.#ticking)
+    this.#awaySince = null
+  }
+
+  away () {
+    if (this.#awaySince !== null) return
+    this.#awaySince = performance.now()
+    $('cut').querySelector('button').disabled = true
+    // The seconds are for the eye only: a screen reader should not count along.
+    const seconds = h('span', { 'aria-hidden': 'true' })
+    this.#say('away', 'Cut off. The server goes on without you; the browser is coming back. ', seconds)
+    const tick = () => { seconds.textContent = `${((performance.now() - this.#awaySince) / 1000).toFixed(1)} s` }
+    this.#ticking = setInterval(tick, 100)
+    tick()
+  }
+
+  resumed ({ awayMs, replayed, lost, repeated, gap }) {
+    const account = `Back after ${(awayMs / 1000).toFixed(1)} s: ${plural(replayed, 'event')} replayed, ${lost} lost, ${repeated} twice.`
+    if (gap === null) this.#say(lost === 0 ? 'whole' : 'gap', account)
+    else this.#say('gap', `${account} The server no longer has everything (${gap}), and said so; the board was read anew.`)
+  }
+
+  #say (state, ...content) {
+    $('resumed').dataset.state = state
+    $('resumed').replaceChildren(...content)
+  }
+
+  async #cut () {
+    const seconds = Number(new FormData($('cut')).get('seconds'))
+    await call('POST', `/connections/${this.#stream.clientId}/cut`, { seconds })
+  }
+}

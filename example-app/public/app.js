@@ -1,0 +1,180 @@
+import { AccountPanel } from './account.js'
+import { ChatPanel } from './chat.js'
+import { ConnectionsPanel } from './connections.js'
+import { $, avatar, call, h } from './dom.js'
+import { LogPanel } from './log.js'
+import { MachinePanel } from './machine.js'
+import { NoticePanel } from './notices.js'
+import { Stream } from './stream.js'
+import { TokenPanel } from './tokens.js'
+
+const STATES = { connecting: 'Connecting', live: 'Live', reconnecting: 'Reconnecting', closed: 'Closed', offline: 'Signed out' }
+const PARTINGS = { logout: 'You signed out.', kicked: 'Somebody closed this stream.', disconnected: 'The server closed this stream.' }
+
+/** The stream of this page while somebody is signed in. */
+let stream = null
+let tokens = null
+
+async function begin (note = '') {
+  const session = await call('GET', '/session')
+  if (session.user === null) return signIn(session, note)
+  board(session)
+}
+
+function signIn ({ users }, note) {
+  stream?.close()
+  stream = null
+  tokens?.stop()
+  state('offline')
+  $('main').hidden = true
+  $('who').hidden = true
+  $('sign-in').hidden = false
+  $('sign-in-note').textContent = note
+  // Cookies belong to a host name, and this machine has two.
+  const other = new URL(location.href)
+  other.hostname = location.hostname === '127.0.0.1' ? 'localhost' : '127.0.0.1'
+  $('other-host').href = other.href
+  $('users').replaceChildren(...users.map(user => h('li', {},
+    h('button', { type: 'button', onclick: () => choose(user.id) }, avatar(user.id), h('span', {}, user.name, h('small', {}, user.role))))))
+}
+
+async function choose (user) {
+  try {
+    await call('POST', '/login', { user })
+    await begin()
+    $('main').focus()
+  } catch (error) {
+    $('sign-in-note').textContent = error.message
+  }
+}
+
+function board (session) {
+  const { user } = session
+  $('sign-in').hidden = true
+  $('main').hidden = false
+  $('who').hidden = false
+  $('who-avatar').dataset.user = user.id
+  $('who-avatar').textContent = user.name.slice(0, 1)
+  $('who-name').textContent = user.name
+  $('who-role').textContent = user.role
+  snippets(user)
+
+  // One stream for everything: browsers allow six to a host.
+  const tab = Array.from(crypto.getRandomValues(new Uint8Array(8)), byte => byte.toString(16).padStart(2, '0')).join('')
+  stream = new Stream(`/sse?tab=${tab}`)
+  const failed = error => notices.toast({ title: 'That did not work', message: error.message, level: 'error' })
+  const notices = new NoticePanel(session, { failed })
+  const machine = new MachinePanel($('main'))
+  const chat = new ChatPanel(session, { subscribe, failed })
+  const account = new AccountPanel(stream, { failed })
+  const connections = new ConnectionsPanel(session, { ownClientId: () => stream?.clientId, failed })
+  const log = new LogPanel(session)
+  tokens = new TokenPanel({ failed })
+  let filled = false
+  let marked = null
+
+  for (const input of document.querySelectorAll('input[data-topic]')) {
+    input.disabled = user.role === 'guest' && input.dataset.topic !== 'machine'
+    input.onchange = () => subscribe(input.dataset.topic, input.checked).catch(error => { input.checked = !input.checked; failed(error) })
+  }
+
+  stream
+    .on('state', ({ state: name, reason }) => {
+      state(name, reason)
+      $('main').toggleAttribute('data-away', name !== 'live')
+      if (name === 'live') account.live()
+      if (name === 'reconnecting') account.away()
+      if (name !== 'live' || filled) return
+      filled = true
+      fill().catch(failed)
+    })
+    .on('topics', show)
+    .on('counted', ledger => account.counted(ledger))
+    .on('received', event => account.received(event))
+    .on('resumed', resumed => {
+      account.resumed(resumed)
+      // The account is told again with every event that is replayed; the charts need it once.
+      if (marked !== resumed.at) machine.cut(resumed.at - resumed.awayMs, resumed.at)
+      marked = resumed.at
+    })
+    .on('gap', () => {
+      machine.clear()
+      chat.clear()
+      fill().catch(failed)
+    })
+    .on('refused', () => { begin('Your session has ended, or the server was restarted. Sign in again.').catch(() => {}) })
+    .on('machine', sample => machine.show(sample))
+    .on('chat_message', message => chat.show(message))
+    .on('private_message', message => chat.show(message))
+    .on('notification', notification => notices.show(notification))
+    .on('presence', ({ users }) => chat.presence(users))
+    .on('connections', table => connections.show(table))
+    .on('log', lines => log.show(lines))
+  stream.open()
+
+  /** What was there before the first event, or after a gap. */
+  async function fill () {
+    const snapshot = await call('GET', '/snapshot')
+    machine.fill(snapshot.samples)
+    chat.fill([...snapshot.rooms, ...snapshot.private])
+    chat.presence(snapshot.presence)
+    log.fill(snapshot.lines)
+  }
+
+  /** Starts or stops listening to a topic, on the open stream. */
+  async function subscribe (topic, wanted) {
+    const { topics } = await call(wanted ? 'PUT' : 'DELETE', `/connections/${stream.clientId}/subscriptions/${encodeURIComponent(topic)}`)
+    stream.ledger.forget(topic)
+    show(new Set(topics))
+    if (wanted && topic !== 'connections') await fill()
+  }
+
+  function show (topics) {
+    for (const input of document.querySelectorAll('input[data-topic]')) input.checked = topics.has(input.dataset.topic)
+    chat.topics(topics)
+  }
+}
+
+function state (name, reason = null) {
+  $('state').dataset.state = name
+  $('state-text').textContent = reason === null ? STATES[name] : `${STATES[name]} (${reason})`
+}
+
+/** What a shell needs to take part. */
+function snippets (user) {
+  const json = "-H 'content-type: application/json'"
+  const bearer = `-H 'authorization: Bearer demo-${user.id}'`
+  const examples = {
+    'Send a notification': `curl ${location.origin}/notify ${bearer} ${json} \\\n  -d '{"title":"Disk","message":"90 % full on db-1","level":"warning"}'`,
+    'Say something in a room': `curl ${location.origin}/rooms/general/messages ${bearer} ${json} \\\n  -d '{"text":"Hello from a shell"}'`,
+    'Listen, as every page does': `curl -N '${location.origin}/sse?topic=chat:general' ${bearer}`
+  }
+  $('snippets').replaceChildren(...Object.entries(examples).map(([title, text]) => {
+    const copy = h('button', { type: 'button', class: 'quiet', 'aria-label': `Copy: ${title}`, onclick: () => copyText(text, copy) }, 'Copy')
+    return h('div', { class: 'snippet' }, h('div', { class: 'snippet-head' }, title, copy), h('pre', { tabIndex: 0 }, text))
+  }))
+}
+
+async function copyText (text, button) {
+  // Only a secure context has a clipboard: loopback is one, another host over HTTP is not.
+  const copied = await navigator.clipboard?.writeText(text).then(() => true, () => false)
+  button.textContent = copied === true ? 'Copied' : 'Select it instead'
+  setTimeout(() => { button.textContent = 'Copy' }, 2_000)
+}
+
+$('sign-out').onclick = () => {
+  stream?.close()
+  call('POST', '/logout').then(() => begin(PARTINGS.logout), error => { $('state-text').textContent = error.message })
+}
+
+const stored = localStorage.getItem('theme')
+if (stored !== null) document.documentElement.style.colorScheme = stored
+$('theme').onclick = () => {
+  const dark = getComputedStyle(document.documentElement).colorScheme === 'dark' ||
+    (document.documentElement.style.colorScheme === '' && matchMedia('(prefers-color-scheme: dark)').matches)
+  const theme = dark ? 'light' : 'dark'
+  document.documentElement.style.colorScheme = theme
+  localStorage.setItem('theme', theme)
+}
+
+begin().catch(error => { $('state-text').textContent = error.message })

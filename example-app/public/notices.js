@@ -1,0 +1,68 @@
+import { $, call, clock, h } from './dom.js'
+
+const TOAST_MS = 8_000
+const MOST_TOASTS = 4
+const KEPT_NOTICES = 30
+
+/** Notifications: a form to send them, toasts as they come, and a list of what came. */
+export class NoticePanel {
+  #failed
+  #form = $('notify')
+
+  constructor ({ user, users }, { failed }) {
+    this.#failed = failed
+    $('notify-to').replaceChildren(h('option', { value: '' }, 'Everyone'), ...users.map(({ id, name }) => h('option', { value: id }, `Only ${name}`)))
+    this.#form.onsubmit = event => { event.preventDefault(); this.#send().catch(failed) }
+    const guest = user.role === 'guest'
+    for (const control of this.#form.elements) control.disabled = guest
+    $('notice-list').replaceChildren(...(guest ? [h('li', { 'data-level': 'info' }, h('span', {}, 'Guests receive notifications, but do not send them.'))] : []))
+  }
+
+  show ({ title, message, level, actions = [], replayed }) {
+    const list = $('notice-list')
+    list.prepend(h('li', { 'data-level': level },
+      h('strong', {}, title, ' ', replayed ? h('span', { class: 'tag' }, 'replayed') : null),
+      h('time', {}, clock()),
+      h('p', {}, message)))
+    while (list.childElementCount > KEPT_NOTICES) list.lastElementChild.remove()
+    this.toast({ title, message, level, actions })
+  }
+
+  toast ({ title, message, level, actions = [] }) {
+    const toasts = $('toasts')
+    const toast = h('div', { class: 'toast', 'data-level': level, role: level === 'error' ? 'alert' : 'status' },
+      h('strong', {}, title),
+      h('button', { type: 'button', class: 'quiet close', 'aria-label': 'Dismiss', onclick: () => toast.remove() }, '×'),
+      h('p', {}, message))
+    const known = actions.filter(({ action }) => action === 'acknowledge')
+    if (known.length > 0) {
+      toast.append(h('div', { class: 'actions' }, ...known.map(({ label }) => h('button', { type: 'button', onclick: () => this.#acknowledge(title, toast) }, label))))
+    }
+    toasts.append(toast)
+    while (toasts.childElementCount > MOST_TOASTS) toasts.firstElementChild.remove()
+    // Who points at it, has it focused or is asked something is still reading.
+    const fade = () => {
+      if (!toast.isConnected) return
+      if (toast.matches(':hover, :focus-within') || known.length > 0) setTimeout(fade, TOAST_MS)
+      else toast.remove()
+    }
+    setTimeout(fade, TOAST_MS)
+  }
+
+  async #acknowledge (title, toast) {
+    toast.remove()
+    await call('POST', '/acknowledge', { title }).catch(this.#failed)
+  }
+
+  async #send () {
+    const form = new FormData(this.#form)
+    const to = form.get('to')
+    await call('POST', '/notify', {
+      title: form.get('title'),
+      message: form.get('message'),
+      level: form.get('level'),
+      acknowledge: form.has('acknowledge'),
+      ...(to === '' ? {} : { to })
+    })
+  }
+}

@@ -1,0 +1,43 @@
+import type { FastifyInstance } from 'fastify'
+import type { Board } from './board.js'
+import type { Roster } from './roster.js'
+
+const SAMPLE_MS = 1_000
+const TAIL_MS = 400
+
+/** Publishes what the board watches for as long as the app is up. */
+export function publish (app: FastifyInstance, board: Board, roster: Roster): void {
+  const timers: NodeJS.Timeout[] = []
+  let reading: Promise<void> | null = null
+
+  app.addHook('onReady', async () => {
+    board.machine.start()
+    roster.start()
+    timers.push(setInterval(() => {
+      app.sse.broadcastData('machine', board.machine.read(), { subscriptionIds: ['machine'] }).catch(failed)
+    }, SAMPLE_MS))
+    if (board.tail !== null) timers.push(setInterval(() => { readLog().catch(failed) }, TAIL_MS))
+  })
+
+  app.addHook('preClose', async () => {
+    for (const timer of timers) clearInterval(timer)
+    roster.stop()
+    board.machine.stop()
+    await reading
+    await board.tail?.close()
+  })
+
+  function readLog (): Promise<void> {
+    // A slow disk must not make two readers of one file.
+    reading ??= readOnce().finally(() => { reading = null })
+    return reading
+  }
+
+  async function readOnce (): Promise<void> {
+    for (const data of await board.tail!.read()) await app.sse.broadcastData('log', data, { subscriptionIds: ['log'] })
+  }
+
+  function failed (error: unknown): void {
+    app.log.warn({ err: error }, 'publishing failed')
+  }
+}

@@ -1,0 +1,109 @@
+import { setTimeout as wait } from 'node:timers/promises'
+import { Type, type Static } from '@sinclair/typebox'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { EventPriority, type SSEConnection } from '../lib/index.js'
+import { conversationOf, type Board } from './board.js'
+import { NotAllowed, NotFound } from './errors.js'
+import type { Roster } from './roster.js'
+import { Tabs } from './tabs.js'
+import { mayHear, rooms, users } from './users.js'
+
+const Page = Type.Object({
+  /** The name a page gave itself. */
+  tab: Type.Optional(Type.String({ pattern: '^[a-z0-9]{8,32}$' })),
+  /** What to listen to instead of the board's choice; handy with curl. */
+  topic: Type.Optional(Type.Array(Type.String({ maxLength: 100 }), { maxItems: 20 }))
+})
+const Cut = Type.Object({ seconds: Type.Number({ minimum: 0, maximum: 60 }) })
+
+interface OfConnection { Params: { clientId: string } }
+interface OfSubscription { Params: { clientId: string, topic: string } }
+
+/** The one stream of each page, and what a page does to it while it is open. */
+export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster): void {
+  const tabs = new Tabs()
+
+  app.get<{ Querystring: Static<typeof Page> }>('/sse', { sse: true, schema: { querystring: Page } }, async (request, reply) => {
+    const user = board.sessions.user(request)
+    const { tab: name, topic: chosen } = request.query
+    const tab = tabs.of(user, name ?? request.id)
+    const cutMs = tab.cutUntil - Date.now()
+    // A cut lasts: the browser is back at once, and its request stays unanswered for as long as the line is "down".
+    if (cutMs > 0) await wait(cutMs)
+
+    const session = board.sessions.find(request)?.session ?? null
+    const connection = await reply.sse({ subscriptions: chosen ?? [...tab.topics], clientInfo: { tab: name ?? null, session } })
+    const data = { clientId: connection.clientId, run: board.run, at: connection.clientInfo.connectedAt, topics: [...connection.subscriptions] }
+    // Before any replay: by its time the page tells what is one.
+    connection.sendEvent({ event: 'data', data: { resource: 'welcome', data }, priority: EventPriority.CRITICAL })
+    roster.changed()
+    connection.signal.addEventListener('abort', () => { roster.changed() }, { once: true })
+  })
+
+  app.put<OfSubscription>('/connections/:clientId/subscriptions/:topic', async request => {
+    const connection = own(request)
+    // The plugin asks authorizeSubscription, as it did when the stream began.
+    await app.sse.addSubscription(connection.clientId, request.params.topic)
+    return remember(request, connection)
+  })
+
+  app.delete<OfSubscription>('/connections/:clientId/subscriptions/:topic', async request => {
+    const connection = own(request)
+    await app.sse.removeSubscription(connection.clientId, request.params.topic)
+    return remember(request, connection)
+  })
+
+  app.post<OfConnection & { Body: Static<typeof Cut> }>('/connections/:clientId/cut', { schema: { body: Cut } }, async request => {
+    const connection = own(request)
+    const { tab } = connection.clientInfo
+    if (typeof tab === 'string') tabs.of(board.sessions.user(request), tab).cutUntil = Date.now() + request.body.seconds * 1000
+    await app.sse.closeConnection(connection.clientId, 'cut')
+    return { seconds: request.body.seconds }
+  })
+
+  app.delete<OfConnection>('/connections/:clientId', async request => {
+    const user = board.sessions.user(request)
+    const connection = find(request)
+    if (connection.userId !== user.id && user.role !== 'admin') throw new NotAllowed('Only admins close the streams of others')
+    await app.sse.closeConnection(connection.clientId, 'kicked')
+    return { closed: 1 }
+  })
+
+  /** What a page that has just come, or has lost its place, shows before the next event. */
+  app.get('/snapshot', (request, reply) => {
+    const user = board.sessions.user(request)
+    reply.header('cache-control', 'no-store')
+    return {
+      samples: board.machine.recent,
+      lines: mayHear(user, 'log') ? board.tail?.recent ?? [] : [],
+      rooms: rooms.filter(room => mayHear(user, `chat:${room.id}`)).flatMap(room => board.roomMessages.recent(room.id)),
+      private: users.flatMap(other => board.privateMessages.recent(conversationOf(user.id, other.id))),
+      presence: roster.users()
+    }
+  })
+
+  function find (request: FastifyRequest<OfConnection>): SSEConnection {
+    const connection = app.sse.getConnection(request.params.clientId)
+    if (connection === undefined) throw new NotFound('No such connection')
+    return connection
+  }
+
+  /** The connection of a path, if it is the caller's. */
+  function own (request: FastifyRequest<OfConnection>): SSEConnection {
+    const connection = find(request)
+    if (connection.userId !== board.sessions.user(request).id) throw new NotAllowed('Not your stream')
+    return connection
+  }
+
+  function remember (request: FastifyRequest, connection: SSEConnection): { topics: string[] } {
+    const topics = [...connection.subscriptions]
+    const { tab } = connection.clientInfo
+    if (typeof tab === 'string') {
+      const remembered = tabs.of(board.sessions.user(request), tab).topics
+      remembered.clear()
+      for (const topic of topics) remembered.add(topic)
+    }
+    roster.changed()
+    return { topics }
+  }
+}

@@ -1,0 +1,24 @@
+import { readFile } from 'node:fs/promises'
+import { Type, type Static } from '@sinclair/typebox'
+import type { FastifyInstance } from 'fastify'
+import { Model } from './model.js'
+
+const Prompt = Type.Object({ prompt: Type.String({ default: '', maxLength: 500 }) })
+
+/** A stream of its own per request: the words of a small model as they come, until it ends or the page stops listening. */
+export async function tokenRoutes (app: FastifyInstance): Promise<void> {
+  const model = new Model(await readFile(new URL('corpus.txt', import.meta.url), 'utf8'))
+
+  app.get<{ Querystring: Static<typeof Prompt> }>('/tokens', { sse: true, schema: { querystring: Prompt } }, (request, reply) =>
+    reply.sse(({ signal }) => answer(model, request.query.prompt, signal)))
+}
+
+async function * answer (model: Model, prompt: string, signal: AbortSignal) {
+  const startedAt = performance.now()
+  let tokens = 0
+  for await (const token of model.stream(prompt, signal)) {
+    tokens++
+    yield token
+  }
+  yield { event: 'done', data: { tokens, tookMs: Math.round(performance.now() - startedAt) } }
+}

@@ -1,0 +1,99 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { HttpRequest } from './connection.js'
+import { AuthenticationFailed, InvalidUser, OriginForbidden, SubscriptionForbidden, Unauthenticated } from './errors.js'
+import type { AnyRequest, AuthData, ResolvedOptions, SSEUser, SubscriptionQuestion } from './options.js'
+import { quote } from './topic.js'
+
+/** Runs the application's strategies: resolves when they pass, rejects when they do not. */
+export type Strategies = (request: FastifyRequest, reply: FastifyReply) => Promise<void>
+type AuthOptions = Pick<ResolvedOptions, 'requireAuthentication' | 'authHandler' | 'extractAuthData' | 'authorizeSubscription' | 'allowedOrigins'>
+
+/** What the request brings: bearer token, cookies, query, headers, and what the application extracts. */
+export function authDataOf (request: AnyRequest, extract?: ResolvedOptions['extractAuthData']): AuthData {
+  const { headers } = request
+  const token = /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1] ?? null
+  const cookies = 'cookies' in request ? request.cookies as AuthData['cookies'] : parseCookies(headers.cookie)
+  const query = 'query' in request ? request.query as AuthData['query'] : queryOf(request)
+  return { token, cookies, query, headers, ...extract?.(request) }
+}
+
+/** The query of a plain request; the first value of each name. */
+export function queryOf (request: { url?: string | undefined }): Record<string, string> {
+  const url = request.url ?? ''
+  const query: Record<string, string> = {}
+  const start = url.indexOf('?')
+  if (start < 0) return query
+  for (const [name, value] of new URLSearchParams(url.slice(start))) query[name] ??= value
+  return query
+}
+
+/**
+ * Asks the application who this is.
+ * @throws SSE_ERR_UNAUTHENTICATED when nobody and somebody is required; SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
+ */
+export async function authenticate (options: AuthOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
+  let user: SSEUser | null = null
+  if (options.authHandler !== undefined) {
+    try {
+      user = toUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request))
+    } catch (cause) {
+      if (!isRefusal(cause)) throw new AuthenticationFailed({ cause })
+    }
+  }
+  if (user?.expiresAt !== undefined && user.expiresAt <= Date.now()) user = null
+  if (user === null && options.requireAuthentication) throw new Unauthenticated()
+  return user
+}
+
+/** Throws SSE_ERR_SUBSCRIPTION_FORBIDDEN unless the application allows the subscription; what it throws is a refusal that is logged. */
+export async function authorize (options: AuthOptions, question: SubscriptionQuestion): Promise<void> {
+  if (options.authorizeSubscription === undefined) return
+  let allowed = false
+  try {
+    // Only `true` is a yes: a forgotten await or a truthy object is not.
+    allowed = await options.authorizeSubscription(question) === true
+  } catch (cause) {
+    throw new AuthenticationFailed({ cause })
+  }
+  if (!allowed) throw new SubscriptionForbidden(quote(question.subscriptionId))
+}
+
+/** Throws SSE_ERR_ORIGIN_FORBIDDEN for a page that may not open streams; before anything else, as cookies come along by themselves. */
+export function assertOrigin (options: AuthOptions, { headers }: Pick<HttpRequest, 'headers'>): void {
+  if (options.allowedOrigins === undefined) return
+  const { origin } = headers
+  if (origin !== undefined ? !options.allowedOrigins.includes(origin) : headers['sec-fetch-site'] === 'cross-site') throw new OriginForbidden()
+}
+
+/** Whether an error of the application or of an authentication plugin means "not this one", rather than "it broke". */
+export function isRefusal (error: unknown): boolean {
+  return error instanceof Error && 'statusCode' in error && (error.statusCode === 401 || error.statusCode === 403)
+}
+
+function toUser (result: unknown): SSEUser | null {
+  if (result === null || result === undefined) return null
+  if (typeof result === 'string' && result !== '') return { userId: result }
+  if (typeof result === 'object' && 'userId' in result && typeof result.userId === 'string' && result.userId !== '') {
+    const user = result as SSEUser
+    if (user.expiresAt === undefined || Number.isFinite(user.expiresAt)) return user
+  }
+  throw new InvalidUser()
+}
+
+function parseCookies (header: string | undefined): Record<string, string> {
+  const cookies: Record<string, string> = {}
+  for (const part of header?.split(';') ?? []) {
+    const equals = part.indexOf('=')
+    if (equals < 0) continue
+    const name = part.slice(0, equals).trim()
+    const value = part.slice(equals + 1).trim().replace(/^"(.*)"$/, '$1')
+    if (name === '__proto__' || name in cookies) continue
+    try {
+      cookies[name] = decodeURIComponent(value)
+    } catch {
+      // Not percent-encoded: the value is what it is.
+      cookies[name] = value
+    }
+  }
+  return cookies
+}

@@ -1,0 +1,105 @@
+import type { EventPriority } from './event.js'
+import type { SSEConnection } from './connection.js'
+
+/** Who gets a message. Named users and named topics intersect; nothing named means everyone. */
+export interface Target {
+  /** Users, by id. */
+  readonly userIds?: readonly string[]
+  /** Topics; every connection with a subscription that covers one of them. */
+  readonly subscriptionIds?: readonly string[]
+  /** Connections, by client id. */
+  readonly clientIds?: readonly string[]
+  /** Connections left out, by client id. */
+  readonly exceptClientIds?: readonly string[]
+  /** Connections for which this returns exactly `true`. Never crosses nodes. */
+  readonly filter?: (connection: SSEConnection) => boolean
+}
+
+export interface OutgoingMessage {
+  readonly event: string
+  /** The text of the `data:` lines, already serialised: no node does it again. */
+  readonly data: string
+  readonly retry?: number
+  readonly priority: EventPriority
+  /** Conflation: an undelivered older message with the same key and target is replaced by this one. */
+  readonly key?: string
+  readonly target: Target
+  /** Not logged: no id, no replay, may be dropped under pressure. */
+  readonly ephemeral: boolean
+  /** Unique to this publish: lets a broker append once when asked twice, and a node recognise its own. */
+  readonly nonce: string
+}
+
+export interface Message extends OutgoingMessage {
+  /** Place in the log, from 1, without holes within an epoch; 0 for an ephemeral message. */
+  readonly seq: number
+}
+
+/**
+ * Why something after a client's cursor is not in the log any more.
+ * - `malformed`: the cursor is not one of ours.
+ * - `epoch`: it belongs to another life of the log (a restart, a wiped store).
+ * - `unknown`: it names a place the log has not reached.
+ * - `trimmed`: the events after it have left the history.
+ * - `limit`: more events lie after it than `maxReplayEvents` allows.
+ */
+export type GapReason = 'malformed' | 'epoch' | 'unknown' | 'trimmed' | 'limit'
+
+export interface Sink {
+  /** Messages in log order. Called once for each message on each node, the node's own included. Never throws. */
+  deliver (batch: readonly Message[]): void
+  /** The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. */
+  gap (reason: GapReason): void
+  state (state: 'up' | 'down', error?: Error): void
+}
+
+export interface History {
+  /** Messages kept at most. */
+  readonly maxEvents: number
+  /** Age in milliseconds after which a message is not replayed any more. */
+  readonly maxAgeMs: number
+  /** Bytes of event data kept at most. */
+  readonly maxBytes: number
+}
+
+export interface ReadRequest {
+  readonly epoch: string
+  /** Messages after this sequence number. */
+  readonly after: number
+  /** Only this lane. */
+  readonly priority: EventPriority
+  /** Messages at most. */
+  readonly limit: number
+}
+
+export interface Page {
+  readonly messages: readonly Message[]
+  /** The lane has been read up to and including this sequence number. */
+  readonly next: number
+  /** Set when something after `after` is gone; then there are no messages. */
+  readonly gap?: GapReason
+}
+
+/**
+ * The ordered, bounded log that all nodes share, and the fan-out from it. Promises every implementation keeps
+ * (`test/brokers/contract.ts` checks them):
+ *
+ * - `deliver` is called once for each message on each node, in log order, own messages included, and is never re-entered;
+ *   a publish from inside it is delivered after it.
+ * - Sequence numbers grow by one for each logged message within an epoch.
+ * - `publish` resolves once the message is logged; an ephemeral one once it is handed on. It rejects when it was not.
+ * - `read` after a cursor of another epoch, one the log has not reached, or one that has been trimmed away reports a gap.
+ * - After `close` every call rejects, and nothing is delivered any more.
+ */
+export interface Broker {
+  /** Whether other nodes share this log. */
+  readonly shared: boolean
+  /** The life of the log: `[A-Za-z0-9_-]{1,32}`. */
+  readonly epoch: string
+  /** Sequence number of the newest logged message, 0 in an empty log. */
+  readonly position: number
+  open (sink: Sink, history: History): Promise<void>
+  publish (message: OutgoingMessage): Promise<{ seq: number | null }>
+  read (request: ReadRequest): Promise<Page>
+  close (): Promise<void>
+}

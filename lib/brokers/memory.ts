@@ -1,0 +1,59 @@
+import { randomUUID } from 'node:crypto'
+import type { Broker, History, Message, OutgoingMessage, Page, ReadRequest, Sink } from '../broker.js'
+import { Closed } from '../errors.js'
+import { Ring } from '../ring.js'
+
+/** The log of a single node, in memory. It ends with the process; clients that return to the next one get a gap. */
+export function memoryBroker (): Broker {
+  return new MemoryBroker()
+}
+
+class MemoryBroker implements Broker {
+  readonly shared = false
+  readonly epoch = randomUUID().slice(0, 8)
+  #ring: Ring | null = null
+  #sink: Sink | null = null
+  #queue: Message[] = []
+  #delivering = false
+
+  get position (): number {
+    return this.#ring?.last ?? 0
+  }
+
+  async open (sink: Sink, history: History): Promise<void> {
+    this.#ring = new Ring(history)
+    this.#sink = sink
+    sink.state('up')
+  }
+
+  async publish (outgoing: OutgoingMessage): Promise<{ seq: number | null }> {
+    if (this.#sink === null) throw new Closed()
+    const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : this.position + 1 }
+    if (!outgoing.ephemeral) this.#ring!.append(message)
+    this.#queue.push(message)
+    if (!this.#delivering) this.#deliver()
+    return { seq: outgoing.ephemeral ? null : message.seq }
+  }
+
+  #deliver (): void {
+    this.#delivering = true
+    while (this.#queue.length > 0 && this.#sink !== null) {
+      const batch = this.#queue
+      this.#queue = []
+      this.#sink.deliver(batch)
+    }
+    this.#delivering = false
+  }
+
+  async read (request: ReadRequest): Promise<Page> {
+    if (this.#sink === null) throw new Closed()
+    if (request.epoch !== this.epoch) return { messages: [], next: this.position, gap: 'epoch' }
+    return this.#ring!.read(request)
+  }
+
+  async close (): Promise<void> {
+    this.#sink = null
+    this.#ring = null
+    this.#queue = []
+  }
+}

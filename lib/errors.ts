@@ -1,0 +1,66 @@
+import createError from '@fastify/error'
+
+/**
+ * The base of every error this package makes. `code` starts with `SSE_ERR_`; `statusCode` is what an HTTP answer
+ * would carry. `instanceof SSEError` also holds for errors made by another copy of the package (ESM beside CommonJS).
+ */
+export class SSEError extends Error {
+  declare readonly code: string
+  declare readonly statusCode: number
+
+  static override [Symbol.hasInstance] (value: unknown): boolean {
+    return value instanceof Error && 'code' in value && typeof value.code === 'string' && value.code.startsWith('SSE_ERR_')
+  }
+}
+
+type Arguments = [(string | number | { cause: unknown })?, (string | number | { cause: unknown })?, ({ cause: unknown })?]
+
+function define (code: string, message: string, statusCode = 500) {
+  // @fastify/error types its base as ErrorConstructor; only the prototype is used.
+  return createError<Arguments>(code, message, statusCode, SSEError as unknown as ErrorConstructor)
+}
+
+// Boot: the application's configuration
+export const InvalidOption = define('SSE_ERR_INVALID_OPTION', 'Option "%s" %s')
+export const AlreadyRegistered = define('SSE_ERR_ALREADY_REGISTERED', 'The SSE plugin is already registered here as "fastify.%s"; choose other names with the "decorators" option')
+export const DecoratorTaken = define('SSE_ERR_DECORATOR_TAKEN', 'Another plugin already decorates %s; choose another name with the "decorators" option')
+export const InvalidCatalogue = define('SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "%s" %s')
+
+// Events: what the application wants to send
+export const InvalidEventName = define('SSE_ERR_INVALID_EVENT_NAME', 'Event name %s %s', 400)
+export const InvalidId = define('SSE_ERR_INVALID_ID', 'Event id %s', 400)
+export const InvalidRetry = define('SSE_ERR_INVALID_RETRY', 'retry must be an integer from 100 to 3600000 milliseconds, got %s', 400)
+export const InvalidData = define('SSE_ERR_INVALID_DATA', 'Event data %s', 400)
+export const InvalidPriority = define('SSE_ERR_INVALID_PRIORITY', 'Priority must be one of EventPriority.LOW, NORMAL, HIGH, CRITICAL, got %s', 400)
+export const EventTooLarge = define('SSE_ERR_EVENT_TOO_LARGE', 'The event has %s bytes, maxEventBytes is %s', 413)
+export const UnknownEvent = define('SSE_ERR_UNKNOWN_EVENT', 'Event "%s" is not in the catalogue', 400)
+export const UnknownResource = define('SSE_ERR_UNKNOWN_RESOURCE', 'Resource "%s" is not in the catalogue', 400)
+export const InvalidPayload = define('SSE_ERR_INVALID_PAYLOAD', 'Payload of "%s" is invalid at %s', 400)
+export const InvalidTarget = define('SSE_ERR_INVALID_TARGET', 'Target %s', 400)
+export const FilterNotShared = define('SSE_ERR_FILTER_NOT_SHARED', 'A filter function cannot reach other nodes; pass { local: true } to send on this node only', 400)
+
+// Subscriptions
+export const InvalidTopic = define('SSE_ERR_INVALID_TOPIC', 'Topic %s %s', 400)
+export const InvalidSubscription = define('SSE_ERR_INVALID_SUBSCRIPTION', 'Subscription %s %s', 400)
+export const TooManySubscriptions = define('SSE_ERR_TOO_MANY_SUBSCRIPTIONS', 'A connection holds at most %s subscriptions', 400)
+export const SubscriptionForbidden = define('SSE_ERR_SUBSCRIPTION_FORBIDDEN', 'Subscription %s is not allowed', 403)
+export const UnknownConnection = define('SSE_ERR_UNKNOWN_CONNECTION', 'No connection with client id %s', 404)
+
+export const InvalidCloseReason = define('SSE_ERR_INVALID_CLOSE_REASON', 'A close reason is 1 to 64 characters of a-z, 0-9 and -, got %s', 400)
+
+// Requests: answers before the head
+export const Unauthenticated = define('SSE_ERR_UNAUTHENTICATED', 'Authentication required', 401)
+export const AuthenticationFailed = define('SSE_ERR_AUTHENTICATION_FAILED', 'Authentication could not be completed', 500)
+export const InvalidUser = define('SSE_ERR_INVALID_USER', 'authHandler must return a user id, { userId, expiresAt?, claims? } or null')
+export const OriginForbidden = define('SSE_ERR_ORIGIN_FORBIDDEN', 'Requests from this origin are not allowed', 403)
+export const NotAcceptable = define('SSE_ERR_NOT_ACCEPTABLE', 'This resource is a text/event-stream', 406)
+export const TooManyConnections = define('SSE_ERR_TOO_MANY_CONNECTIONS', 'Too many open streams', 503)
+export const TooManyUserConnections = define('SSE_ERR_TOO_MANY_USER_CONNECTIONS', 'Too many open streams for this user', 429)
+export const TooManyIpConnections = define('SSE_ERR_TOO_MANY_IP_CONNECTIONS', 'Too many open streams from this address', 429)
+export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response has already begun')
+export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source must be an iterable, an async iterable or a readable stream')
+export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client left before the stream began', 499)
+
+// Service
+export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing', 503)
+export const BrokerUnavailable = define('SSE_ERR_BROKER_UNAVAILABLE', 'The event log cannot be reached; nothing was published', 503)

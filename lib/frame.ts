@@ -1,0 +1,91 @@
+import type { GapReason, Message } from './broker.js'
+import { Chunk } from './chunk.js'
+import { formatCursor } from './cursor.js'
+import { encodeControl, encodeEvent, encodeId, type EventPriority } from './event.js'
+
+/** The encoded form of one event, made once and shared by all connections of this node that get it. */
+export class Frame {
+  /** The `id:` line of delivery in log order, or of the application's own id; empty for an ephemeral event. */
+  readonly head: string
+  /** The rest of the block. */
+  readonly text: string
+  readonly priority: EventPriority
+  /** Place in the log, 0 when there is none. */
+  readonly seq: number
+  /** Conflation key, target included. */
+  readonly key: string | null
+  /** Whether this frame announces a gap. */
+  readonly gap: boolean
+  readonly bytes: number
+
+  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, gap = false) {
+    this.head = head
+    this.text = text
+    this.priority = priority
+    this.seq = seq
+    this.key = key
+    this.gap = gap
+    this.bytes = head.length + Buffer.byteLength(text)
+  }
+
+  static ofMessage (message: Message, epoch: string): Frame {
+    const head = message.seq === 0 ? '' : encodeId(formatCursor(epoch, [message.seq]))
+    const { key, target } = message
+    const conflation = key === undefined ? null : JSON.stringify([key, target.userIds, target.subscriptionIds, target.clientIds])
+    return new Frame(head, encodeEvent(message.event, message.data, message.retry), message.priority, message.seq, conflation)
+  }
+
+  /** A gap stands in the lane it was found in, at the place where the stream goes on. */
+  static ofGap (reason: GapReason, lastEventId: string, priority: EventPriority, seq: number, epoch: string): Frame {
+    return new Frame(encodeId(formatCursor(epoch, [seq])), encodeControl('gap', { reason, lastEventId }), priority, seq, null, true)
+  }
+}
+
+/**
+ * The frames that wait together for the end of a turn, in order. Connections that were given the same frames hold the
+ * same batch, and so write the same bytes: a batch with one more frame is made once and found again by the next.
+ */
+export class Batch {
+  readonly parent: Batch | null
+  readonly frame: Frame | null
+  readonly count: number
+  readonly bytes: number
+  #next: Batch | null = null
+  #chunk: Chunk | null = null
+
+  constructor (parent: Batch | null = null, frame: Frame | null = null) {
+    this.parent = parent
+    this.frame = frame
+    this.count = frame === null ? 0 : parent!.count + 1
+    this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes
+  }
+
+  /** This batch and one more frame. */
+  with (frame: Frame): Batch {
+    const next = this.#next
+    if (next !== null && next.frame === frame) return next
+    return (this.#next = new Batch(this, frame))
+  }
+
+  get frames (): Frame[] {
+    const frames = new Array<Frame>(this.count)
+    let batch: Batch = this
+    for (let i = this.count - 1; i >= 0; i--) {
+      frames[i] = batch.frame!
+      batch = batch.parent!
+    }
+    return frames
+  }
+
+  /** The bytes of all its frames, in the order they were published: nothing waited, so nothing overtakes. */
+  get chunk (): Chunk {
+    return (this.#chunk ??= new Chunk(newestOfEachKey(this.frames).map(frame => frame.head + frame.text).join('')))
+  }
+}
+
+/** Conflation: of the frames with the same key only the last is worth sending. */
+function newestOfEachKey (frames: Frame[]): Frame[] {
+  const newest = new Map<string, Frame>()
+  for (const frame of frames) if (frame.key !== null) newest.set(frame.key, frame)
+  return newest.size === 0 ? frames : frames.filter(frame => frame.key === null || newest.get(frame.key) === frame)
+}

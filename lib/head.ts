@@ -1,0 +1,31 @@
+import type { HttpRequest } from './connection.js'
+
+/** Whether a client that sent this Accept header takes an event stream (RFC 9110, 12.5.1): none at all takes everything. */
+export function isAcceptable (accept: string | undefined): boolean {
+  if (accept === undefined || accept.trim() === '') return true
+  let best = -1
+  let quality = 0
+  for (const range of accept.split(',')) {
+    const [type, ...parameters] = range.split(';').map(part => part.trim().toLowerCase())
+    const precision = ['*/*', 'text/*', 'text/event-stream'].indexOf(type!)
+    if (precision <= best) continue
+    best = precision
+    const q = parameters.find(parameter => parameter.startsWith('q='))
+    quality = q === undefined ? 1 : Number(q.slice(2))
+  }
+  return quality > 0
+}
+
+/** The head of every stream. */
+export function streamHeaders (request: HttpRequest): Record<string, string> {
+  const headers: Record<string, string> = {
+    'content-type': 'text/event-stream',
+    // no-transform keeps compressing proxies out; a cache without the rest served one user's events to another (FACTS 2.11).
+    'cache-control': 'private, no-cache, no-store, no-transform',
+    'x-accel-buffering': 'no'
+  }
+  if (request.httpVersionMajor === 1) headers['connection'] = request.httpVersionMinor === 0 ? 'close' : 'keep-alive'
+  // Said outright, because then it is known that what follows are chunks.
+  if (request.httpVersion === '1.1') headers['transfer-encoding'] = 'chunked'
+  return headers
+}

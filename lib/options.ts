@@ -1,0 +1,135 @@
+import { Type, type Static, type TSchema } from '@sinclair/typebox'
+import { TypeCompiler } from '@sinclair/typebox/compiler'
+import type { FastifyRequest } from 'fastify'
+import type { FastifyAuthFunction } from '@fastify/auth'
+import type { Broker } from './broker.js'
+import { Catalogue } from './catalogue.js'
+import type { HttpRequest } from './connection.js'
+import { InvalidOption } from './errors.js'
+
+/** What a request brings that an authentication may rest on. */
+export interface AuthData {
+  /** The token of `Authorization: Bearer …`, or null. */
+  readonly token: string | null
+  readonly cookies: Readonly<Record<string, string | undefined>>
+  readonly query: Readonly<Record<string, unknown>>
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>
+  /** What the application's `extractAuthData` adds. */
+  readonly [key: string]: unknown
+}
+
+/** Who a request is from. */
+export interface SSEUser {
+  readonly userId: string
+  /** When the rights end, in milliseconds since the epoch; the stream ends then. */
+  readonly expiresAt?: number
+  /** Whatever the application wants to find again on the connection. */
+  readonly claims?: unknown
+}
+
+/** The request as the application registered it: Fastify's in a Fastify handler, Node's for `createConnection`. */
+export type AnyRequest = FastifyRequest | HttpRequest
+export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | Promise<AuthResult>
+export type AuthResult = string | SSEUser | null
+export interface SubscriptionQuestion {
+  readonly request: AnyRequest | null
+  readonly userId: string | null
+  readonly claims: unknown
+  readonly subscriptionId: string
+}
+export type AuthorizeSubscription = (question: SubscriptionQuestion) => boolean | Promise<boolean>
+
+const count = (description: string, value: number) => Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: value, description })
+const durationMs = (description: string, value: number, minimum = 0, maximum = 2_147_483_647) => Type.Integer({ minimum, maximum, default: value, description })
+const bytes = (description: string, value: number, minimum = 1024) => Type.Integer({ minimum, maximum: 2 ** 31, default: value, description })
+const fn = <T>(description: string) => Type.Optional(Type.Unsafe<T>(Type.Function([], Type.Unknown(), { description })))
+const any = <T>(description: string) => Type.Optional(Type.Unsafe<T>(Type.Unknown({ description })))
+
+/** Every option: its type, range, default and meaning. README's table and the boot check are made from it. */
+export const OptionsSchema = Type.Object({
+  // authentication
+  requireAuthentication: Type.Boolean({ default: false, description: 'No stream without a user: 401 otherwise.' }),
+  authHandler: fn<AuthHandler>('`(authData, request)` → user id, `{ userId, expiresAt?, claims? }` or `null`.'),
+  extractAuthData: fn<(request: AnyRequest) => Record<string, unknown>>('`(request)` → properties added to `authData`.'),
+  authStrategies: Type.Optional(Type.Unsafe<(FastifyAuthFunction | FastifyAuthFunction[])[]>(Type.Array(Type.Union([Type.Function([], Type.Unknown()), Type.Array(Type.Function([], Type.Unknown()))]), { minItems: 1, description: 'Functions of `@fastify/auth`, run before `authHandler`; they may set `request.sseUser`.' }))),
+  authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', description: 'Whether one of `authStrategies` must pass, or all.' }),
+  authorizeSubscription: fn<AuthorizeSubscription>('`({ request, userId, claims, subscriptionId })` → whether the user may hold the subscription; asked at connect and when one is added. Absent: what the application subscribes is allowed.'),
+  allowedOrigins: Type.Optional(Type.Array(Type.String({ minLength: 1 }), { description: 'Origins whose pages may open streams, such as `https://app.example`; others get 403. Absent: not checked.' })),
+  // stream
+  keepAlive: Type.Boolean({ default: true, description: 'Whether a silent stream carries comments that keep proxies and clients awake.' }),
+  keepAliveIntervalMs: durationMs('Silence after which a keep-alive is sent, in milliseconds.', 15_000, 10),
+  retryMs: durationMs('Reconnection time told to clients, in milliseconds.', 3_000, 100, 3_600_000),
+  maxConnectionAgeMs: durationMs('Age at which a stream is ended for the client to come back, in milliseconds, less a random fifth; 0 for never.', 0),
+  stallTimeoutMs: durationMs('Time without a byte taken by the socket after which a stream is ended, in milliseconds; 0 for never.', 30_000),
+  // delivery
+  events: any<Catalogue<any, any>>('Catalogue made by `defineEvents`. Absent: anything that has a JSON form may be sent.'),
+  history: Type.Object({
+    maxEvents: Type.Integer({ minimum: 1, maximum: 2 ** 26, default: 10_000, description: 'Events kept for replay.' }),
+    maxAgeMs: durationMs('Age to which events are kept for replay, in milliseconds.', 300_000, 1),
+    maxBytes: bytes('Bytes of event data kept for replay.', 64 * 1024 * 1024)
+  }, { default: {}, additionalProperties: false, description: 'How much of the log is kept.' }),
+  outboxBytes: bytes('Bytes that wait for one slow client; beyond that it reads on from the log.', 1024 * 1024),
+  flush: Type.Union([Type.Literal('immediate'), Type.Object({ intervalMs: Type.Integer({ minimum: 1, maximum: 10_000 }) }, { additionalProperties: false })], { default: 'immediate', description: "`'immediate'`: one write per connection and turn of the event loop; `{ intervalMs }`: one per interval." }),
+  // limits
+  maxConnections: count('Open streams on this node; 0 for no limit. Beyond: 503.', 0),
+  maxConnectionsPerUser: count('Open streams of one user on this node; 0 for no limit. Beyond: 429.', 0),
+  maxConnectionsPerIp: count('Open streams from one address on this node; 0 for no limit. Beyond: 429.', 0),
+  maxSubscriptionsPerConnection: Type.Integer({ minimum: 1, maximum: 100_000, default: 128, description: 'Subscriptions one connection may hold.' }),
+  maxEventBytes: bytes('Bytes of one event\'s data.', 1024 * 1024, 1),
+  maxReplayEvents: count('Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the history.', 0),
+  clientSubscriptions: Type.Union([Type.Boolean(), Type.Literal('patterns')], { default: false, description: 'Whether clients of `path` may choose their topics with `?subscription=`; `\'patterns\'` lets them use wildcards too. Needs `authorizeSubscription`.' }),
+  drainMs: durationMs('Time that closing waits for clients to read what they were sent, in milliseconds; the reconnection time told at shutdown is at least this.', 5_000, 0, 3_600_000),
+  // wiring
+  broker: any<Broker>('The log that nodes share. Absent: `memoryBroker()`.'),
+  path: Type.Optional(Type.String({ pattern: '^/', description: 'Registers a ready GET endpoint at this path.' })),
+  decorators: Type.Object({
+    instance: Type.String({ minLength: 1, default: 'sse', description: 'Name of the manager on the Fastify instance.' }),
+    reply: Type.String({ minLength: 1, default: 'sse', description: 'Name of the method on replies, and of the route option.' })
+  }, { default: {}, additionalProperties: false, description: 'Names of the decorators.' })
+}, { additionalProperties: false })
+
+export type ResolvedOptions = Static<typeof OptionsSchema>
+/** Options as the application gives them: all optional, see `OptionsSchema` for defaults and ranges. */
+export type SSEOptions = Partial<Omit<ResolvedOptions, 'history' | 'decorators'>> & {
+  history?: Partial<ResolvedOptions['history']>
+  decorators?: Partial<ResolvedOptions['decorators']>
+}
+
+const compiled = TypeCompiler.Compile(OptionsSchema)
+const BROKER_METHODS = ['open', 'publish', 'read', 'close'] as const
+
+/** Fills in defaults. Throws SSE_ERR_INVALID_OPTION, which names the option, for an unknown key, a wrong type or a combination that makes no sense. */
+export function resolveOptions (given: unknown = {}): ResolvedOptions {
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) throw new InvalidOption('/', 'must be an object')
+  const options = withDefaults(OptionsSchema, given as Record<string, unknown>) as ResolvedOptions
+  if (!compiled.Check(options)) {
+    const error = compiled.Errors(options).First()!
+    const path = error.path.slice(1).replaceAll('/', '.')
+    // A union's own message says nothing; its description does.
+    const detail = error.type === 63 || error.schema.description === undefined ? error.message : `${error.message}: ${error.schema.description}`
+    throw new InvalidOption(path, error.message === 'Unexpected property' ? 'is not an option' : detail)
+  }
+  assertSense(options)
+  return options
+}
+
+function assertSense (options: ResolvedOptions): void {
+  const { events, broker } = options
+  if (events !== undefined && !(events instanceof Catalogue)) throw new InvalidOption('events', 'must be made by defineEvents()')
+  if (broker !== undefined && !BROKER_METHODS.every(method => typeof (broker as Partial<Broker> | null)?.[method] === 'function')) throw new InvalidOption('broker', 'must be a Broker, such as memoryBroker()')
+  if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler or authStrategies: nobody could connect')
+  if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: clients could read everything')
+  if (options.clientSubscriptions !== false && options.path === undefined) throw new InvalidOption('clientSubscriptions', 'needs path: only the ready endpoint reads ?subscription=')
+  if (options.maxEventBytes > options.history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
+}
+
+function withDefaults (schema: TSchema, given: Record<string, unknown>): Record<string, unknown> {
+  const result: Record<string, unknown> = {}
+  for (const [key, value] of Object.entries(given)) if (value !== undefined) result[key] = value
+  for (const [key, property] of Object.entries(schema.properties as Record<string, TSchema>)) {
+    if (result[key] === undefined && property.default !== undefined) result[key] = property.default
+    const value = result[key]
+    if (property.properties !== undefined && typeof value === 'object' && value !== null) result[key] = withDefaults(property, value as Record<string, unknown>)
+  }
+  return result
+}

@@ -1,0 +1,126 @@
+import fastifyAuth from '@fastify/auth'
+import type { FastifyInstance, FastifyReply, FastifyRequest, onRequestAsyncHookHandler, RouteOptions } from 'fastify'
+import fp from 'fastify-plugin'
+import { assertOrigin, authenticate, isRefusal } from './auth.js'
+import { AlreadyRegistered, AuthenticationFailed, DecoratorTaken, InvalidOption, Unauthenticated } from './errors.js'
+import { SSEManager } from './manager.js'
+import { resolveOptions, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
+import { replySSE, type Guard } from './reply.js'
+import type { SSERouteOptions } from '../types/index.js'
+
+const kManager = Symbol.for('fastify-sse-manager.manager')
+const kGuarded = Symbol('fastify-sse-manager.guarded')
+type Guarded = FastifyRequest & { [kGuarded]?: Promise<SSEUser | null> }
+
+async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<void> {
+  const options = resolveOptions(given)
+  const names = options.decorators
+  assertFree(fastify, names)
+
+  const manager = new SSEManager(given, fastify.log.child({ plugin: 'fastify-sse-manager' }))
+  const guard = await createGuard(fastify, options)
+
+  Object.defineProperty(manager, kManager, { value: true })
+  fastify.decorate(names.instance, manager)
+  if (!fastify.hasRequestDecorator('sseUser')) fastify.decorateRequest('sseUser', null)
+  fastify.decorateReply(names.reply, function (this: FastifyReply, first?: unknown, second?: unknown) {
+    return replySSE(manager, guard, this.request, this, first, second)
+  })
+
+  // A route that says `sse` is authenticated in onRequest: after the hooks of its scope, before its body is read.
+  fastify.addHook('onRoute', (route: RouteOptions) => {
+    const wanted = (route as unknown as Record<string, unknown>)[names.reply] as boolean | SSERouteOptions | undefined
+    if (wanted === undefined || wanted === false) return
+    assertRouteOption(wanted, route.url)
+    const hook: onRequestAsyncHookHandler = async (request, reply) => {
+      await guard(request, reply, wanted === true ? undefined : wanted.requireAuthentication)
+    }
+    route.onRequest = [hook, ...[route.onRequest ?? []].flat()] as NonNullable<RouteOptions['onRequest']>
+  })
+
+  // Streams end before the server stops listening to them: `onClose` would wait for them for ever (FACTS 2.4). Not
+  // awaited: the sooner the port is closed, the sooner a returning client finds the next server instead of a 503.
+  fastify.addHook('preClose', async () => { manager.drain() })
+  fastify.addHook('onClose', () => manager.close())
+
+  await manager.open()
+  if (options.path !== undefined) registerEndpoint(fastify, options.path, options)
+}
+
+/** The ready endpoint: one stream for whoever may connect, with the topics the client asks for, if that is allowed. */
+function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubscriptions, decorators }: ResolvedOptions): void {
+  const allowed = clientSubscriptions === 'patterns' ? String.raw`^.+$` : String.raw`^[^*]+$`
+  const subscription = clientSubscriptions === false ? false : { type: 'array', items: { type: 'string', pattern: allowed } }
+  fastify.route({
+    method: 'GET',
+    url: path,
+    [decorators.reply]: true,
+    schema: { querystring: { type: 'object', properties: { subscription } } },
+    handler: async (request, reply) => {
+      const { subscription: subscriptions = [] } = request.query as { subscription?: string[] }
+      await (reply as unknown as Record<string, FastifyReply['sse']>)[decorators.reply]!({ subscriptions })
+    }
+  })
+}
+
+/** Who a request is from: origin, strategies, handler; asked once for each request, by the hook or by `reply.sse()`. */
+async function createGuard (fastify: FastifyInstance, options: ResolvedOptions): Promise<Guard> {
+  const strategies = await composeStrategies(fastify, options)
+  const identify = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
+    assertOrigin(options, request.raw)
+    let refused = false
+    if (strategies !== null) {
+      try {
+        await strategies(request, reply)
+      } catch (cause) {
+        refused = true
+        if (!isRefusal(cause)) request.log.info({ err: cause }, 'No authentication strategy passed')
+        if (requireAuthentication) throw new Unauthenticated({ cause })
+      }
+    }
+    if (!refused && request.sseUser === null) request.sseUser = await authenticate({ ...options, requireAuthentication: false }, request)
+    if (request.sseUser === null && requireAuthentication) throw new Unauthenticated()
+    return request.sseUser
+  }
+  return (request: Guarded, reply: FastifyReply, required: boolean = options.requireAuthentication) => (request[kGuarded] ??= identify(request, reply, required))
+}
+
+/** `authStrategies` as one function, composed by @fastify/auth: the application's, or our own in a scope that shows nothing outside. */
+async function composeStrategies (fastify: FastifyInstance, { authStrategies, authRelation }: ResolvedOptions): Promise<((request: FastifyRequest, reply: FastifyReply) => Promise<void>) | null> {
+  if (authStrategies === undefined) return null
+  let run: ReturnType<FastifyInstance['auth']> | undefined
+  const compose = (scope: FastifyInstance) => { run = scope.auth([...authStrategies], { relation: authRelation }) }
+  if (fastify.hasDecorator('auth')) {
+    compose(fastify)
+  } else {
+    await fastify.register(async scope => {
+      await scope.register(fastifyAuth)
+      compose(scope)
+    })
+  }
+  return (request, reply) => new Promise((resolve, reject) => {
+    // A strategy that answers by itself, or never does, ends with the request.
+    reply.raw.once('close', () => reject(new AuthenticationFailed()))
+    ;(run as unknown as (request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void) => void)(request, reply, error => error ? reject(error) : resolve())
+  })
+}
+
+function assertFree (fastify: FastifyInstance, names: ResolvedOptions['decorators']): void {
+  if (fastify.hasDecorator(names.instance)) {
+    const taken = (fastify as unknown as Record<string, unknown>)[names.instance]
+    if (typeof taken === 'object' && taken !== null && kManager in taken) throw new AlreadyRegistered(names.instance)
+    throw new DecoratorTaken(`fastify.${names.instance}`)
+  }
+  if (fastify.hasReplyDecorator(names.reply)) throw new DecoratorTaken(`reply.${names.reply}`)
+}
+
+function assertRouteOption (wanted: unknown, url: string): void {
+  if (wanted === true) return
+  const keys = typeof wanted === 'object' && wanted !== null ? Object.keys(wanted) : null
+  if (keys === null) throw new InvalidOption(`sse of route ${url}`, 'must be true, false or an object')
+  for (const key of keys) if (key !== 'requireAuthentication') throw new InvalidOption(`sse.${key} of route ${url}`, 'is not an option')
+  const { requireAuthentication } = wanted as SSERouteOptions
+  if (requireAuthentication !== undefined && typeof requireAuthentication !== 'boolean') throw new InvalidOption(`sse.requireAuthentication of route ${url}`, 'must be a boolean')
+}
+
+export default fp(ssePlugin, { name: 'fastify-sse-manager', fastify: '5.x' })

@@ -1,0 +1,186 @@
+import type { Target } from './broker.js'
+import { covers, isPattern, PatternTrie } from './topic.js'
+
+/** What the registry knows of a connection. */
+export interface Member {
+  readonly clientId: string
+  readonly userId: string | null
+  readonly clientInfo: { readonly ip: string }
+  /** False for a stream of its own source: broadcasts do not reach it. */
+  readonly managed: boolean
+  /** Changed only by the registry. */
+  readonly held: Set<string>
+  /** Place in the dense array of receivers. */
+  index: number
+  /** The selection that last saw it, so that one message selects it once. */
+  mark: number
+}
+
+/** Who is connected to this node: by client, by user, by topic and pattern. Never scanned to find a few. */
+export class Registry<M extends Member> {
+  readonly #byClient = new Map<string, M>()
+  readonly #byUser = new Map<string, Set<M>>()
+  readonly #perIp = new Map<string, number>()
+  readonly #receivers: M[] = []
+  readonly #bySubscription = new Map<string, Set<M>>()
+  readonly #patterns = new PatternTrie<Set<M>>()
+  #marks = 0
+  #selected: M[] = []
+
+  get size (): number {
+    return this.#byClient.size
+  }
+
+  get users (): number {
+    return this.#byUser.size
+  }
+
+  get subscriptions (): number {
+    return this.#bySubscription.size
+  }
+
+  add (member: M): void {
+    this.#byClient.set(member.clientId, member)
+    this.#perIp.set(member.clientInfo.ip, this.countOfIp(member.clientInfo.ip) + 1)
+    if (member.userId !== null) join(this.#byUser, member.userId, member)
+    if (!member.managed) return
+    member.index = this.#receivers.length
+    this.#receivers.push(member)
+  }
+
+  remove (member: M): void {
+    if (!this.#byClient.delete(member.clientId)) return
+    const rest = this.countOfIp(member.clientInfo.ip) - 1
+    if (rest === 0) this.#perIp.delete(member.clientInfo.ip)
+    else this.#perIp.set(member.clientInfo.ip, rest)
+    if (member.userId !== null) leave(this.#byUser, member.userId, member)
+    if (!member.managed) return
+    for (const subscription of member.held) this.#unsubscribe(member, subscription)
+    member.held.clear()
+    const last = this.#receivers.pop()!
+    if (last !== member) {
+      this.#receivers[member.index] = last
+      last.index = member.index
+    }
+  }
+
+  subscribe (member: M, subscription: string): void {
+    if (member.held.has(subscription)) return
+    member.held.add(subscription)
+    const members = join(this.#bySubscription, subscription, member)
+    if (members.size === 1 && isPattern(subscription)) this.#patterns.set(subscription, members)
+  }
+
+  unsubscribe (member: M, subscription: string): boolean {
+    if (!member.held.delete(subscription)) return false
+    this.#unsubscribe(member, subscription)
+    return true
+  }
+
+  #unsubscribe (member: M, subscription: string): void {
+    if (leave(this.#bySubscription, subscription, member) && isPattern(subscription)) this.#patterns.delete(subscription)
+  }
+
+  client (clientId: string): M | undefined {
+    return this.#byClient.get(clientId)
+  }
+
+  user (userId: string): ReadonlySet<M> {
+    return this.#byUser.get(userId) ?? new Set()
+  }
+
+  /** Those who hold exactly this topic or pattern. */
+  subscription (subscription: string): ReadonlySet<M> {
+    return this.#bySubscription.get(subscription) ?? new Set()
+  }
+
+  countOfUser (userId: string): number {
+    return this.#byUser.get(userId)?.size ?? 0
+  }
+
+  countOfIp (ip: string): number {
+    return this.#perIp.get(ip) ?? 0
+  }
+
+  all (): IterableIterator<M> {
+    return this.#byClient.values()
+  }
+
+  /** Who gets a message now, each once. The answer holds until the next call; `filter` is not applied. */
+  select (target: Target): readonly M[] {
+    const { userIds, subscriptionIds, clientIds, exceptClientIds } = target
+    if (userIds === undefined && subscriptionIds === undefined && clientIds === undefined && exceptClientIds === undefined) return this.#receivers
+    const selected = this.#selected
+    selected.length = 0
+    const mark = ++this.#marks
+    if (exceptClientIds !== undefined) {
+      for (const clientId of exceptClientIds) {
+        const member = this.#byClient.get(clientId)
+        if (member !== undefined) member.mark = mark
+      }
+    }
+    // The narrowest index first; what else is named is then checked for each.
+    if (clientIds !== undefined) {
+      for (const clientId of clientIds) {
+        const member = this.#byClient.get(clientId)
+        if (member !== undefined) this.#take(member, mark, userIds, subscriptionIds)
+      }
+    } else if (userIds !== undefined) {
+      for (const userId of userIds) {
+        const members = this.#byUser.get(userId)
+        if (members !== undefined) for (const member of members) this.#take(member, mark, undefined, subscriptionIds)
+      }
+    } else if (subscriptionIds !== undefined) {
+      for (const topic of subscriptionIds) {
+        const members = this.#bySubscription.get(topic)
+        if (members !== undefined) for (const member of members) this.#take(member, mark)
+        if (this.#patterns.size === 0) continue
+        for (const members of this.#patterns.match(topic)) for (const member of members) this.#take(member, mark)
+      }
+    } else {
+      for (const member of this.#receivers) this.#take(member, mark)
+    }
+    return selected
+  }
+
+  #take (member: M, mark: number, userIds?: readonly string[], subscriptionIds?: readonly string[]): void {
+    if (member.mark === mark || !member.managed) return
+    if (userIds !== undefined && (member.userId === null || !userIds.includes(member.userId))) return
+    if (subscriptionIds !== undefined && !holdsAny(member, subscriptionIds)) return
+    member.mark = mark
+    this.#selected.push(member)
+  }
+}
+
+/** Whether one connection is among those a target names; `filter` is not applied. */
+export function isTargeted (member: Member, target: Target): boolean {
+  const { userIds, subscriptionIds, clientIds, exceptClientIds } = target
+  if (exceptClientIds?.includes(member.clientId) === true) return false
+  if (clientIds !== undefined && !clientIds.includes(member.clientId)) return false
+  if (userIds !== undefined && (member.userId === null || !userIds.includes(member.userId))) return false
+  return subscriptionIds === undefined || holdsAny(member, subscriptionIds)
+}
+
+/** Whether a connection holds the topic, or a pattern that covers it. */
+export function holds (member: Pick<Member, 'held'>, topic: string): boolean {
+  if (member.held.has(topic)) return true
+  for (const subscription of member.held) if (covers(subscription, topic)) return true
+  return false
+}
+
+function holdsAny (member: Member, topics: readonly string[]): boolean {
+  return topics.some(topic => holds(member, topic))
+}
+
+function join<M> (index: Map<string, Set<M>>, key: string, member: M): Set<M> {
+  let members = index.get(key)
+  if (members === undefined) index.set(key, members = new Set())
+  return members.add(member)
+}
+
+/** True when the last one left. */
+function leave<M> (index: Map<string, Set<M>>, key: string, member: M): boolean {
+  const members = index.get(key)!
+  members.delete(member)
+  return members.size === 0 && index.delete(key)
+}

@@ -1,0 +1,85 @@
+import { Readable, type Writable } from 'node:stream'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { HttpResponse, SSEConnection } from './connection.js'
+import { HeadAlreadySent } from './errors.js'
+import { streamHeaders } from './head.js'
+import type { Log, SSEManager } from './manager.js'
+import type { SSEUser } from './options.js'
+import { discard, isSource, pump } from './source.js'
+import type { ConnectOptions, Source, SourceFactory, SourceOptions } from '../types/index.js'
+
+/** Finds out who a request is from, once. */
+export type Guard = (request: FastifyRequest, reply: FastifyReply, requireAuthentication?: boolean) => Promise<SSEUser | null>
+
+/** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
+export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
+  return isSource(first)
+    ? stream(manager, guard, request, reply, first, second as SourceOptions | undefined)
+    : connect(manager, guard, request, reply, true, first as ConnectOptions | undefined)
+}
+
+async function stream (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options?: SourceOptions): Promise<void> {
+  let connection: SSEConnection
+  try {
+    connection = await connect(manager, guard, request, reply, false, options)
+  } catch (error) {
+    discard(source)
+    throw error
+  }
+  await play(connection, source, request.log)
+}
+
+/** Streams the source and ends the connection; a failure is the log's to know, the client is only told that there was one. */
+async function play (connection: SSEConnection, source: Source | SourceFactory, log: Log): Promise<void> {
+  if (!connection.isConnected) return discard(source)
+  try {
+    await pump(connection, source)
+    connection.close('source-end')
+  } catch (err) {
+    log.error({ err, clientId: connection.clientId }, 'The source of an event stream failed')
+    connection.fail()
+  }
+}
+
+async function connect (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, managed: boolean, options: ConnectOptions = {}): Promise<SSEConnection> {
+  if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
+  const user = await guard(request, reply)
+  const connection = await manager.admit({ ...options, request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, managed })
+  // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
+  request.raw.headers['x-no-compression'] ??= '1'
+  reply.headers(streamHeaders(request.raw))
+  reply.send(new Body(reply, connection))
+  await connection.opened()
+  return connection
+}
+
+/**
+ * The body Fastify is given, so that its onSend hooks run and its headers are sent. Nothing flows through it: asked to
+ * pipe, it hands the destination to the connection.
+ */
+class Body extends Readable {
+  readonly #reply: FastifyReply
+  readonly #connection: SSEConnection
+
+  constructor (reply: FastifyReply, connection: SSEConnection) {
+    super({ read () {} })
+    this.#reply = reply
+    this.#connection = connection
+  }
+
+  override pipe<T extends NodeJS.WritableStream> (destination: T): T {
+    const response: HttpResponse = this.#reply.raw
+    // Takes the reply from Fastify: no handlerTimeout from here on.
+    this.#reply.hijack()
+    const direct = destination as unknown === response
+    this.#connection.open(destination as unknown as Writable, direct ? () => response.end() : () => this.#finish())
+    if (direct) this.#finish()
+    return destination
+  }
+
+  /** Ends the body for those who watch it: Fastify, or the pipeline it is the source of. */
+  #finish (): void {
+    this.push(null)
+    this.resume()
+  }
+}

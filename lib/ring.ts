@@ -1,0 +1,80 @@
+import type { History, Message, Page } from './broker.js'
+import type { EventPriority } from './event.js'
+
+/** The newest messages of a log, bounded by count, age and bytes. Sequence numbers in it have no holes. */
+export class Ring {
+  readonly #history: History
+  readonly #now: () => number
+  #messages: (Message | undefined)[] = new Array(16)
+  #times: number[] = new Array(16)
+  #first = 1
+  #last = 0
+  #bytes = 0
+
+  constructor (history: History, now: () => number = Date.now) {
+    this.#history = history
+    this.#now = now
+  }
+
+  /** Sequence number of the oldest message kept; one more than `last` when there is none. */
+  get first (): number {
+    return this.#first
+  }
+
+  get last (): number {
+    return this.#last
+  }
+
+  get bytes (): number {
+    return this.#bytes
+  }
+
+  append (message: Message): void {
+    if (this.#last - this.#first + 1 === this.#messages.length) this.#grow()
+    const slot = message.seq & (this.#messages.length - 1)
+    this.#messages[slot] = message
+    this.#times[slot] = this.#now()
+    this.#last = message.seq
+    this.#bytes += message.data.length
+    this.#trim()
+  }
+
+  /** The messages of one lane after `after`, oldest first. */
+  read ({ after, priority, limit }: { after: number, priority: EventPriority, limit: number }): Page {
+    this.#trim()
+    if (after > this.#last) return { messages: [], next: this.#last, gap: 'unknown' }
+    if (after < this.#first - 1) return { messages: [], next: this.#last, gap: 'trimmed' }
+    const messages: Message[] = []
+    for (let seq = after + 1; seq <= this.#last; seq++) {
+      const message = this.#messages[seq & (this.#messages.length - 1)]!
+      if (message.priority !== priority) continue
+      if (messages.length === limit) return { messages, next: messages.at(-1)!.seq }
+      messages.push(message)
+    }
+    return { messages, next: this.#last }
+  }
+
+  #trim (): void {
+    const { maxEvents, maxAgeMs, maxBytes } = this.#history
+    const oldest = this.#now() - maxAgeMs
+    const mask = this.#messages.length - 1
+    while (this.#first <= this.#last &&
+      (this.#last - this.#first + 1 > maxEvents || this.#bytes > maxBytes || this.#times[this.#first & mask]! < oldest)) {
+      const slot = this.#first++ & mask
+      this.#bytes -= this.#messages[slot]!.data.length
+      this.#messages[slot] = undefined
+    }
+  }
+
+  #grow (): void {
+    const size = this.#messages.length * 2
+    const messages: (Message | undefined)[] = new Array(size)
+    const times: number[] = new Array(size)
+    for (let seq = this.#first; seq <= this.#last; seq++) {
+      messages[seq & (size - 1)] = this.#messages[seq & (this.#messages.length - 1)]
+      times[seq & (size - 1)] = this.#times[seq & (this.#messages.length - 1)]!
+    }
+    this.#messages = messages
+    this.#times = times
+  }
+}

@@ -1,0 +1,144 @@
+import { InvalidSubscription, InvalidTopic } from './errors.js'
+
+// Grammar: segments separated by `:`. In a subscription `*` stands for exactly one segment and a last `**` for zero or
+// more. A segment is 1 or more printable characters other than `:`, `*` and white space, in Unicode's composed form, so
+// that two names that look the same are the same.
+const SEGMENT = /^[^\s:*\p{C}]+$/u
+const MAX_LENGTH = 512
+const MAX_SEGMENTS = 32
+const MAX_CACHED_TOPICS = 10_000
+
+/** What breaks the grammar, or null. */
+function fault (text: unknown, wildcards: boolean): string | null {
+  if (typeof text !== 'string') return 'must be a string'
+  if (text.length === 0 || text.length > MAX_LENGTH) return `must have 1 to ${MAX_LENGTH} characters`
+  if (text.normalize('NFC') !== text) return 'must be in Unicode normalization form C'
+  const segments = text.split(':')
+  if (segments.length > MAX_SEGMENTS) return `must have at most ${MAX_SEGMENTS} segments`
+  for (let i = 0; i < segments.length; i++) {
+    const segment = segments[i]!
+    if (SEGMENT.test(segment)) continue
+    if (segment === '') return 'must not have an empty segment'
+    if (!segment.includes('*')) return 'must not have white space or control characters'
+    if (!wildcards) return 'must not have wildcards: a broadcast names a topic'
+    if (segment === '**' && i !== segments.length - 1) return 'may have "**" only as the last segment'
+    if (segment !== '*' && segment !== '**') return 'may have "*" or "**" only as a whole segment'
+  }
+  return null
+}
+
+/** Throws SSE_ERR_INVALID_TOPIC unless `topic` can be named by a broadcast. */
+export function assertTopic (topic: unknown): asserts topic is string {
+  const reason = fault(topic, false)
+  if (reason !== null) throw new InvalidTopic(quote(topic), reason)
+}
+
+/** Throws SSE_ERR_INVALID_SUBSCRIPTION unless `subscription` is a topic or a pattern. */
+export function assertSubscription (subscription: unknown): asserts subscription is string {
+  const reason = fault(subscription, true)
+  if (reason !== null) throw new InvalidSubscription(quote(subscription), reason)
+}
+
+export function isPattern (subscription: string): boolean {
+  return subscription.includes('*')
+}
+
+/** Whether `subscription` (valid, topic or pattern) covers `topic`. One walk, no backtracking: `**` only comes last. */
+export function covers (subscription: string, topic: string): boolean {
+  if (subscription === topic) return true
+  if (!isPattern(subscription)) return false
+  const wanted = subscription.split(':')
+  const given = topic.split(':')
+  for (let i = 0; i < wanted.length; i++) {
+    if (wanted[i] === '**') return true
+    if (i >= given.length) return false
+    if (wanted[i] !== '*' && wanted[i] !== given[i]) return false
+  }
+  return wanted.length === given.length
+}
+
+export function quote (value: unknown): string {
+  return typeof value === 'string' ? JSON.stringify(value.length > 80 ? value.slice(0, 80) + '…' : value) : `of type ${typeof value}`
+}
+
+class Node<T> {
+  readonly children = new Map<string, Node<T>>()
+  /** Value of the pattern that ends here. */
+  value: T | undefined
+  /** Value of the pattern that ends here with `**`. */
+  rest: T | undefined
+
+  get empty (): boolean {
+    return this.children.size === 0 && this.value === undefined && this.rest === undefined
+  }
+}
+
+/** Patterns, each with a value, found by the topics they cover. A match costs the topic's segments, never the patterns. */
+export class PatternTrie<T> {
+  readonly #root = new Node<T>()
+  readonly #matches = new Map<string, readonly T[]>()
+  #size = 0
+
+  get size (): number {
+    return this.#size
+  }
+
+  set (pattern: string, value: T): void {
+    let node = this.#root
+    const segments = pattern.split(':')
+    const rest = segments.at(-1) === '**'
+    if (rest) segments.pop()
+    for (const segment of segments) {
+      let child = node.children.get(segment)
+      if (child === undefined) node.children.set(segment, child = new Node())
+      node = child
+    }
+    if ((rest ? node.rest : node.value) === undefined) this.#size++
+    if (rest) node.rest = value
+    else node.value = value
+    this.#matches.clear()
+  }
+
+  delete (pattern: string): void {
+    const segments = pattern.split(':')
+    const rest = segments.at(-1) === '**'
+    if (rest) segments.pop()
+    const path = [this.#root]
+    for (const segment of segments) {
+      const child = path.at(-1)!.children.get(segment)
+      if (child === undefined) return
+      path.push(child)
+    }
+    const last = path.at(-1)!
+    if ((rest ? last.rest : last.value) === undefined) return
+    if (rest) last.rest = undefined
+    else last.value = undefined
+    for (let i = segments.length; i > 0 && path[i]!.empty; i--) path[i - 1]!.children.delete(segments[i - 1]!)
+    this.#size--
+    this.#matches.clear()
+  }
+
+  /** The values of all patterns that cover `topic`. */
+  match (topic: string): readonly T[] {
+    let found = this.#matches.get(topic)
+    if (found === undefined) {
+      found = collect(this.#root, topic.split(':'), 0, [])
+      if (this.#matches.size >= MAX_CACHED_TOPICS) this.#matches.clear()
+      this.#matches.set(topic, found)
+    }
+    return found
+  }
+}
+
+function collect<T> (node: Node<T>, segments: readonly string[], depth: number, found: T[]): T[] {
+  if (node.rest !== undefined) found.push(node.rest)
+  if (depth === segments.length) {
+    if (node.value !== undefined) found.push(node.value)
+    return found
+  }
+  const literal = node.children.get(segments[depth]!)
+  if (literal !== undefined) collect(literal, segments, depth + 1, found)
+  const single = node.children.get('*')
+  if (single !== undefined) collect(single, segments, depth + 1, found)
+  return found
+}

@@ -1,0 +1,71 @@
+/** What a wheel turns: its own place in the wheel is kept on it, so that moving it allocates nothing. */
+export interface Timed {
+  /** When to look at it next, in milliseconds of the wheel's clock; Infinity for never. */
+  dueAt: number
+  slot: number
+  slotIndex: number
+  /** Called at or shortly after `dueAt`; sets the next time with `wheel.schedule`. */
+  onTime (now: number): void
+}
+
+const SLOTS = 512
+
+/** One timer for all connections. An item is found again within one tick after it is due. */
+export class Wheel {
+  readonly tickMs: number
+  readonly #slots: Timed[][] = Array.from({ length: SLOTS }, () => [])
+  readonly #clock: () => number
+  #timer: NodeJS.Timeout | null = null
+  #tick: number
+
+  constructor (tickMs: number, clock: () => number) {
+    this.tickMs = tickMs
+    this.#clock = clock
+    this.#tick = Math.floor(clock() / tickMs)
+  }
+
+  start (): void {
+    this.#timer ??= setInterval(() => this.turn(), this.tickMs).unref()
+  }
+
+  stop (): void {
+    if (this.#timer !== null) clearInterval(this.#timer)
+    this.#timer = null
+  }
+
+  /** Looks at everything that has come due. */
+  turn (): void {
+    const now = this.#clock()
+    const last = Math.floor(now / this.tickMs)
+    // After a stall one round sees every slot; more rounds would see them again.
+    for (let tick = Math.max(this.#tick, last - SLOTS + 1); tick <= last; tick++) {
+      const items = this.#slots[tick % SLOTS]!
+      for (let i = items.length - 1; i >= 0; i--) {
+        const item = items[i]
+        if (item !== undefined && item.dueAt <= now) item.onTime(now)
+      }
+    }
+    this.#tick = last
+  }
+
+  schedule (item: Timed, dueAt: number): void {
+    this.cancel(item)
+    item.dueAt = dueAt
+    if (dueAt === Infinity) return
+    item.slot = Math.max(Math.ceil(dueAt / this.tickMs), this.#tick) % SLOTS
+    const items = this.#slots[item.slot]!
+    item.slotIndex = items.length
+    items.push(item)
+  }
+
+  cancel (item: Timed): void {
+    if (item.slot < 0) return
+    const items = this.#slots[item.slot]!
+    const last = items.pop()!
+    if (last !== item) {
+      items[item.slotIndex] = last
+      last.slotIndex = item.slotIndex
+    }
+    item.slot = -1
+  }
+}

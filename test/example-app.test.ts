@@ -1,0 +1,353 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { appendFile, mkdir, rename, writeFile } from 'node:fs/promises'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import type { FastifyInstance } from 'fastify'
+import { chromium, type Browser, type BrowserContextOptions, type Page } from 'playwright-core'
+import t from 'tap'
+import { build } from '../example-app/server.js'
+import { Tail } from '../example-app/tail.js'
+
+// The operations board, as its users see it: real Chromium, a page and a cookie jar for each of them.
+
+const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium'
+const ARGUMENTS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+const SCREENSHOTS = process.env.SCREENSHOT_DIR ?? join(tmpdir(), 'fastify-sse-manager-screenshots')
+const missing = existsSync(CHROMIUM) ? false : `no Chromium at ${CHROMIUM}`
+// On a developer's machine the browser is a wish; in CI its absence would hide everything below.
+const skip = process.env.CI === 'true' ? false : missing
+
+async function listen (app: FastifyInstance): Promise<string> {
+  await app.listen({ host: '127.0.0.1', port: 0 })
+  return `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`
+}
+
+function as (user: string, body?: object): RequestInit {
+  const authorization = { authorization: `Bearer demo-${user}` }
+  if (body === undefined) return { headers: authorization }
+  return { method: 'POST', headers: { ...authorization, 'content-type': 'application/json' }, body: JSON.stringify(body) }
+}
+
+t.test('the board in a browser', { skip, timeout: 110_000 }, async t => {
+  const directory = t.testdir({ 'app.log': 'first line of the log\n' })
+  const logFile = join(directory, 'app.log')
+  const app = await build({ logFile })
+  const url = await listen(app)
+  const browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS })
+  const complaints: string[] = []
+  t.teardown(async () => {
+    await browser.close()
+    await app.close()
+  })
+
+  const ada = await signIn(browser, url, 'Ada', complaints)
+  const grace = await signIn(browser, url, 'Grace', complaints)
+  const alan = await signIn(browser, url, 'Alan', complaints, { colorScheme: 'dark', viewport: { width: 390, height: 844 }, hasTouch: true })
+
+  await t.test('the machine is drawn each second', async t => {
+    for (const metric of ['cpu', 'load', 'memory', 'delay']) await ada.locator(`[data-metric=${metric}] path.line`).first().waitFor()
+    t.match(await ada.locator('[data-metric=cpu] output').textContent(), /^\d+ %$/)
+    t.match(await ada.locator('[data-metric=memory] .chart svg').getAttribute('aria-label'), /^Memory, last two minutes: now [\d.]+ GiB/)
+    const received = Number(await ada.locator('#count-received').textContent())
+    await ada.waitForFunction(before => Number(document.getElementById('count-received')!.textContent) >= before + 2, received)
+  })
+
+  await t.test('two pages talk in a room', async t => {
+    await say(ada, 'General', 'Is anyone there?')
+    await grace.getByText('Is anyone there?', { exact: true }).waitFor()
+    await say(grace, 'General', 'Yes: <b>me</b> & "you"')
+    await ada.locator('#messages').getByText('Yes: <b>me</b> & "you"', { exact: true }).waitFor()
+    t.strictSame(await texts(ada), ['Is anyone there?', 'Yes: <b>me</b> & "you"'])
+    t.strictSame(await texts(grace), await texts(ada))
+  })
+
+  await t.test('a private message reaches its addressee, and nobody else', async t => {
+    await say(ada, 'Grace', 'Between the two of us')
+    await grace.getByRole('button', { name: /Ada.*1/ }).click()
+    await grace.locator('#messages').getByText('Between the two of us').waitFor()
+    // What is published after it arrives after it: with this at Alan's, the private one is not on its way any more.
+    await say(ada, 'General', 'Lunch at one')
+    await alan.locator('#messages').getByText('Lunch at one').waitFor()
+    await alan.getByRole('button', { name: 'Ada' }).click()
+    t.strictSame(await texts(alan), [])
+    t.notMatch(await alan.locator('body').innerText(), 'Between the two of us')
+    const snapshot = await (await fetch(`${url}/snapshot`, as('alan'))).text()
+    t.match(snapshot, 'Lunch at one')
+    t.notMatch(snapshot, 'Between the two of us')
+    await alan.getByRole('button', { name: 'General' }).click()
+  })
+
+  await t.test('notifications of every level reach both pages, by form and by curl', async t => {
+    for (const level of ['Info', 'Success', 'Warning', 'Error']) {
+      await ada.locator('#notify-title').fill(`A ${level.toLowerCase()}`)
+      await ada.locator('.levels').getByText(level, { exact: true }).click()
+      await ada.locator('#notify').getByRole('button', { name: 'Send' }).click()
+      for (const page of [ada, grace]) await page.locator(`.toast[data-level=${level.toLowerCase()}]`).getByText(`A ${level.toLowerCase()}`).waitFor()
+    }
+    t.equal(await grace.locator('#notice-list li').count(), 4)
+
+    const answer = await fetch(`${url}/notify`, as('ada', { title: 'Only you', message: 'From a shell', to: 'grace', acknowledge: true }))
+    t.equal(answer.status, 201)
+    t.strictSame(await answer.json(), { delivered: 1 })
+    await grace.locator('.toast', { hasText: 'Only you' }).getByRole('button', { name: 'Acknowledge' }).click()
+    await ada.locator('.toast', { hasText: 'Grace saw “Only you”' }).waitFor()
+    t.equal(await ada.locator('#notice-list').getByText('Only you', { exact: true }).count(), 0)
+  })
+
+  await t.test('a room is left and joined on the open stream', async t => {
+    const clientId = await grace.locator('#client-id').textContent()
+    await grace.getByRole('button', { name: /^# ?General/ }).or(grace.getByRole('button', { name: 'General' })).click()
+    await grace.locator('#place-joined').uncheck()
+    await grace.getByText('You do not listen to this room').waitFor()
+    await say(ada, 'General', 'Grace does not hear this')
+    await say(ada, 'Deploys', 'But she hears this')
+    await grace.getByRole('button', { name: /Deploys.*1/ }).waitFor()
+    t.notMatch(await grace.locator('#wire').innerText(), 'does not hear')
+    t.notMatch(await grace.getByRole('button', { name: 'General' }).innerText(), /\d/)
+
+    await grace.locator('#place-joined').check()
+    await say(ada, 'General', 'And this again')
+    await grace.locator('#messages').getByText('And this again').waitFor()
+    t.equal(await grace.locator('#client-id').textContent(), clientId, 'it is still the same connection')
+    t.equal(await grace.locator('#count-lost').textContent(), '0')
+  })
+
+  await t.test('a cut is resumed without loss, and the page says how much was replayed', async t => {
+    const before = await ada.locator('#client-id').textContent()
+    await ada.getByRole('button', { name: 'General' }).click()
+    await ada.locator('#cut').getByText('5 s').click()
+    await ada.getByRole('button', { name: 'Cut me off' }).click()
+    await ada.locator('#state[data-state=reconnecting]').waitFor()
+    const missed = ['one', 'two', 'three', 'four', 'five'].map(word => `${word} while you were away`)
+    for (const text of missed) await say(grace, 'General', text)
+    t.equal(await ada.locator('#state').getAttribute('data-state'), 'reconnecting', 'all were said during the cut')
+
+    await ada.locator('#state[data-state=live]').waitFor({ timeout: 15_000 })
+    await ada.locator('#messages').getByText(missed.at(-1)!).waitFor()
+    t.strictSame((await texts(ada)).filter(text => text.includes('while you were away')), missed, 'each once, in order')
+    t.equal(await ada.locator('.message[data-replayed]').count(), missed.length)
+    const account = await ada.locator('#resumed').innerText()
+    const replayed = Number(account.match(/^Back after [\d.]+ s: (\d+) events replayed, 0 lost, 0 twice\.$/)?.[1])
+    t.ok(replayed >= missed.length + 3, `${account} (five messages, and the machine's samples)`)
+    t.equal(Number(await ada.locator('#count-replayed').textContent()), replayed)
+    await ada.locator('[data-metric=cpu] path.replayed').first().waitFor({ state: 'attached' })
+    t.not(await ada.locator('#client-id').textContent(), before)
+  })
+
+  await t.test('tokens come one by one, and stop when the reader stops', async t => {
+    await ada.locator('#prompt').fill('What does a slow client do?')
+    await ada.getByRole('button', { name: 'Ask' }).click()
+    await ada.waitForFunction(() => document.getElementById('answer')!.childNodes.length > 5)
+    await ada.getByRole('button', { name: 'Stop' }).click()
+    await ada.getByText(/^Stopped after \d+ tokens\./).waitFor()
+    const text = await ada.locator('#answer').textContent()
+    t.match(text, /^\S+ \S+ \S+ /, 'the spaces between the words have arrived')
+
+    await ada.getByRole('button', { name: 'Ask' }).click()
+    await ada.getByText(/^\d+ tokens in [\d.]+ s\. The server ended the stream\.$/).waitFor({ timeout: 20_000 })
+    t.equal(await ada.getByRole('button', { name: 'Stop' }).isDisabled(), true)
+  })
+
+  await t.test('the log is followed, also through a rotation', async t => {
+    await ada.locator('#log').getByText('first line of the log').waitFor()
+    await appendFile(logFile, 'second line, \u001b[31mred\u001b[0m\n')
+    await ada.locator('#log').getByText('second line, red').waitFor()
+    await rename(logFile, `${logFile}.1`)
+    await writeFile(logFile, 'a new file\n')
+    await ada.locator('#log').getByText('a new file').waitFor()
+    t.strictSame(await ada.locator('#log > div').allTextContents(), ['first line of the log', 'second line, red', 'a new file'])
+  })
+
+  await t.test('the table shows who is connected, and an admin may close a stream', async t => {
+    await ada.locator('#connections tr').nth(2).waitFor()
+    t.equal(await ada.locator('#connections tr[data-own]').count(), 1)
+    await alan.getByRole('switch', { name: 'Live' }).nth(1).scrollIntoViewIfNeeded()
+    await ada.getByRole('button', { name: 'Close the stream of Alan' }).click()
+    await alan.locator('#state[data-state=closed]').waitFor()
+    t.equal(await alan.locator('#state').innerText(), 'Closed (kicked)')
+    await alan.reload()
+    await alan.locator('#state[data-state=live]').waitFor()
+  })
+
+  await t.test('it looks the same in light and dark, on a desk and on a phone', async t => {
+    await mkdir(SCREENSHOTS, { recursive: true })
+    for (const scheme of ['light', 'dark'] as const) {
+      for (const [name, size] of [['desk', { width: 1440, height: 1000 }], ['phone', { width: 390, height: 844 }]] as const) {
+        await ada.emulateMedia({ colorScheme: scheme })
+        await ada.setViewportSize(size)
+        const overflow = await ada.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)
+        t.equal(overflow, 0, `nothing is wider than the ${name}`)
+        const path = join(SCREENSHOTS, `${name}-${scheme}.png`)
+        await ada.screenshot({ path, fullPage: true })
+        t.ok(existsSync(path), path)
+      }
+    }
+    await ada.setViewportSize({ width: 1440, height: 1000 })
+  })
+
+  await t.test('signing out ends the stream', async t => {
+    await grace.getByRole('button', { name: 'Sign out' }).click()
+    await grace.getByText('You signed out.').waitFor()
+    await grace.screenshot({ path: join(SCREENSHOTS, 'sign-in.png') })
+    t.equal(await grace.locator('#main').isHidden(), true)
+    t.equal([...app.sse.getConnectionsByUser('grace')].length, 0)
+  })
+
+  t.strictSame(complaints, [], 'no page has complained')
+})
+
+t.test('the keyboard is enough', { skip, timeout: 60_000 }, async t => {
+  const app = await build()
+  const url = await listen(app)
+  const browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS })
+  t.teardown(async () => {
+    await browser.close()
+    await app.close()
+  })
+  const complaints: string[] = []
+  const page = await openPage(browser, url, complaints, {})
+  await page.locator('#users button').first().waitFor()
+
+  await reach(page, 'Guest')
+  await page.keyboard.press('Enter')
+  await page.locator('#state[data-state=live]').waitFor()
+  await reach(page, 'Deploys')
+  await page.keyboard.press('Enter')
+  await reach(page, 'Message')
+  await page.keyboard.type('No mouse here')
+  await page.keyboard.press('Enter')
+  await page.locator('#messages').getByText('No mouse here').waitFor()
+  t.equal(await page.evaluate(() => document.activeElement!.id), 'composer-text', 'the next message can follow at once')
+
+  await reach(page, 'Subscribed', 'Shift+Tab')
+  await page.keyboard.press('Space')
+  await page.getByText('You do not listen to this room').waitFor()
+  t.match(await page.locator('#log').innerText(), 'Guests do not read the log')
+  t.equal(await page.locator('#notify').getByRole('button', { name: 'Send' }).isDisabled(), true)
+  t.strictSame(complaints, [])
+})
+
+t.test('nobody hears what is not theirs', async t => {
+  const app = await build()
+  const url = await listen(app)
+  t.teardown(() => app.close())
+  const status = async (path: string, init?: RequestInit) => {
+    const response = await fetch(url + path, init)
+    await response.body?.cancel()
+    return response.status
+  }
+
+  t.equal(await status('/sse'), 401)
+  t.equal(await status('/tokens?prompt=x'), 401)
+  t.equal(await status('/snapshot'), 401)
+  t.equal(await status('/sse', { headers: { cookie: 'board_session=ada.x.99999999999999' } }), 401, 'an unsigned cookie is nobody\'s')
+  t.equal(await status('/sse?topic=chat:general', as('guest')), 200)
+  for (const topic of ['log', 'connections', 'chat:oncall', 'chat:*', '**', 'user:ada:**', 'user:ada:messages', 'user:*:messages']) {
+    t.equal(await status(`/sse?topic=${encodeURIComponent(topic)}`, as('guest')), 403, topic)
+  }
+  t.equal(await status('/rooms/oncall/messages', as('guest', { text: 'hello' })), 403)
+  t.equal(await status('/rooms/nowhere/messages', as('guest', { text: 'hello' })), 404)
+  t.equal(await status('/rooms/general/messages', as('guest', { text: '  ' })), 400)
+  t.equal(await status('/notify', as('guest', { title: 'x', message: 'y' })), 403)
+  t.equal(await status('/notify', as('ada', { title: 'x', message: 'y', level: 'loud' })), 400)
+  t.equal(await status('/users/ada/messages', as('ada', { text: 'myself' })), 403)
+
+  const stream = await fetch(`${url}/sse`, as('ada'))
+  t.equal(stream.status, 200)
+  const [{ clientId }] = [...app.sse.getConnectionsByUser('ada')] as [{ clientId: string }]
+  const on = `/connections/${clientId}`
+  t.equal(await status(`${on}/subscriptions/log`, { ...as('guest'), method: 'PUT' }), 403)
+  t.equal(await status(`${on}/cut`, as('guest', { seconds: 0 })), 403)
+  t.equal(await status(on, { ...as('grace'), method: 'DELETE' }), 403)
+  t.equal(await status(`${on}/subscriptions/${encodeURIComponent('user:grace:**')}`, { ...as('ada'), method: 'PUT' }), 403)
+  t.equal(await status(`${on}/subscriptions/${encodeURIComponent('chat:oncall')}`, { ...as('ada'), method: 'PUT' }), 200)
+  await stream.body!.cancel()
+
+  const spam = await Promise.all(Array.from({ length: 40 }, () => status('/rooms/general/messages', as('guest', { text: 'again' }))))
+  t.ok(spam.filter(code => code === 429).length >= 5, 'who posts too fast is told so')
+})
+
+t.test('the tail reads what is written, whatever happens to the file', async t => {
+  const path = join(t.testdir({}), 'late.log')
+  const tail = new Tail(path)
+  t.teardown(() => tail.close())
+  const lines = async () => (await tail.read()).flatMap(event => event.lines)
+
+  t.strictSame(await lines(), [], 'it is not there yet')
+  await writeFile(path, 'one\ntwo\npar')
+  t.strictSame(await lines(), ['one', 'two'])
+  await appendFile(path, 'tial\n')
+  t.strictSame(await lines(), ['partial'])
+  const euro = Buffer.from('€\n')
+  await appendFile(path, euro.subarray(0, 2))
+  t.strictSame(await lines(), [])
+  await appendFile(path, euro.subarray(2))
+  t.strictSame(await lines(), ['€'], 'a character in two writes')
+  await writeFile(path, 'cut short\n')
+  t.strictSame(await lines(), ['cut short'])
+  await appendFile(path, 'x'.repeat(99) + '\n' + ('y'.repeat(99) + '\n').repeat(1_000))
+  const [event] = await tail.read()
+  t.ok(event!.skippedBytes > 0, 'a flood is skipped, and said so')
+  t.equal(event!.lines.length, 200)
+  t.equal(event!.lines[0], 'y'.repeat(99), 'no half lines')
+})
+
+t.test('started as a program, it listens on loopback, and ends by SIGTERM', { timeout: 30_000 }, async t => {
+  const child = spawn(process.execPath, ['--import=@tapjs/typescript/import', 'example-app/server.ts'], { env: { ...process.env, PORT: '0', HOST: '' }, stdio: ['ignore', 'pipe', 'inherit'] })
+  t.teardown(() => { child.kill('SIGKILL') })
+  const [line] = await once(createInterface(child.stdout), 'line') as [string]
+  const url = line.match(/^Operations board: (http:\/\/127\.0\.0\.1:\d+)$/)![1]!
+  const stream = await fetch(`${url}/sse`, as('ada'))
+  t.equal(stream.status, 200)
+  child.kill('SIGTERM')
+  t.match(await stream.text(), 'event: sse:close\ndata: {"reason":"shutdown","reconnect":true}')
+  const [code, signal] = await once(child, 'exit')
+  t.strictSame([code, signal], [0, null])
+})
+
+async function openPage (browser: Browser, url: string, complaints: string[], options: BrowserContextOptions): Promise<Page> {
+  const context = await browser.newContext({ viewport: { width: 1440, height: 1000 }, ...options })
+  const page = await context.newPage()
+  page.setDefaultTimeout(10_000)
+  page.on('console', message => { if (message.type() === 'error' || message.type() === 'warning') complaints.push(`${message.type()}: ${message.text()} ${message.location().url}`) })
+  page.on('pageerror', error => { complaints.push(`uncaught: ${error.stack ?? error.message}`) })
+  await page.goto(url)
+  return page
+}
+
+async function signIn (browser: Browser, url: string, name: string, complaints: string[], options: BrowserContextOptions = {}): Promise<Page> {
+  const page = await openPage(browser, url, complaints, options)
+  await page.getByRole('button', { name }).click()
+  await page.locator('#state[data-state=live]').waitFor()
+  return page
+}
+
+/** Writes to a room or a person, as a user does. */
+async function say (page: Page, place: string, text: string): Promise<void> {
+  await page.locator('.places').getByRole('button', { name: place }).click()
+  await page.locator('#composer-text').fill(text)
+  await page.locator('#composer').getByRole('button', { name: 'Send' }).click()
+  await page.locator('#composer-text:not(:disabled)').waitFor()
+}
+
+/** The messages on show. */
+function texts (page: Page): Promise<string[]> {
+  return page.locator('.message p').allTextContents()
+}
+
+/** Presses Tab until the control of that name has the focus. */
+async function reach (page: Page, name: string, key = 'Tab'): Promise<void> {
+  for (let presses = 0; presses < 60; presses++) {
+    await page.keyboard.press(key)
+    const focused = await page.evaluate(() => {
+      const element = document.activeElement as HTMLElement & { labels?: NodeListOf<HTMLLabelElement> }
+      return element.getAttribute('aria-label') ?? element.labels?.[0]?.innerText ?? element.innerText
+    })
+    if (focused.includes(name)) return
+  }
+  throw new Error(`No control "${name}" within sixty presses of ${key}`)
+}

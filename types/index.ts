@@ -1,0 +1,129 @@
+import type { Static } from '@sinclair/typebox'
+import type { FastifyBaseLogger, FastifySchema, FastifyTypeProvider, FastifyTypeProviderDefault, RawReplyDefaultExpression, RawRequestDefaultExpression, RawServerBase, RawServerDefault } from 'fastify'
+import type { ContextConfigDefault } from 'fastify/types/utils.js'
+import type { RouteGenericInterface } from 'fastify/types/route.js'
+import type { Target } from '../lib/broker.js'
+import type { Catalogue, Notification, NotificationLevel } from '../lib/catalogue.js'
+import type { SSEConnection } from '../lib/connection.js'
+import type { EventPriority } from '../lib/event.js'
+import type { SSEManager } from '../lib/manager.js'
+import type { SSEUser } from '../lib/options.js'
+
+/**
+ * Augment this once, and names and payloads are checked at compile time everywhere:
+ *
+ *     declare module 'fastify-sse-manager' { interface Register { catalogue: typeof events } }
+ */
+export interface Register {}
+
+type Events = Register extends { catalogue: Catalogue<infer E, any> } ? { [N in keyof E & string]: Static<E[N]> } : Record<string, unknown>
+type Resources = Register extends { catalogue: Catalogue<any, infer R> } ? { [N in keyof R & string]: Static<R[N]> } : Record<string, unknown>
+
+export type ResourceName = keyof Resources & string
+export type ResourcePayload<N extends ResourceName> = Resources[N]
+export type EventName = (keyof Events & string) | 'data' | 'notification'
+
+/** What an event carries beside its name and data. */
+export interface EventOptions {
+  /** Default NORMAL; notifications HIGH. */
+  priority?: EventPriority
+  /** Reconnection time this event tells the client, 100 to 3,600,000 milliseconds. */
+  retry?: number
+  /** Conflation: an undelivered older event with the same key and target is replaced by this one. 1 to 256 characters. */
+  key?: string
+}
+
+/** `{ event, data }`: with a registered catalogue exactly its names and payloads; without one any name and data; no name is `message`. */
+export type EventInput = EventOptions & (
+  | (Register extends { catalogue: unknown } ? { [N in keyof Events & string]: { event: N, data: Events[N] } & (N extends 'message' ? unknown : unknown) }[keyof Events & string] : { event?: string, data: unknown })
+  | { event: 'data', data: { [N in ResourceName]: { resource: N, data: Resources[N] } }[ResourceName] }
+  | { event: 'notification', data: NotificationInput }
+)
+
+export interface NotificationInput {
+  title: string
+  message: string
+  /** Default `info`. */
+  level?: NotificationLevel
+  actions?: NonNullable<Notification['actions']>
+}
+
+/** Who gets a broadcast, and how. Users and subscriptions intersect; nothing named means everyone. */
+export interface BroadcastOptions extends Target, EventOptions {
+  /** Not logged: no id, no replay, and dropped first under pressure. Default false. */
+  ephemeral?: boolean
+  /** This node only; implies `ephemeral`. Default false. */
+  local?: boolean
+}
+
+/** What became of a broadcast. */
+export interface Delivery {
+  /** The event's id, null when it was ephemeral. */
+  id: string | null
+  /** Connections of this node that it was written or queued for. */
+  delivered: number
+}
+
+/** Options of `reply.sse()`. */
+export interface ConnectOptions {
+  /** Topics and patterns to hold from the start. */
+  subscriptions?: readonly string[]
+  /** What the application wants to find again in `clientInfo`. */
+  clientInfo?: Record<string, unknown>
+  /** Reconnection time told to this client, in milliseconds. Default: option `retryMs`. */
+  retryMs?: number
+  /** The cursor to resume after, in place of the request's own; null for none. */
+  lastEventId?: string | null
+}
+
+export type SourceOptions = Omit<ConnectOptions, 'subscriptions'>
+
+/** An event of a stream of its own; `id` is the application's. Strings go as they are, anything else as JSON. */
+export interface SourceEvent {
+  event?: string
+  data: unknown
+  id?: string
+  retry?: number
+}
+export type SourceItem = string | Uint8Array | SourceEvent
+/** An iterable or async iterable, which Node and web streams are; or a function that makes one. */
+export type Source = Iterable<SourceItem> | AsyncIterable<SourceItem> | ReadableStream<SourceItem>
+export type SourceFactory = (context: { signal: AbortSignal, lastEventId: string | null }) => Source | Promise<Source>
+
+export interface ReplySSE {
+  /** Opens a managed stream. Resolves once the head is sent; rejects before it (401, 403, 406, …). */
+  (options?: ConnectOptions): Promise<SSEConnection>
+  /** Streams a source to this client only. Resolves when it has ended, or the client has left. */
+  (source: Source | SourceFactory, options?: SourceOptions): Promise<void>
+}
+
+export interface SSERouteOptions {
+  /** Overrides the plugin's option for this route. */
+  requireAuthentication?: boolean
+}
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    sse: SSEManager
+  }
+  interface FastifyReply {
+    sse: ReplySSE
+  }
+  interface FastifyRequest {
+    /** Who the request is from, once `onRequest` of a route with `sse` has run; the application's hooks may set it before. */
+    sseUser: SSEUser | null
+  }
+  interface RouteShorthandOptions<
+    RawServer extends RawServerBase = RawServerDefault,
+    RawRequest extends RawRequestDefaultExpression<RawServer> = RawRequestDefaultExpression<RawServer>,
+    RawReply extends RawReplyDefaultExpression<RawServer> = RawReplyDefaultExpression<RawServer>,
+    RouteGeneric extends RouteGenericInterface = RouteGenericInterface,
+    ContextConfig = ContextConfigDefault,
+    SchemaCompiler extends FastifySchema = FastifySchema,
+    TypeProvider extends FastifyTypeProvider = FastifyTypeProviderDefault,
+    Logger extends FastifyBaseLogger = FastifyBaseLogger
+  > {
+    /** Authenticates the request in `onRequest`, for a handler that calls `reply.sse()`. */
+    sse?: boolean | SSERouteOptions
+  }
+}
