@@ -268,7 +268,8 @@ export class SSEConnection implements Member, Timed {
     this.#outbox = null
     const chunk = new Chunk(farewell)
     this.#destination!.write(this.#framed ? chunk.framed : chunk.plain)
-    this.#end!()
+    if (this.#end === null) this.#response.end()
+    else this.#end()
     host.schedule(this, host.now() + host.drainMs)
     this.#wake()
   }
@@ -293,22 +294,25 @@ export class SSEConnection implements Member, Timed {
   /**
    * Sends the head and the first block, and goes live from this moment, or from the client's cursor.
    * @param destination where to write: the response, or a stream that leads to it, such as a compressor.
-   * @param end ends that destination.
+   * @param end ends what leads to the response; absent: the response is ended.
    * @internal
    */
-  open (destination: Writable, end: () => void): void {
+  open (destination: Writable, end: (() => void) | null = null): void {
     if (this.#state !== 'opening') return
     const host = this.#host
     const response = this.#response
     if (this.#headOnly) {
       this.#reason = 'head'
       this.#state = 'closing'
-      end()
+      response.end()
       return this.#tellOpened(false)
     }
     this.#state = 'open'
     this.#end = end
     const wrapped = destination as unknown !== response
+    // Head and first block leave in one packet.
+    const socket = wrapped || 'stream' in response ? null : response.socket
+    socket?.cork()
     if (wrapped) destination.on('error', onError)
     else flushHead(response)
     // A response that chunks its body, on a socket of its own: chunks made once for everybody go straight to the socket.
@@ -320,6 +324,7 @@ export class SSEConnection implements Member, Timed {
     if (this.#batch !== null) this.#spill()
     this.#placeSent = host.position
     this.#write(new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + (this.managed ? encodeCursor(this.#cursor()) : '')))
+    socket?.uncork()
     host.schedule(this, this.#nextDue(host.now()))
     if (this.#outbox !== null) host.mark(this)
     this.#tellOpened(true)

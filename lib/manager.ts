@@ -132,7 +132,7 @@ export class SSEManager {
     const connection = await this.admit(options)
     for (const [name, value] of Object.entries(streamHeaders(request))) response.setHeader(name, value)
     response.statusCode = 200
-    connection.open(response as unknown as Writable, () => response.end())
+    connection.open(response as unknown as Writable)
     return connection
   }
 

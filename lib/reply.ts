@@ -60,26 +60,55 @@ async function connect (manager: SSEManager, guard: Guard, request: FastifyReque
 class Body extends Readable {
   readonly #reply: FastifyReply
   readonly #connection: SSEConnection
+  /** Who listened to the response before Fastify began to watch over body and response. */
+  #listeners: Listeners | null = null
 
   constructor (reply: FastifyReply, connection: SSEConnection) {
-    super({ read () {} })
+    super()
     this.#reply = reply
     this.#connection = connection
+  }
+
+  override _read (): void {}
+
+  override on (event: string | symbol, listener: (...args: any[]) => void): this {
+    this.#listeners ??= listenersOf(this.#reply.raw)
+    return super.on(event, listener)
   }
 
   override pipe<T extends NodeJS.WritableStream> (destination: T): T {
     const response: HttpResponse = this.#reply.raw
     // Takes the reply from Fastify: no handlerTimeout from here on.
     this.#reply.hijack()
-    const direct = destination as unknown === response
-    this.#connection.open(destination as unknown as Writable, direct ? () => response.end() : () => this.#finish())
-    if (direct) this.#finish()
+    if (destination as unknown !== response) {
+      this.#connection.open(destination as unknown as Writable, () => this.#finish())
+      return destination
+    }
+    // The body has done its work. Its watchers would only keep it and the reply in memory for as long as the stream lasts.
+    this.removeAllListeners()
+    if (this.#listeners !== null) removeLaterListeners(response, this.#listeners)
+    this.#connection.open(response as unknown as Writable)
     return destination
   }
 
-  /** Ends the body for those who watch it: Fastify, or the pipeline it is the source of. */
+  /** Ends the body for the pipeline it is the source of. */
   #finish (): void {
     this.push(null)
     this.resume()
+  }
+}
+
+type Listeners = ReadonlyMap<string | symbol, readonly unknown[]>
+
+function listenersOf (response: HttpResponse): Listeners {
+  return new Map(response.eventNames().map(event => [event, response.rawListeners(event)]))
+}
+
+function removeLaterListeners (response: HttpResponse, before: Listeners): void {
+  for (const event of response.eventNames()) {
+    const kept = before.get(event) ?? []
+    for (const listener of response.rawListeners(event)) {
+      if (!kept.includes(listener)) response.removeListener(event as string, listener as () => void)
+    }
   }
 }
