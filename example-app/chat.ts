@@ -4,12 +4,12 @@ import { conversationOf, type Board } from './board.js'
 import { NotAllowed, NotFound } from './errors.js'
 import { findRoom, findUser, mayHear, type User } from './users.js'
 
-const Post = Type.Object({ text: Type.String({ minLength: 1, maxLength: 2_000, pattern: '\\S' }) })
-type Post = { Params: { id: string }, Body: Static<typeof Post> }
+const Message = Type.Object({ text: Type.String({ minLength: 1, maxLength: 2_000, pattern: '\\S' }) })
+interface Post { Params: { id: string }, Body: Static<typeof Message> }
 
 /** Rooms, and private messages between two users. */
 export function chatRoutes (app: FastifyInstance, board: Board): void {
-  app.post<Post>('/rooms/:id/messages', { schema: { body: Post } }, async (request, reply) => {
+  app.post<Post>('/rooms/:id/messages', { schema: { body: Message } }, async (request, reply) => {
     const user = board.sessions.user(request)
     const room = findRoom(request.params.id)
     if (room === undefined) throw new NotFound('No such room')
@@ -21,7 +21,7 @@ export function chatRoutes (app: FastifyInstance, board: Board): void {
     return { seq: data.seq, delivered }
   })
 
-  app.post<Post>('/users/:id/messages', { schema: { body: Post } }, async (request, reply) => {
+  app.post<Post>('/users/:id/messages', { schema: { body: Message } }, async (request, reply) => {
     const user = board.sessions.user(request)
     const other = findUser(request.params.id)
     if (other === undefined) throw new NotFound('No such user')

@@ -8,7 +8,7 @@ const Seq = Type.Integer({ minimum: 1 })
 const At = Type.Integer({ minimum: 0 })
 const Text = Type.String({ minLength: 1, maxLength: 2_000 })
 
-export const Sample = Type.Object({
+const SampleSchema = Type.Object({
   seq: Seq,
   at: At,
   cpuPercent: Type.Number({ minimum: 0, maximum: 100 }),
@@ -20,18 +20,18 @@ export const Sample = Type.Object({
   delayP50Ms: Type.Number(),
   delayP99Ms: Type.Number()
 })
-export type Sample = Static<typeof Sample>
+export type Sample = Static<typeof SampleSchema>
 
-export const RoomMessage = Type.Object({ room: Type.String(), seq: Seq, at: At, from: Type.String(), text: Text })
-export type RoomMessage = Static<typeof RoomMessage>
+const RoomMessageSchema = Type.Object({ room: Type.String(), seq: Seq, at: At, from: Type.String(), text: Text })
+export type RoomMessage = Static<typeof RoomMessageSchema>
 
-export const PrivateMessage = Type.Object({ conversation: Type.String(), seq: Seq, at: At, from: Type.String(), to: Type.String(), text: Text })
-export type PrivateMessage = Static<typeof PrivateMessage>
+const PrivateMessageSchema = Type.Object({ conversation: Type.String(), seq: Seq, at: At, from: Type.String(), to: Type.String(), text: Text })
+export type PrivateMessage = Static<typeof PrivateMessageSchema>
 
-export const LogLines = Type.Object({ seq: Seq, at: At, lines: Type.Array(Type.String()), skippedBytes: Type.Integer({ minimum: 0 }) })
-export type LogLines = Static<typeof LogLines>
+const LogLinesSchema = Type.Object({ seq: Seq, at: At, lines: Type.Array(Type.String()), skippedBytes: Type.Integer({ minimum: 0 }) })
+export type LogLines = Static<typeof LogLinesSchema>
 
-export const ConnectionRow = Type.Object({
+const ConnectionRowSchema = Type.Object({
   clientId: Type.String(),
   userId: Type.String(),
   ip: Type.String(),
@@ -41,18 +41,18 @@ export const ConnectionRow = Type.Object({
   sentEvents: Type.Integer({ minimum: 0 }),
   queuedBytes: Type.Integer({ minimum: 0 })
 })
-export type ConnectionRow = Static<typeof ConnectionRow>
+export type ConnectionRow = Static<typeof ConnectionRowSchema>
 
 export const events = defineEvents({
   events: {
-    chat_message: RoomMessage,
-    private_message: PrivateMessage
+    chat_message: RoomMessageSchema,
+    private_message: PrivateMessageSchema
   },
   resources: {
     welcome: Type.Object({ clientId: Type.String(), run: Type.String(), at: At, topics: Type.Array(Type.String()) }),
-    machine: Sample,
-    log: LogLines,
+    machine: SampleSchema,
+    log: LogLinesSchema,
     presence: Type.Object({ users: Type.Array(Type.String()) }),
-    connections: Type.Object({ rows: Type.Array(ConnectionRow), total: Type.Integer() })
+    connections: Type.Object({ rows: Type.Array(ConnectionRowSchema), total: Type.Integer() })
   }
 })

@@ -81,7 +81,7 @@ async function main (): Promise<void> {
     // The second one ends the process the hard way.
     process.once(signal, () => { app.close().catch((error: unknown) => { console.error(error); process.exitCode = 1 }) })
   }
-  const url = await app.listen({ host: process.env.HOST ?? '127.0.0.1', port: Number(process.env.PORT ?? 3000) })
+  const url = await app.listen({ host: process.env.HOST || '127.0.0.1', port: Number(process.env.PORT || 3000) })
   console.log(`Operations board: ${url}`)
 }
 

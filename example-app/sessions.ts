@@ -79,7 +79,7 @@ export function sessionRoutes (app: FastifyInstance, sessions: Sessions, facts: 
     reply.clearCookie(COOKIE, cookieOptions)
     if (caller === null || caller.session === null) return { closed: 0 }
     // Only the streams of this sign-in: the same user may be signed in elsewhere.
-    const streams = [...app.sse.getConnectionsByUser(caller.user.id)].filter(connection => connection.clientInfo.session === caller.session)
+    const streams = app.sse.getConnectionsByUser(caller.user.id).filter(connection => connection.clientInfo.session === caller.session)
     for (const stream of streams) await app.sse.closeConnection(stream.clientId, 'logout')
     return { closed: streams.length }
   })

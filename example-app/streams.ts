@@ -22,6 +22,8 @@ interface OfSubscription { Params: { clientId: string, topic: string } }
 /** The one stream of each page, and what a page does to it while it is open. */
 export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster): void {
   const tabs = new Tabs()
+  const closing = new AbortController()
+  app.addHook('preClose', async () => { closing.abort() })
 
   app.get<{ Querystring: Static<typeof Page> }>('/sse', { sse: true, schema: { querystring: Page } }, async (request, reply) => {
     const user = board.sessions.user(request)
@@ -29,7 +31,7 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     const tab = tabs.of(user, name ?? request.id)
     const cutMs = tab.cutUntil - Date.now()
     // A cut lasts: the browser is back at once, and its request stays unanswered for as long as the line is "down".
-    if (cutMs > 0) await wait(cutMs)
+    if (cutMs > 0) await wait(cutMs, undefined, { signal: closing.signal }).catch(() => {})
 
     const session = board.sessions.find(request)?.session ?? null
     const connection = await reply.sse({ subscriptions: chosen ?? [...tab.topics], clientInfo: { tab: name ?? null, session } })
@@ -75,7 +77,7 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     reply.header('cache-control', 'no-store')
     return {
       samples: board.machine.recent,
-      lines: mayHear(user, 'log') ? board.tail?.recent ?? [] : [],
+      log: board.tail !== null && mayHear(user, 'log') ? { seq: board.tail.seq, lines: board.tail.recent } : { seq: 0, lines: [] },
       rooms: rooms.filter(room => mayHear(user, `chat:${room.id}`)).flatMap(room => board.roomMessages.recent(room.id)),
       private: users.flatMap(other => board.privateMessages.recent(conversationOf(user.id, other.id))),
       presence: roster.users()

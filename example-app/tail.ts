@@ -29,6 +29,11 @@ export class Tail {
 
   constructor (readonly path: string) {}
 
+  /** Sequence number of the newest event. */
+  get seq (): number {
+    return this.#seq
+  }
+
   /** What was written since the last call. */
   async read (): Promise<LogLines[]> {
     const found = await stat(this.path).catch(() => null)

@@ -72,7 +72,12 @@ export function defineEvents<const E extends Schemas = Record<never, TSchema>, c
 /** What holds with and without a catalogue: the shapes that clients know as `data` and `notification`. */
 export function checkBuiltIn (event: string, data: unknown): void {
   if (event === 'notification') assertFits(checkNotification, event, data)
-  else if (event === 'data') assertFits(checkData, event, data)
+  else if (event === 'data') {
+    assertFits(checkData, event, data)
+    // JSON leaves out what it has no form for: the client would get a resource without its data.
+    const { data: payload } = data as { data: unknown }
+    if (payload === undefined || typeof payload === 'function' || typeof payload === 'symbol') throw new InvalidPayload(event, `/data: ${typeof payload} has no JSON form`)
+  }
 }
 
 function compile (kind: string, schemas: Schemas): Map<string, TypeCheck<TSchema>> {

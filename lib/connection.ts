@@ -6,9 +6,8 @@ import { Chunk } from './chunk.js'
 import { formatCursor, parseCursor } from './cursor.js'
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from './event.js'
 import { Batch, Frame } from './frame.js'
-import { Outbox } from './outbox.js'
-import { holds, type Member } from './registry.js'
-import type { Timed } from './wheel.js'
+import { Outbox, type Budget } from './outbox.js'
+import { holds } from './registry.js'
 import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
 
 export type HttpRequest = IncomingMessage | Http2ServerRequest
@@ -73,6 +72,7 @@ export interface ConnectionHost {
   readonly position: number
   readonly rootBatch: Batch
   readonly outboxBytes: number
+  readonly budget: Budget
   readonly keepAliveIntervalMs: number
   readonly stallTimeoutMs: number
   readonly maxConnectionAgeMs: number
@@ -101,11 +101,12 @@ const PAGE_EVENTS = 128
 const kConnection = Symbol.for('fastify-sse-manager.connection')
 type Owned = { [kConnection]?: SSEConnection | undefined }
 
+// A Member of the registry and Timed by the wheel. `implements` would say so in the published types too, which leave out what is internal.
 /**
  * One open stream. Made by `reply.sse()` or `createConnection()` only; ended once, by the `close` event of its response.
  * Sending to a connection that has ended returns `false`; it never throws and never waits.
  */
-export class SSEConnection implements Member, Timed {
+export class SSEConnection {
   readonly clientId: string
   readonly userId: string | null
   /** What the application's `authHandler` returned beside the user. */
@@ -265,7 +266,7 @@ export class SSEConnection implements Member, Timed {
     farewell += encodeControl('close', { reason, reconnect })
     if (this.#rest !== null) this.#destination!.write(this.#rest)
     this.#rest = null
-    this.#outbox = null
+    this.#dropOutbox()
     const chunk = new Chunk(farewell)
     this.#destination!.write(this.#framed ? chunk.framed : chunk.plain)
     if (this.#end === null) this.#response.end()
@@ -399,7 +400,7 @@ export class SSEConnection implements Member, Timed {
     if (!this.managed || this.#ended) return
     const host = this.#host
     this.#batch = null
-    this.#outbox = null
+    this.#dropOutbox()
     this.receive(Frame.ofGap(reason, '', EventPriority.CRITICAL, host.position, host.epoch))
   }
 
@@ -446,7 +447,7 @@ export class SSEConnection implements Member, Timed {
     else if (cursor.epoch !== epoch) gap = 'epoch'
     else if (Math.max(...cursor.lanes) > position) gap = 'unknown'
     else if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) gap = 'limit'
-    else if (oldest < position) (this.#outbox = new Outbox(this.#host.outboxBytes)).startAt(cursor.lanes, position)
+    else if (oldest < position) (this.#outbox = new Outbox(this.#host.outboxBytes, this.#host.budget)).startAt(cursor.lanes, position)
     if (gap !== null) this.receive(Frame.ofGap(gap, lastEventId, EventPriority.CRITICAL, position, epoch))
   }
 
@@ -504,13 +505,16 @@ export class SSEConnection implements Member, Timed {
 
   /** The batch of this turn cannot be written: it waits in the outbox. */
   #spill (): void {
-    const outbox = (this.#outbox ??= new Outbox(this.#host.outboxBytes))
+    const outbox = (this.#outbox ??= new Outbox(this.#host.outboxBytes, this.#host.budget))
     for (const frame of this.#batch!.frames) outbox.push(frame)
     this.#batch = null
   }
 
   #dropOutbox (): void {
-    this.#dropped += this.#outbox!.dropped
+    const outbox = this.#outbox
+    if (outbox === null) return
+    this.#dropped += outbox.dropped
+    outbox.discard()
     this.#outbox = null
   }
 
@@ -566,7 +570,7 @@ export class SSEConnection implements Member, Timed {
     this.#destination?.off('drain', onDrain)
     if (this.#destination !== null) (this.#destination as Owned)[kConnection] = undefined
     ;(this.#response as Owned)[kConnection] = undefined
-    if (this.#outbox !== null) this.#dropOutbox()
+    this.#dropOutbox()
     this.#batch = null
     this.#rest = null
     this.#destination = null

@@ -2,7 +2,7 @@ import type { HttpRequest } from './connection.js'
 
 /** Whether a client that sent this Accept header takes an event stream (RFC 9110, 12.5.1): none at all takes everything. */
 export function isAcceptable (accept: string | undefined): boolean {
-  if (accept === undefined || accept.trim() === '') return true
+  if (accept === undefined || accept === 'text/event-stream' || accept === '*/*' || accept.trim() === '') return true
   let best = -1
   let quality = 0
   for (const range of accept.split(',')) {

@@ -8,7 +8,7 @@ export { createDataEvent, createNotificationEvent, SSEManager } from './manager.
 
 export type { Broker, GapReason, History, Message, OutgoingMessage, Page, ReadRequest, Sink, Target } from './broker.js'
 export type { Catalogue, Notification, NotificationLevel } from './catalogue.js'
-export type { ClientInfo, CloseReason, ConnectionStats } from './connection.js'
+export type { ClientInfo, CloseReason, ConnectionStats, HttpRequest, HttpResponse } from './connection.js'
 export type { CreateConnection, Log, ManagerStats } from './manager.js'
-export type { AuthData, AuthHandler, AuthorizeSubscription, SSEOptions, SSEUser, SubscriptionQuestion } from './options.js'
+export type { AnyRequest, AuthData, AuthHandler, AuthorizeSubscription, AuthResult, SSEOptions, SSEUser, SubscriptionQuestion } from './options.js'
 export type * from '../types/index.js'

@@ -14,6 +14,7 @@ import { assertEventName, assertPriority, assertRetry, encodeComment, encodeCurs
 import { Flusher } from './flush.js'
 import { Frame, type Batch } from './frame.js'
 import { resolveOptions, type AnyRequest, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
+import { Budget } from './outbox.js'
 import { isTargeted, Registry } from './registry.js'
 import { createTarget } from './target.js'
 import { assertSubscription } from './topic.js'
@@ -148,7 +149,7 @@ export class SSEManager {
     for (const subscription of subscriptions) assertSubscription(subscription)
     if (subscriptions.size > this.#options.maxSubscriptionsPerConnection) throw new TooManySubscriptions(this.#options.maxSubscriptionsPerConnection)
     const userId = user?.userId ?? null
-    await Promise.all(Array.from(subscriptions, subscriptionId => authorize(this.#options, { request: subject, userId, claims: user?.claims, subscriptionId })))
+    if (this.#options.authorizeSubscription !== undefined) await Promise.all(Array.from(subscriptions, subscriptionId => authorize(this.#options, { request: subject, userId, claims: user?.claims, subscriptionId })))
     if (options.retryMs !== undefined) assertRetry(options.retryMs)
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
@@ -363,8 +364,10 @@ export class SSEManager {
     const { filter } = message.target
     let frame: Frame | null = null
     let delivered = 0
-    for (const connection of this.#registry.select(message.target)) {
-      if (filter !== undefined && !this.#passes(filter, connection)) continue
+    const selected = this.#registry.select(message.target)
+    // The application's code runs before anything is given out: a connection that it closes meanwhile names its exact place.
+    const receivers = filter === undefined ? selected : selected.filter(connection => this.#passes(filter, connection))
+    for (const connection of receivers) {
       frame ??= Frame.ofMessage(message, this.#broker.epoch)
       if (connection.receive(frame)) delivered++
     }
@@ -434,6 +437,7 @@ export class SSEManager {
     const { outboxBytes, stallTimeoutMs, maxConnectionAgeMs, maxReplayEvents, drainMs } = this.#options
     return {
       outboxBytes,
+      budget: new Budget(this.#options.maxQueuedBytes),
       keepAliveIntervalMs,
       stallTimeoutMs,
       maxConnectionAgeMs,

@@ -69,6 +69,7 @@ export const OptionsSchema = Type.Object({
     maxBytes: bytes('Bytes of event data kept for replay.', 64 * 1024 * 1024)
   }, { default: {}, additionalProperties: false, description: 'How much of the log is kept.' }),
   outboxBytes: bytes('Bytes that wait for one slow client; beyond that it reads on from the log.', 1024 * 1024),
+  maxQueuedBytes: bytes('Bytes that wait for all slow clients of this node together, shared ones counted for each; beyond that each keeps one event and reads on from the log.', 256 * 1024 * 1024),
   flush: Type.Union([Type.Literal('immediate'), Type.Object({ intervalMs: Type.Integer({ minimum: 1, maximum: 10_000 }) }, { additionalProperties: false })], { default: 'immediate', description: "`'immediate'`: one write per connection and turn of the event loop; `{ intervalMs }`: one per interval." }),
   // limits
   maxConnections: count('Open streams on this node; 0 for no limit. Beyond: 503.', 0),

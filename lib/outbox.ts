@@ -51,6 +51,16 @@ class Lane {
   }
 }
 
+/** What all outboxes of a node may hold together. Bytes that several share are counted for each. */
+export class Budget {
+  readonly limit: number
+  used = 0
+
+  constructor (limit: number) {
+    this.limit = limit
+  }
+}
+
 /**
  * The bounded waiting room of one connection that cannot be written to right now, and its place in the log.
  * Higher priorities leave first. When it is full, ephemeral frames are dropped and logged frames leave for the log they
@@ -58,15 +68,26 @@ class Lane {
  */
 export class Outbox {
   readonly #limit: number
+  readonly #budget: Budget
   readonly #lanes: readonly Lane[] = Array.from({ length: PRIORITIES }, () => new Lane())
   /** Waiting frames that a newer one with the same key replaces. */
   readonly #keyed = new Map<string, Frame>()
   #bytes = 0
   #dropped = 0
 
-  /** @param limit bytes of frames; a single larger frame is still taken when nothing else waits. */
-  constructor (limit: number) {
+  /**
+   * @param limit bytes of frames; a single larger frame is still taken when nothing else waits.
+   * @param budget shared with the other outboxes; beyond it this one takes a frame only when it is empty.
+   */
+  constructor (limit: number, budget = new Budget(Infinity)) {
     this.#limit = limit
+    this.#budget = budget
+  }
+
+  /** Gives back what it holds of the budget: its connection has ended. */
+  discard (): void {
+    this.#budget.used -= this.#bytes
+    this.#bytes = 0
   }
 
   get bytes (): number {
@@ -166,12 +187,13 @@ export class Outbox {
   }
 
   #full (frame: Frame): boolean {
-    return this.#bytes > 0 && this.#bytes + frame.bytes > this.#limit
+    return this.#bytes > 0 && (this.#bytes + frame.bytes > this.#limit || this.#budget.used + frame.bytes > this.#budget.limit)
   }
 
   #append (frame: Frame): void {
     this.#lanes[frame.priority]!.append(frame)
     this.#bytes += frame.bytes
+    this.#budget.used += frame.bytes
     if (frame.key !== null) this.#keyed.set(frame.key, frame)
   }
 
@@ -182,6 +204,7 @@ export class Outbox {
 
   #forget (frame: Frame): void {
     this.#bytes -= frame.bytes
+    this.#budget.used -= frame.bytes
     if (frame.key !== null) this.#keyed.delete(frame.key)
   }
 

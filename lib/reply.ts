@@ -1,4 +1,4 @@
-import { Readable, type Writable } from 'node:stream'
+import { Stream, type Writable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { HttpResponse, SSEConnection } from './connection.js'
 import { HeadAlreadySent } from './errors.js'
@@ -57,7 +57,7 @@ async function connect (manager: SSEManager, guard: Guard, request: FastifyReque
  * The body Fastify is given, so that its onSend hooks run and its headers are sent. Nothing flows through it: asked to
  * pipe, it hands the destination to the connection.
  */
-class Body extends Readable {
+class Body extends Stream {
   readonly #reply: FastifyReply
   readonly #connection: SSEConnection
   /** Who listened to the response before Fastify began to watch over body and response. */
@@ -69,33 +69,34 @@ class Body extends Readable {
     this.#connection = connection
   }
 
-  override _read (): void {}
-
   override on (event: string | symbol, listener: (...args: any[]) => void): this {
     this.#listeners ??= listenersOf(this.#reply.raw)
     return super.on(event, listener)
   }
 
-  override pipe<T extends NodeJS.WritableStream> (destination: T): T {
+  override pipe<T extends NodeJS.WritableStream> (destination: T, options?: { end?: boolean }): T {
     const response: HttpResponse = this.#reply.raw
     // Takes the reply from Fastify: no handlerTimeout from here on.
     this.#reply.hijack()
-    if (destination as unknown !== response) {
-      this.#connection.open(destination as unknown as Writable, () => this.#finish())
-      return destination
+    if (destination as unknown === response) {
+      // The body has done its work. Its watchers would only keep it and the reply in memory for as long as the stream lasts.
+      this.removeAllListeners()
+      if (this.#listeners !== null) removeLaterListeners(response, this.#listeners)
+      this.#connection.open(response as unknown as Writable)
+    } else {
+      this.#connection.open(destination as unknown as Writable, () => {
+        if (options?.end !== false) destination.end()
+        // Whoever piped without `end`, as a pipeline does, ends the destination when it hears this.
+        this.emit('end')
+        this.emit('close')
+      })
     }
-    // The body has done its work. Its watchers would only keep it and the reply in memory for as long as the stream lasts.
-    this.removeAllListeners()
-    if (this.#listeners !== null) removeLaterListeners(response, this.#listeners)
-    this.#connection.open(response as unknown as Writable)
     return destination
   }
 
-  /** Ends the body for the pipeline it is the source of. */
-  #finish (): void {
-    this.push(null)
-    this.resume()
-  }
+  // What Fastify may ask of a body it does not send: that of a HEAD request, or of a client that has left.
+  resume (): this { return this }
+  destroy (): this { return this }
 }
 
 type Listeners = ReadonlyMap<string | symbol, readonly unknown[]>

@@ -1,31 +1,34 @@
-import type { Static } from '@sinclair/typebox'
+import type { Static, TSchema } from '@sinclair/typebox'
 import type { FastifyBaseLogger, FastifySchema, FastifyTypeProvider, FastifyTypeProviderDefault, RawReplyDefaultExpression, RawRequestDefaultExpression, RawServerBase, RawServerDefault } from 'fastify'
 import type { ContextConfigDefault } from 'fastify/types/utils.js'
 import type { RouteGenericInterface } from 'fastify/types/route.js'
 import type { Target } from '../lib/broker.js'
-import type { Catalogue, Notification, NotificationLevel } from '../lib/catalogue.js'
+import type { Notification, NotificationLevel } from '../lib/catalogue.js'
 import type { SSEConnection } from '../lib/connection.js'
 import type { EventPriority } from '../lib/event.js'
 import type { SSEManager } from '../lib/manager.js'
 import type { SSEUser } from '../lib/options.js'
 
 /**
- * Augment this once, and names and payloads are checked at compile time everywhere:
+ * Augment this once, in a file that imports from the package, and names and payloads are checked at compile time everywhere:
  *
  *     declare module 'fastify-sse-manager' { interface Register { catalogue: typeof events } }
  */
 export interface Register {}
 
-type Events = Register extends { catalogue: Catalogue<infer E, any> } ? { [N in keyof E & string]: Static<E[N]> } : Record<string, unknown>
-type Resources = Register extends { catalogue: Catalogue<any, infer R> } ? { [N in keyof R & string]: Static<R[N]> } : Record<string, unknown>
+type Payloads<S> = { [N in keyof S & string]: S[N] extends TSchema ? Static<S[N]> : never }
+type Events = Register extends { catalogue: { events: infer E } } ? Payloads<E> : Record<string, unknown>
+type Resources = Register extends { catalogue: { resources: infer R } } ? Payloads<R> : Record<string, unknown>
 
+/** A resource of the registered catalogue; without one any string. */
 export type ResourceName = keyof Resources & string
 export type ResourcePayload<N extends ResourceName> = Resources[N]
+/** An event of the registered catalogue, or a built-in one; without a catalogue any string. */
 export type EventName = (keyof Events & string) | 'data' | 'notification'
 
 /** What an event carries beside its name and data. */
 export interface EventOptions {
-  /** Default NORMAL; notifications HIGH. */
+  /** Order of delivery in a backlog. Default NORMAL; notifications made by this package HIGH. */
   priority?: EventPriority
   /** Reconnection time this event tells the client, 100 to 3,600,000 milliseconds. */
   retry?: number
@@ -33,13 +36,15 @@ export interface EventOptions {
   key?: string
 }
 
-/** `{ event, data }`: with a registered catalogue exactly its names and payloads; without one any name and data; no name is `message`. */
-export type EventInput = EventOptions & (
-  | (Register extends { catalogue: unknown } ? { [N in keyof Events & string]: { event: N, data: Events[N] } & (N extends 'message' ? unknown : unknown) }[keyof Events & string] : { event?: string, data: unknown })
-  | { event: 'data', data: { [N in ResourceName]: { resource: N, data: Resources[N] } }[ResourceName] }
-  | { event: 'notification', data: NotificationInput }
-)
+type AnyEvent = { event?: string, data: unknown }
+type CatalogueEvent = { [N in keyof Events & string]: N extends 'message' ? { event?: N, data: Events[N] } : { event: N, data: Events[N] } }[keyof Events & string]
+type DataEvent = { [N in ResourceName]: { event: 'data', data: { resource: N, data: Resources[N] } } }[ResourceName]
+type NotificationEvent = { event: 'notification', data: NotificationInput }
 
+/** `{ event, data }`: with a registered catalogue exactly its names and payloads; without one any name and data. No name is `message`. */
+export type EventInput = EventOptions & (Register extends { catalogue: unknown } ? CatalogueEvent | DataEvent | NotificationEvent : AnyEvent)
+
+/** A notification as the application gives it. */
 export interface NotificationInput {
   title: string
   message: string

@@ -34,8 +34,9 @@ export class AccountPanel {
   }
 
   received ({ name, data, replayed }) {
-    const numbered = data.seq === undefined ? '' : `#${data.seq}`
-    $('wire').prepend(h('li', { 'data-replayed': replayed },
+    const unlogged = name === 'presence' || name === 'connections'
+    const numbered = unlogged ? 'not logged' : data.seq === undefined ? '' : `#${data.seq}`
+    $('wire').prepend(h('li', { 'data-replayed': replayed, 'data-unlogged': unlogged },
       h('span', {}, clock(data.at)), h('span', {}, `${name} · ${BRIEFS[name](data)}`), h('span', {}, numbered)))
     while ($('wire').childElementCount > SHOWN_EVENTS) $('wire').lastElementChild.remove()
   }

@@ -1,3 +1,4 @@
+/* global scrollTo, location, getComputedStyle, matchMedia */
 import { AccountPanel } from './account.js'
 import { ChatPanel } from './chat.js'
 import { ConnectionsPanel } from './connections.js'
@@ -31,6 +32,7 @@ function signIn ({ users }, note) {
   $('sign-in').hidden = false
   $('sign-in-note').textContent = note
   // Cookies belong to a host name, and this machine has two.
+  $('other-name').hidden = !['127.0.0.1', 'localhost'].includes(location.hostname)
   const other = new URL(location.href)
   other.hostname = location.hostname === '127.0.0.1' ? 'localhost' : '127.0.0.1'
   $('other-host').href = other.href
@@ -42,7 +44,8 @@ async function choose (user) {
   try {
     await call('POST', '/login', { user })
     await begin()
-    $('main').focus()
+    $('main').focus({ preventScroll: true })
+    scrollTo(0, 0)
   } catch (error) {
     $('sign-in-note').textContent = error.message
   }
@@ -100,9 +103,10 @@ function board (session) {
     .on('gap', () => {
       machine.clear()
       chat.clear()
+      log.clear()
       fill().catch(failed)
     })
-    .on('refused', () => { begin('Your session has ended, or the server was restarted. Sign in again.').catch(() => {}) })
+    .on('refused', () => { whetherSignedIn().catch(() => {}) })
     .on('machine', sample => machine.show(sample))
     .on('chat_message', message => chat.show(message))
     .on('private_message', message => chat.show(message))
@@ -118,7 +122,7 @@ function board (session) {
     machine.fill(snapshot.samples)
     chat.fill([...snapshot.rooms, ...snapshot.private])
     chat.presence(snapshot.presence)
-    log.fill(snapshot.lines)
+    log.fill(snapshot.log)
   }
 
   /** Starts or stops listening to a topic, on the open stream. */
@@ -135,6 +139,12 @@ function board (session) {
   }
 }
 
+/** The stream was refused, and tries again by itself; unless nobody is signed in any more. */
+async function whetherSignedIn () {
+  const session = await call('GET', '/session')
+  if (session.user === null) signIn(session, 'Your session has ended, or the server was restarted. Sign in again.')
+}
+
 function state (name, reason = null) {
   $('state').dataset.state = name
   $('state-text').textContent = reason === null ? STATES[name] : `${STATES[name]} (${reason})`
@@ -145,7 +155,7 @@ function snippets (user) {
   const json = "-H 'content-type: application/json'"
   const bearer = `-H 'authorization: Bearer demo-${user.id}'`
   const examples = {
-    'Send a notification': `curl ${location.origin}/notify ${bearer} ${json} \\\n  -d '{"title":"Disk","message":"90 % full on db-1","level":"warning"}'`,
+    ...(user.role === 'guest' ? {} : { 'Send a notification': `curl ${location.origin}/notify ${bearer} ${json} \\\n  -d '{"title":"Disk","message":"90 % full on db-1","level":"warning"}'` }),
     'Say something in a room': `curl ${location.origin}/rooms/general/messages ${bearer} ${json} \\\n  -d '{"text":"Hello from a shell"}'`,
     'Listen, as every page does': `curl -N '${location.origin}/sse?topic=chat:general' ${bearer}`
   }

@@ -1,3 +1,4 @@
+/* global ResizeObserver */
 import { svg } from './dom.js'
 
 const WINDOW_MS = 120_000

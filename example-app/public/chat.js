@@ -130,9 +130,9 @@ export class ChatPanel {
     $('place-joined').disabled = !place.open
     for (const control of $('composer').elements) control.disabled = !place.joined
     if (!place.joined) {
-      list.replaceChildren(h('li', { class: 'empty' }, place.open ? 'You do not listen to this room. Switch “Subscribed” on, and it comes alive without a new connection.' : 'This room is closed to guests: the server refuses the subscription.'))
+      list.replaceChildren(h('div', { class: 'empty' }, place.open ? 'You do not listen to this room. Switch “Subscribed” on, and it comes alive without a new connection.' : 'This room is closed to guests: the server refuses the subscription.'))
     } else if (place.messages.length === 0) {
-      list.replaceChildren(h('li', { class: 'empty' }, place.room ? 'Nothing said here yet. Say something, and every subscribed tab has it at once.' : place.about + '.'))
+      list.replaceChildren(h('div', { class: 'empty' }, place.room ? 'Nothing said here yet. Say something, and every subscribed tab has it at once.' : place.about + '.'))
     } else {
       list.replaceChildren(...place.messages.map(message => this.#element(message)))
     }
@@ -152,7 +152,7 @@ export class ChatPanel {
 
   #element ({ from, at, text, replayed }) {
     const name = this.#users.find(({ id }) => id === from)?.name ?? from
-    return h('li', { class: 'message', 'data-replayed': replayed === true },
+    return h('div', { class: 'message', 'data-replayed': replayed === true },
       avatar(from),
       h('span', { class: 'meta' }, h('strong', {}, name), ` ${clock(at)} `, replayed ? h('span', { class: 'tag' }, 'replayed') : null),
       h('p', {}, text))

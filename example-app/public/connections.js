@@ -1,3 +1,4 @@
+/* global CSS */
 import { $, avatar, call, h } from './dom.js'
 
 /** Who is connected, from where, and what for. */

@@ -5,6 +5,10 @@ const SHOWN_LINES = 300
 /** The end of the file that was named on the command line. */
 export class LogPanel {
   #box = $('log')
+  /** Sequence number of the newest event shown. */
+  #shown = 0
+  /** Events of late: some of them may be in a snapshot that was made before they were, and arrives after them. */
+  #late = []
 
   constructor ({ user, logFile }) {
     $('log-file').textContent = logFile ?? ''
@@ -13,21 +17,35 @@ export class LogPanel {
     else this.#say('Nothing written yet.')
   }
 
-  /** What was in the file before this page came. */
-  fill (lines) {
-    if (lines.length > 0) this.#box.replaceChildren()
-    this.#add(lines.map(line => h('div', {}, line)))
+  /** What was in the file at event `seq`. */
+  fill ({ seq, lines }) {
+    if (lines.length === 0) return
+    const later = this.#late.filter(event => event.seq > seq)
+    this.#box.replaceChildren(...lines.map(line => h('div', {}, line)))
+    this.#box.scrollTop = this.#box.scrollHeight
+    this.#shown = seq
+    this.#late = []
+    for (const event of later) this.show(event)
   }
 
-  show ({ lines, skippedBytes, replayed }) {
+  show (event) {
+    if (event.seq <= this.#shown) return
+    this.#shown = event.seq
+    this.#late.push(event)
+    if (this.#late.length > SHOWN_LINES) this.#late.shift()
+    const { lines, skippedBytes, replayed } = event
     this.#add([
       ...(skippedBytes === 0 ? [] : [h('div', { class: 'skipped' }, `… ${plural(skippedBytes, 'byte')} skipped: the file grows faster than anyone reads`)]),
       ...lines.map(line => h('div', { 'data-replayed': replayed }, line))
     ])
   }
 
+  clear () {
+    this.#shown = 0
+    this.#late = []
+  }
+
   #add (elements) {
-    if (elements.length === 0) return
     const follow = atEnd(this.#box)
     this.#box.querySelector('.empty')?.remove()
     this.#box.append(...elements)

@@ -2,6 +2,7 @@ import { Sparkline } from './chart.js'
 import { h } from './dom.js'
 
 const GIB = 2 ** 30
+const REMEMBERED_SAMPLES = 600
 const number = (value, digits = 1) => value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits })
 
 const METRICS = {
@@ -75,6 +76,7 @@ export class MachinePanel {
   #add (sample) {
     if (this.#seen.has(sample.seq)) return
     this.#seen.add(sample.seq)
+    if (this.#seen.size > REMEMBERED_SAMPLES) this.#seen.delete(this.#seen.values().next().value)
     for (const { metric, chart } of this.#tiles) chart.add(sample.at, metric.value(sample), sample.replayed)
     if (sample.at < this.#lastAt) return
     this.#lastAt = sample.at

@@ -1,6 +1,7 @@
 import { $, call, clock, h } from './dom.js'
 
 const TOAST_MS = 8_000
+const QUESTION_MS = 30_000
 const MOST_TOASTS = 4
 const KEPT_NOTICES = 30
 
@@ -15,7 +16,8 @@ export class NoticePanel {
     this.#form.onsubmit = event => { event.preventDefault(); this.#send().catch(failed) }
     const guest = user.role === 'guest'
     for (const control of this.#form.elements) control.disabled = guest
-    $('notice-list').replaceChildren(...(guest ? [h('li', { 'data-level': 'info' }, h('span', {}, 'Guests receive notifications, but do not send them.'))] : []))
+    $('notify-note').hidden = !guest
+    $('notice-list').replaceChildren()
   }
 
   show ({ title, message, level, actions = [], replayed }) {
@@ -30,7 +32,7 @@ export class NoticePanel {
 
   toast ({ title, message, level, actions = [] }) {
     const toasts = $('toasts')
-    const toast = h('div', { class: 'toast', 'data-level': level, role: level === 'error' ? 'alert' : 'status' },
+    const toast = h('div', { class: 'toast', 'data-level': level, role: level === 'error' ? 'alert' : null },
       h('strong', {}, title),
       h('button', { type: 'button', class: 'quiet close', 'aria-label': 'Dismiss', onclick: () => toast.remove() }, '×'),
       h('p', {}, message))
@@ -40,13 +42,12 @@ export class NoticePanel {
     }
     toasts.append(toast)
     while (toasts.childElementCount > MOST_TOASTS) toasts.firstElementChild.remove()
-    // Who points at it, has it focused or is asked something is still reading.
+    // Who points at it, or has it focused, is still reading.
     const fade = () => {
-      if (!toast.isConnected) return
-      if (toast.matches(':hover, :focus-within') || known.length > 0) setTimeout(fade, TOAST_MS)
+      if (toast.matches(':hover, :focus-within')) setTimeout(fade, TOAST_MS)
       else toast.remove()
     }
-    setTimeout(fade, TOAST_MS)
+    setTimeout(fade, known.length > 0 ? QUESTION_MS : TOAST_MS)
   }
 
   async #acknowledge (title, toast) {

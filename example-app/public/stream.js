@@ -1,3 +1,4 @@
+/* global location, EventSource */
 import { Ledger } from './ledger.js'
 
 const RETRY_MS = 2_000
