@@ -35,12 +35,11 @@ export async function authenticate (options: AuthOptions, request: AnyRequest, e
   let user: SSEUser | null = null
   if (options.authHandler !== undefined) {
     try {
-      user = toUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request))
+      user = currentUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request))
     } catch (cause) {
       if (!isRefusal(cause)) throw new AuthenticationFailed({ cause })
     }
   }
-  if (user?.expiresAt !== undefined && user.expiresAt <= Date.now()) user = null
   if (user === null && options.requireAuthentication) throw new Unauthenticated()
   return user
 }
@@ -68,6 +67,12 @@ export function assertOrigin (options: AuthOptions, { headers }: Pick<HttpReques
 /** Whether an error of the application or of an authentication plugin means "not this one", rather than "it broke". */
 export function isRefusal (error: unknown): boolean {
   return error instanceof Error && 'statusCode' in error && (error.statusCode === 401 || error.statusCode === 403)
+}
+
+/** A user as the application gave it, if it is one; null for nobody, and for rights that have ended. Throws SSE_ERR_INVALID_USER. */
+export function currentUser (result: unknown): SSEUser | null {
+  const user = toUser(result)
+  return user?.expiresAt !== undefined && user.expiresAt <= Date.now() ? null : user
 }
 
 function toUser (result: unknown): SSEUser | null {

@@ -271,6 +271,7 @@ export class SSEConnection {
     this.#destination!.write(this.#framed ? chunk.framed : chunk.plain)
     if (this.#end === null) this.#response.end()
     else this.#end()
+    if (reason === 'shutdown') closeTransport(this.#response)
     host.schedule(this, host.now() + host.drainMs)
     this.#wake()
   }
@@ -591,6 +592,12 @@ function onDrain (this: Writable): void {
 
 // Without a listener a write that fails after the end would end the process (FACTS 2.6); `close` follows in every case.
 function onError (): void {}
+
+/** A kept-alive socket or session would hold up a closing server (FACTS 2.4): it goes once what was written is sent. */
+function closeTransport (response: HttpResponse): void {
+  if ('stream' in response) response.stream.session?.close()
+  else response.once('finish', function (this: ServerResponse) { this.req.socket.end() })
+}
 
 /** `writeHead` alone waits for the first byte of the body (FACTS 2.3). */
 function flushHead (response: HttpResponse): void {

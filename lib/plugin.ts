@@ -1,16 +1,17 @@
 import fastifyAuth from '@fastify/auth'
 import type { FastifyInstance, FastifyReply, FastifyRequest, onRequestAsyncHookHandler, RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
-import { assertOrigin, authenticate, isRefusal } from './auth.js'
-import { AlreadyRegistered, AuthenticationFailed, DecoratorTaken, InvalidOption, Unauthenticated } from './errors.js'
+import { assertOrigin, authenticate, currentUser, isRefusal } from './auth.js'
+import { AlreadyRegistered, AuthenticationFailed, DecoratorTaken, InvalidOption, SubscriptionForbidden, Unauthenticated } from './errors.js'
 import { SSEManager } from './manager.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
 import { replySSE, type Guard } from './reply.js'
+import { isPattern, quote } from './topic.js'
 import type { SSERouteOptions } from '../types/index.js'
 
 const kManager = Symbol.for('fastify-sse-manager.manager')
-const kGuarded = Symbol('fastify-sse-manager.guarded')
-type Guarded = FastifyRequest & { [kGuarded]?: Promise<SSEUser | null> }
+/** The users that a guard has found, as opposed to the application's hooks: a second manager asks for itself. */
+const found = new WeakMap<FastifyRequest, SSEUser>()
 
 async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<void> {
   const options = resolveOptions(given)
@@ -49,15 +50,17 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
 
 /** The ready endpoint: one stream for whoever may connect, with the topics the client asks for, if that is allowed. */
 function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubscriptions, decorators }: ResolvedOptions): void {
-  const allowed = clientSubscriptions === 'patterns' ? String.raw`^.+$` : String.raw`^[^*]+$`
-  const subscription = clientSubscriptions === false ? false : { type: 'array', items: { type: 'string', pattern: allowed } }
   fastify.route({
     method: 'GET',
     url: path,
     [decorators.reply]: true,
-    schema: { querystring: { type: 'object', properties: { subscription } } },
     handler: async (request, reply) => {
-      const { subscription: subscriptions = [] } = request.query as { subscription?: string[] }
+      // Not by a schema: the application may have a validator, or a query parser, of its own.
+      const { searchParams } = new URL(request.raw.url!, 'http://localhost')
+      const subscriptions = searchParams.getAll('subscription')
+      for (const subscription of subscriptions) {
+        if (clientSubscriptions === false || (clientSubscriptions === true && isPattern(subscription))) throw new SubscriptionForbidden(quote(subscription))
+      }
       await (reply as unknown as Record<string, FastifyReply['sse']>)[decorators.reply]!({ subscriptions })
     }
   })
@@ -68,6 +71,9 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions):
   const strategies = await composeStrategies(fastify, options)
   const identify = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
     assertOrigin(options, request.raw)
+    if (request.sseUser !== null && request.sseUser === found.get(request)) request.sseUser = null
+    const { sseUser: given } = request
+    const { statusCode } = reply
     let refused = false
     if (strategies !== null) {
       try {
@@ -76,20 +82,35 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions):
         refused = true
         if (!isRefusal(cause)) request.log.info({ err: cause }, 'No authentication strategy passed')
         if (requireAuthentication) throw new Unauthenticated({ cause })
+        // One strategy may have passed, and @fastify/auth has already made it a 401: this stream is nobody's, but it is one.
+        request.sseUser = given
+        reply.code(statusCode)
       }
     }
     if (!refused && request.sseUser === null) request.sseUser = await authenticate({ ...options, requireAuthentication: false }, request)
+    try {
+      request.sseUser = currentUser(request.sseUser)
+    } catch (cause) {
+      throw new AuthenticationFailed({ cause })
+    }
     if (request.sseUser === null && requireAuthentication) throw new Unauthenticated()
+    if (given === null && request.sseUser !== null) found.set(request, request.sseUser)
     return request.sseUser
   }
-  return (request: Guarded, reply: FastifyReply, required: boolean = options.requireAuthentication) => (request[kGuarded] ??= identify(request, reply, required))
+  const asked = new WeakMap<FastifyRequest, Promise<SSEUser | null>>()
+  return (request, reply, required = options.requireAuthentication) => {
+    let answer = asked.get(request)
+    if (answer === undefined) asked.set(request, answer = identify(request, reply, required))
+    return answer
+  }
 }
 
 /** `authStrategies` as one function, composed by @fastify/auth: the application's, or our own in a scope that shows nothing outside. */
 async function composeStrategies (fastify: FastifyInstance, { authStrategies, authRelation }: ResolvedOptions): Promise<((request: FastifyRequest, reply: FastifyReply) => Promise<void>) | null> {
   if (authStrategies === undefined) return null
   let run: ReturnType<FastifyInstance['auth']> | undefined
-  const compose = (scope: FastifyInstance) => { run = scope.auth([...authStrategies], { relation: authRelation }) }
+  // Copied with its groups, as @fastify/auth binds the functions in place.
+  const compose = (scope: FastifyInstance) => { run = scope.auth(authStrategies.map(strategy => Array.isArray(strategy) ? [...strategy] : strategy), { relation: authRelation }) }
   if (fastify.hasDecorator('auth')) {
     compose(fastify)
   } else {
@@ -100,8 +121,13 @@ async function composeStrategies (fastify: FastifyInstance, { authStrategies, au
   }
   return (request, reply) => new Promise((resolve, reject) => {
     // A strategy that answers by itself, or never does, ends with the request.
-    reply.raw.once('close', () => reject(new AuthenticationFailed()))
-    ;(run as unknown as (request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void) => void)(request, reply, error => error ? reject(error) : resolve())
+    const onClose = () => reject(new AuthenticationFailed())
+    reply.raw.once('close', onClose)
+    ;(run as unknown as (request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void) => void)(request, reply, error => {
+      reply.raw.off('close', onClose)
+      if (error) reject(error)
+      else resolve()
+    })
   })
 }
 
