@@ -300,7 +300,8 @@ export class SSEConnection {
    * @internal
    */
   open (destination: Writable, end: (() => void) | null = null): void {
-    if (this.#state !== 'opening') return
+    // Somebody may have answered in the meantime, such as a handlerTimeout: then only the end is to come.
+    if (this.#state !== 'opening' || isGone(this.#response)) return
     const host = this.#host
     const response = this.#response
     if (this.#headOnly) {
@@ -457,6 +458,8 @@ export class SSEConnection {
   }
 
   #writeBytes (bytes: Buffer): void {
+    // Ended behind our back: bytes after the last chunk would be taken for the next response.
+    if (this.#response.writableEnded) return
     this.#lastWriteAt = this.#host.now()
     if (bytes.length > PIECE_BYTES) {
       this.#rest = bytes.subarray(PIECE_BYTES)

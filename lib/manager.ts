@@ -291,7 +291,7 @@ export class SSEManager {
     if (target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
     const message: OutgoingMessage = { ...checked, target, ephemeral: ephemeral || local, nonce: `${this.#nodeId}-${++this.#published}` }
     await this.open()
-    this.#assertOpen()
+    if (this.#closing !== null) throw new Closed()
     if (local) return { id: null, delivered: this.#deliver({ ...message, seq: 0 }) }
     const receipt: Receipt = { delivered: 0, done: false, resolve: null }
     this.#receipts.set(message.nonce, receipt)
