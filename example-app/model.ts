@@ -14,7 +14,9 @@ export class Model {
   readonly #starts: string[] = []
 
   constructor (text: string) {
-    const words = text.split(/\s+/).filter(word => word !== '')
+    const read = text.split(/\s+/).filter(word => word !== '')
+    // The text begins again after its end: no state is without a next word.
+    const words = [...read, ...read.slice(0, ORDER)]
     for (let i = 0; i + ORDER < words.length; i++) {
       const state = words.slice(i, i + ORDER).join(' ')
       const follow = this.#next.get(state)

@@ -11,7 +11,7 @@ import { events } from './events.js'
 import { noticeRoutes } from './notices.js'
 import { publish } from './publisher.js'
 import { Roster } from './roster.js'
-import { COOKIE, sessionRoutes, Sessions } from './sessions.js'
+import { COOKIE, sessionRoutes, Sessions, type Claims } from './sessions.js'
 import { streamRoutes } from './streams.js'
 import { tokenRoutes } from './tokens.js'
 import { findUser, mayHear } from './users.js'
@@ -24,6 +24,7 @@ export interface Options {
   logger?: boolean
 }
 
+const DRAIN_MS = 1_000
 const PAGE_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 /** The whole app, not yet listening. */
@@ -40,7 +41,8 @@ export async function build ({ logFile, secret = randomBytes(32).toString('hex')
       const caller = sessions.identify({ token, cookie: cookies[COOKIE] })
       if (caller === null) return null
       const { user, session, expiresAt } = caller
-      return { userId: user.id, claims: { session }, ...(expiresAt === null ? {} : { expiresAt }) }
+      const claims: Claims = { session }
+      return { userId: user.id, claims, ...(expiresAt === null ? {} : { expiresAt }) }
     },
     authorizeSubscription: ({ userId, subscriptionId }) => {
       const user = findUser(userId ?? '')
@@ -48,6 +50,7 @@ export async function build ({ logFile, secret = randomBytes(32).toString('hex')
     },
     keepAliveIntervalMs: 15_000,
     retryMs: 1_000,
+    drainMs: DRAIN_MS,
     history: { maxEvents: 10_000, maxAgeMs: 300_000 },
     maxConnectionsPerUser: 20
   })
@@ -57,6 +60,9 @@ export async function build ({ logFile, secret = randomBytes(32).toString('hex')
     reply.header('x-content-type-options', 'nosniff')
     reply.header('referrer-policy', 'no-referrer')
   })
+
+  // Browsers open connections in advance; one that has not asked for anything would keep a closing server for a minute.
+  app.addHook('preClose', async () => { setTimeout(() => { app.server.closeAllConnections() }, DRAIN_MS).unref() })
 
   const roster = new Roster(app)
   sessionRoutes(app, sessions, { run: board.run, logFile: logFile === undefined ? null : basename(logFile) })

@@ -4,7 +4,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { NotFound, SignInFirst } from './errors.js'
 import { findUser, rooms, users, type User } from './users.js'
 
-const COOKIE = 'board_session'
+export const COOKIE = 'board_session'
 const LIFETIME_MS = 8 * 3_600_000
 const DEMO_TOKEN = /^demo-(\w+)$/
 
@@ -13,6 +13,11 @@ export interface Caller {
   /** One sign-in; a bearer token has none. */
   readonly session: string | null
   readonly expiresAt: number | null
+}
+
+/** What a stream remembers of its sign-in. */
+export interface Claims {
+  readonly session: string | null
 }
 
 const SignIn = Type.Object({ user: Type.String({ minLength: 1, maxLength: 32 }) })
@@ -79,10 +84,8 @@ export function sessionRoutes (app: FastifyInstance, sessions: Sessions, facts: 
     reply.clearCookie(COOKIE, cookieOptions)
     if (caller === null || caller.session === null) return { closed: 0 }
     // Only the streams of this sign-in: the same user may be signed in elsewhere.
-    const streams = app.sse.getConnectionsByUser(caller.user.id).filter(connection => connection.clientInfo.session === caller.session)
+    const streams = app.sse.getConnectionsByUser(caller.user.id).filter(({ claims }) => (claims as Claims).session === caller.session)
     for (const stream of streams) await app.sse.closeConnection(stream.clientId, 'logout')
     return { closed: streams.length }
   })
 }
-
-export { COOKIE }

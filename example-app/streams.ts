@@ -33,8 +33,7 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     // A cut lasts: the browser is back at once, and its request stays unanswered for as long as the line is "down".
     if (cutMs > 0) await wait(cutMs, undefined, { signal: closing.signal }).catch(() => {})
 
-    const session = board.sessions.find(request)?.session ?? null
-    const connection = await reply.sse({ subscriptions: chosen ?? [...tab.topics], clientInfo: { tab: name ?? null, session } })
+    const connection = await reply.sse({ subscriptions: chosen ?? [...tab.topics], clientInfo: { tab: name ?? null } })
     const data = { clientId: connection.clientId, run: board.run, at: connection.clientInfo.connectedAt, topics: [...connection.subscriptions] }
     // Before any replay: by its time the page tells what is one.
     connection.sendEvent({ event: 'data', data: { resource: 'welcome', data }, priority: EventPriority.CRITICAL })

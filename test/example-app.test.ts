@@ -2,14 +2,14 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { appendFile, mkdir, rename, writeFile } from 'node:fs/promises'
-import type { AddressInfo } from 'node:net'
+import { connect, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as wait } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { chromium, type Browser, type BrowserContextOptions, type Page } from 'playwright-core'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { build } from '../example-app/server.js'
 import { Tail } from '../example-app/tail.js'
 
@@ -33,17 +33,23 @@ function as (user: string, body?: object): RequestInit {
   return { method: 'POST', headers: { ...authorization, 'content-type': 'application/json' }, body: JSON.stringify(body) }
 }
 
+/** A browser for as long as the test runs; both end with it, the browser first. */
+function launch (t: Test, app: FastifyInstance): Promise<Browser> {
+  const launching = chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS })
+  t.teardown(async () => {
+    await launching.then(browser => browser.close(), () => {})
+    await app.close()
+  })
+  return launching
+}
+
 t.test('the board in a browser', { skip, timeout: 110_000 }, async t => {
   const directory = t.testdir({ 'app.log': 'first line of the log\n' })
   const logFile = join(directory, 'app.log')
   const app = await build({ logFile })
   const url = await listen(app)
-  const browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS })
+  const browser = await launch(t, app)
   const complaints: string[] = []
-  t.teardown(async () => {
-    await browser.close()
-    await app.close()
-  })
 
   const ada = await signIn(browser, url, 'Ada', complaints)
   const grace = await signIn(browser, url, 'Grace', complaints)
@@ -205,11 +211,7 @@ t.test('the board in a browser', { skip, timeout: 110_000 }, async t => {
 t.test('the keyboard is enough', { skip, timeout: 60_000 }, async t => {
   const app = await build()
   const url = await listen(app)
-  const browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS })
-  t.teardown(async () => {
-    await browser.close()
-    await app.close()
-  })
+  const browser = await launch(t, app)
   const complaints: string[] = []
   const page = await openPage(browser, url, complaints, {})
   await page.locator('#users button').first().waitFor()
@@ -304,10 +306,15 @@ t.test('started as a program, it listens on loopback, and ends by SIGTERM', { ti
   const url = line.match(/^Operations board: (http:\/\/127\.0\.0\.1:\d+)$/)![1]!
   const stream = await fetch(`${url}/sse`, as('ada'))
   t.equal(stream.status, 200)
+  // Browsers connect in advance; it must not wait for them.
+  const idle = connect(Number(new URL(url).port), '127.0.0.1')
+  await once(idle, 'connect')
+  const askedAt = Date.now()
   child.kill('SIGTERM')
   t.match(await stream.text(), 'event: sse:close\ndata: {"reason":"shutdown","reconnect":true}')
   const [code, signal] = await once(child, 'exit')
   t.strictSame([code, signal], [0, null])
+  t.ok(Date.now() - askedAt < 5_000, 'and soon')
 })
 
 async function openPage (browser: Browser, url: string, complaints: string[], options: BrowserContextOptions): Promise<Page> {
