@@ -20,7 +20,8 @@ export function authDataOf (request: AnyRequest, extract?: ResolvedOptions['extr
 /** The query of a plain request; the first value of each name. */
 export function queryOf (request: { url?: string | undefined }): Record<string, string> {
   const url = request.url ?? ''
-  const query: Record<string, string> = {}
+  // No prototype: a parameter may be called `constructor`.
+  const query: Record<string, string> = Object.create(null)
   const start = url.indexOf('?')
   if (start < 0) return query
   for (const [name, value] of new URLSearchParams(url.slice(start))) query[name] ??= value
@@ -86,13 +87,13 @@ function toUser (result: unknown): SSEUser | null {
 }
 
 function parseCookies (header: string | undefined): Record<string, string> {
-  const cookies: Record<string, string> = {}
+  const cookies: Record<string, string> = Object.create(null)
   for (const part of header?.split(';') ?? []) {
     const equals = part.indexOf('=')
     if (equals < 0) continue
     const name = part.slice(0, equals).trim()
     const value = part.slice(equals + 1).trim().replace(/^"(.*)"$/, '$1')
-    if (name === '__proto__' || name in cookies) continue
+    if (name in cookies) continue
     try {
       cookies[name] = decodeURIComponent(value)
     } catch {

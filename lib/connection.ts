@@ -1,5 +1,6 @@
 import { ServerResponse, type IncomingMessage } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
+import type { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
 import type { Broker, GapReason, Target } from './broker.js'
 import { Chunk } from './chunk.js'
@@ -147,6 +148,7 @@ export class SSEConnection {
   #abort: AbortController | null = null
   #waiter: (() => void) | null = null
   #onOpened: ((open: boolean) => void) | null = null
+  #leaveQueue: (() => void) | null = null
 
   /** @internal */
   constructor (host: ConnectionHost, response: HttpResponse, profile: ConnectionProfile) {
@@ -169,6 +171,12 @@ export class SSEConnection {
     ;(response as Owned)[kConnection] = this
     response.on('close', onClose)
     response.on('error', onError)
+    const ahead = socketAhead(response)
+    if (ahead !== null) {
+      const finish = () => this.finish()
+      ahead.once('close', finish)
+      this.#leaveQueue = () => ahead.off('close', finish)
+    }
     // From here on deliveries may come, head or not: the place in the log is fixed now.
     if (this.managed && this.lastEventId !== null) this.#resume(this.lastEventId)
   }
@@ -260,20 +268,33 @@ export class SSEConnection {
     const reconnect = RECONNECT.has(reason)
     let farewell = ''
     // Coming back before the server has finished closing would be answered with an error, which is final (FACTS 2.5).
-    if (reason === 'shutdown') farewell += encodeRetry(Math.min(Math.round(Math.max(this.#retryMs, host.drainMs) * (1 + Math.random())), 3_600_000))
-    else if (reason === 'max-age') farewell += encodeRetry(Math.round(this.#retryMs * (1 + Math.random())))
+    const retryMs = reason === 'shutdown' ? Math.max(this.#retryMs, host.drainMs) : this.#retryMs
+    if (reason === 'shutdown' || reason === 'max-age') farewell += encodeRetry(Math.min(Math.round(retryMs * (1 + Math.random())), 3_600_000))
     if (this.managed) farewell += encodeCursor(this.#cursor())
     farewell += encodeControl('close', { reason, reconnect })
-    if (this.#rest !== null) this.#destination!.write(this.#rest)
+    const destination = this.#destination!
+    if (this.#rest !== null) destination.write(this.#rest)
     this.#rest = null
     this.#dropOutbox()
     const chunk = new Chunk(farewell)
-    this.#destination!.write(this.#framed ? chunk.framed : chunk.plain)
-    if (this.#end === null) this.#response.end()
-    else this.#end()
+    let sent = false
+    destination.write(this.#framed ? chunk.framed : chunk.plain, () => {
+      if (!sent) this.#endResponse()
+    })
     if (reason === 'shutdown') closeTransport(this.#response)
+    // Of a response that has been ended Node thinks that all is sent: a closing server would cut what a slow client has yet to read.
+    if (destination.writableLength === 0) {
+      sent = true
+      this.#endResponse()
+    }
     host.schedule(this, host.now() + host.drainMs)
     this.#wake()
+  }
+
+  #endResponse (): void {
+    if (this.#state !== 'closing') return
+    if (this.#end === null) this.#response.end()
+    else this.#end()
   }
 
   get #ended (): boolean {
@@ -415,13 +436,18 @@ export class SSEConnection {
 
   /** Resolves when everything taken so far is with the HTTP layer, or the connection has ended. @internal */
   drained (): Promise<void> {
-    if (this.#ended || !this.congested) return Promise.resolve()
+    if (this.#ended || !this.#waiting) return Promise.resolve()
     return new Promise(resolve => { this.#waiter = resolve })
   }
 
-  /** Whether more is waiting than a source should add to. @internal */
-  get congested (): boolean {
-    return this.#blocked || this.#outbox !== null || (this.#batch !== null && this.#batch.bytes >= PUMP_BYTES)
+  /** Whether a source should wait before it adds this frame: of what a source made, nothing is dropped. @internal */
+  crowdedFor (frame: Frame): boolean {
+    if (this.#ended) return false
+    return this.#blocked || this.#outbox !== null || (this.#batch !== null && this.#batch.bytes + frame.bytes > Math.min(PUMP_BYTES, this.#host.outboxBytes))
+  }
+
+  get #waiting (): boolean {
+    return this.#blocked || this.#outbox !== null || this.#batch !== null
   }
 
   /** @internal */
@@ -504,7 +530,7 @@ export class SSEConnection {
       if (this.#outbox.lagging !== null) this.#host.wantsPage(this)
       else if (this.#outbox.idle && !this.#blocked) this.#dropOutbox()
     }
-    if (!this.congested) this.#wake()
+    if (!this.#waiting) this.#wake()
   }
 
   /** The batch of this turn cannot be written: it waits in the outbox. */
@@ -571,6 +597,7 @@ export class SSEConnection {
     this.#state = 'closed'
     this.#host.ended(this, reason)
     this.#response.off('close', onClose)
+    this.#leaveQueue?.()
     this.#destination?.off('drain', onDrain)
     if (this.#destination !== null) (this.#destination as Owned)[kConnection] = undefined
     ;(this.#response as Owned)[kConnection] = undefined
@@ -605,6 +632,8 @@ function closeTransport (response: HttpResponse): void {
 /** `writeHead` alone waits for the first byte of the body (FACTS 2.3). */
 function flushHead (response: HttpResponse): void {
   if (response.headersSent) return
+  // Said outright, because then it is known that what follows are chunks; not before, as an onSend hook may send something else.
+  if (response instanceof ServerResponse && response.req.httpVersion === '1.1') response.setHeader('transfer-encoding', 'chunked')
   // Node's HTTP/2 has it too; its types do not.
   ;(response as ServerResponse).flushHeaders()
 }
@@ -620,5 +649,16 @@ function isPlainChunked (response: HttpResponse): response is ServerResponse {
 /** Whether the client has gone already, so that no `close` event will come. @internal */
 export function isGone (response: HttpResponse): boolean {
   if ('stream' in response) return response.stream === undefined || response.stream.destroyed || response.writableEnded
-  return response.destroyed || response.writableEnded || response.socket?.destroyed === true
+  return response.destroyed || response.writableEnded || (response.socket ?? socketAhead(response))?.destroyed === true
+}
+
+/** Whether the response is somebody's already. @internal */
+export function isTaken (response: HttpResponse): boolean {
+  return response.headersSent || (response as Owned)[kConnection] !== undefined
+}
+
+/** The socket of a pipelined response that is not its turn yet: if that closes first, the response never sees a `close`. */
+function socketAhead (response: HttpResponse): Socket | null {
+  // Tests by `inject` have a request of their own making.
+  return 'stream' in response || response.socket !== null ? null : response.req.socket ?? null
 }

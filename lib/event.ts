@@ -29,12 +29,17 @@ export function assertEventName (name: unknown): asserts name is string {
 
 /** Throws SSE_ERR_INVALID_RETRY unless `retry` is an integer of milliseconds that does not make clients storm or sleep. */
 export function assertRetry (retry: unknown): asserts retry is number {
-  if (!Number.isInteger(retry) || (retry as number) < MIN_RETRY_MS || (retry as number) > MAX_RETRY_MS) throw new InvalidRetry(String(retry))
+  if (!Number.isInteger(retry) || (retry as number) < MIN_RETRY_MS || (retry as number) > MAX_RETRY_MS) throw new InvalidRetry(shown(retry))
 }
 
 /** Throws SSE_ERR_INVALID_PRIORITY unless `priority` is one of EventPriority. */
 export function assertPriority (priority: unknown): asserts priority is EventPriority {
-  if (!Number.isInteger(priority) || (priority as number) < 0 || (priority as number) >= PRIORITIES) throw new InvalidPriority(String(priority))
+  if (!Number.isInteger(priority) || (priority as number) < 0 || (priority as number) >= PRIORITIES) throw new InvalidPriority(shown(priority))
+}
+
+// Not everything has a string form: Object.create(null) would throw an error of its own.
+function shown (value: unknown): string {
+  return typeof value === 'number' ? String(value) : `a value of type ${typeof value}`
 }
 
 /**
@@ -50,7 +55,7 @@ export function serialize (data: unknown): string {
   try {
     text = JSON.stringify(data)
   } catch (cause) {
-    throw new InvalidData(`cannot be serialised: ${cause instanceof Error ? cause.message : String(cause)}`, { cause })
+    throw new InvalidData(`cannot be serialised: ${cause instanceof Error ? cause.message : shown(cause)}`, { cause })
   }
   if (text === undefined) throw new InvalidData(`of type ${typeof data} cannot be serialised`)
   return text
@@ -60,7 +65,10 @@ export function serialize (data: unknown): string {
 export function encodeEvent (name: string, data: string, retry?: number): string {
   if (FORBIDDEN.test(name)) throw new InvalidEventName(JSON.stringify(name.slice(0, 80)), 'must not have CR, LF or NUL')
   let text = name === 'message' ? '' : `event: ${name}\n`
-  if (retry !== undefined) text += `retry: ${retry}\n`
+  if (retry !== undefined) {
+    assertRetry(retry)
+    text += `retry: ${retry}\n`
+  }
   // Most data is JSON of one line: no split, no array.
   if (!LINE_END.test(data)) return `${text}data: ${data}\n\n`
   for (const line of data.split(LINE_END)) text += `data: ${line}\n`

@@ -31,7 +31,8 @@ export class Frame {
   static ofMessage (message: Message, epoch: string): Frame {
     const head = message.seq === 0 ? '' : encodeId(formatCursor(epoch, [message.seq]))
     const { key, target } = message
-    const conflation = key === undefined ? null : JSON.stringify([key, target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds, target.filter !== undefined])
+    // Logged and ephemeral apart: an ephemeral event may be dropped, and a logged one it had replaced would be lost with it.
+    const conflation = key === undefined ? null : JSON.stringify([key, message.seq > 0, target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds, target.filter !== undefined])
     return new Frame(head, encodeEvent(message.event, message.data, message.retry), message.priority, message.seq, conflation)
   }
 

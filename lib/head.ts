@@ -24,8 +24,6 @@ export function streamHeaders (request: HttpRequest): Record<string, string> {
     'cache-control': 'private, no-cache, no-store, no-transform',
     'x-accel-buffering': 'no'
   }
-  if (request.httpVersionMajor === 1) headers['connection'] = request.httpVersionMinor === 0 ? 'close' : 'keep-alive'
-  // Said outright, because then it is known that what follows are chunks.
-  if (request.httpVersion === '1.1') headers['transfer-encoding'] = 'chunked'
+  if (request.httpVersionMajor === 1) headers['connection'] = request.httpVersionMinor === 0 || /\bclose\b/i.test(request.headers.connection ?? '') ? 'close' : 'keep-alive'
   return headers
 }

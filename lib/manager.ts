@@ -7,7 +7,7 @@ import { memoryBroker } from './brokers/memory.js'
 import { checkBuiltIn, type NotificationLevel } from './catalogue.js'
 import { CatchUp } from './catchup.js'
 import { Chunk } from './chunk.js'
-import { CLOSE_REASONS, isGone, SSEConnection, type CloseReason, type ConnectionHost, type HttpRequest, type HttpResponse } from './connection.js'
+import { CLOSE_REASONS, isGone, isTaken, SSEConnection, type CloseReason, type ConnectionHost, type HttpRequest, type HttpResponse } from './connection.js'
 import { formatCursor } from './cursor.js'
 import { ClientGone, Closed, EventTooLarge, FilterNotShared, HeadAlreadySent, InvalidCloseReason, InvalidId, NotAcceptable, TooManyConnections, TooManyIpConnections, TooManySubscriptions, TooManyUserConnections, UnknownConnection } from './errors.js'
 import { assertEventName, assertPriority, assertRetry, encodeComment, encodeCursor, EventPriority, serialize } from './event.js'
@@ -153,6 +153,8 @@ export class SSEManager {
     if (options.retryMs !== undefined) assertRetry(options.retryMs)
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
+    // Begun while the application was asked, or by a second call beside this one.
+    if (isTaken(response)) throw new HeadAlreadySent()
     const ip = options.ip ?? request.socket.remoteAddress ?? ''
     this.#assertRoom(userId, ip)
     const connection = new SSEConnection(this.#host, response, {

@@ -130,7 +130,7 @@ function withDefaults (schema: TSchema, given: Record<string, unknown>): Record<
   for (const [key, property] of Object.entries(schema.properties as Record<string, TSchema>)) {
     if (result[key] === undefined && property.default !== undefined) result[key] = property.default
     const value = result[key]
-    if (property.properties !== undefined && typeof value === 'object' && value !== null) result[key] = withDefaults(property, value as Record<string, unknown>)
+    if (property.properties !== undefined && typeof value === 'object' && value !== null && !Array.isArray(value)) result[key] = withDefaults(property, value as Record<string, unknown>)
   }
   return result
 }

@@ -74,6 +74,8 @@ export class Outbox {
   readonly #keyed = new Map<string, Frame>()
   #bytes = 0
   #dropped = 0
+  /** A frame from the log did not fit: reading on before something has left would only read it again. */
+  #refused = false
 
   /**
    * @param limit bytes of frames; a single larger frame is still taken when nothing else waits.
@@ -106,7 +108,7 @@ export class Outbox {
 
   /** Drained enough to be refilled from the log. */
   get roomy (): boolean {
-    return this.#bytes <= this.#limit / 2
+    return this.#bytes === 0 || (!this.#refused && this.#bytes <= this.#limit / 2)
   }
 
   /** The most urgent lane to be read from the log, and from where; null when all are live. */
@@ -148,9 +150,16 @@ export class Outbox {
 
   /** Takes a frame read from the log for a lagging lane. False when there is no room: read it again later. */
   refill (frame: Frame): boolean {
-    if (this.#full(frame)) return false
-    this.#conflate(frame)
-    this.#append(frame)
+    const same = frame.key === null ? undefined : this.#keyed.get(frame.key)
+    // A newer one, of a higher priority, may be waiting already: then it is this one that is replaced.
+    if (same === undefined || same.seq < frame.seq) {
+      if (this.#full(frame)) {
+        this.#refused = true
+        return false
+      }
+      this.#conflate(frame)
+      this.#append(frame)
+    }
     this.#lanes[frame.priority]!.read = frame.seq
     return true
   }
@@ -176,6 +185,7 @@ export class Outbox {
       const lane = this.#lanes[priority]!
       for (const frame of lane) {
         if (bytes <= 0) return { text, count }
+        this.#refused = false
         lane.send(frame)
         this.#forget(frame)
         bytes -= frame.bytes

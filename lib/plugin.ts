@@ -32,7 +32,7 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   fastify.addHook('onRoute', (route: RouteOptions) => {
     const wanted = (route as unknown as Record<string, unknown>)[names.reply] as boolean | SSERouteOptions | undefined
     if (wanted === undefined || wanted === false) return
-    assertRouteOption(wanted, route.url)
+    assertRouteOption(wanted, names.reply, route.url)
     const hook: onRequestAsyncHookHandler = async (request, reply) => {
       await guard(request, reply, wanted === true ? undefined : wanted.requireAuthentication)
     }
@@ -56,8 +56,8 @@ function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubsc
     [decorators.reply]: true,
     handler: async (request, reply) => {
       // Not by a schema: the application may have a validator, or a query parser, of its own.
-      const { searchParams } = new URL(request.raw.url!, 'http://localhost')
-      const subscriptions = searchParams.getAll('subscription')
+      const [, ...query] = request.raw.url!.split('?')
+      const subscriptions = new URLSearchParams(query.join('?')).getAll('subscription')
       for (const subscription of subscriptions) {
         if (clientSubscriptions === false || (clientSubscriptions === true && isPattern(subscription))) throw new SubscriptionForbidden(quote(subscription))
       }
@@ -140,13 +140,13 @@ function assertFree (fastify: FastifyInstance, names: ResolvedOptions['decorator
   if (fastify.hasReplyDecorator(names.reply)) throw new DecoratorTaken(`reply.${names.reply}`)
 }
 
-function assertRouteOption (wanted: unknown, url: string): void {
+function assertRouteOption (wanted: unknown, name: string, url: string): void {
   if (wanted === true) return
   const keys = typeof wanted === 'object' && wanted !== null ? Object.keys(wanted) : null
-  if (keys === null) throw new InvalidOption(`sse of route ${url}`, 'must be true, false or an object')
-  for (const key of keys) if (key !== 'requireAuthentication') throw new InvalidOption(`sse.${key} of route ${url}`, 'is not an option')
+  if (keys === null) throw new InvalidOption(`${name} of route ${url}`, 'must be true, false or an object')
+  for (const key of keys) if (key !== 'requireAuthentication') throw new InvalidOption(`${name}.${key} of route ${url}`, 'is not an option')
   const { requireAuthentication } = wanted as SSERouteOptions
-  if (requireAuthentication !== undefined && typeof requireAuthentication !== 'boolean') throw new InvalidOption(`sse.requireAuthentication of route ${url}`, 'must be a boolean')
+  if (requireAuthentication !== undefined && typeof requireAuthentication !== 'boolean') throw new InvalidOption(`${name}.requireAuthentication of route ${url}`, 'must be a boolean')
 }
 
 export default fp(ssePlugin, { name: 'fastify-sse-manager', fastify: '5.x' })

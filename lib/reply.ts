@@ -5,7 +5,7 @@ import { HeadAlreadySent } from './errors.js'
 import { streamHeaders } from './head.js'
 import type { Log, SSEManager } from './manager.js'
 import type { SSEUser } from './options.js'
-import { discard, isSource, pump } from './source.js'
+import { discard, hold, isSource, pump } from './source.js'
 import type { ConnectOptions, Source, SourceFactory, SourceOptions } from '../types/index.js'
 
 /** Finds out who a request is from, once. */
@@ -20,6 +20,7 @@ export function replySSE (manager: SSEManager, guard: Guard, request: FastifyReq
 
 async function stream (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options?: SourceOptions): Promise<void> {
   let connection: SSEConnection
+  hold(source)
   try {
     connection = await connect(manager, guard, request, reply, false, options)
   } catch (error) {
@@ -34,9 +35,11 @@ async function play (connection: SSEConnection, source: Source | SourceFactory, 
   if (!connection.isConnected) return discard(source)
   try {
     await pump(connection, source)
+    await connection.drained()
     connection.close('source-end')
   } catch (err) {
     log.error({ err, clientId: connection.clientId }, 'The source of an event stream failed')
+    await connection.drained()
     connection.fail()
   }
 }

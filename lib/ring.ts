@@ -35,7 +35,7 @@ export class Ring {
     this.#messages[slot] = message
     this.#times[slot] = this.#now()
     this.#last = message.seq
-    this.#bytes += message.data.length
+    this.#bytes += Buffer.byteLength(message.data)
     this.#trim()
   }
 
@@ -61,7 +61,7 @@ export class Ring {
     while (this.#first <= this.#last &&
       (this.#last - this.#first + 1 > maxEvents || this.#bytes > maxBytes || this.#times[this.#first & mask]! < oldest)) {
       const slot = this.#first++ & mask
-      this.#bytes -= this.#messages[slot]!.data.length
+      this.#bytes -= Buffer.byteLength(this.#messages[slot]!.data)
       this.#messages[slot] = undefined
     }
   }

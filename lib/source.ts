@@ -1,3 +1,4 @@
+import type { Readable } from 'node:stream'
 import type { SSEConnection } from './connection.js'
 import { InvalidSource } from './errors.js'
 import { assertEventName, assertRetry, encodeEvent, encodeId, EventPriority, serialize } from './event.js'
@@ -13,54 +14,114 @@ export function isSource (value: unknown): value is Source | SourceFactory {
   return typeof value === 'object' && value !== null && (Symbol.asyncIterator in value || Symbol.iterator in value || 'getReader' in value)
 }
 
+/** A source being read. */
+interface Reading {
+  next (): Result | Promise<Result>
+  /** Tells it that nobody reads it any more, also while `next` is waiting. */
+  cancel (): unknown
+}
+type Result = { done?: boolean | undefined, value?: unknown }
+
 /**
  * Writes a source to one connection, as fast as its client reads. Returns when the source has ended or the client has
- * left; then the source is told so by `return()`, which runs its `finally`. Throws what the source throws.
+ * left; then the source is told so, which runs its `finally`. Throws what the source throws.
  */
 export async function pump (connection: SSEConnection, source: Source | SourceFactory): Promise<void> {
   const { signal, lastEventId } = connection
-  const iterator = iteratorOf(typeof source === 'function' ? await source({ signal, lastEventId }) : source)
-  const left = new Promise<{ done: true, value: undefined }>(resolve => {
-    if (signal.aborted) resolve({ done: true, value: undefined })
-    else signal.addEventListener('abort', () => resolve({ done: true, value: undefined }), { once: true })
-  })
+  const departure = new Departure(signal)
+  const made = typeof source === 'function' ? source({ signal, lastEventId }) : source
+  const given = await departure.or(made)
+  if (given === GONE) {
+    Promise.resolve(made).then(discard, () => {})
+    return
+  }
+  hold(given)
+  const reading = read(given)
   const decoder = new TextDecoder()
   let events = 0
   try {
     while (connection.isConnected) {
-      // A source that waits does not notice a client that leaves (FACTS 2.12).
-      const { done, value } = await Promise.race([iterator.next(), left])
-      if (done === true) break
-      const frame = frameOf(value, decoder)
+      const result = await departure.or(reading.next())
+      if (result === GONE || result.done === true) break
+      const frame = frameOf(result.value as SourceItem, decoder)
       if (frame === null) continue
+      while (connection.crowdedFor(frame)) await connection.drained()
       connection.receive(frame)
-      if (connection.congested) await connection.drained()
-      else if (++events % EVENTS_PER_TURN === 0) await new Promise(resolve => setImmediate(resolve))
+      if (++events % EVENTS_PER_TURN === 0) await new Promise(resolve => setImmediate(resolve))
     }
   } finally {
-    cancel(iterator)
+    cancel(reading)
   }
 }
 
-/** Tells a source that nobody reads it any more. Never waits for it: it may be waiting itself. */
-export function discard (source: Source | SourceFactory): void {
-  if (typeof source !== 'function') cancel(iteratorOf(source))
+/** Keeps a Node stream that fails before or after it is read from ending the process. */
+export function hold (source: Source | SourceFactory): void {
+  if (isNodeStream(source)) source.on('error', () => {})
 }
 
-function cancel (iterator: Iterator<unknown> | AsyncIterator<unknown>): void {
+/** Tells a source that was never read that it will not be. */
+export function discard (source: Source | SourceFactory): void {
+  if (typeof source === 'function') return
+  hold(source)
   try {
-    Promise.resolve(iterator.return?.()).catch(() => {})
+    cancel(read(source))
+  } catch {
+    // No source at all, or locked by somebody else: not ours to end.
+  }
+}
+
+/** Never waits for the source: it may be waiting itself. */
+function cancel (reading: Reading): void {
+  try {
+    Promise.resolve(reading.cancel()).catch(() => {})
   } catch {
     // A synchronous `finally` that throws while nobody listens has nobody to tell.
   }
 }
 
-function iteratorOf (source: Source): Iterator<SourceItem> | AsyncIterator<SourceItem> {
+function read (source: Source): Reading {
   if (typeof source === 'object' && source !== null) {
-    if (Symbol.asyncIterator in source) return source[Symbol.asyncIterator]() as AsyncIterator<SourceItem>
-    if (Symbol.iterator in source) return source[Symbol.iterator]()
+    // The iterators of streams, told to return, first wait for what they are waiting for: the streams themselves do not.
+    if ('getReader' in source) {
+      const reader = source.getReader()
+      return { next: () => reader.read(), cancel: () => reader.cancel() }
+    }
+    const iterator = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : Symbol.iterator in source ? source[Symbol.iterator]() : null
+    if (iterator !== null) return { next: () => iterator.next(), cancel: () => isNodeStream(source) ? source.destroy() : iterator.return?.() }
   }
   throw new InvalidSource()
+}
+
+function isNodeStream (source: unknown): source is Readable {
+  return typeof source === 'object' && source !== null && 'destroy' in source && 'on' in source && typeof source.destroy === 'function' && typeof source.on === 'function'
+}
+
+const GONE = Symbol('gone')
+
+/**
+ * The client's leaving, to be waited for beside a source that does not notice it (FACTS 2.12). Not `Promise.race`: that
+ * leaves a reaction on the longer lived promise for each item of the stream.
+ */
+class Departure {
+  #left = false
+  #leave: ((gone: typeof GONE) => void) | null = null
+
+  constructor (signal: AbortSignal) {
+    const onAbort = () => {
+      this.#left = true
+      this.#leave?.(GONE)
+    }
+    if (signal.aborted) onAbort()
+    else signal.addEventListener('abort', onAbort, { once: true })
+  }
+
+  or<T> (value: T | PromiseLike<T>): Promise<T | typeof GONE> {
+    return new Promise((resolve, reject) => {
+      Promise.resolve(value).then(resolve, reject)
+      if (this.#left) resolve(GONE)
+      else this.#leave = resolve
+    })
+  }
 }
 
 function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): Frame | null {

@@ -38,14 +38,16 @@ export class Wheel {
     const now = this.#clock()
     const last = Math.floor(now / this.tickMs)
     // After a stall one round sees every slot; more rounds would see them again.
-    for (let tick = Math.max(this.#tick, last - SLOTS + 1); tick <= last; tick++) {
+    const first = Math.max(this.#tick, last - SLOTS + 1)
+    // Set before: what is scheduled from inside for a time that has passed must not land in a slot already seen.
+    this.#tick = last
+    for (let tick = first; tick <= last; tick++) {
       const items = this.#slots[tick % SLOTS]!
       for (let i = items.length - 1; i >= 0; i--) {
         const item = items[i]
         if (item !== undefined && item.dueAt <= now) item.onTime(now)
       }
     }
-    this.#tick = last
   }
 
   schedule (item: Timed, dueAt: number): void {

@@ -16,9 +16,9 @@ import type { SSEUser } from '../lib/options.js'
  */
 export interface Register {}
 
-type Payloads<S> = { [N in keyof S & string]: S[N] extends TSchema ? Static<S[N]> : never }
-type Events = Register extends { catalogue: { events: infer E } } ? Payloads<E> : Record<string, unknown>
-type Resources = Register extends { catalogue: { resources: infer R } } ? Payloads<R> : Record<string, unknown>
+type Payloads<S extends Record<string, TSchema>> = { [N in keyof S & string]: Static<S[N]> }
+type Events = Register extends { catalogue: { events: infer E extends Record<string, TSchema> } } ? Payloads<E> : Record<string, unknown>
+type Resources = Register extends { catalogue: { resources: infer R extends Record<string, TSchema> } } ? Payloads<R> : Record<string, unknown>
 
 /** A resource of the registered catalogue; without one any string. */
 export type ResourceName = keyof Resources & string

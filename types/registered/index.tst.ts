@@ -4,7 +4,7 @@ import { createDataEvent, defineEvents, EventPriority, type EventInput, type Eve
 
 // With a registered catalogue. The registration holds for a whole program, so these tests have one of their own.
 
-const events = defineEvents({
+export const events = defineEvents({
   events: { chat_message: Type.Object({ room: Type.String(), text: Type.String() }), message: Type.Number() },
   resources: { messages: Type.Object({ text: Type.String() }), rooms: Type.Array(Type.String()) }
 })

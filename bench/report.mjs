@@ -1,0 +1,146 @@
+// The tables of a run. By itself: node bench/report.mjs <results.json>
+import { readFileSync } from 'node:fs'
+import { pathToFileURL } from 'node:url'
+import { F, OURS, Statistics, W } from './statistics.mjs'
+import { checkTargets } from './targets.mjs'
+
+const METRICS = {
+  cpu: ['server CPU µs/event', value => value.toFixed(2)],
+  rate: ['deliveries/s', value => Math.round(value).toLocaleString('en')],
+  p50: ['p50 ms', milliseconds],
+  p99: ['p99 ms', milliseconds],
+  serverBusy: ['server busy', percent],
+  loadBusy: ['load busy', percent],
+  drainMs: ['all delivered after, ms', milliseconds],
+  rssPerConnection: ['RSS/connection, bytes', value => Math.round(value).toLocaleString('en')],
+  heapPerConnection: ['JS heap/connection, bytes', value => Math.round(value).toLocaleString('en')],
+  connectCpu: ['server CPU µs/connect', value => value.toFixed(1)],
+  connectRate: ['connects/s', value => Math.round(value).toLocaleString('en')],
+  published: ['published, MB', megabytes],
+  rssGrowth: ['RSS growth, MB', megabytes],
+  peakGrowth: ['at its peak, MB', megabytes],
+  disconnected: ['disconnected', value => String(Math.round(value))],
+  controlP50: ['p50 ms without', milliseconds],
+  controlP99: ['p99 ms without', milliseconds],
+  stallP99: ['loop stall p99 ms', milliseconds],
+  stallMax: ['loop stall max ms', milliseconds]
+}
+
+// The first of `ratios` is set against both floors; for all of them it is shown what ours is of each.
+const TABLES = {
+  fanout: {
+    title: ([connections, perTurn]) => `Fan-out, ${group(connections)} connections, ${perTurn === '1' ? 'single events' : `bursts of ${perTurn} per turn`}`,
+    columns: ['cpu', 'rate', 'p50', 'p99', 'serverBusy', 'loadBusy'],
+    ratios: ['cpu', 'rate']
+  },
+  latency: {
+    title: ([connections]) => `Latency at 20,000 deliveries/s, ${group(connections)} connections`,
+    columns: ['p50', 'p99', 'cpu'],
+    ratios: ['p99', 'p50']
+  },
+  topics: {
+    title: ([topics]) => `One of ${group(topics)} topics`,
+    columns: ['cpu', 'rate', 'p50', 'p99', 'loadBusy'],
+    ratios: ['cpu']
+  },
+  idle: {
+    title: ([connections]) => `Idle, ${group(connections)} connections`,
+    columns: ['rssPerConnection', 'heapPerConnection', 'connectCpu', 'connectRate'],
+    ratios: ['rssPerConnection', 'connectCpu']
+  },
+  stall: {
+    title: ([connections]) => `Event loop while broadcasting to ${group(connections)} connections`,
+    columns: ['stallP99', 'stallMax', 'cpu'],
+    ratios: ['stallP99']
+  },
+  openloop: {
+    title: ([connections, rate]) => `Open loop, ${group(connections)} connections × ${group(rate)} events/s from a socket`,
+    columns: ['p50', 'p99', 'drainMs', 'cpu', 'serverBusy', 'loadBusy'],
+    ratios: ['p99']
+  },
+  stalled: {
+    title: ([stalled, , connections]) => `${stalled} stalled readers of ${group(connections)} at 320 KB/s`,
+    columns: ['published', 'rssGrowth', 'peakGrowth', 'disconnected', 'controlP50', 'p50', 'controlP99', 'p99'],
+    ratios: []
+  }
+}
+
+export function createReport (results) {
+  const statistics = new Statistics(results)
+  const { date, node, cpu, version, peers, options, seconds, pinned, notes, failures } = results
+  const versions = Object.entries(peers).map(([name, number]) => `${name} ${number}`).join(', ')
+  const lines = [
+    '# Comparison',
+    '',
+    `${date.slice(0, 10)}, Node ${node}, ${cpu}, ${pinned ? 'server and load on a core each' : 'not pinned'}; ${seconds} s${options.quick ? ' (--quick: sizes too small for the figures to mean much)' : ''}.`,
+    `This package ${version} (\`ours\`) beside ${versions}; F = \`${F}\`, W = \`${W}\`.`,
+    'Medians of interleaved rounds; ratios are medians of ratios within the same round. `>`: it fell behind, and the figure would have grown on.',
+    ...notes.map(note => `\n**Note:** ${note}.`),
+    ...failures.map(failure => `\n**FAILED:** ${failure}`)
+  ]
+  for (const scenario of statistics.scenarios) lines.push('', ...createTable(statistics, scenario))
+  const targets = checkTargets(statistics)
+  if (targets.length > 0) {
+    lines.push('', '## Targets', '', ...table(['target', 'limit', 'measured', 'met'], targets.map(({ name, limit, value, met }) => [name, limit, typeof value === 'number' ? value.toFixed(2) : value ? 'yes' : 'no', met ? 'yes' : '**no**'])))
+  }
+  return lines.join('\n') + '\n'
+}
+
+function createTable (statistics, scenario) {
+  const [kind, ...parts] = scenario.split('-')
+  const { title, columns, ratios } = TABLES[kind]
+  const [first] = ratios
+  const against = []
+  if (first !== undefined) for (const [base, letter] of [[F, 'F'], [W, 'W']]) against.push({ heading: `${short(first)} ÷ ${letter}`, ratio: implementation => statistics.ratio(scenario, first, implementation, base) })
+  for (const metric of ratios) against.push({ heading: `${short(metric)}: ours ÷ it`, ratio: implementation => statistics.ratio(scenario, metric, OURS, implementation) })
+  const rows = statistics.implementations(scenario).map(implementation => {
+    const behind = statistics.samples(scenario, implementation).some(sample => sample.abandoned)
+    return [
+      implementation === OURS ? `**${implementation}**` : implementation,
+      ...columns.map(metric => format(metric, statistics.value(scenario, implementation, metric), behind)),
+      ...against.map(({ ratio }) => formatRatio(ratio(implementation)))
+    ]
+  })
+  return [`## ${title(parts)}`, '', ...table(['', ...columns.map(metric => METRICS[metric][0]), ...against.map(({ heading }) => heading)], rows)]
+}
+
+function format (metric, value, behind) {
+  if (value === null) return '–'
+  const growing = behind && ['p50', 'p99', 'drainMs'].includes(metric)
+  return (growing ? '> ' : '') + METRICS[metric][1](value)
+}
+
+function formatRatio (value) {
+  return value === null || !Number.isFinite(value) ? '–' : value.toFixed(value < 0.1 ? 3 : 2)
+}
+
+function short (metric) {
+  return { cpu: 'CPU', rate: 'deliveries/s', rssPerConnection: 'RSS', connectCpu: 'connect', stallP99: 'stall' }[metric] ?? metric
+}
+
+/** Markdown whose columns also line up as plain text. */
+function table (heading, rows) {
+  const widths = heading.map((text, i) => Math.max(3, ...[heading, ...rows].map(row => row[i].length)))
+  const line = row => `| ${row.map((text, i) => i === 0 ? text.padEnd(widths[i]) : text.padStart(widths[i])).join(' | ')} |`
+  return [line(heading), `|${widths.map((width, i) => i === 0 ? '-'.repeat(width + 2) : '-'.repeat(width + 1) + ':').join('|')}|`, ...rows.map(line)]
+}
+
+function milliseconds (value) {
+  return value >= 100 ? Math.round(value).toLocaleString('en') : value.toFixed(value >= 10 ? 1 : 2)
+}
+
+function megabytes (value) {
+  return (value / 1e6).toFixed(1)
+}
+
+function percent (value) {
+  return `${Math.round(value * 100)} %`
+}
+
+function group (number) {
+  return Number(number).toLocaleString('en')
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  console.log(createReport(JSON.parse(readFileSync(process.argv[2] ?? new URL('results/latest.json', import.meta.url), 'utf8'))))
+}

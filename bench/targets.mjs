@@ -1,0 +1,45 @@
+import { F, OURS, W } from './statistics.mjs'
+
+const OUTBOX_BYTES = 1024 * 1024
+
+const atMost = limit => ({ limit: `≤ ${limit}`, met: value => value <= limit })
+const atLeast = limit => ({ limit: `≥ ${limit}`, met: value => value >= limit })
+const yes = { limit: 'yes', met: value => value === true }
+const keptUp = (statistics, scenario) => {
+  const samples = statistics.samples(scenario, OURS)
+  return samples.length === 0 ? null : samples.every(sample => sample.keptUp)
+}
+
+/** What this package promises itself; sizes are those of a full run. */
+const TARGETS = [
+  ['Single events, 1,000 connections: CPU ÷ F', atMost(1.1), s => s.ratio('fanout-1000-1', 'cpu', OURS, F)],
+  ['Single events, 1,000 connections: CPU ÷ best peer', atMost(0.6), s => s.ratioToBestPeer('fanout-1000-1', 'cpu')],
+  ['Single events, 10,000 connections: CPU ÷ F', atMost(1.1), s => s.ratio('fanout-10000-1', 'cpu', OURS, F)],
+  ['Single events, 10,000 connections: CPU ÷ best peer', atMost(0.6), s => s.ratioToBestPeer('fanout-10000-1', 'cpu')],
+  ['Bursts of 10, 1,000 connections: CPU ÷ F', atMost(0.13), s => s.ratio('fanout-1000-10', 'cpu', OURS, F)],
+  ['Bursts of 10, 1,000 connections: deliveries/s ÷ best peer', atLeast(7), s => s.ratioToBestPeer('fanout-1000-10', 'rate', { higherIsBetter: true })],
+  ['Open loop, 1,000 × 400 events/s: p99 ÷ best peer', atMost(0.05), s => s.ratioToBestPeer('openloop-1000-400', 'p99')],
+  ['Open loop, 1,000 × 1,000 events/s: kept up', yes, s => keptUp(s, 'openloop-1000-1000')],
+  ['20,000 deliveries/s: p50 ÷ F', atMost(1.15), s => s.ratio('latency-1000', 'p50', OURS, F)],
+  ['20,000 deliveries/s: p99 ÷ F', atMost(1.15), s => s.ratio('latency-1000', 'p99', OURS, F)],
+  ['One of 10,000 topics: CPU ÷ F', atMost(1.15), s => s.ratio('topics-10000', 'cpu', OURS, F)],
+  ['Idle connection at 10,000: RSS ÷ bare node:http', atMost(1.05), s => s.ratio('idle-10000', 'rssPerConnection', OURS, W)],
+  ['Connect: server CPU, µs', atMost(80), s => s.value('idle-10000', OURS, 'connectCpu')],
+  ['10 stalled readers of 1,000: RSS growth ÷ (10 × outboxBytes)', atMost(1), s => divide(s.value('stalled-10-of-1000', OURS, 'rssGrowth'), 10 * OUTBOX_BYTES)],
+  ['10 stalled readers of 1,000: p99 of the others ÷ without them', atMost(1.2), s => divide(s.value('stalled-10-of-1000', OURS, 'p99'), s.value('stalled-10-of-1000', OURS, 'controlP99'))],
+  ['Event-loop stall at 10,000 connections: p99, ms', atMost(15), s => s.value('stall-10000', OURS, 'stallP99')],
+  ['Open loop, 10,000 × 100 events/s: kept up', yes, s => keptUp(s, 'openloop-10000-100')],
+  ['Open loop, 10,000 × 100 events/s: p99, ms', atMost(300), s => s.value('openloop-10000-100', OURS, 'p99')]
+]
+
+function divide (value, base) {
+  return value === null || base === null ? null : value / base
+}
+
+/** Every target that this run can speak about. */
+export function checkTargets (statistics) {
+  return TARGETS.map(([name, { limit, met }, measure]) => {
+    const value = measure(statistics)
+    return { name, limit, value, met: value === null ? null : met(value) }
+  }).filter(target => target.value !== null)
+}

@@ -1,0 +1,121 @@
+import { readdir, readFile } from 'node:fs/promises'
+import { dirname, join, normalize } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import ts from 'typescript'
+
+// The rules of the house that a compiler does not know. A new file in lib/ has to be given its place here.
+
+/** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
+const LAYERS = [
+  ['errors'],
+  ['broker', 'catchup', 'chunk', 'event', 'head', 'ring', 'topic', 'wheel'],
+  ['auth', 'brokers/memory', 'catalogue', 'cursor', 'registry', 'target'],
+  ['frame', 'options', 'outbox'],
+  ['connection', 'flush', 'source'],
+  ['manager'],
+  ['reply'],
+  ['plugin'],
+  ['index']
+]
+/** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
+const FASTIFY_VALUES = ['plugin']
+const FASTIFY_TYPES = ['auth', 'options', 'plugin', 'reply']
+/** Who may load parts of Node that reach sockets. */
+const SOCKETS = ['connection', 'reply']
+
+const LIB = fileURLToPath(new URL('../lib', import.meta.url))
+
+interface Import { from: string, typeOnly: boolean }
+interface Module { name: string, imports: Import[], texts: string[], constructed: string[] }
+
+/** What a file imports, the texts it writes and what it constructs; comments do not count. */
+function read (name: string, text: string): Module {
+  const module: Module = { name, imports: [], texts: [], constructed: [] }
+  const visit = (node: ts.Node): void => {
+    if (ts.isImportDeclaration(node)) {
+      const clause = node.importClause
+      const bindings = clause?.namedBindings
+      const named = bindings !== undefined && ts.isNamedImports(bindings) ? bindings.elements : []
+      // `import { type A }` alone is erased as well: the build does not keep what is not used as a value.
+      const typeOnly = clause !== undefined && (clause.phaseModifier === ts.SyntaxKind.TypeKeyword || (clause.name === undefined && named.length > 0 && named.every(element => element.isTypeOnly)))
+      module.imports.push({ from: (node.moduleSpecifier as ts.StringLiteral).text, typeOnly })
+      return
+    }
+    if (ts.isExportDeclaration(node) && node.moduleSpecifier !== undefined) {
+      module.imports.push({ from: (node.moduleSpecifier as ts.StringLiteral).text, typeOnly: node.isTypeOnly })
+      return
+    }
+    if (ts.isCallExpression(node) && node.expression.kind === ts.SyntaxKind.ImportKeyword) module.imports.push({ from: node.arguments[0]!.getText(), typeOnly: false })
+    if (ts.isStringLiteral(node) || ts.isNoSubstitutionTemplateLiteral(node) || ts.isTemplateHead(node) || ts.isTemplateMiddle(node) || ts.isTemplateTail(node)) module.texts.push(node.text)
+    if (ts.isNewExpression(node)) module.constructed.push(node.expression.getText())
+    ts.forEachChild(node, visit)
+  }
+  visit(ts.createSourceFile(name, text, ts.ScriptTarget.ES2022, true))
+  return module
+}
+
+const files = (await readdir(LIB, { recursive: true })).filter(file => file.endsWith('.ts')).map(file => file.replaceAll('\\', '/').slice(0, -'.ts'.length)).sort()
+const modules = await Promise.all(files.map(async file => read(file, await readFile(join(LIB, `${file}.ts`), 'utf8'))))
+
+/** The file of lib/ that an import leads to, or null for one outside. */
+function inside (module: Module, { from }: Import): string | null {
+  if (!from.startsWith('.')) return null
+  const path = normalize(join(dirname(module.name), from)).replaceAll('\\', '/').replace(/\.js$/, '')
+  return path.startsWith('..') ? null : path
+}
+
+t.test('each file has one place', async t => {
+  t.same(LAYERS.flat().sort(), files)
+})
+
+t.test('imports go one way', async t => {
+  const layerOf = new Map(LAYERS.flatMap((names, layer) => names.map(name => [name, layer] as const)))
+  const upward: string[] = []
+  let seen = 0
+  for (const module of modules) {
+    for (const item of module.imports) {
+      const target = inside(module, item)
+      if (target === null || item.typeOnly) continue
+      seen++
+      if (!(layerOf.get(target)! < layerOf.get(module.name)!)) upward.push(`${module.name} → ${target}`)
+    }
+  }
+  t.same(upward, [])
+  t.ok(seen > files.length, 'imports were found at all')
+})
+
+t.test('lib imports nothing of the repository but itself and the public types', async t => {
+  const strangers = modules.flatMap(module => module.imports
+    .filter(item => item.from.startsWith('.') && inside(module, item) === null && !(item.typeOnly && item.from.endsWith('/types/index.js')))
+    .map(({ from }) => `${module.name} → ${from}`))
+  t.same(strangers, [])
+})
+
+t.test('only the Fastify-facing files know Fastify', async t => {
+  const users = (typeOnly: boolean) => modules
+    .filter(({ imports }) => imports.some(item => item.typeOnly === typeOnly && /^(?:fastify(?:\/.*)?|@fastify\/(?!error$).*)$/.test(item.from)))
+    .map(({ name }) => name)
+  t.same(users(false), FASTIFY_VALUES)
+  t.same(users(true), FASTIFY_TYPES)
+})
+
+t.test('only the files that write load what writes', async t => {
+  const users = modules.filter(({ imports }) => imports.some(item => !item.typeOnly && /^node:(?:http|http2|https|net|tls|stream)$/.test(item.from))).map(({ name }) => name)
+  t.same(users, SOCKETS)
+})
+
+t.test('only event.ts writes fields of the wire format', async t => {
+  const writers = modules.filter(({ texts }) => texts.some(text => /(?:^|\n)(?:data|event|id|retry): /.test(text))).map(({ name }) => name)
+  t.same(writers, ['event'])
+})
+
+t.test('all errors come from errors.ts', async t => {
+  const own = modules.flatMap(({ name, constructed }) => constructed.filter(what => /^(?:globalThis\.)?(?:|Type|Range|Syntax|Reference|Aggregate|SSE)Error$/.test(what)).map(what => `${name}: new ${what}`))
+  t.same(own, [])
+  t.ok(modules.some(({ constructed }) => constructed.includes('Unauthenticated')), 'errors are made at all')
+})
+
+t.test('each file loads by itself, so that coverage sees all of them', async t => {
+  for (const file of files) t.type(await import(`../lib/${file}.js`), 'object', file)
+})

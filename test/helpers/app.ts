@@ -1,0 +1,82 @@
+import type { AddressInfo } from 'node:net'
+import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import type { Test } from 'tap'
+import ssePlugin, { type ConnectOptions, type SSEConnection, type SSEOptions } from '../../lib/index.js'
+import { SSEClient, type ClientOptions } from './sse.js'
+import { turns } from './wait.js'
+
+/** Listens on a free port of the loopback interface and returns the base URL. */
+export async function listen (app: FastifyInstance): Promise<string> {
+  await app.listen({ host: '127.0.0.1', port: 0 })
+  return `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`
+}
+
+export interface Joined {
+  client: SSEClient
+  connection: SSEConnection
+}
+
+export interface Service {
+  app: FastifyInstance
+  url: string
+  /** Opens a stream as `user` (null for nobody) with these subscriptions. */
+  join (user?: string | null, subscriptions?: readonly string[], options?: JoinOptions): Promise<Joined>
+  /** A stream that is closed when the test ends. */
+  open (path: string, options?: ClientOptions): Promise<SSEClient>
+}
+
+export interface JoinOptions extends ClientOptions, ConnectOptions {
+  /** Sent as the header, so that it is the client's word, not the application's. */
+  cursor?: string
+}
+
+/** A server with the plugin and one route, `/sse`, which opens a managed stream for `?user=`. */
+export async function serve (t: Test, options: SSEOptions = {}, server: FastifyServerOptions = {}, setup?: (app: FastifyInstance) => void): Promise<Service> {
+  const app = Fastify(server)
+  const clients: SSEClient[] = []
+  const pending = new Map<string, ConnectOptions>()
+  const joined = new Map<string, SSEConnection>()
+  let count = 0
+  t.teardown(async () => {
+    for (const client of clients) client.close()
+    await app.close()
+  })
+  await app.register(ssePlugin, { authHandler: ({ query }) => query['user'] as string | undefined ?? null, drainMs: 500, ...options })
+  app.get('/sse', { sse: true }, async (request, reply) => {
+    const { join = '' } = request.query as { join?: string }
+    joined.set(join, await reply.sse(pending.get(join)))
+  })
+  setup?.(app)
+  const url = await listen(app)
+  const open = async (path: string, options?: ClientOptions): Promise<SSEClient> => {
+    const client = new SSEClient(url + path, options)
+    clients.push(client)
+    return client.ready()
+  }
+  return {
+    app,
+    url,
+    open,
+    async join (user = null, subscriptions = [], { cursor, headers, method, body, ...connect }: JoinOptions = {}) {
+      const join = String(++count)
+      pending.set(join, { subscriptions, ...connect })
+      const query = new URLSearchParams({ join, ...(user !== null && { user }) })
+      const client = await open(`/sse?${query}`, { headers: { ...headers, ...(cursor !== undefined && { 'last-event-id': cursor }) } })
+      if (!client.isStream) throw new Error(`${client.status} ${client.body}`)
+      return { client, connection: joined.get(join)! }
+    }
+  }
+}
+
+/** Stops a client from reading and sends it filler (not logged) until something has to wait on the server. */
+export async function block ({ client, connection }: Joined, event = 'filler'): Promise<void> {
+  client.pause()
+  const data = 'x'.repeat(100_000)
+  // The kernel takes several megabytes before anything waits.
+  for (let i = 0; i < 300; i++) {
+    connection.sendEvent({ event, data })
+    await turns(1)
+    if (connection.stats().queuedBytes > 0) return
+  }
+  throw new Error('The socket took 30 MB from a client that does not read')
+}

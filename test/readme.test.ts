@@ -1,0 +1,545 @@
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { createServer, type Server } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
+import t, { type Test } from 'tap'
+import { EventSource } from 'undici'
+import type { GapReason } from '../lib/broker.js'
+import { CLOSE_REASONS } from '../lib/connection.js'
+import * as errors from '../lib/errors.js'
+import type { ControlEvent } from '../lib/event.js'
+import ssePlugin, { SSEError, type SSEManager } from '../lib/index.js'
+import { listen, serve } from './helpers/app.js'
+import { createCertificate } from './helpers/certificate.js'
+import { connectH2, H2Stream } from './helpers/h2.js'
+import { compile, optionsTable, README, ROOT, samplesOf, tableOf, transpile } from './helpers/readme.js'
+import { SSEClient, type ClientOptions } from './helpers/sse.js'
+import { until } from './helpers/wait.js'
+
+// README says what the code does: its tables are compared with the code, its samples compiled and run.
+
+const readme = await readFile(README, 'utf8')
+const samples = samplesOf(readme)
+
+t.test('tables and lists', async t => {
+  t.test('options, made from their schema', async t => {
+    const [, before, , after] = /^(.*<!-- options: [^\n]*-->\n)(.*?)(<!-- \/options -->.*)$/s.exec(readme)!
+    const wanted = `${before}${optionsTable()}\n${after}`
+    if (process.env.UPDATE_README === '1') await writeFile(README, wanted)
+    else t.equal(readme, wanted, 'UPDATE_README=1 brings the table up to date')
+  })
+
+  t.test('errors, with their status', async t => {
+    const defined = Object.values(errors)
+      .filter(value => value !== SSEError)
+      .map(value => new (value as new () => SSEError)())
+      .map(({ code, statusCode }) => [code, String(statusCode)])
+    t.ok(defined.length > 30)
+    t.same(tableOf(readme, 'Code').map(([code, status]) => [code, status]), defined, 'each error of errors.ts, in its order')
+  })
+
+  t.test('close reasons, and after which of them clients are told to come back', async t => {
+    const rows = tableOf(readme, 'Close reason')
+    t.same(rows.map(([reason]) => reason), CLOSE_REASONS)
+    const service = await serve(t)
+    for (const [reason, , comeBack] of [...rows, ['kicked', '', 'no']]) {
+      if (comeBack === '') continue
+      const { client, connection } = await service.join()
+      connection.close(reason)
+      await client.waitFor('sse:close')
+      t.same(client.json('sse:close'), [{ reason, reconnect: comeBack === 'yes' }])
+    }
+  })
+
+  t.test('reasons of a gap', async t => {
+    // The compiler holds this list to the type.
+    const reasons: Record<GapReason, true> = { malformed: true, epoch: true, unknown: true, trimmed: true, limit: true }
+    t.same(tableOf(readme, 'Reason of a gap').map(([reason]) => reason), Object.keys(reasons))
+  })
+
+  t.test('control events', async t => {
+    const events: Record<ControlEvent, true> = { gap: true, close: true, error: true }
+    t.same(tableOf(readme, 'Event').map(([event]) => event), ['data', 'notification', ...Object.keys(events).map(name => `sse:${name}`)])
+  })
+
+  t.test('options of a broadcast', async t => {
+    const named = tableOf(readme, 'Option of a broadcast').flatMap(([cell]) => cell!.split(/`?, `?/))
+    const { sse } = (await serve(t)).app
+    for (const name of named) {
+      const error = await sse.broadcastEvent({ data: 1 }, { [name]: Symbol('wrong') }).catch(error => error)
+      t.ok(error instanceof SSEError && !error.message.includes('unknown property'), name)
+    }
+    t.equal(named.length, 10)
+  })
+
+  t.test('patterns', async t => {
+    const { join, app: { sse } } = await serve(t)
+    const topics = (cell: string) => Array.from(cell.matchAll(/[\w:]+/g), ([topic]) => topic).filter(topic => topic !== 'everything')
+    for (const [subscription, covered, uncovered] of tableOf(readme, 'Subscription')) {
+      const { connection } = await join(null, [subscription!])
+      for (const topic of topics(covered!)) t.equal(connection.hasSubscription(topic), true, `${subscription} covers ${topic}`)
+      for (const topic of topics(uncovered!)) t.equal(connection.hasSubscription(topic), false, `${subscription} does not cover ${topic}`)
+      connection.close()
+    }
+    t.equal((await sse.broadcastEvent({ data: 1 })).delivered, 0)
+  })
+
+  t.test('files', async t => {
+    const files = (await readdir(join(ROOT, 'lib'), { recursive: true })).filter(file => file.endsWith('.ts')).map(file => `lib/${file.replaceAll('\\', '/')}`)
+    t.same(tableOf(readme, 'File').map(([file]) => file).sort(), [...files, 'types/index.ts'].sort())
+  })
+
+  t.test('links within the page lead somewhere', async t => {
+    const headings = new Set(Array.from(readme.replace(/^```.*?^```$/gms, '').matchAll(/^#+ (.*)$/gm), ([, heading]) => heading!.toLowerCase().replace(/[^\w -]/g, '').replaceAll(' ', '-')))
+    const links = Array.from(readme.matchAll(/\]\(#([^)]+)\)/g), ([, link]) => link!)
+    t.same(links.filter(link => !headings.has(link)), [])
+    t.ok(links.length > 15)
+  })
+
+  t.test('the two commands', async t => {
+    const { scripts } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8'))
+    t.match(readme, /^npm ci && npm start +#/m)
+    t.match(readme, /^npm ci && npm test +#/m)
+    t.match(scripts.start, 'example-app/server.ts')
+    for (const step of ['lint', 'check', 'build', 'test:unit', 'test:types', 'test:package']) t.match(scripts.test, new RegExp(`npm run ${step}(?: |$)`))
+    t.match(await readFile(join(ROOT, '.ci/run'), 'utf8'), /^npm ci && npm test\b/m)
+    t.ok((await stat(join(ROOT, '.ci/run'))).mode & 0o100, '.ci/run is executable')
+    for (const file of ['LICENSE', 'CHANGELOG.md', 'example-app/README.md']) t.ok(existsSync(join(ROOT, file)), file)
+  })
+})
+
+// What samples use and leave to the reader.
+const GLOBALS = `
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+interface Session { userId: string, expiresAt: number, role: string }
+declare global {
+  const app: FastifyInstance
+  const clientId: string
+  const model: { stream (prompt: string, options: { signal: AbortSignal }): AsyncIterable<string> }
+  function validateToken (token: string): Promise<string | null>
+  function findSession (id: string | undefined): Promise<Session | null>
+  function redeemTicket (ticket: unknown): Promise<Session | null>
+  function findApiKey (key: unknown): Promise<string | null>
+  function verifySession (request: FastifyRequest): Promise<void>
+}`
+
+t.test('samples compile', async t => {
+  const typescript = samples.filter(({ language, name }) => language === 'ts' && name !== '')
+  // A registered catalogue holds for a whole program.
+  const registering = typescript.filter(({ text }) => text.includes('interface Register'))
+  const others = typescript.filter(sample => !registering.includes(sample))
+  t.equal(registering.length, 1)
+  t.ok(others.length > 20)
+  t.same(compile(registering, GLOBALS), [])
+  t.same(compile(others, GLOBALS), [])
+  const [said] = compile([{ language: 'ts', name: 'wrong', text: "import { SSEManager } from 'fastify-sse-manager'\nnew SSEManager({ keepAlive: 'yes' })" }], GLOBALS)
+  t.match(said, /^wrong\.ts:2: Type 'string' is not assignable to type 'boolean'/, 'a wrong sample is found')
+})
+
+/** Runs a sample with these globals; `edit` prepares its text. Returns what it is asked to export. */
+async function run (t: Test, globals: Record<string, unknown> = {}, exports: string[] = [], edit = (text: string) => text): Promise<Record<string, any>> {
+  const sample = samples.find(({ name }) => name === t.name)!
+  const printed: unknown[][] = []
+  const given = { ...globals, [`printed-${t.name}`]: (...values: unknown[]) => { printed.push(values) } }
+  const before = Object.getOwnPropertyDescriptors(globalThis)
+  for (const [name, value] of Object.entries(given)) Object.defineProperty(globalThis, name, { value, configurable: true, writable: true })
+  t.teardown(() => {
+    for (const name of Object.keys(given)) {
+      Reflect.deleteProperty(globalThis, name)
+      if (name in before) Object.defineProperty(globalThis, name, before[name as keyof typeof before])
+    }
+  })
+  const text = edit(transpile(sample, exports))
+  const directory = t.testdir({ 'sample.mjs': `const console = { log: globalThis['printed-${t.name}'] }\n${text}` })
+  const module = await import(pathToFileURL(join(directory, 'sample.mjs')).href)
+  return { ...module, printed }
+}
+
+function at (server: { address (): unknown }): string {
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+}
+
+async function visit (t: Test, url: string, options?: ClientOptions): Promise<SSEClient> {
+  const client = await SSEClient.open(url, options)
+  t.teardown(() => client.close())
+  return client
+}
+
+/** An application to which samples add, closed when the test ends. */
+function bare (t: Test): FastifyInstance {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  return app
+}
+
+/** Runs a sample and then, as the signal would, what it has put on SIGTERM. */
+async function terminate (signal: 'SIGTERM', before: readonly unknown[]): Promise<void> {
+  for (const listener of process.rawListeners(signal)) if (!before.includes(listener)) await listener.call(process, signal)
+}
+
+const validateToken = async (token: string) => token === 'good' ? 'user123' : null
+const bearer = (token: string): ClientOptions => ({ headers: { authorization: `Bearer ${token}` } })
+const resources = (client: SSEClient) => client.json('data').map(({ resource }) => resource)
+
+const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
+  async 'quick-start' (t) {
+    const { app } = await run(t, {}, ['app'])
+    t.teardown(() => app.close())
+    const client = await visit(t, `${at(app.server)}/sse`)
+    const response = await fetch(`${at(app.server)}/news`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"headline":"It works"}' })
+    t.same(await response.json(), { delivered: 1 })
+    await client.waitFor('data', 2)
+    const shown = /prints the stream as it is:\n\n```\n(.*?)```/s.exec(readme)![1]!
+    const plain = (text: string) => text.trim().replace(/[\w-]{8}\.(\d)/g, 'epoch.$1').replace(/"at":\d+/, '"at":0')
+    t.equal(plain(client.blocks.map(({ text }) => text).join('\n\n')), plain(shown), 'the stream is the one that README shows')
+  },
+
+  async setup (t) {
+    const { app } = await run(t, { validateToken }, ['app'])
+    t.teardown(() => app.close())
+    const url = await listen(app)
+    for (const options of [{}, bearer('bad')]) t.equal((await visit(t, `${url}/sse`, options)).status, 401)
+    for (const subscription of ['user:user1234', 'user:*', '**']) t.equal((await visit(t, `${url}/sse?subscription=${subscription}`, bearer('good'))).status, 403, subscription)
+    const client = await visit(t, `${url}/sse?subscription=updates:dashboard`, bearer('good'))
+    t.ok((await visit(t, `${url}/sse?subscription=user:user123:**`, bearer('good'))).isStream)
+    t.equal((await app.sse.broadcastData('x', 1, { subscriptionIds: ['updates:dashboard'] })).delivered, 1)
+    await client.waitFor('data')
+    const [connection] = app.sse.getConnectionsBySubscription('updates:dashboard')
+    t.match(connection, { userId: 'user123', clientInfo: { host: '127.0.0.1', ip: '127.0.0.1', connectedAt: Number } })
+  },
+
+  async 'ready-endpoint' (t) {
+    const app = bare(t)
+    await run(t, { app })
+    const url = await listen(app)
+    for (const subscription of ['other', 'updates:*']) t.equal((await visit(t, `${url}/sse?subscription=${subscription}`)).status, 403, subscription)
+    const client = await visit(t, `${url}/sse?subscription=updates:dashboard&subscription=updates:billing`)
+    t.equal((await app.sse.broadcastData('x', 1, { subscriptionIds: ['updates:billing'] })).delivered, 1)
+    await client.waitFor('data')
+  },
+
+  async broadcasting (t) {
+    const { app, join } = await serve(t)
+    const { client: user } = await join('user123')
+    const { client: reader } = await join(null, ['chat:*'])
+    await run(t, { app })
+    await Promise.all([user.waitFor('notification'), reader.waitFor('notification')])
+    t.same(resources(user), ['notifications', 'messages'])
+    t.same(resources(reader), ['notifications', 'chat'])
+    t.match(user.json('notification'), [{ title: 'System Update', message: String, level: 'warning', actions: [{ label: 'Details', url: '/status' }] }])
+  },
+
+  async 'custom-events' (t) {
+    const { app, join } = await serve(t)
+    const { client: reader } = await join(null, ['chat:general'])
+    const { client: user } = await join('user456', ['chat:random'])
+    await run(t, { app })
+    await Promise.all([reader.waitFor('chat_message', 2), user.waitFor('chat_message')])
+    t.same(reader.json('chat_message').map(({ message }) => message), ['Hello everyone!', 'Hello again!'])
+    t.match(user.json('chat_message'), [{ room: 'general', user: 'user123', message: 'Psst', timestamp: Number }])
+  },
+
+  async filtering (t) {
+    const { app, join } = await serve(t)
+    const { client: old } = await join('ada')
+    const { client: nobody } = await join()
+    const { now } = Date
+    t.teardown(() => { Date.now = now })
+    Date.now = () => now() + 61_000
+    const { client: young } = await join('grace')
+    await run(t, { app })
+    await app.sse.broadcastEvent({ event: 'end', data: '' })
+    for (const client of [old, nobody, young]) await client.waitFor('end')
+    t.same([old, nobody, young].map(client => client.named('survey').length), [1, 0, 0])
+  },
+
+  async client (t) {
+    const app = bare(t)
+    await app.register(ssePlugin, { retryMs: 100, authorizeSubscription: ({ subscriptionId }) => subscriptionId !== 'secret' })
+    let opened = 0
+    app.get<{ Querystring: { subscription?: string } }>('/sse', { sse: true }, async (request, reply) => {
+      const { subscription } = request.query
+      await reply.sse({ subscriptions: subscription === undefined ? [] : [subscription], ...(opened++ === 0 && { lastEventId: 'nonsense' }) })
+    })
+    const url = await listen(app)
+    const called: Record<string, unknown[][]> = { handleText: [], handleResourceData: [], showNotification: [], reloadState: [], showRefusal: [] }
+    const handlers = Object.fromEntries(Object.keys(called).map(name => [name, (...values: unknown[]) => { called[name]!.push(values) }]))
+    const { source, connectSSE, printed } = await run(t, { EventSource, ...handlers }, ['source', 'connectSSE'], text => text.replaceAll(/(['`])\/sse/g, `$1${url}/sse`))
+    t.teardown(() => source.close())
+    await until(() => called.reloadState!.length === 1)
+    await app.sse.broadcastEvent({ data: 'plain' })
+    await app.sse.broadcastData('prices', [1], { subscriptionIds: ['updates:dashboard'] })
+    await app.sse.broadcastNotification({ title: 'a', message: 'b', level: 'success' })
+    await until(() => called.showNotification!.length === 1)
+
+    // The server cuts it off: it comes back by itself, with its place.
+    app.sse.getConnectionsBySubscription('updates:dashboard')[0]!.close('max-age')
+    await until(() => opened === 2 && app.sse.connectionCount === 1)
+    await app.sse.broadcastEvent({ data: 'again' })
+    await until(() => called.handleText!.length === 2)
+    t.same(called, {
+      handleText: [['plain'], ['again']],
+      handleResourceData: [['prices', [1]]],
+      showNotification: [['a', 'b', 'success', undefined]],
+      reloadState: [[]],
+      showRefusal: []
+    })
+
+    app.sse.getConnectionsBySubscription('updates:dashboard')[0]!.close('kicked')
+    await until(() => source.readyState === EventSource.CLOSED)
+    t.same(printed.at(-1), ['SSE connection ends:', 'kicked'])
+    t.teardown(() => refused.close())
+    const refused = connectSSE('secret')
+    await until(() => called.showRefusal!.length === 1)
+    t.equal(opened, 3, 'it did not come back')
+  },
+
+  async connections (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    // The sample adds a route and looks for a connection, so that one comes by another way.
+    const server = createServer((request, response) => { app.sse.createConnection({ request, response, user: { userId: 'user123' }, subscriptions: ['chat:general'] }) })
+    await once(server.listen(0, '127.0.0.1'), 'listening')
+    t.teardown(() => server.close())
+    const cut = await visit(t, at(server))
+    const { printed } = await run(t, { app })
+    await cut.waitForEnd()
+    t.same(cut.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
+    t.match(printed, [[Number, { connections: Number, delivered: 0 }]])
+
+    const url = await listen(app)
+    const client = await visit(t, `${url}/live`)
+    await client.waitFor('rooms')
+    t.same(resources(client), ['welcome'])
+    t.match(client.json('notification'), [{ title: 'Hello', message: 'You are connected', level: 'success' }])
+    t.same(client.json('rooms'), [['chat:general']])
+    client.close()
+    await until(() => app.sse.connectionCount === 0)
+  },
+
+  async patterns (t) {
+    const { app, join } = await serve(t)
+    const { client, connection } = await join('user123')
+    await run(t, { app, clientId: connection.clientId })
+    t.same([...connection.subscriptions], ['user:user123', 'user:user123:messages', 'user:user123:notifications', 'user:user123:**'])
+    await app.sse.broadcastEvent({ event: 'end', data: '' }, { subscriptionIds: ['user:user123:deep:down'] })
+    await client.waitFor('end')
+    t.same(client.json('data'), [{ resource: 'messages', data: { id: 'msg123', content: 'New message' } }], 'once')
+  },
+
+  async catalogue (t) {
+    const { app } = await run(t, {}, ['app'])
+    t.teardown(() => app.close())
+    const sample = samples.find(({ name }) => name === 'catalogue')!.text
+    const error = await (app.sse as SSEManager).broadcastData('messages', { text: 1 }).catch(error => error)
+    t.ok(sample.includes(`${error.code}, ${error.message}`), `README has: ${error.message}`)
+    await t.rejects(app.sse.broadcastEvent({ event: 'chat_massage', data: {} }), { code: 'SSE_ERR_UNKNOWN_EVENT' })
+    t.equal(app.sse.stats().messages, 2, 'only the right ones were published')
+  },
+
+  async priorities (t) {
+    const { app, join } = await serve(t)
+    const { client } = await join()
+    await run(t, { app })
+    await client.waitFor('alarm')
+    t.same(client.applicationEvents.map(({ event }) => event), ['data', 'alarm'], 'published order while the client keeps up')
+  },
+
+  async conflation (t) {
+    const { app, join } = await serve(t)
+    const { client } = await join(null, ['trains:*', 'chat:*'])
+    const { printed } = await run(t, { app })
+    await client.waitFor('data', 2)
+    t.same(client.named('data').map(({ id }) => id !== null), [true, false])
+    t.same(printed, [[{ connections: 1, lagging: 0, queuedBytes: printed[0][0].queuedBytes, dropped: 0 }]])
+  },
+
+  async tokens (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    let stopped = 0
+    const model = {
+      async * stream (prompt: string, { signal }: { signal: AbortSignal }) {
+        try {
+          yield * prompt.split(' ')
+          // One that goes on for ever, for a client that leaves.
+          if (prompt === 'for ever') await new Promise((resolve, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+        } finally {
+          stopped++
+        }
+      }
+    }
+    await run(t, { app, model })
+    const url = await listen(app)
+    const post = (prompt: string): ClientOptions => ({ method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ prompt }) })
+    const client = await visit(t, `${url}/tokens`, post('a b c'))
+    await client.waitForEnd()
+    t.same(client.json('token'), [{ token: 'a' }, { token: 'b' }, { token: 'c' }])
+    t.same(client.applicationEvents.at(-1)!.event, 'done')
+    t.same(client.json('sse:close'), [{ reason: 'source-end', reconnect: false }])
+    const leaving = await visit(t, `${url}/tokens`, post('for ever'))
+    await leaving.waitFor('token', 2)
+    t.equal(stopped, 1)
+    leaving.close()
+    await until(() => stopped === 2)
+  },
+
+  async progress (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    const { path } = await rows(t)
+    await run(t, { app }, [], text => text.replaceAll('"rows.csv"', JSON.stringify(path)).replaceAll("'rows.csv'", JSON.stringify(path)))
+    const url = await listen(app)
+    const client = await visit(t, `${url}/export`)
+    await client.waitForEnd()
+    t.same(client.json('row'), [['a', '1'], ['b', '2'], ['c', '3']])
+    t.same(client.named('row').map(({ id }) => id), ['0', '1', '2'])
+    const returning = await visit(t, `${url}/export`, { headers: { 'last-event-id': '1' } })
+    await returning.waitForEnd()
+    t.same(returning.json('row'), [['c', '3']])
+    const raw = await visit(t, `${url}/raw`)
+    await raw.waitForEnd()
+    t.equal(raw.named('message').map(({ data }) => data).join(''), 'a,1\nb,2\nc,3\n')
+  },
+
+  async cookie (t) {
+    const app = bare(t)
+    const session = { userId: 'user123', expiresAt: Date.now() + 60_000, role: 'guest' }
+    await run(t, {
+      app,
+      findSession: async (id: string | undefined) => id === 'abc' ? session : id === 'root' ? { ...session, role: 'admin' } : null,
+      redeemTicket: async (ticket: unknown) => ticket === 'once' ? session : null
+    })
+    app.get<{ Querystring: { topic?: string } }>('/sse', { sse: true }, async (request, reply) => { await reply.sse({ subscriptions: [request.query.topic ?? 'public'] }) })
+    const url = await listen(app)
+    const status = async (query: string, headers: Record<string, string>) => (await visit(t, `${url}/sse${query}`, { headers })).status
+    t.equal(await status('', {}), 401)
+    t.equal(await status('', { cookie: 'session=wrong' }), 401)
+    t.equal(await status('', { cookie: 'session=abc' }), 200)
+    t.equal(await status('?ticket=once', {}), 200)
+    t.equal(await status('?topic=private', { cookie: 'session=abc' }), 403)
+    t.equal(await status('?topic=private', { cookie: 'session=root' }), 200)
+    t.equal(await status('', { cookie: 'session=abc', origin: 'https://app.example' }), 200)
+    t.equal(await status('', { cookie: 'session=abc', origin: 'https://other.example' }), 403)
+    t.match(app.sse.getConnectionsByUser('user123')[0], { claims: { role: 'guest' } })
+  },
+
+  async 'fastify-auth' (t) {
+    const app = bare(t)
+    await run(t, {
+      app,
+      findApiKey: async (key: unknown) => key === 'key' ? 'user123' : null,
+      verifySession: async (request: FastifyRequest) => {
+        if (request.headers.cookie !== 'session=abc') throw new Error('No session')
+        request.sseUser = { userId: 'user456' }
+      }
+    })
+    app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse() })
+    const url = await listen(app)
+    t.equal((await visit(t, `${url}/sse`)).status, 401)
+    t.ok((await visit(t, `${url}/sse`, { headers: { 'x-api-key': 'key' } })).isStream)
+    t.ok((await visit(t, `${url}/sse`, { headers: { cookie: 'session=abc' } })).isStream)
+    t.equal(app.sse.getConnectionsByUser('user123').length, 1)
+    t.equal(app.sse.getConnectionsByUser('user456').length, 1)
+  },
+
+  async jwt (t) {
+    const { app } = await run(t, {}, ['app'], text => text.replace('process.env.JWT_SECRET', "'a secret for this test'"))
+    t.teardown(() => app.close())
+    app.get('/sse', { sse: true }, async (request: FastifyRequest, reply: any) => { await reply.sse() })
+    const url = await listen(app)
+    const token = app.jwt.sign({ sub: 'user123', exp: Math.floor(Date.now() / 1000) + 60 })
+    const expired = app.jwt.sign({ sub: 'user123', exp: Math.floor(Date.now() / 1000) - 60 })
+    t.equal((await visit(t, `${url}/sse`)).status, 401)
+    t.equal((await visit(t, `${url}/sse`, bearer(expired))).status, 401)
+    t.ok((await visit(t, `${url}/sse`, bearer(token))).isStream)
+    t.ok((await visit(t, `${url}/sse`, { headers: { cookie: `token=${token}` } })).isStream)
+    t.equal(app.sse.getConnectionsByUser('user123').length, 2)
+  },
+
+  async 'node-http' (t) {
+    const before = process.rawListeners('SIGTERM')
+    const { server, sse } = await run(t, { validateToken }, ['server', 'sse'])
+    await listening(server)
+    const client = await visit(t, at(server), bearer('good'))
+    await client.waitFor('data')
+    t.same(resources(client), ['welcome'])
+    t.equal(sse.getConnectionsByUser('user123').length, 1)
+    t.equal((await visit(t, at(server), { headers: { accept: 'application/json' } })).status, 406)
+    await terminate('SIGTERM', before)
+    await client.waitForEnd()
+    t.same(client.json('sse:close'), [{ reason: 'shutdown', reconnect: true }])
+    t.equal(server.listening, false)
+    t.same(process.rawListeners('SIGTERM'), before)
+  },
+
+  async express (t) {
+    const { server, sse } = await run(t, {}, ['server', 'sse'])
+    await listening(server)
+    t.teardown(async () => {
+      await sse.close()
+      await new Promise(resolve => server.close(resolve))
+    })
+    const client = await visit(t, `${at(server)}/sse`)
+    t.equal((await sse.broadcastData('messages', 'Hello', { subscriptionIds: ['user:user123:messages'] })).delivered, 1)
+    await client.waitFor('data')
+    t.equal((await visit(t, `${at(server)}/sse`, { headers: { accept: 'text/html', connection: 'close' } })).status, 406)
+  },
+
+  async testing (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse({ subscriptions: ['news:**'] }) })
+    const { text } = await run(t, { app }, ['text'])
+    t.match(text, /^: stream\n\nretry: 3000\n\n/)
+    t.equal(app.sse.connectionCount, 0)
+    await t.rejects(app.sse.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
+  },
+
+  async http2 (t) {
+    const directory = t.testdir({})
+    createCertificate(directory)
+    const { app } = await run(t, {}, ['app'], text => text.replace(/(['"])(key|cert)\.pem\1/g, (_, quote, file) => JSON.stringify(join(directory, `${file}.pem`))))
+    t.teardown(() => app.close())
+    const session = connectH2(at(app.server).replace('http:', 'https:'))
+    t.teardown(() => session.close())
+    const streams = Array.from({ length: 12 }, () => new H2Stream(session, '/sse'))
+    await Promise.all(streams.map(stream => stream.waitFor(': stream')))
+    t.equal(app.sse.connectionCount, 12, 'twelve streams on one connection')
+    t.equal((await app.sse.broadcastData('x', 1)).delivered, 12)
+    await Promise.all(streams.map(stream => stream.waitFor('"resource":"x"')))
+  },
+
+  async shutdown (t) {
+    const { app, join } = await serve(t)
+    const before = process.rawListeners('SIGTERM')
+    const { client } = await join()
+    await run(t, { app })
+    await terminate('SIGTERM', before)
+    await client.waitForEnd()
+    t.same(client.json('sse:close'), [{ reason: 'shutdown', reconnect: true }])
+    t.equal(app.server.listening, false)
+    for (const listener of process.rawListeners('SIGTERM')) if (!before.includes(listener)) process.removeListener('SIGTERM', listener as () => void)
+  }
+}
+
+async function rows (t: Test): Promise<{ path: string }> {
+  const path = join(t.testdir({}), '..', 'readme-rows.csv')
+  await writeFile(path, 'a,1\nb,2\nc,3\n')
+  return { path }
+}
+
+async function listening (server: Server): Promise<void> {
+  if (!server.listening) await once(server, 'listening')
+}
+
+t.test('samples run', async t => {
+  const named = samples.filter(({ name }) => name !== '')
+  t.same(named.map(({ name }) => name).sort(), Object.keys(DRIVERS).sort(), 'each sample is run')
+  t.same(samples.filter(({ name }) => name === '').map(({ text }) => text), ["import ssePlugin from 'fastify-sse-manager'\nconst { ssePlugin } = require('fastify-sse-manager')\n"], 'but for how to load it, which smoke.cjs and smoke.mjs do')
+  for (const { name } of named) await t.test(name, { timeout: 20_000 }, DRIVERS[name]!)
+})

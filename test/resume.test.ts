@@ -1,0 +1,687 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Socket } from 'node:net'
+import t, { type Test } from 'tap'
+import { EventSource } from 'undici'
+import { EventPriority, type SSEOptions } from '../lib/index.js'
+import { block, serve, type Joined, type Service } from './helpers/app.js'
+import { SSEClient, type Block } from './helpers/sse.js'
+import { turns, until } from './helpers/wait.js'
+
+// The promise of the whole: ordered, at least once within the history, nothing twice; otherwise one explicit gap.
+
+const PRIORITIES = [EventPriority.LOW, EventPriority.NORMAL, EventPriority.HIGH, EventPriority.CRITICAL]
+
+/** Random numbers that are the same in each run. */
+function random (seed: number): (below: number) => number {
+  return below => {
+    seed = (seed + 0x6d2b79f5) | 0
+    let x = Math.imul(seed ^ (seed >>> 15), 1 | seed)
+    x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x
+    return ((x ^ (x >>> 14)) >>> 0) % below
+  }
+}
+
+/** Numbers events within each priority, so that a reader sees any hole, repetition or change of order. */
+class Sequence {
+  readonly published = [0, 0, 0, 0]
+  readonly #service: Service
+  readonly #next: (below: number) => number
+
+  constructor (service: Service, next: (below: number) => number) {
+    this.#service = service
+    this.#next = next
+  }
+
+  /** Publishes one event for everyone, of a random priority or the one given. */
+  async publish (priority: EventPriority = PRIORITIES[this.#next(4)]!, padding = 0): Promise<string> {
+    const n = ++this.published[priority]!
+    const { id } = await this.#service.app.sse.broadcastEvent({ event: 'n', data: { priority, n, padding: 'x'.repeat(padding) }, priority })
+    return id!
+  }
+
+  get total (): number {
+    return this.published.reduce((sum, count) => sum + count, 0)
+  }
+}
+
+/** Checks what one client reads of a Sequence, over as many connections as it likes. */
+class Reader {
+  readonly seen = [0, 0, 0, 0]
+  readonly faults: string[] = []
+  gaps = 0
+
+  take ({ event, data }: Block): void {
+    if (event === 'sse:gap') this.gaps++
+    if (event !== 'n') return
+    const { priority, n } = JSON.parse(data!) as { priority: EventPriority, n: number }
+    if (n !== this.seen[priority]! + 1) this.faults.push(`priority ${priority}: ${n} after ${this.seen[priority]}`)
+    this.seen[priority] = Math.max(this.seen[priority]!, n)
+  }
+
+  get total (): number {
+    return this.seen.reduce((sum, count) => sum + count, 0)
+  }
+}
+
+/** What identifies an event of a Sequence. */
+const nameOf = ({ data }: Block) => {
+  const { priority, n } = JSON.parse(data!) as { priority: number, n: number }
+  return `${priority}:${n}`
+}
+const texts = (client: SSEClient, event = 'x') => client.named(event).map(({ data }) => data)
+
+let marks = 0
+/** Publishes a last event for everyone, of the lowest priority, and waits for it: what has not arrived by then will not. */
+async function settle ({ app }: Service, ...clients: SSEClient[]): Promise<void> {
+  const mark = String(++marks)
+  await app.sse.broadcastEvent({ event: 'settled', data: mark, priority: EventPriority.LOW })
+  for (const client of clients) await until(() => client.closed || client.named('settled').some(({ data }) => data === mark), 15_000, 'the last event')
+}
+
+t.test('where the cursor comes from', async t => {
+  const service = await serve(t)
+  const { app, open } = service
+  const publish = async (data: string) => (await app.sse.broadcastEvent({ event: 'x', data })).id!
+  const ids = [await publish('1'), await publish('2'), await publish('3')]
+  const cases: [name: string, query: string, header: string | null, expected: string[]][] = [
+    ['none', '', null, []],
+    ['header', '', ids[0]!, ['2', '3']],
+    ['query lastEventId', `?lastEventId=${ids[0]}`, null, ['2', '3']],
+    ['query last_event_id', `?last_event_id=${ids[1]}`, null, ['3']],
+    ['both queries', `?last_event_id=${ids[0]}&lastEventId=${ids[1]}`, null, ['3']],
+    ['header and query: the header wins', `?lastEventId=${ids[0]}`, ids[1]!, ['3']],
+    ['an empty header is a client that has been told no place', '', '', []],
+    ['an empty query', '?lastEventId=', null, []],
+    ['at the end', '', ids[2]!, []]
+  ]
+  for (const [name, query, header, expected] of cases) {
+    const client = await open(`/sse${query}`, { headers: header === null ? {} : { 'last-event-id': header } })
+    await settle(service, client)
+    t.strictSame(texts(client), expected, name)
+    t.strictSame(client.named('sse:gap'), [], name)
+    client.close()
+  }
+  const own = await service.join(null, [], { lastEventId: ids[1]!, cursor: ids[0]! })
+  await settle(service, own.client)
+  t.strictSame(texts(own.client), ['3'], 'the application\'s word counts more')
+  t.equal(own.connection.lastEventId, ids[1])
+  const fresh = await service.join(null, [], { lastEventId: null, cursor: ids[0]! })
+  await settle(service, fresh.client)
+  t.strictSame(texts(fresh.client), [])
+})
+
+t.test('what is replayed is what this user may see now', async t => {
+  const service = await serve(t, { authorizeSubscription: ({ userId, subscriptionId }) => subscriptionId !== 'secret' || userId === 'ada' })
+  const { app, join } = service
+  const ada = await join('ada', ['secret', 'news'])
+  const start = ada.client.lastEventId
+  const publish = (data: string, options: object = {}) => app.sse.broadcastEvent({ event: 'x', data }, options)
+  await publish('everyone')
+  await publish('for ada', { userIds: ['ada'] })
+  await publish('for grace', { userIds: ['grace'] })
+  await publish('secret', { subscriptionIds: ['secret'] })
+  await publish('news', { subscriptionIds: ['news'] })
+  await publish('ada\'s news', { userIds: ['ada'], subscriptionIds: ['news'] })
+  await publish('for the connection', { clientIds: [ada.connection.clientId] })
+  await publish('filtered', { filter: ({ userId }: { userId: string | null }) => userId !== 'grace' })
+  await publish('nobody', { userIds: [] })
+  await settle(service, ada.client)
+  t.strictSame(texts(ada.client), ['everyone', 'for ada', 'secret', 'news', 'ada\'s news', 'for the connection', 'filtered'])
+  const cases: [name: string, user: string | null, subscriptions: string[], expected: string[]][] = [
+    ['the same user again', 'ada', ['secret', 'news'], ['everyone', 'for ada', 'secret', 'news', 'ada\'s news', 'filtered']],
+    ['with less rights than before', 'ada', [], ['everyone', 'for ada', 'filtered']],
+    ['with other subscriptions', 'ada', ['new*'.slice(0, 3), 'news'], ['everyone', 'for ada', 'news', 'ada\'s news', 'filtered']],
+    ['with a pattern', 'ada', ['*'], ['everyone', 'for ada', 'secret', 'news', 'ada\'s news', 'filtered']],
+    ['another user with a stolen cursor', 'grace', ['news'], ['everyone', 'for grace', 'news']],
+    ['nobody with a stolen cursor', null, [], ['everyone', 'filtered']]
+  ]
+  for (const [name, user, subscriptions, expected] of cases) {
+    const { client } = await join(user, subscriptions, { cursor: start })
+    await settle(service, client)
+    t.strictSame(texts(client), expected, name)
+    t.strictSame(client.named('sse:gap'), [], `${name}: not for it is not a gap`)
+    client.close()
+  }
+  await t.rejects(join('grace', ['secret'], { cursor: start }), { message: /SSE_ERR_SUBSCRIPTION_FORBIDDEN/ })
+  const late = await join('grace', [], { cursor: start })
+  await late.connection.addSubscription('news')
+  await settle(service, late.client)
+  t.strictSame(texts(late.client).filter(text => text !== 'news'), ['everyone', 'for grace'])
+})
+
+/** Clients that read a Sequence while it is published, each cutting its connection now and then, until they have it all. */
+async function churn (t: Test, options: SSEOptions, { clients, events, perTurn, cutEvery, server }: { clients: number, events: number, perTurn: number, cutEvery: number, server?: (app: Service['app']) => void }): Promise<void> {
+  const service = await serve(t, { history: { maxEvents: 100_000 }, ...options }, {}, server)
+  const sequence = new Sequence(service, random(events))
+  let cuts = 0
+  const read = async (seed: number, ready: () => void): Promise<Reader> => {
+    const next = random(seed)
+    const reader = new Reader()
+    let cursor: string | null = null
+    for (let round = 0; round < 2_000; round++) {
+      const client = new SSEClient(`${service.url}/sse`, { headers: cursor === null ? {} : { 'last-event-id': cursor } })
+      t.teardown(() => client.close())
+      let left = 1 + next(2 * cutEvery)
+      client.onBlock = block => {
+        if (block.id !== null) cursor = block.id
+        if (round === 0) ready()
+        reader.take(block)
+        if (block.event === 'end') return false
+        return block.event !== 'n' || --left > 0
+      }
+      await until(() => client.closed, 20_000, `the cut of reader ${seed}`)
+      if (client.status !== 200) throw new Error(`${client.status} ${client.body}`)
+      if (client.blocks.at(-1)?.event === 'end') return reader
+      cuts++
+    }
+    throw new Error('It never came to the end')
+  }
+  const starts: Promise<void>[] = []
+  const readers = Array.from({ length: clients }, (_, seed) => {
+    let ready = () => {}
+    starts.push(new Promise(resolve => { ready = resolve }))
+    return read(seed + 1, ready)
+  })
+  await Promise.all(starts)
+  while (sequence.total < events) {
+    await Promise.all(Array.from({ length: perTurn }, () => sequence.publish()))
+    await turns(1)
+  }
+  // Of the lowest priority, so that it comes last however far behind a reader is.
+  await app(service).broadcastEvent({ event: 'end', data: '', priority: EventPriority.LOW })
+  const results = await Promise.all(readers)
+  for (const [i, { faults, seen, gaps }] of results.entries()) {
+    t.strictSame(faults.slice(0, 5), [], `reader ${i}: no hole, no repetition, no change of order`)
+    t.strictSame(seen, sequence.published, `reader ${i}: everything`)
+    t.equal(gaps, 0, `reader ${i}: no gap`)
+  }
+  t.ok(cuts >= clients * 3, `${cuts} cuts`)
+  await until(() => service.app.sse.connectionCount === 0)
+}
+const app = ({ app }: Service) => app.sse
+
+t.test('publishing goes on at full rate while clients come and go', t => churn(t, {}, { clients: 6, events: 20_000, perTurn: 10, cutEvery: 400 }))
+
+t.test('so with outboxes that overflow all the time', t => churn(t, { outboxBytes: 1024 }, { clients: 4, events: 4_000, perTurn: 40, cutEvery: 100 }))
+
+t.test('so when it takes time between the request and the head', t => {
+  const next = random(7)
+  return churn(t, { authHandler: async () => { await sleep(next(15)); return 'ada' } }, {
+    clients: 6,
+    events: 6_000,
+    perTurn: 5,
+    cutEvery: 150,
+    server: app => { app.addHook('onSend', async () => { await sleep(next(15)) }) }
+  })
+})
+
+t.test('a gap, once, and then live', async t => {
+  const options: SSEOptions = { history: { maxEvents: 10 }, maxReplayEvents: 8 }
+  const hostile = 'x'.repeat(15_000)
+  type Cursor = (epoch: string) => string
+  const cases: [name: string, reason: string, cursor: Cursor, way?: 'header' | 'query'][] = [
+    ['garbage', 'malformed', () => 'garbage'],
+    ['a number', 'malformed', () => '5'],
+    ['without a place', 'malformed', epoch => `${epoch}.`],
+    ['a negative place', 'malformed', epoch => `${epoch}.-1`],
+    ['upper case', 'malformed', epoch => `${epoch}.A`],
+    ['two lanes', 'malformed', epoch => `${epoch}.1~2`],
+    ['five lanes', 'malformed', epoch => `${epoch}.1~2~3~4~5`],
+    ['an empty lane', 'malformed', epoch => `${epoch}.1~~2~3`],
+    ['a place beyond numbers', 'malformed', epoch => `${epoch}.${'z'.repeat(11)}`],
+    ['a place too long', 'malformed', epoch => `${epoch}.${'1'.repeat(12)}`],
+    ['something after it', 'malformed', epoch => `${epoch}.1 2`],
+    ['a line after it', 'malformed', epoch => `${epoch}.1\n`, 'query'],
+    ['forged fields', 'malformed', () => '1\r\ndata: forged\r\n\r\n', 'query'],
+    ['a very long one', 'malformed', () => hostile],
+    ['a very long one in the query', 'malformed', () => hostile, 'query'],
+    ['NUL', 'malformed', epoch => `${epoch}.\0`, 'query'],
+    ['no ASCII', 'malformed', epoch => `${epoch}.\xff\xfe\xe9`],
+    ['no ASCII in the query', 'malformed', () => '\u{1f600}\u2028\ud800', 'query'],
+    ['another life of the log', 'epoch', () => 'zzzzzzzz.1'],
+    ['another life of the log, in lanes', 'epoch', () => 'zzzzzzzz.1~2~3~4'],
+    ['the future', 'unknown', epoch => `${epoch}.zzz`],
+    ['the future in one lane', 'unknown', epoch => `${epoch}.s~s~s~zzz`],
+    ['more than maxReplayEvents', 'limit', epoch => `${epoch}.l`],
+    ['more than maxReplayEvents in one lane', 'limit', epoch => `${epoch}.u~u~l~u`],
+    ['long ago', 'limit', epoch => `${epoch}.0`]
+  ]
+  const service = await serve(t, options)
+  const { app } = service
+  const first = await service.open('/sse')
+  const epoch = first.lastEventId.split('.')[0]!
+  first.close()
+  for (let i = 1; i <= 30; i++) await app.sse.broadcastEvent({ event: 'old', data: i, priority: PRIORITIES[i % 4]! })
+  for (const [name, reason, of, way = 'header'] of cases) {
+    const cursor = of(epoch)
+    const client = way === 'header'
+      ? await service.open('/sse', { headers: { 'last-event-id': cursor } })
+      : await service.open(`/sse?lastEventId=${encodeURIComponent(cursor.toWellFormed())}`)
+    await app.sse.broadcastEvent({ event: 'x', data: name }, { ephemeral: true })
+    await client.waitFor('x')
+    t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'x'], `${name}: one gap, no replay, then live`)
+    t.strictSame(client.json('sse:gap'), [{ reason, lastEventId: cursor.toWellFormed() }], name)
+    t.equal(client.lastEventId, `${epoch}.u`, `${name}: and a place again`)
+    const beforeGap = client.blocks.slice(0, client.blocks.findIndex(({ event }) => event === 'sse:gap'))
+    t.notOk(beforeGap.some(({ id }) => id !== null), `${name}: no place before the gap is told; a client cut here comes back with its old one`)
+    client.close()
+  }
+
+  await t.test('NUL in the header is no HTTP', async t => {
+    const client = await service.open('/sse', { headers: { 'last-event-id': `${epoch}.1\0` } })
+    t.equal(client.status, 400)
+  })
+
+  await t.test('the last place within the limit', async t => {
+    const client = await service.open('/sse', { headers: { 'last-event-id': `${epoch}.m` } })
+    await client.waitFor('old', 8)
+    t.strictSame(client.named('sse:gap'), [])
+    t.strictSame(client.json('old').sort((a, b) => a - b), [23, 24, 25, 26, 27, 28, 29, 30])
+  })
+
+  await t.test('an empty log', async t => {
+    const service = await serve(t)
+    const client = await service.open('/sse', { headers: { 'last-event-id': 'zzzzzzzz.5' } })
+    await client.waitFor('sse:gap')
+    t.notOk(client.blocks.slice(0, client.blocks.findIndex(({ event }) => event === 'sse:gap')).some(({ id }) => id !== null))
+    await service.app.sse.broadcastEvent({ event: 'x', data: 1 })
+    await client.waitFor('x')
+    t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'x'])
+  })
+})
+
+t.test('a gap for what the history has let go', async t => {
+  const gap = async (t: Test, service: Service, cursor: string, ways: object = {}) => {
+    const { client } = await service.join('ada', [], { cursor, ...ways })
+    await service.app.sse.broadcastEvent({ event: 'live', data: 1 })
+    await client.waitFor('live')
+    t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'live'])
+    t.match(client.json('sse:gap')[0], { reason: 'trimmed' })
+    // Cut anywhere, it is told again, or goes on behind it.
+    for (let k = 1; k <= client.blocks.length; k++) {
+      const blocks = client.blocks.slice(0, k)
+      const place = blocks.findLast(({ id }) => id !== null)?.id ?? cursor
+      const again = await service.join('ada', [], { cursor: place })
+      await settle(service, again.client)
+      const told = blocks.some(({ event }) => event === 'sse:gap')
+      t.equal(again.client.named('sse:gap').length, told ? 0 : 1, `cut after block ${k}`)
+      t.equal(again.client.named('live').length, blocks.some(({ event }) => event === 'live') || !told ? 0 : 1, `cut after block ${k}`)
+      again.client.close()
+    }
+    client.close()
+  }
+
+  await t.test('by count', async t => {
+    const service = await serve(t, { history: { maxEvents: 20 } })
+    const start = (await service.open('/sse')).lastEventId
+    for (let i = 1; i <= 50; i++) await service.app.sse.broadcastEvent({ event: 'old', data: i, priority: PRIORITIES[i % 4]! })
+    await gap(t, service, start)
+    await gap(t, service, start.replace(/0$/, '1~1~1~1'))
+  })
+
+  await t.test('by age', async t => {
+    const service = await serve(t, { history: { maxAgeMs: 50 } })
+    const start = (await service.open('/sse')).lastEventId
+    await service.app.sse.broadcastEvent({ event: 'old', data: 1 })
+    await sleep(80)
+    const { client } = await service.join('ada', [], { cursor: start })
+    await client.waitFor('sse:gap')
+    await service.app.sse.broadcastEvent({ event: 'live', data: 1 })
+    await client.waitFor('live')
+    t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'live'])
+    t.match(client.json('sse:gap'), [{ reason: 'trimmed' }])
+  })
+
+  await t.test('by bytes', async t => {
+    const service = await serve(t, { history: { maxBytes: 10_000 }, maxEventBytes: 5_000 })
+    const start = (await service.open('/sse')).lastEventId
+    for (let i = 1; i <= 3; i++) await service.app.sse.broadcastEvent({ event: 'old', data: 'x'.repeat(5_000) })
+    await gap(t, service, start)
+  })
+})
+
+t.test('quiet and filtered clients keep their place', async t => {
+  const service = await serve(t, { keepAliveIntervalMs: 60, history: { maxEvents: 5 } })
+  const { app, join } = service
+  const quiet = await join('ada')
+  const busy = await join('grace')
+  let id = ''
+  const publish = async (count: number) => {
+    for (let i = 0; i < count; i++) id = (await app.sse.broadcastEvent({ event: 'x', data: i }, { userIds: ['zoe'] })).id!
+  }
+  const stop = setInterval(() => { busy.connection.sendEvent({ event: 'tick', data: 1 }) }, 10)
+  t.teardown(() => clearInterval(stop))
+  for (let round = 0; round < 3; round++) {
+    await publish(20)
+    for (const [name, { client }] of Object.entries({ quiet, busy })) {
+      await until(() => client.lastEventId === id, 3_000, `${name} is told the place`)
+      t.strictSame(client.named('x'), [], name)
+      const again = await join('ada', [], { cursor: client.lastEventId })
+      await until(() => again.client.blocks.some(({ comment }) => comment === 'keep-alive'))
+      t.strictSame(again.client.events, [], `${name}: nothing was missed, so there is no gap`)
+      again.client.close()
+    }
+  }
+  const blocks = quiet.client.blocks.filter(({ id }) => id !== null)
+  t.ok(blocks.every(({ text }) => /^id: \S+$/.test(text)), 'blocks without an event')
+  const count = quiet.client.blocks.length
+  await until(() => quiet.client.blocks.length >= count + 2)
+  t.ok(quiet.client.blocks.slice(-2).every(({ text }) => text === ': keep-alive'), 'the same place is not told twice')
+})
+
+/** All blocks of a backlog: published while the client does not read, then read to the end. */
+async function backlog (service: Service, slow: Joined, publish: () => Promise<void>): Promise<Block[]> {
+  await block(slow)
+  const from = slow.client.blocks.length
+  await publish()
+  slow.client.resume()
+  await settle(service, slow.client)
+  return slow.client.blocks.slice(from)
+}
+
+for (const outboxBytes of [1 << 20, 4096, 1024]) {
+  t.test(`priorities with an exact cursor, outboxBytes ${outboxBytes}`, async t => {
+    const service = await serve(t, { outboxBytes })
+    const { join, app } = service
+    const sequence = new Sequence(service, random(outboxBytes))
+    const slow = await join('ada')
+    const start = slow.client.lastEventId
+    const blocks = await backlog(service, slow, async () => {
+      for (let i = 0; i < 60; i++) {
+        await sequence.publish(undefined, 100)
+        if (i % 4 === 0) await app.sse.broadcastEvent({ event: 'other', data: i, priority: PRIORITIES[(i / 4) % 4]! }, { userIds: ['grace'] })
+        if (i % 10 === 0) await turns(1)
+      }
+    })
+    const events = blocks.filter(({ event }) => event === 'n')
+    const reader = new Reader()
+    for (const event of events) reader.take(event)
+    t.strictSame(reader.faults, [], 'order is kept within a priority')
+    t.strictSame(reader.seen, sequence.published)
+    const priorities = events.map(({ data }) => (JSON.parse(data!) as { priority: number }).priority)
+    if (outboxBytes === 1 << 20) t.strictSame(priorities, [...priorities].sort((a, b) => b - a), 'higher first')
+    const position = (values: number[], of: number) => values.reduce((sum, value, i) => value === of ? sum + i : sum, 0) / sequence.published[of]!
+    t.ok(position(priorities, 3) < position(priorities, 0), 'higher first, on the whole, however small the outbox')
+    t.ok(blocks.some(({ id }) => id?.includes('~')), 'a cursor that names what was read ahead')
+    t.ok(blocks.every(({ id }) => id === null || /^[A-Za-z0-9._~-]{1,128}$/.test(id)))
+    t.equal(slow.client.lastEventId.includes('~'), false, 'level again at the end')
+
+    const all = [...new Set(events.map(nameOf))].sort()
+    await t.test('cut after any frame, the rest comes, and nothing twice', async t => {
+      let place = start
+      const had: string[] = []
+      for (let k = 0; k <= blocks.length; k++) {
+        const block = k === 0 ? null : blocks[k - 1]!
+        if (block?.id != null) place = block.id
+        if (block?.event === 'n') had.push(nameOf(block))
+        const { client } = await join('ada', [], { cursor: place })
+        await settle(service, client)
+        t.strictSame([...had, ...client.named('n').map(nameOf)].sort(), all, `cut after frame ${k}`)
+        t.equal(client.named('sse:gap').length, 0)
+        client.close()
+      }
+    })
+
+    await t.test('one frame for each connection', async t => {
+      let place = start
+      const had: string[] = []
+      for (let round = 0; round < 200 && had.length < all.length; round++) {
+        const client = new SSEClient(`${service.url}/sse?user=ada`, { headers: { 'last-event-id': place } })
+        t.teardown(() => client.close())
+        client.onBlock = block => {
+          if (block.id !== null) place = block.id
+          if (block.event !== 'n') return true
+          had.push(nameOf(block))
+          return false
+        }
+        await until(() => client.closed, 10_000, 'one frame')
+      }
+      t.strictSame([...had].sort(), all, 'all, and nothing twice')
+      t.equal(had.length, all.length)
+      const order = had.map(name => Number(name[0]))
+      t.strictSame(order, [...order].sort((a, b) => b - a), 'higher first, over all connections')
+      const { client } = await join('ada', [], { cursor: place })
+      await settle(service, client)
+      t.strictSame(client.named('n'), [])
+    })
+  })
+}
+
+t.test('a client that is slow now and then gets everything, and is live again', async t => {
+  const service = await serve(t, { outboxBytes: 4096, stallTimeoutMs: 0 })
+  const slow = await service.join('ada')
+  const brisk = await service.join('grace')
+  const next = random(3)
+  const sequence = new Sequence(service, next)
+  let lagged = 0
+  for (let round = 0; round < 5; round++) {
+    await block(slow)
+    for (let i = 0; i < 300; i++) {
+      await sequence.publish(undefined, next(300))
+      if (i % 20 === 0) await turns(1)
+    }
+    if (slow.connection.stats().lagging) lagged++
+    t.ok(slow.connection.stats().queuedBytes <= 4096 + 200_000, 'what waits is bounded')
+    slow.client.resume()
+    // Sometimes it has caught up before it is slow again, sometimes not.
+    if (round % 2 === 0) await settle(service, slow.client)
+  }
+  await settle(service, slow.client, brisk.client)
+  for (const [name, { client }] of Object.entries({ slow, brisk })) {
+    const reader = new Reader()
+    for (const event of client.events) reader.take(event)
+    t.strictSame(reader.faults.slice(0, 5), [], `${name}: no hole, no repetition, no change of order`)
+    t.strictSame(reader.seen, sequence.published, name)
+    t.equal(reader.gaps, 0, name)
+  }
+  t.equal(lagged, 5, 'the outbox has overflowed')
+  await until(() => !slow.connection.stats().lagging)
+  t.match(service.app.sse.stats(), { lagging: 0, queuedBytes: 0 })
+  const id = await sequence.publish()
+  await until(() => slow.client.lastEventId === id, 5_000, 'live')
+  t.notOk(id.includes('~'))
+})
+
+t.test('a slow client that falls out of the log: one gap, then live', async t => {
+  for (const priorities of [[EventPriority.NORMAL], PRIORITIES]) {
+    const service = await serve(t, { outboxBytes: 4096, history: { maxEvents: 50 } })
+    const slow = await service.join('ada')
+    await block(slow)
+    const sequence = new Sequence(service, random(5))
+    for (let i = 0; i < 600; i++) await sequence.publish(priorities[i % priorities.length]!, 50)
+    slow.client.resume()
+    await slow.client.waitFor('sse:gap')
+    const newest = [...sequence.published]
+    await settle(service, slow.client)
+    for (let i = 0; i < 20; i++) await sequence.publish(priorities[i % priorities.length]!)
+    await settle(service, slow.client)
+    t.strictSame(slow.client.json('sse:gap').map(({ reason }) => reason), ['trimmed'], 'one gap')
+    const seen = slow.client.named('n').map(({ data }) => JSON.parse(data!) as { priority: EventPriority, n: number })
+    for (const priority of priorities) {
+      const numbers = seen.filter(event => event.priority === priority).map(({ n }) => n)
+      t.strictSame(numbers, [...new Set(numbers)].sort((a, b) => a - b), 'in order, nothing twice')
+      const breaks = numbers.filter((n, i) => n !== (i === 0 ? 1 : numbers[i - 1]! + 1)).length
+      t.ok(breaks <= 1, 'one hole at most, where the gap is')
+      const live = Array.from({ length: sequence.published[priority]! - newest[priority]! }, (_, i) => newest[priority]! + i + 1)
+      t.strictSame(numbers.slice(-live.length), live, 'then live')
+    }
+    t.equal(slow.client.lastEventId.includes('~'), false)
+    const again = await service.join('ada', [], { cursor: slow.client.lastEventId })
+    await settle(service, again.client)
+    t.strictSame([again.client.named('sse:gap').length, again.client.named('n').length], [0, 0])
+  }
+})
+
+t.test('ephemeral events are dropped lowest first, and counted', async t => {
+  const service = await serve(t, { outboxBytes: 16_384, drainMs: 100 })
+  const { app } = service
+  const slow = await service.join('ada')
+  await block(slow)
+  const filler = slow.connection.stats()
+  t.equal(filler.droppedEvents, 0)
+  const data = 'x'.repeat(1000)
+  const outcome: Record<string, number> = {}
+  const send = async (event: string, priority: EventPriority, count: number) => {
+    for (let i = 0; i < count; i++) {
+      const { delivered } = await app.sse.broadcastEvent({ event, data, priority }, { ephemeral: true })
+      outcome[event] = (outcome[event] ?? 0) + delivered
+    }
+    await turns(1)
+  }
+  await send('low', EventPriority.LOW, 10)
+  const afterLow = outcome['low']!
+  await send('normal', EventPriority.NORMAL, 10)
+  await send('high', EventPriority.HIGH, 10)
+  await send('critical', EventPriority.CRITICAL, 10)
+  await send('late-low', EventPriority.LOW, 5)
+  const logged = await app.sse.broadcastEvent({ event: 'logged', data, priority: EventPriority.LOW })
+  t.equal(logged.delivered, 1, 'a logged event is never dropped')
+  t.equal(outcome['critical'], 10)
+  t.equal(outcome['late-low'], 0, 'nothing makes room for what is lowest')
+  t.equal(slow.connection.sendEvent({ event: 'direct', data, priority: EventPriority.LOW }), false, 'and a send says so')
+  const { droppedEvents } = slow.connection.stats()
+  t.ok(droppedEvents > 0)
+  t.equal(app.sse.stats().dropped, droppedEvents)
+  slow.client.resume()
+  await settle(service, slow.client)
+  const got = (event: string) => slow.client.named(event).length
+  t.equal(got('critical'), 10, 'the highest have all come')
+  t.ok(got('high') < 10 || got('normal') === 0, 'a lower one only where all higher ones are')
+  t.ok(got('low') <= got('normal') && got('normal') <= got('high') && got('high') <= got('critical'), `${got('low')} ≤ ${got('normal')} ≤ ${got('high')}`)
+  t.equal(got('logged'), 1)
+  t.ok(afterLow > 0)
+  const sent = 10 + 10 + 10 + 10 + 5 + 1
+  const arrived = got('low') + got('normal') + got('high') + got('critical') + got('late-low') + got('direct')
+  t.ok(droppedEvents >= sent - arrived, `${droppedEvents} dropped, ${sent - arrived} of ours missing; the rest is filler`)
+  t.equal(slow.client.named('sse:gap').length, 0, 'what is not logged leaves no gap')
+  t.equal(slow.connection.stats().droppedEvents, droppedEvents)
+
+  await t.test('the count survives the connection', async t => {
+    await block(slow)
+    await send('critical', EventPriority.CRITICAL, 40)
+    const { dropped } = app.sse.stats()
+    t.ok(dropped > droppedEvents)
+    slow.connection.close()
+    t.equal(app.sse.stats().dropped, dropped, 'while it closes')
+    slow.client.close()
+    await until(() => app.sse.connectionCount === 0)
+    t.equal(app.sse.stats().dropped, dropped, 'and when it has')
+  })
+})
+
+t.test('a key conflates in the outbox and in catch-up, without a loss', async t => {
+  for (const outboxBytes of [1 << 20, 2048]) {
+    const service = await serve(t, { outboxBytes })
+    const { app, join } = service
+    const slow = await join('ada')
+    const start = slow.client.lastEventId
+    const next = random(11)
+    const newest: Record<string, number> = {}
+    const blocks = await backlog(service, slow, async () => {
+      for (let i = 1; i <= 80; i++) {
+        const key = `k${next(4)}`
+        newest[key] = i
+        await app.sse.broadcastEvent({ event: 'x', data: { key, i, padding: 'x'.repeat(60) }, key, priority: PRIORITIES[Number(key[1])]! })
+        if (i % 10 === 0) {
+          await app.sse.broadcastEvent({ event: 'plain', data: i })
+          await turns(1)
+        }
+      }
+    })
+    const values = (list: Block[]) => {
+      const last: Record<string, number> = {}
+      for (const { data, event } of list) {
+        if (event !== 'x') continue
+        const { key, i } = JSON.parse(data!) as { key: string, i: number }
+        if (i <= (last[key] ?? 0)) t.fail(`${i} after ${last[key]}`)
+        last[key] = i
+      }
+      return last
+    }
+    t.strictSame(values(blocks), newest, 'the newest of each')
+    t.equal(blocks.filter(({ event }) => event === 'plain').length, 8, 'without a key nothing is replaced')
+    if (outboxBytes === 1 << 20) t.equal(blocks.filter(({ event }) => event === 'x').length, 4, 'and nothing else')
+    let place = start
+    for (const [k, block] of [null, ...blocks].entries()) {
+      if (block?.id != null) place = block.id
+      const { client } = await join('ada', [], { cursor: place })
+      await settle(service, client)
+      t.strictSame({ ...values(blocks.slice(0, k)), ...values(client.blocks) }, newest, `cut after frame ${k}`)
+      client.close()
+    }
+  }
+
+  await t.test('a logged event is not lost to an ephemeral one of its key', async t => {
+    const service = await serve(t)
+    const slow = await service.join('ada')
+    await block(slow)
+    const start = slow.client.lastEventId
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'logged', key: 'k' })
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'ephemeral', key: 'k' }, { ephemeral: true })
+    await service.app.sse.broadcastEvent({ event: 'y', data: 1, priority: EventPriority.HIGH })
+    slow.client.resume()
+    const y = await slow.client.waitFor('y')
+    const { client } = await service.join('ada', [], { cursor: y[0]!.id! })
+    await settle(service, client)
+    t.strictSame(texts(client), ['logged'], 'cut before it came, it comes')
+    t.not(y[0]!.id, start)
+  })
+
+  await t.test('an older event that is caught up with does not replace a newer one that waits', async t => {
+    const service = await serve(t, { outboxBytes: 2048 })
+    const { app, join } = service
+    const slow = await join('ada')
+    await block(slow)
+    // The lane of low priority leaves for the log with the older event; the newer waits in another lane.
+    await app.sse.broadcastEvent({ event: 'x', data: 'older', key: 'k', priority: EventPriority.LOW })
+    for (let i = 0; i < 30; i++) await app.sse.broadcastEvent({ event: 'bulk', data: 'x'.repeat(200), priority: EventPriority.LOW })
+    await app.sse.broadcastEvent({ event: 'x', data: 'newer', key: 'k', priority: EventPriority.CRITICAL })
+    slow.client.resume()
+    await settle(service, slow.client)
+    t.ok(texts(slow.client).includes('newer'))
+    t.equal(slow.client.named('bulk').length, 30)
+    const again = await join('ada', [], { cursor: slow.client.blocks.find(({ id }) => id !== null)!.id! })
+    await settle(service, again.client)
+    t.ok(texts(again.client).includes('newer'))
+  })
+})
+
+t.test('EventSource comes back by itself and has missed nothing', async t => {
+  const sockets = new Set<Socket>()
+  const service = await serve(t, { retryMs: 100 }, {}, app => {
+    app.server.on('connection', socket => {
+      sockets.add(socket)
+      socket.on('close', () => { sockets.delete(socket) })
+    })
+  })
+  const source = new EventSource(`${service.url}/sse?user=ada`)
+  t.teardown(() => source.close())
+  const numbers: number[] = []
+  const ids: string[] = []
+  let opened = 0
+  let gaps = 0
+  source.addEventListener('open', () => { opened++ })
+  source.addEventListener('n', event => {
+    numbers.push(Number((event as MessageEvent<string>).data))
+    ids.push((event as MessageEvent<string>).lastEventId)
+  })
+  source.addEventListener('sse:gap', () => { gaps++ })
+  await until(() => opened === 1)
+  let published = 0
+  const publish = () => service.app.sse.broadcastEvent({ event: 'n', data: ++published, priority: PRIORITIES[published % 2 === 0 ? 1 : 1]! }, { userIds: ['ada'] })
+  for (let cut = 1; cut <= 3; cut++) {
+    for (let i = 0; i < 20; i++) await publish()
+    await until(() => numbers.length === published)
+    for (const socket of sockets) socket.resetAndDestroy()
+    await until(() => service.app.sse.connectionCount === 0)
+    // These it must be given when it is back.
+    for (let i = 0; i < 20; i++) await publish()
+    await until(() => opened === cut + 1, 5_000, 'it is back')
+    await publish()
+    await until(() => numbers.length === published, 5_000, `${published} events, has ${numbers.length}`)
+  }
+  t.strictSame(numbers, Array.from({ length: published }, (_, i) => i + 1), 'all, in order, once')
+  t.equal(gaps, 0)
+  t.equal(new Set(ids).size, published)
+  t.equal(service.app.sse.getConnectionsByUser('ada')[0]!.lastEventId, ids[119 + 2 - 20 - 1]!.replace(/.*/, () => ids[101]!))
+})

@@ -1,0 +1,45 @@
+'use strict'
+
+// The built package as an application loads it, by its own name: `require` here, `import` in smoke.mjs.
+
+const assert = require('node:assert/strict')
+const { once } = require('node:events')
+const http = require('node:http')
+const fastify = require('fastify')
+
+/** Registers the plugin and carries one event over a real socket. */
+async function stream (loaded) {
+  const { default: ssePlugin, SSEManager, SSEConnection, EventPriority } = loaded
+  const app = fastify()
+  await app.register(ssePlugin)
+  assert.ok(app.sse instanceof SSEManager)
+  app.get('/sse', { sse: true }, async (request, reply) => {
+    const connection = await reply.sse({ subscriptions: ['news:**'] })
+    assert.ok(connection instanceof SSEConnection)
+  })
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  const deadline = AbortSignal.timeout(10_000)
+  const [response] = await once(http.get(`${url}/sse`), 'response', { signal: deadline })
+  assert.equal(response.statusCode, 200)
+  assert.equal(response.headers['content-type'], 'text/event-stream')
+
+  let text = ''
+  response.setEncoding('utf8').on('data', part => { text += part })
+  const { id, delivered } = await app.sse.broadcastData('news', { headline: 'é' }, { subscriptionIds: ['news:today'], priority: EventPriority.HIGH })
+  assert.equal(delivered, 1)
+  const frame = `id: ${id}\nevent: data\ndata: {"resource":"news","data":{"headline":"é"}}\n\n`
+  while (!text.includes(frame)) await once(response, 'data', { signal: deadline })
+
+  const closing = app.close()
+  await once(response, 'end', { signal: deadline })
+  await closing
+  assert.match(text, /\nevent: sse:close\ndata: {"reason":"shutdown","reconnect":true}\n\n$/)
+}
+
+module.exports = { stream }
+
+if (require.main === module) {
+  const loaded = require('fastify-sse-manager')
+  assert.equal(loaded.default, loaded.ssePlugin)
+  stream(loaded)
+}
