@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import fc from 'fast-check'
 import t from 'tap'
-import type { Broker, Message, Page, ReadRequest, Target } from '../lib/broker.js'
+import type { Broker, Message, Page, Target } from '../lib/broker.js'
 import { CatchUp, type Reader } from '../lib/catchup.js'
 import { formatCursor, parseCursor, type Lanes } from '../lib/cursor.js'
 import { SSEError } from '../lib/errors.js'
@@ -806,3 +806,41 @@ for (const [name, { published, history, budgets, must, ...rest }] of Object.entr
     for (const what of must) t.ok((statistics[what] ?? 0) > 10, `${what}: ${statistics[what]}`)
   })
 }
+
+// --- CatchUp ---
+
+class CountingReader implements Reader {
+  isConnected = true
+  reads = 0
+  async readPage (): Promise<void> { this.reads++ }
+}
+
+t.test('catch-up: a bounded number of pages a turn, everybody served', async t => {
+  const catchUp = new CatchUp(null as unknown as Broker, error => t.error(error))
+  const readers = Array.from({ length: 100 }, () => new CountingReader())
+  for (const reader of readers) catchUp.want(reader)
+  catchUp.want(readers[0]!)
+  readers[99]!.isConnected = false
+  const total = () => readers.reduce((sum, { reads }) => sum + reads, 0)
+  let last = 0
+  while (total() < 99) {
+    await new Promise(resolve => setImmediate(resolve))
+    t.ok(total() - last <= 32, 'at most 32 pages in a turn')
+    last = total()
+  }
+  t.ok(readers.slice(0, 99).every(({ reads }) => reads === 1), 'each once, also one that asked twice')
+  t.equal(readers[99]!.reads, 0, 'one that has left is not read for')
+})
+
+t.test('catch-up: a log that cannot be read is asked again, and nobody is forgotten', async t => {
+  const errors: unknown[] = []
+  const catchUp = new CatchUp(null as unknown as Broker, error => errors.push(error))
+  let calls = 0
+  const reader: Reader = { isConnected: true, readPage: async () => { if (++calls < 3) throw new Error('away') } }
+  // The retry timer does not keep a process alive; this one does.
+  const alive = setInterval(() => {}, 1000)
+  t.teardown(() => clearInterval(alive))
+  catchUp.want(reader)
+  await until(() => calls === 3)
+  t.equal(errors.length, 2)
+})

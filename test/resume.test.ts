@@ -662,13 +662,13 @@ t.test('EventSource comes back by itself and has missed nothing', async t => {
   let gaps = 0
   source.addEventListener('open', () => { opened++ })
   source.addEventListener('n', event => {
-    numbers.push(Number((event as MessageEvent<string>).data))
-    ids.push((event as MessageEvent<string>).lastEventId)
+    numbers.push(Number((event as unknown as { data: string }).data))
+    ids.push((event as unknown as { lastEventId: string }).lastEventId)
   })
   source.addEventListener('sse:gap', () => { gaps++ })
   await until(() => opened === 1)
   let published = 0
-  const publish = () => service.app.sse.broadcastEvent({ event: 'n', data: ++published, priority: PRIORITIES[published % 2 === 0 ? 1 : 1]! }, { userIds: ['ada'] })
+  const publish = () => service.app.sse.broadcastEvent({ event: 'n', data: ++published, priority: EventPriority.NORMAL }, { userIds: ['ada'] })
   for (let cut = 1; cut <= 3; cut++) {
     for (let i = 0; i < 20; i++) await publish()
     await until(() => numbers.length === published)
@@ -683,5 +683,6 @@ t.test('EventSource comes back by itself and has missed nothing', async t => {
   t.strictSame(numbers, Array.from({ length: published }, (_, i) => i + 1), 'all, in order, once')
   t.equal(gaps, 0)
   t.equal(new Set(ids).size, published)
-  t.equal(service.app.sse.getConnectionsByUser('ada')[0]!.lastEventId, ids[119 + 2 - 20 - 1]!.replace(/.*/, () => ids[101]!))
+  // Before the third cut it had read two rounds of 41 and then 20.
+  t.equal(service.app.sse.getConnectionsByUser('ada')[0]!.lastEventId, ids[101])
 })

@@ -68,6 +68,7 @@ function number (value: number): string {
 }
 
 const DIRECTORY = join(ROOT, 'readme')
+const parsed = new Map<string, ts.SourceFile | undefined>()
 
 /**
  * What the compiler says of the samples, as one program: under the repository's own options, with the package's name
@@ -81,9 +82,15 @@ export function compile (samples: readonly Sample[], globals: string): string[] 
   const files = new Map(samples.map(({ name, text }) => [join(DIRECTORY, `${name}.ts`), `${text}\nexport {}\n`]))
   files.set(join(DIRECTORY, 'globals.d.ts'), globals)
   const host = ts.createCompilerHost(options)
-  const { fileExists, readFile } = host
+  const { fileExists, getSourceFile, readFile } = host
   host.fileExists = path => files.has(path) || fileExists.call(host, path)
   host.readFile = path => files.get(path) ?? readFile.call(host, path)
+  // Everything but the samples is the same in each program.
+  host.getSourceFile = (path, ...rest) => {
+    if (files.has(path)) return getSourceFile.call(host, path, ...rest)
+    if (!parsed.has(path)) parsed.set(path, getSourceFile.call(host, path, ...rest))
+    return parsed.get(path)
+  }
   const program = ts.createProgram([...files.keys()], options, host)
   return [...program.getOptionsDiagnostics(), ...[...files.keys()].flatMap(path => {
     const file = program.getSourceFile(path)
