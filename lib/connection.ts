@@ -108,10 +108,13 @@ type Owned = { [kConnection]?: SSEConnection | undefined }
  * Sending to a connection that has ended returns `false`; it never throws and never waits.
  */
 export class SSEConnection {
+  /** Made for this stream; a client that comes back gets another. */
   readonly clientId: string
+  /** Who it is; null for nobody. */
   readonly userId: string | null
   /** What the application's `authHandler` returned beside the user. */
   readonly claims: unknown
+  /** From where and since when; and what the application gave as `clientInfo`. */
   readonly clientInfo: ClientInfo
   /** What the client sent as `Last-Event-ID` (header, or `lastEventId` in the query), null on a first connect. */
   readonly lastEventId: string | null
@@ -141,6 +144,8 @@ export class SSEConnection {
   #outbox: Outbox | null = null
   #rest: Buffer | null = null
   #reading = false
+  /** The client's cursor led nowhere: it is told no place before it is told that. */
+  #beganWithGap = false
   #placeSent = 0
   #sent = 0
   #dropped = 0
@@ -281,7 +286,7 @@ export class SSEConnection {
     destination.write(this.#framed ? chunk.framed : chunk.plain, () => {
       if (!sent) this.#endResponse()
     })
-    if (reason === 'shutdown') closeTransport(this.#response)
+    if (reason === 'shutdown') closeTransport(this.#response, host.drainMs)
     // Of a response that has been ended Node thinks that all is sent: a closing server would cut what a slow client has yet to read.
     if (destination.writableLength === 0) {
       sent = true
@@ -347,7 +352,7 @@ export class SSEConnection {
     this.#blocked = false
     if (this.#batch !== null) this.#spill()
     this.#placeSent = host.position
-    this.#write(new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + (this.managed ? encodeCursor(this.#cursor()) : '')))
+    this.#write(new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + (this.managed && !this.#beganWithGap ? encodeCursor(this.#cursor()) : '')))
     socket?.uncork()
     host.schedule(this, this.#nextDue(host.now()))
     if (this.#outbox !== null) host.mark(this)
@@ -476,6 +481,7 @@ export class SSEConnection {
     else if (Math.max(...cursor.lanes) > position) gap = 'unknown'
     else if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) gap = 'limit'
     else if (oldest < position) (this.#outbox = new Outbox(this.#host.outboxBytes, this.#host.budget)).startAt(cursor.lanes, position)
+    this.#beganWithGap = gap !== null
     if (gap !== null) this.receive(Frame.ofGap(gap, lastEventId, EventPriority.CRITICAL, position, epoch))
   }
 
@@ -586,8 +592,10 @@ export class SSEConnection {
   #destroy (): void {
     this.#host.schedule(this, Infinity)
     const response = this.#response
-    if ('stream' in response) response.stream.destroy()
-    else response.destroy()
+    if (!('stream' in response)) response.destroy()
+    // A client that has stopped reading does not answer the end of its session either.
+    else if (this.#reason === 'shutdown') response.stream.session?.destroy()
+    else response.stream.destroy()
   }
 
   /** The one way out. @internal */
@@ -624,9 +632,21 @@ function onDrain (this: Writable): void {
 function onError (): void {}
 
 /** A kept-alive socket or session would hold up a closing server (FACTS 2.4): it goes once what was written is sent. */
-function closeTransport (response: HttpResponse): void {
-  if ('stream' in response) response.stream.session?.close()
-  else response.once('finish', function (this: ServerResponse) { this.req.socket.end() })
+function closeTransport (response: HttpResponse, drainMs: number): void {
+  if ('stream' in response) {
+    const { session } = response.stream
+    if (session === undefined || session.closed) return
+    // A closed session still waits for its client's FIN, which one that is frozen never sends; only its socket can be told not to.
+    const { socket } = session
+    const destroySoon = socket.destroySoon.bind(socket)
+    // By then the streams that were stalled have been destroyed; those of others are not ours to cut.
+    const timer = setTimeout(() => { if (session.destroyed) destroySoon() }, drainMs * 1.2 + 50).unref()
+    session.once('close', () => clearTimeout(timer))
+    session.close()
+  } else {
+    // Not `end`, which waits for the client's FIN likewise.
+    response.once('finish', function (this: ServerResponse) { this.req.socket.destroySoon() })
+  }
 }
 
 /** `writeHead` alone waits for the first byte of the body (FACTS 2.3). */

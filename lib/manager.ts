@@ -60,6 +60,7 @@ export interface ManagerStats {
   readonly dropped: number
   /** Connections that read older events from the log. */
   readonly lagging: number
+  /** Bytes that wait for slow clients, the kernel's own buffers not counted. */
   readonly queuedBytes: number
   /** Streams ended so far, by reason. */
   readonly closed: Readonly<Record<string, number>>
@@ -198,6 +199,7 @@ export class SSEManager {
     return this.#registry.size
   }
 
+  /** Counts and sums of this node, as of now. Costs a look at each connection. */
   stats (): ManagerStats {
     let lagging = 0
     let queuedBytes = 0

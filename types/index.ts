@@ -75,7 +75,7 @@ export interface ConnectOptions {
   subscriptions?: readonly string[]
   /** What the application wants to find again in `clientInfo`. */
   clientInfo?: Record<string, unknown>
-  /** Reconnection time told to this client, in milliseconds. Default: option `retryMs`. */
+  /** Reconnection time told to this client, 100 to 3,600,000 milliseconds. Default: option `retryMs`. */
   retryMs?: number
   /** The cursor to resume after, in place of the request's own; null for none. */
   lastEventId?: string | null
