@@ -388,6 +388,7 @@ export class SSEConnection {
       } else {
         this.#batch = null
         this.#sent += batch.count
+        if (batch.frame!.seq > 0) this.#placeSent = batch.frame!.seq
         this.#write(batch.chunk)
       }
     }
@@ -464,7 +465,7 @@ export class SSEConnection {
       this.#reason = 'stalled'
       return this.#destroy()
     }
-    if (!this.#blocked && host.keepAliveIntervalMs > 0 && now - this.#lastWriteAt >= host.keepAliveIntervalMs) this.#keepAlive()
+    if (!this.#blocked && host.keepAliveIntervalMs > 0) this.#keepAlive(now)
     host.schedule(this, this.#nextDue(now))
   }
 
@@ -554,13 +555,13 @@ export class SSEConnection {
     this.#outbox = null
   }
 
-  #keepAlive (): void {
-    const { position } = this.#host
+  #keepAlive (now: number): void {
+    const { position, keepAliveIntervalMs } = this.#host
     // The log has moved on with nothing for this client: a block without an event keeps its place.
     if (this.managed && this.#placeSent !== position && this.#outbox === null && this.#batch === null) {
       this.#placeSent = position
       this.#write(this.#host.keepPlace())
-    } else {
+    } else if (now - this.#lastWriteAt >= keepAliveIntervalMs) {
       this.#write(this.#host.keepAlive())
     }
   }

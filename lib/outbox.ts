@@ -227,15 +227,17 @@ export class Outbox {
   #makeRoom (frame: Frame): void {
     const displaced = this.#lanes.slice(0, frame.seq > 0 ? frame.priority + 1 : frame.priority)
     for (const lane of displaced) {
-      if (this.#full(frame) && lane.hasEphemeral) this.#shed(lane)
+      if (this.#full(frame) && lane.hasEphemeral) this.#shed(lane, frame)
     }
     for (const lane of displaced) {
       if (this.#full(frame) && lane.hasLogged) this.#evict(lane, lane.cursor(0))
     }
   }
 
-  #shed (lane: Lane): void {
+  /** Drops the oldest ephemeral frames of a lane, as many as `arriving` needs. */
+  #shed (lane: Lane, arriving: Frame): void {
     for (const frame of lane) {
+      if (!this.#full(arriving)) return
       if (frame.seq > 0) continue
       this.#remove(frame)
       this.#dropped++
