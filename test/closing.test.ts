@@ -644,7 +644,7 @@ t.test('a slow client that makes progress is not stalled, and misses nothing', a
   let published = 0
   const publish = async () => {
     // Ahead of what the client takes, so that its socket is full all the time, within what the history holds.
-    for (let i = 0; i < 20 && published < 1500; i++) await app.sse.broadcastToSubscriptions({ data: `${published++} ${'x'.repeat(16_000)}` }, ['news'])
+    for (let i = 0; i < 60 && published < 3500; i++) await app.sse.broadcastToSubscriptions({ data: `${published++} ${'x'.repeat(16_000)}` }, ['news'])
   }
   await until(async () => {
     await publish()
