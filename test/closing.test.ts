@@ -106,7 +106,7 @@ t.test('ten thousand connections, dropped in every way, leave nothing behind', a
       await sleep(i % 14)
       if (i % 2 === 0) reset(socket)
       else fin(socket)
-      await until(() => socket.closed)
+      await socket.waitForClose()
     },
     'during replay': async i => {
       const socket = new RawSocket(url, { path: `/managed?user=${i % 50}`, headers: { 'last-event-id': i % 3 === 0 ? 'nonsense' : start } })
@@ -128,7 +128,7 @@ t.test('ten thousand connections, dropped in every way, leave nothing behind', a
       await socket.waitFor('data: a')
       if (i % 2 === 0) reset(socket)
       else fin(socket)
-      await until(() => socket.closed)
+      await socket.waitForClose()
     },
     HEAD: async () => {
       const socket = new RawSocket(url, { method: 'HEAD', path: '/managed' })
@@ -147,7 +147,7 @@ t.test('ten thousand connections, dropped in every way, leave nothing behind', a
       socket.send({ path: '/managed?end=done' })
       await socket.waitForAnswers(2)
       socket.send({ path: `/managed?user=${i % 50}` })
-      await until(() => socket.answers.length === 3)
+      await socket.until(() => socket.answers.length === 3)
       reset(socket)
     }
   }

@@ -1,7 +1,6 @@
 import { connect, type Socket } from 'node:net'
 import { connect as connectTLS } from 'node:tls'
 import { StreamParser, type Block } from './sse.js'
-import { until } from './wait.js'
 
 export interface RawRequest {
   method?: string
@@ -25,6 +24,7 @@ export class RawSocket {
   closed = false
   length = 0
   #chunks: Buffer[] = []
+  readonly #checks = new Set<() => void>()
 
   constructor (url: string, request?: RawRequest) {
     const { hostname, port, protocol } = new URL(url)
@@ -34,9 +34,13 @@ export class RawSocket {
     this.socket.on('data', bytes => {
       this.#chunks.push(bytes)
       this.length += bytes.length
+      this.#check()
     })
     this.socket.on('end', () => { this.finished = true })
-    this.socket.on('close', () => { this.closed = true })
+    this.socket.on('close', () => {
+      this.closed = true
+      this.#check()
+    })
     this.socket.on('error', () => {})
     if (request !== undefined) this.send(request)
   }
@@ -59,18 +63,39 @@ export class RawSocket {
     return readAnswers(this.bytes)
   }
 
+  /** Waits for what the socket brings, without polling: there may be hundreds of these. */
+  async until (condition: () => boolean, ms = 5_000, what = condition.toString()): Promise<void> {
+    if (condition()) return
+    let check: () => void = () => {}
+    let timer: NodeJS.Timeout | undefined
+    try {
+      await new Promise<void>((resolve, reject) => {
+        check = () => { if (condition()) resolve() }
+        this.#checks.add(check)
+        timer = setTimeout(() => reject(new Error(`Not within ${ms} ms: ${what}; has ${JSON.stringify(this.text.slice(-500))}`)), ms)
+      })
+    } finally {
+      clearTimeout(timer)
+      this.#checks.delete(check)
+    }
+  }
+
+  #check (): void {
+    for (const check of this.#checks) check()
+  }
+
   async waitFor (text: string, ms?: number): Promise<void> {
-    await until(() => this.bytes.includes(text) || this.closed, ms, JSON.stringify(text))
+    await this.until(() => this.bytes.includes(text) || this.closed, ms, JSON.stringify(text))
     if (!this.bytes.includes(text)) throw new Error(`Closed without ${JSON.stringify(text)}: ${JSON.stringify(this.text.slice(-500))}`)
   }
 
   async waitForClose (ms?: number): Promise<void> {
-    await until(() => this.closed, ms, 'the socket to close')
+    await this.until(() => this.closed, ms, 'the socket to close')
   }
 
   /** Waits until `count` answers are complete. */
   async waitForAnswers (count: number, ms?: number): Promise<Answer[]> {
-    await until(() => this.answers.filter(({ complete }) => complete).length >= count, ms, `${count} complete answers`)
+    await this.until(() => this.answers.filter(({ complete }) => complete).length >= count, ms, `${count} complete answers`)
     return this.answers
   }
 
