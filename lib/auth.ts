@@ -1,5 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { HttpRequest } from './connection.js'
+import type { HttpRequest } from './transport.js'
 import { AuthenticationFailed, InvalidUser, OriginForbidden, SubscriptionForbidden, Unauthenticated } from './errors.js'
 import type { AnyRequest, AuthData, ResolvedOptions, SSEUser, SubscriptionQuestion } from './options.js'
 import { quote } from './topic.js'

@@ -1,4 +1,4 @@
-import type { HttpRequest } from './connection.js'
+import type { HttpRequest } from './transport.js'
 
 /** Whether a client that sent this Accept header takes an event stream (RFC 9110, 12.5.1): none at all takes everything. */
 export function isAcceptable (accept: string | undefined): boolean {

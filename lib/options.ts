@@ -4,7 +4,7 @@ import type { FastifyRequest } from 'fastify'
 import type { FastifyAuthFunction } from '@fastify/auth'
 import type { Broker } from './broker.js'
 import { Catalogue } from './catalogue.js'
-import type { HttpRequest } from './connection.js'
+import type { HttpRequest } from './transport.js'
 import { InvalidOption } from './errors.js'
 
 /** What a request brings that an authentication may rest on. */

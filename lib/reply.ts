@@ -1,11 +1,13 @@
 import { Stream, type Writable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { HttpResponse, SSEConnection } from './connection.js'
+import type { SSEConnection } from './connection.js'
 import { HeadAlreadySent } from './errors.js'
 import { streamHeaders } from './head.js'
-import type { Log, SSEManager } from './manager.js'
+import type { Log } from './log.js'
+import type { SSEManager } from './manager.js'
 import type { SSEUser } from './options.js'
 import { discard, hold, isSource, pump } from './source.js'
+import type { HttpResponse } from './transport.js'
 import type { ConnectOptions, Source, SourceFactory, SourceOptions } from '../types/index.js'
 
 /** Finds out who a request is from, once. */

@@ -9,10 +9,12 @@ import ts from 'typescript'
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
   ['errors'],
-  ['broker', 'catchup', 'chunk', 'event', 'head', 'ring', 'topic', 'wheel'],
-  ['auth', 'brokers/memory', 'catalogue', 'cursor', 'registry', 'target'],
-  ['frame', 'options', 'outbox'],
-  ['connection', 'flush', 'source'],
+  ['broker', 'catchup', 'chunk', 'close-reason', 'event', 'head', 'log', 'ring', 'topic', 'transport', 'wheel'],
+  ['auth', 'brokers/memory', 'catalogue', 'cursor', 'registry', 'target', 'writer'],
+  ['frame', 'message', 'options', 'outbox'],
+  ['backlog', 'flush', 'source'],
+  ['connection'],
+  ['admission', 'publisher'],
   ['manager'],
   ['reply'],
   ['plugin'],
@@ -22,7 +24,7 @@ const LAYERS = [
 const FASTIFY_VALUES = ['plugin']
 const FASTIFY_TYPES = ['auth', 'options', 'plugin', 'reply']
 /** Who may load parts of Node that reach sockets. */
-const SOCKETS = ['connection', 'reply']
+const SOCKETS = ['reply', 'transport']
 
 const LIB = fileURLToPath(new URL('../lib', import.meta.url))
 

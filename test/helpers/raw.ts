@@ -64,7 +64,7 @@ export class RawSocket {
   }
 
   /** Waits for what the socket brings, without polling: there may be hundreds of these. */
-  async until (condition: () => boolean, ms = 5_000, what = condition.toString()): Promise<void> {
+  async until (condition: () => boolean, ms = 30_000, what = condition.toString()): Promise<void> {
     if (condition()) return
     let check: () => void = () => {}
     let timer: NodeJS.Timeout | undefined

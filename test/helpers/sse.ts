@@ -97,7 +97,7 @@ export class SSEClient {
   }
 
   /** See `open`. */
-  async ready (ms = 10_000): Promise<this> {
+  async ready (ms = 30_000): Promise<this> {
     await until(() => this.closed || this.ended || (this.isStream && this.blocks.length > 0), ms, 'an answer')
     return this
   }
@@ -139,13 +139,13 @@ export class SSEClient {
   }
 
   /** Waits until `count` events of a name have come. */
-  async waitFor (event: string, count = 1, ms = 10_000): Promise<Block[]> {
+  async waitFor (event: string, count = 1, ms = 30_000): Promise<Block[]> {
     await until(() => this.named(event).length >= count || this.closed, ms, `${count} "${event}", has ${this.named(event).length}`)
     if (this.named(event).length < count) throw new Error(`Closed after ${this.named(event).length} of ${count} "${event}"`)
     return this.named(event)
   }
 
-  async waitForEnd (ms = 10_000): Promise<void> {
+  async waitForEnd (ms = 30_000): Promise<void> {
     await until(() => this.closed || this.ended, ms, 'the end of the stream')
   }
 

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 
 /** Waits until `condition` holds and returns what it returned. Throws when it does not within `ms`. */
-export async function until<T> (condition: () => T | Promise<T>, ms = 5_000, what = condition.toString()): Promise<NonNullable<T>> {
+export async function until<T> (condition: () => T | Promise<T>, ms = 30_000, what = condition.toString()): Promise<NonNullable<T>> {
   const deadline = Date.now() + ms
   for (;;) {
     const result = await condition()

@@ -1,0 +1,117 @@
+import { randomUUID } from 'node:crypto'
+import { assertOrigin, authenticate, authorize, queryOf } from './auth.js'
+import { SSEConnection, type ConnectionHost } from './connection.js'
+import { ClientGone, Closed, HeadAlreadySent, NotAcceptable, TooManyConnections, TooManyIpConnections, TooManySubscriptions, TooManyUserConnections } from './errors.js'
+import { assertRetry } from './event.js'
+import { isAcceptable } from './head.js'
+import type { AnyRequest, ResolvedOptions, SSEUser } from './options.js'
+import type { Registry } from './registry.js'
+import { assertSubscription } from './topic.js'
+import { isGone, type HttpRequest, type HttpResponse } from './transport.js'
+import { isTaken } from './writer.js'
+import type { ConnectOptions } from '../types/index.js'
+
+/** What `createConnection` is given: a request and response of `node:http` or `node:http2`, also in Express's or Koa's coat. */
+export interface CreateConnection extends ConnectOptions {
+  request: HttpRequest
+  response: HttpResponse
+  /** Who this is, when the application knows already; null for nobody. Absent: `authHandler` is asked. */
+  user?: SSEUser | null
+  /** Added to what `authHandler` is given. */
+  authData?: Record<string, unknown>
+}
+
+/** What `reply.sse()` knows beside that. @internal */
+export interface Candidate extends CreateConnection {
+  /** The request as the application knows it. */
+  subject?: AnyRequest
+  ip?: string
+  managed?: boolean
+}
+
+/** The door: everything that can refuse a stream, in order, before its head. */
+export class Admission {
+  readonly #options: ResolvedOptions
+  readonly #registry: Registry<SSEConnection>
+  readonly #host: ConnectionHost
+  #closed = false
+
+  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, host: ConnectionHost) {
+    this.#options = options
+    this.#registry = registry
+    this.#host = host
+  }
+
+  /** Nobody is let in any more. */
+  close (): void {
+    this.#closed = true
+  }
+
+  /** Lets a stream in. It is counted, and receives, from here on; what is missing is `connection.open()`. */
+  async admit (candidate: Candidate): Promise<SSEConnection> {
+    const { request, response, subject = request } = candidate
+    this.#assertOpen()
+    if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
+    assertOrigin(this.#options, request)
+    const user = candidate.user === undefined ? await authenticate(this.#options, subject, candidate.authData) : candidate.user
+    const subscriptions = await this.#permitted(candidate.subscriptions, user, subject)
+    if (candidate.retryMs !== undefined) assertRetry(candidate.retryMs)
+    this.#assertOpen()
+    if (isGone(response)) throw new ClientGone()
+    // Begun while the application was asked, or by a second call beside this one.
+    if (isTaken(response)) throw new HeadAlreadySent()
+    const ip = candidate.ip ?? request.socket.remoteAddress ?? ''
+    this.#assertRoom(user?.userId ?? null, ip)
+    return this.#enter(candidate, user, subscriptions, ip)
+  }
+
+  /** The subscriptions asked for, each once. */
+  async #permitted (asked: readonly string[] | undefined, user: SSEUser | null, request: AnyRequest): Promise<ReadonlySet<string>> {
+    const subscriptions = new Set(asked)
+    for (const subscription of subscriptions) assertSubscription(subscription)
+    const { maxSubscriptionsPerConnection, authorizeSubscription } = this.#options
+    if (subscriptions.size > maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
+    if (authorizeSubscription === undefined) return subscriptions
+    const { userId = null, claims } = user ?? {}
+    await Promise.all(Array.from(subscriptions, subscriptionId => authorize(this.#options, { request, userId, claims, subscriptionId })))
+    return subscriptions
+  }
+
+  #enter (candidate: Candidate, user: SSEUser | null, subscriptions: ReadonlySet<string>, ip: string): SSEConnection {
+    const { request, managed = true } = candidate
+    const connection = new SSEConnection(this.#host, candidate.response, {
+      clientId: randomUUID(),
+      userId: user?.userId ?? null,
+      claims: user?.claims,
+      expiresAt: user?.expiresAt,
+      clientInfo: { ...candidate.clientInfo, ip, userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
+      lastEventId: candidate.lastEventId === undefined ? lastEventIdOf(request) : candidate.lastEventId,
+      managed,
+      headOnly: request.method === 'HEAD',
+      retryMs: candidate.retryMs ?? this.#options.retryMs
+    })
+    this.#registry.add(connection)
+    if (managed) for (const subscription of subscriptions) this.#registry.subscribe(connection, subscription)
+    return connection
+  }
+
+  #assertOpen (): void {
+    if (this.#closed) throw new Closed()
+  }
+
+  #assertRoom (userId: string | null, ip: string): void {
+    const { maxConnections, maxConnectionsPerUser, maxConnectionsPerIp } = this.#options
+    if (maxConnections > 0 && this.#registry.size >= maxConnections) throw new TooManyConnections()
+    if (maxConnectionsPerUser > 0 && userId !== null && this.#registry.countOfUser(userId) >= maxConnectionsPerUser) throw new TooManyUserConnections()
+    if (maxConnectionsPerIp > 0 && this.#registry.countOfIp(ip) >= maxConnectionsPerIp) throw new TooManyIpConnections()
+  }
+}
+
+/** The header wins; a browser cannot send it on a first connect, so a first cursor comes in the query (FACTS 1.9). */
+function lastEventIdOf (request: HttpRequest): string | null {
+  const header = request.headers['last-event-id']
+  const query = queryOf(request)
+  const value = (Array.isArray(header) ? header[0] : header) ?? query['lastEventId'] ?? query['last_event_id'] ?? ''
+  // An empty one is what a client sends that has been told no place.
+  return value === '' ? null : value
+}

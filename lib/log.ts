@@ -1,0 +1,13 @@
+/** Where a manager reports what the application should know; Fastify's logger fits. */
+export interface Log {
+  error (details: object, message: string): void
+  warn (details: object, message: string): void
+  debug (details: object, message: string): void
+}
+
+/** Without a logger, what the application should know becomes a process warning. */
+export const warnings: Log = { error: emit, warn: emit, debug: () => {} }
+
+function emit (details: object, message: string): void {
+  process.emitWarning(message, { type: 'SSEManager', detail: String((details as { err?: unknown }).err ?? '') })
+}

@@ -1,0 +1,142 @@
+import { randomUUID } from 'node:crypto'
+import type { Broker, GapReason, Message, OutgoingMessage, Target } from './broker.js'
+import type { SSEConnection } from './connection.js'
+import { formatCursor } from './cursor.js'
+import { Closed, FilterNotShared } from './errors.js'
+import { Frame } from './frame.js'
+import type { Log } from './log.js'
+import { composeEvent } from './message.js'
+import type { ResolvedOptions } from './options.js'
+import type { Registry } from './registry.js'
+import { createTarget } from './target.js'
+import type { BroadcastOptions, Delivery, EventInput } from '../types/index.js'
+
+/** What has become of a publish of this node so far. */
+interface Receipt {
+  delivered: number
+  done: boolean
+  resolve: (() => void) | null
+}
+
+/** This node's side of the log: events go in checked, and come back, from all nodes alike, to those they are for. */
+export class Publisher {
+  readonly #options: ResolvedOptions
+  readonly #broker: Broker
+  readonly #registry: Registry<SSEConnection>
+  readonly #log: Log
+  readonly #nodeId = randomUUID()
+  readonly #receipts = new Map<string, Receipt>()
+  #position = 0
+  #published = 0
+  #messages = 0
+  #deliveries = 0
+  #opening: Promise<void> | null = null
+  #closed = false
+
+  constructor (options: ResolvedOptions, broker: Broker, registry: Registry<SSEConnection>, log: Log) {
+    this.#options = options
+    this.#broker = broker
+    this.#registry = registry
+    this.#log = log
+  }
+
+  get epoch (): string {
+    return this.#broker.epoch
+  }
+
+  /** Newest sequence number that has been delivered on this node. */
+  get position (): number {
+    return this.#position
+  }
+
+  /** Messages delivered to this node so far. */
+  get messages (): number {
+    return this.#messages
+  }
+
+  /** One for each message and connection. */
+  get deliveries (): number {
+    return this.#deliveries
+  }
+
+  /** Opens the log, once. */
+  open (): Promise<void> {
+    return (this.#opening ??= this.#open())
+  }
+
+  async #open (): Promise<void> {
+    await this.#broker.open({
+      deliver: batch => { for (const message of batch) this.#deliver(message) },
+      gap: reason => this.#loseContinuity(reason),
+      state: (state, err) => {
+        if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
+        else this.#log.debug({}, 'The event log is reached')
+      }
+    }, this.#options.history)
+    this.#position = this.#broker.position
+  }
+
+  async close (): Promise<void> {
+    this.#closed = true
+    if (this.#opening !== null) await this.#broker.close()
+    for (const receipt of this.#receipts.values()) receipt.resolve?.()
+  }
+
+  async publish (event: EventInput, options: BroadcastOptions): Promise<Delivery> {
+    const { target, local, ephemeral, ...overrides } = createTarget(options)
+    const part = composeEvent({ ...event, ...overrides } as EventInput, this.#options)
+    if (target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
+    const message: OutgoingMessage = { ...part, target, ephemeral: ephemeral || local, nonce: `${this.#nodeId}-${++this.#published}` }
+    await this.open()
+    if (this.#closed) throw new Closed()
+    if (local) return { id: null, delivered: this.#deliver({ ...message, seq: 0 }) }
+    const receipt: Receipt = { delivered: 0, done: false, resolve: null }
+    this.#receipts.set(message.nonce, receipt)
+    try {
+      const { seq } = await this.#broker.publish(message)
+      if (!receipt.done) await new Promise<void>(resolve => { receipt.resolve = resolve })
+      return { id: seq === null ? null : formatCursor(this.#broker.epoch, [seq]), delivered: receipt.delivered }
+    } finally {
+      this.#receipts.delete(message.nonce)
+    }
+  }
+
+  #deliver (message: Message): number {
+    const { filter } = message.target
+    let frame: Frame | null = null
+    let delivered = 0
+    const selected = this.#registry.select(message.target)
+    // The application's code runs before anything is given out: a connection that it closes meanwhile names its exact place.
+    const receivers = filter === undefined ? selected : selected.filter(connection => this.passes(filter, connection))
+    for (const connection of receivers) {
+      frame ??= Frame.ofMessage(message, this.#broker.epoch)
+      if (connection.receive(frame)) delivered++
+    }
+    if (message.seq > 0) this.#position = message.seq
+    this.#messages++
+    this.#deliveries += delivered
+    const receipt = this.#receipts.get(message.nonce)
+    if (receipt !== undefined) {
+      receipt.delivered = delivered
+      receipt.done = true
+      receipt.resolve?.()
+    }
+    return delivered
+  }
+
+  /** Whether the application's filter takes a connection; one that throws leaves it out. */
+  passes (filter: NonNullable<Target['filter']>, connection: SSEConnection): boolean {
+    try {
+      // Only `true` is a yes: an async function returns a promise, which is no answer.
+      return filter(connection) === true
+    } catch (err) {
+      this.#log.error({ err, clientId: connection.clientId }, 'A broadcast filter threw; the connection is left out')
+      return false
+    }
+  }
+
+  #loseContinuity (reason: GapReason): void {
+    this.#position = this.#broker.position
+    for (const connection of this.#registry.all()) connection.fallOut(reason)
+  }
+}

@@ -1,0 +1,62 @@
+import { ServerResponse, type IncomingMessage } from 'node:http'
+import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
+import type { Socket } from 'node:net'
+
+// What HTTP/1 and HTTP/2 do differently, and what Node knows of a response.
+
+export type HttpRequest = IncomingMessage | Http2ServerRequest
+export type HttpResponse = ServerResponse | Http2ServerResponse
+
+/** Sends the head at once: `writeHead` alone waits for the first byte of the body (FACTS 2.3). */
+export function flushHead (response: HttpResponse): void {
+  if (response.headersSent) return
+  // Said outright, because then it is known that what follows are chunks; not before, as an onSend hook may send something else.
+  if (response instanceof ServerResponse && response.req.httpVersion === '1.1') response.setHeader('transfer-encoding', 'chunked')
+  // Node's HTTP/2 has it too; its types do not.
+  ;(response as ServerResponse).flushHeaders()
+}
+
+/** Whether the bytes after the head are HTTP/1.1 chunks written by nobody but us. */
+export function isPlainChunked (response: HttpResponse): response is ServerResponse {
+  return response instanceof ServerResponse &&
+    response.write === ServerResponse.prototype.write &&
+    response.socket !== null && response.headersSent &&
+    response.getHeader('transfer-encoding') === 'chunked'
+}
+
+/** Whether the client has gone already, so that no `close` event will come. */
+export function isGone (response: HttpResponse): boolean {
+  if ('stream' in response) return response.stream === undefined || response.stream.destroyed || response.writableEnded
+  return response.destroyed || response.writableEnded || (response.socket ?? socketAhead(response))?.destroyed === true
+}
+
+/** The socket of a pipelined response that is not its turn yet: if that closes first, the response never sees a `close`. */
+export function socketAhead (response: HttpResponse): Socket | null {
+  // Tests by `inject` have a request of their own making.
+  return 'stream' in response || response.socket !== null ? null : response.req.socket ?? null
+}
+
+/** A kept-alive socket or session would hold up a closing server (FACTS 2.4): it goes once what was written is sent. */
+export function closeTransport (response: HttpResponse, drainMs: number): void {
+  if ('stream' in response) {
+    const { session } = response.stream
+    if (session === undefined || session.closed) return
+    // A closed session still waits for its client's FIN, which one that is frozen never sends; only its socket can be told not to.
+    const { socket } = session
+    const destroySoon = socket.destroySoon.bind(socket)
+    // By then the streams that were stalled have been destroyed; those of others are not ours to cut.
+    const timer = setTimeout(() => { if (session.destroyed) destroySoon() }, drainMs * 1.2 + 50).unref()
+    session.once('close', () => clearTimeout(timer))
+    session.close()
+  } else {
+    // Not `end`, which waits for the client's FIN likewise.
+    response.once('finish', function (this: ServerResponse) { this.req.socket.destroySoon() })
+  }
+}
+
+/** Cuts a stream whose client does not read. `whole`: its session too, as such a client does not answer the end of that either. */
+export function destroyTransport (response: HttpResponse, whole: boolean): void {
+  if (!('stream' in response)) response.destroy()
+  else if (whole) response.stream.session?.destroy()
+  else response.stream.destroy()
+}

@@ -1,0 +1,171 @@
+import type { Writable } from 'node:stream'
+import type { Chunk } from './chunk.js'
+import { closeTransport, flushHead, isPlainChunked, socketAhead, type HttpResponse } from './transport.js'
+
+/** Whose bytes a writer writes. */
+export interface WriterOwner {
+  /** The destination takes bytes again. */
+  onDrain (): void
+  /** The response has closed: the end, whatever the cause. Called once or more. */
+  finish (): void
+}
+
+// A write larger than this goes in pieces, so that a slow client's progress is seen.
+const PIECE_BYTES = 64 * 1024
+const kWriter = Symbol.for('fastify-sse-manager.writer')
+// Listeners shared by all writers find theirs here: no closure per connection.
+type Owned = { [kWriter]?: Writer | undefined }
+
+/**
+ * The way of one stream's bytes to its client. Where it can be, HTTP chunks made once for everybody go straight to the
+ * socket; otherwise the same bytes go through the response, or through what wraps it.
+ */
+export class Writer {
+  readonly #response: HttpResponse
+  readonly #owner: WriterOwner
+  #destination: Writable | null = null
+  /** Whether the destination is the socket, which takes HTTP chunks. */
+  #framed = false
+  #end: (() => void) | null = null
+  #rest: Buffer | null = null
+  #leaveQueue: (() => void) | null = null
+  /** Whether to wait for `onDrain` before the next write. */
+  blocked = true
+  /** When it became blocked, in milliseconds of the caller's clock. */
+  blockedSince = 0
+  lastWriteAt = 0
+
+  constructor (response: HttpResponse, owner: WriterOwner) {
+    this.#response = response
+    this.#owner = owner
+    ;(response as Owned)[kWriter] = this
+    response.on('close', onClose)
+    response.on('error', onError)
+    const ahead = socketAhead(response)
+    if (ahead !== null) {
+      const finish = () => owner.finish()
+      ahead.once('close', finish)
+      this.#leaveQueue = () => ahead.off('close', finish)
+    }
+  }
+
+  /** Bytes kept back for the next time the destination takes some. */
+  get restBytes (): number {
+    return this.#rest?.length ?? 0
+  }
+
+  /**
+   * Sends the head and the first block, in one packet.
+   * @param destination the response, or a stream that leads to it, such as a compressor.
+   * @param end ends what leads to the response; null: the response is ended.
+   */
+  open (destination: Writable, end: (() => void) | null, first: Chunk, now: number): void {
+    const response = this.#response
+    this.#end = end
+    const wrapped = destination as unknown !== response
+    const socket = wrapped || 'stream' in response ? null : response.socket
+    socket?.cork()
+    if (wrapped) destination.on('error', onError)
+    else flushHead(response)
+    this.#framed = !wrapped && isPlainChunked(response)
+    const target: Writable = this.#framed ? response.socket! : destination
+    this.#destination = target
+    ;(target as Owned)[kWriter] = this
+    this.blocked = false
+    this.write(first, now)
+    socket?.uncork()
+  }
+
+  /** Writes a chunk. Only while not blocked. */
+  write (chunk: Chunk, now: number): void {
+    this.#writeBytes(this.#framed ? chunk.framed : chunk.plain, now)
+  }
+
+  /** Writes on from a chunk that was too large for one write. False when there is none. */
+  writeRest (now: number): boolean {
+    const rest = this.#rest
+    if (rest === null) return false
+    this.#rest = null
+    this.#writeBytes(rest, now)
+    return true
+  }
+
+  #writeBytes (bytes: Buffer, now: number): void {
+    // Ended behind our back: bytes after the last chunk would be taken for the next response.
+    if (this.#response.writableEnded) return
+    this.lastWriteAt = now
+    if (bytes.length > PIECE_BYTES) {
+      this.#rest = bytes.subarray(PIECE_BYTES)
+      bytes = bytes.subarray(0, PIECE_BYTES)
+    }
+    const destination = this.#destination!
+    const room = destination.write(bytes)
+    // A compressor keeps what it was given until it is told otherwise.
+    if ('flush' in destination && typeof destination.flush === 'function') destination.flush()
+    if (room) return
+    this.blocked = true
+    this.blockedSince = now
+    destination.once('drain', onDrain)
+  }
+
+  /**
+   * Writes the last chunk and ends the response once it is sent.
+   * @param transportMs the socket or session goes too, at the latest after about that time; null leaves it to be used again.
+   */
+  end (last: Chunk, transportMs: number | null): void {
+    const destination = this.#destination!
+    if (this.#rest !== null) destination.write(this.#rest)
+    this.#rest = null
+    let sent = false
+    destination.write(this.#framed ? last.framed : last.plain, () => { if (!sent) this.#endResponse() })
+    if (transportMs !== null) closeTransport(this.#response, transportMs)
+    // Of a response that has been ended Node thinks that all is sent: a closing server would cut what a slow client has yet to read.
+    if (destination.writableLength > 0) return
+    sent = true
+    this.#endResponse()
+  }
+
+  #endResponse (): void {
+    if (this.#destination === null) return
+    if (this.#end === null) this.#response.end()
+    else this.#end()
+  }
+
+  /** Lets go of everything: the stream has ended. */
+  release (): void {
+    this.#response.off('close', onClose)
+    ;(this.#response as Owned)[kWriter] = undefined
+    this.#leaveQueue?.()
+    if (this.#destination !== null) {
+      this.#destination.off('drain', onDrain)
+      ;(this.#destination as Owned)[kWriter] = undefined
+    }
+    this.#rest = null
+    this.#destination = null
+    this.#end = null
+  }
+
+  /** @internal */
+  get owner (): WriterOwner {
+    return this.#owner
+  }
+}
+
+/** Whether the response is a stream's already, or somebody else's. */
+export function isTaken (response: HttpResponse): boolean {
+  return response.headersSent || (response as Owned)[kWriter] !== undefined
+}
+
+function onClose (this: HttpResponse): void {
+  (this as Owned)[kWriter]?.owner.finish()
+}
+
+function onDrain (this: Writable): void {
+  const writer = (this as Owned)[kWriter]
+  if (writer === undefined) return
+  writer.blocked = false
+  writer.owner.onDrain()
+}
+
+// Without a listener a write that fails after the end would end the process (FACTS 2.6); `close` follows in every case.
+function onError (): void {}
