@@ -50,6 +50,10 @@ export interface Sink {
   deliver (batch: readonly Message[]): void
   /** The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. */
   gap (reason: GapReason): void
+  /**
+   * Whether the log can be published to and read as it grows, and why not. Told when it changes. While it is `down`,
+   * `deliver` may pause; what was missed comes later, or a `gap` does.
+   */
   state (state: 'up' | 'down', error?: Error): void
 }
 
@@ -82,22 +86,25 @@ export interface Page {
 
 /**
  * The ordered, bounded log that all nodes share, and the fan-out from it. Promises every implementation keeps
- * (`test/brokers/contract.ts` checks them):
+ * (`fastify-sse-manager/testing` checks them):
  *
  * - `deliver` is called once for each message on each node, in log order, own messages included, and is never re-entered;
  *   a publish from inside it is delivered after it.
  * - Sequence numbers grow by one for each logged message within an epoch.
- * - `publish` resolves once the message is logged; an ephemeral one once it is handed on. It rejects when it was not.
+ * - `publish` resolves once the message is logged, or handed on when it is ephemeral, and this node has delivered it. In a
+ *   bounded time it rejects with SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached. It may resolve before the
+ *   delivery when the log has lost its continuity in between, or this node is late.
  * - `read` after a cursor of another epoch, one the log has not reached, or one that has been trimmed away reports a gap.
  * - After `close` every call rejects, and nothing is delivered any more.
  */
 export interface Broker {
   /** Whether other nodes share this log. */
   readonly shared: boolean
-  /** The life of the log: `[A-Za-z0-9_-]{1,32}`. */
+  /** The life of the log: `[A-Za-z0-9_-]{1,32}`. A log that was wiped, or has lost something it had told, gets another. */
   readonly epoch: string
   /** Sequence number of the newest logged message, 0 in an empty log. */
   readonly position: number
+  /** Begins to deliver, at the newest message. Rejects when the log cannot be reached. */
   open (sink: Sink, history: History): Promise<void>
   publish (message: OutgoingMessage): Promise<{ seq: number | null }>
   read (request: ReadRequest): Promise<Page>

@@ -63,4 +63,4 @@ export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client left before 
 
 // Service
 export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing', 503)
-export const BrokerUnavailable = define('SSE_ERR_BROKER_UNAVAILABLE', 'The event log cannot be reached; nothing was published', 503)
+export const BrokerUnavailable = define('SSE_ERR_BROKER_UNAVAILABLE', 'The event log %s', 503)

@@ -1,8 +1,9 @@
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
-import { TypeCompiler } from '@sinclair/typebox/compiler'
+import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
 import type { FastifyRequest } from 'fastify'
 import type { FastifyAuthFunction } from '@fastify/auth'
 import type { Broker } from './broker.js'
+import type { IoredisClient, NodeRedisClient } from './brokers/redis/connection.js'
 import { Catalogue } from './catalogue.js'
 import type { HttpRequest } from './transport.js'
 import { InvalidOption } from './errors.js'
@@ -89,6 +90,23 @@ export const OptionsSchema = Type.Object({
   }, { default: {}, additionalProperties: false, description: 'Names of the decorators.' })
 }, { additionalProperties: false })
 
+/** Every option of `redisStreamsBroker`. README's table and the boot check are made from it. */
+export const RedisStreamsOptionsSchema = Type.Object({
+  client: Type.Unsafe<IoredisClient | NodeRedisClient | string>(Type.Unknown({ description: 'Client of `ioredis` (also `fastify.redis`) or node-redis for one server, or, with `ioredis` installed, a URL. It is copied, not used.' })),
+  keyPrefix: Type.String({ minLength: 1, maxLength: 128, pattern: '^[^{}\\s]+$', default: 'sse', description: 'What the keys begin with, in braces: one log for each prefix.' }),
+  database: Type.Optional(Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1, description: 'Database to use. Absent: the client\'s.' })),
+  replyTimeoutMs: durationMs('Time that Redis has for an answer, or to take a connection, in milliseconds; then the connection is given up.', 2_000, 100, 60_000),
+  publishTimeoutMs: durationMs('Time after which a publish that is not confirmed is rejected, in milliseconds.', 2_000, 100, 60_000),
+  waitWhenDown: Type.Boolean({ default: false, description: 'Whether a publish waits up to `publishTimeoutMs` for a lost connection to come back, instead of being rejected at once.' }),
+  maxPendingBytes: bytes('Bytes of publishes that are not confirmed yet; beyond that they are rejected.', 16 * 1024 * 1024),
+  startTimeoutMs: durationMs('Time that boot waits for Redis, in milliseconds.', 4_000, 100, 60_000),
+  startDegraded: Type.Boolean({ default: false, description: 'Whether the application starts all the same when Redis is not reached in that time.' })
+}, { additionalProperties: false })
+
+export type ResolvedRedisOptions = Static<typeof RedisStreamsOptionsSchema>
+/** Options of `redisStreamsBroker`: all but `client` are optional, see `RedisStreamsOptionsSchema` for defaults and ranges. */
+export type RedisStreamsOptions = Partial<ResolvedRedisOptions> & Pick<ResolvedRedisOptions, 'client'>
+
 export type ResolvedOptions = Static<typeof OptionsSchema>
 /** Options as the application gives them: all optional, see `OptionsSchema` for defaults and ranges. */
 export type SSEOptions = Partial<Omit<ResolvedOptions, 'history' | 'decorators'>> & {
@@ -97,20 +115,31 @@ export type SSEOptions = Partial<Omit<ResolvedOptions, 'history' | 'decorators'>
 }
 
 const compiled = TypeCompiler.Compile(OptionsSchema)
+const compiledRedis = TypeCompiler.Compile(RedisStreamsOptionsSchema)
 const BROKER_METHODS = ['open', 'publish', 'read', 'close'] as const
 
 /** Fills in defaults. Throws SSE_ERR_INVALID_OPTION, which names the option, for an unknown key, a wrong type or a combination that makes no sense. */
 export function resolveOptions (given: unknown = {}): ResolvedOptions {
-  if (typeof given !== 'object' || given === null || Array.isArray(given)) throw new InvalidOption('/', 'must be an object')
-  const options = withDefaults(OptionsSchema, given as Record<string, unknown>) as ResolvedOptions
-  if (!compiled.Check(options)) {
-    const error = compiled.Errors(options).First()!
-    const path = error.path.slice(1).replaceAll('/', '.')
+  const options = resolve(OptionsSchema, compiled, given, '')
+  assertSense(options)
+  return options
+}
+
+/** See `resolveOptions`. */
+export function resolveRedisOptions (given: unknown): ResolvedRedisOptions {
+  return resolve(RedisStreamsOptionsSchema, compiledRedis, given, 'broker.')
+}
+
+function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unknown, prefix: string): Static<T> {
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) throw new InvalidOption(prefix === '' ? '/' : prefix.slice(0, -1), 'must be an object')
+  const options = withDefaults(schema, given as Record<string, unknown>)
+  if (!check.Check(options)) {
+    const error = check.Errors(options).First()!
+    const path = prefix + error.path.slice(1).replaceAll('/', '.')
     // A union's own message says nothing; its description does.
     const detail = error.type === 63 || error.schema.description === undefined ? error.message : `${error.message}: ${error.schema.description}`
     throw new InvalidOption(path, error.message === 'Unexpected property' ? 'is not an option' : detail)
   }
-  assertSense(options)
   return options
 }
 

@@ -11,13 +11,6 @@ import type { Registry } from './registry.js'
 import { createTarget } from './target.js'
 import type { BroadcastOptions, Delivery, EventInput } from '../types/index.js'
 
-/** What has become of a publish of this node so far. */
-interface Receipt {
-  delivered: number
-  done: boolean
-  resolve: (() => void) | null
-}
-
 /** This node's side of the log: events go in checked, and come back, from all nodes alike, to those they are for. */
 export class Publisher {
   readonly #options: ResolvedOptions
@@ -25,7 +18,8 @@ export class Publisher {
   readonly #registry: Registry<SSEConnection>
   readonly #log: Log
   readonly #nodeId = randomUUID()
-  readonly #receipts = new Map<string, Receipt>()
+  /** Of each publish under way, how many connections have got it. */
+  readonly #receipts = new Map<string, number>()
   #position = 0
   #published = 0
   #messages = 0
@@ -79,7 +73,6 @@ export class Publisher {
   async close (): Promise<void> {
     this.#closed = true
     if (this.#opening !== null) await this.#broker.close()
-    for (const receipt of this.#receipts.values()) receipt.resolve?.()
   }
 
   async publish (event: EventInput, options: BroadcastOptions): Promise<Delivery> {
@@ -90,12 +83,10 @@ export class Publisher {
     await this.open()
     if (this.#closed) throw new Closed()
     if (local) return { id: null, delivered: this.#deliver({ ...message, seq: 0 }) }
-    const receipt: Receipt = { delivered: 0, done: false, resolve: null }
-    this.#receipts.set(message.nonce, receipt)
+    this.#receipts.set(message.nonce, 0)
     try {
       const { seq } = await this.#broker.publish(message)
-      if (!receipt.done) await new Promise<void>(resolve => { receipt.resolve = resolve })
-      return { id: seq === null ? null : formatCursor(this.#broker.epoch, [seq]), delivered: receipt.delivered }
+      return { id: seq === null ? null : formatCursor(this.#broker.epoch, [seq]), delivered: this.#receipts.get(message.nonce)! }
     } finally {
       this.#receipts.delete(message.nonce)
     }
@@ -115,12 +106,7 @@ export class Publisher {
     if (message.seq > 0) this.#position = message.seq
     this.#messages++
     this.#deliveries += delivered
-    const receipt = this.#receipts.get(message.nonce)
-    if (receipt !== undefined) {
-      receipt.delivered = delivered
-      receipt.done = true
-      receipt.resolve?.()
-    }
+    if (this.#receipts.has(message.nonce)) this.#receipts.set(message.nonce, delivered)
     return delivered
   }
 

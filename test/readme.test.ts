@@ -13,6 +13,7 @@ import { CLOSE_REASONS } from '../lib/close-reason.js'
 import * as errors from '../lib/errors.js'
 import type { ControlEvent } from '../lib/event.js'
 import ssePlugin, { SSEError, type SSEManager } from '../lib/index.js'
+import { OptionsSchema, RedisStreamsOptionsSchema } from '../lib/options.js'
 import { listen, serve } from './helpers/app.js'
 import { createCertificate } from './helpers/certificate.js'
 import { connectH2, H2Stream } from './helpers/h2.js'
@@ -26,11 +27,14 @@ const readme = await readFile(README, 'utf8')
 const samples = samplesOf(readme)
 
 t.test('tables and lists', async t => {
-  t.test('options, made from their schema', async t => {
-    const [, before, , after] = /^(.*<!-- options: [^\n]*-->\n)(.*?)(<!-- \/options -->.*)$/s.exec(readme)!
-    const wanted = `${before}${optionsTable()}\n${after}`
+  t.test('options, made from their schemas', async t => {
+    let wanted = readme
+    for (const [marker, schema] of [['options', OptionsSchema], ['redis-options', RedisStreamsOptionsSchema]] as const) {
+      const [, before, , after] = new RegExp(`^(.*<!-- ${marker}: [^\\n]*-->\\n)(.*?)(<!-- /${marker} -->.*)$`, 's').exec(wanted)!
+      wanted = `${before}${optionsTable(schema)}\n${after}`
+    }
     if (process.env.UPDATE_README === '1') await writeFile(README, wanted)
-    else t.equal(readme, wanted, 'UPDATE_README=1 brings the table up to date')
+    else t.equal(readme, wanted, 'UPDATE_README=1 brings the tables up to date')
   })
 
   t.test('errors, with their status', async t => {

@@ -36,10 +36,23 @@ async function stream (loaded) {
   assert.match(text, /\nevent: sse:close\ndata: {"reason":"shutdown","reconnect":true}\n\n$/)
 }
 
-module.exports = { stream }
+/** What the subpaths export, without a Redis. */
+async function subpaths ({ SSEError }, { redisStreamsBroker }, { brokerContract }, memoryBroker) {
+  assert.throws(() => redisStreamsBroker({ client: 'nowhere' }), error => error instanceof SSEError && error.code === 'SSE_ERR_INVALID_OPTION')
+  // A URL loads ioredis, when the log is opened.
+  const broker = redisStreamsBroker({ client: 'redis://127.0.0.1:1', startTimeoutMs: 2000 })
+  await assert.rejects(broker.open({ deliver () {}, gap () {}, state () {} }, { maxEvents: 1, maxAgeMs: 1, maxBytes: 1 }), { code: 'SSE_ERR_BROKER_UNAVAILABLE', message: /ECONNREFUSED/ })
+  const runs = []
+  brokerContract((name, run) => runs.push(run()), 'memory', memoryBroker)
+  await Promise.all(runs)
+  assert.ok(runs.length > 5)
+}
+
+module.exports = { stream, subpaths }
 
 if (require.main === module) {
   const loaded = require('fastify-sse-manager')
   assert.equal(loaded.default, loaded.ssePlugin)
   stream(loaded)
+  subpaths(loaded, require('fastify-sse-manager/redis'), require('fastify-sse-manager/testing'), loaded.memoryBroker)
 }

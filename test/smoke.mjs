@@ -2,10 +2,13 @@ import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
 import fastify from 'fastify'
 import * as loaded from 'fastify-sse-manager'
+import * as redis from 'fastify-sse-manager/redis'
+import * as testing from 'fastify-sse-manager/testing'
 import smoke from './smoke.cjs'
 
 assert.equal(loaded.default, loaded.ssePlugin)
 await smoke.stream(loaded)
+await smoke.subpaths(loaded, redis, testing, loaded.memoryBroker)
 
 // An application may end up with both copies, one for `import` and one for `require`.
 const other = createRequire(import.meta.url)('fastify-sse-manager')

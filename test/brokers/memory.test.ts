@@ -1,5 +1,5 @@
-import t from 'tap'
+import { test } from 'tap'
 import { memoryBroker } from '../../lib/brokers/memory.js'
-import { brokerContract } from './contract.js'
+import { brokerContract } from '../../lib/testing/contract.js'
 
-brokerContract(t, 'memory', memoryBroker)
+brokerContract(test, 'memory', memoryBroker)

@@ -1,11 +1,12 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
+import { fileURLToPath, pathToFileURL } from 'node:url'
 import type { TSchema } from '@sinclair/typebox'
 import ts from 'typescript'
-import { OptionsSchema } from '../../lib/options.js'
 
 export const ROOT = fileURLToPath(new URL('../..', import.meta.url))
+/** What the package exports, and where that is made. */
+const ENTRIES = { 'fastify-sse-manager': 'lib/index.ts', 'fastify-sse-manager/redis': 'lib/brokers/redis-streams.ts', 'fastify-sse-manager/testing': 'lib/testing/contract.ts' }
 export const README = join(ROOT, 'README.md')
 
 export interface Sample {
@@ -32,8 +33,8 @@ export function tableOf (readme: string, first: string): string[][] {
   return rows
 }
 
-/** README's table of options. */
-export function optionsTable (): string {
+/** README's table of the options of a schema. */
+export function optionsTable (options: TSchema): string {
   const rows = ['| Option | Type | Default | Meaning |', '|---|---|---|---|']
   const add = (schema: TSchema, prefix: string) => {
     for (const [name, property] of Object.entries(schema.properties as Record<string, TSchema>)) {
@@ -43,7 +44,7 @@ export function optionsTable (): string {
       if (property.properties !== undefined) add(property, `${path}.`)
     }
   }
-  add(OptionsSchema, '')
+  add(options, '')
   return rows.join('\n')
 }
 
@@ -78,7 +79,7 @@ export function compile (samples: readonly Sample[], globals: string): string[] 
   const { config } = ts.readConfigFile(join(ROOT, 'tsconfig.json'), path => readFileSync(path, 'utf8'))
   const { options } = ts.parseJsonConfigFileContent({ ...config, files: [], include: undefined }, ts.sys, ROOT)
   options.noEmit = true
-  options.paths = { 'fastify-sse-manager': [join(ROOT, 'lib/index.ts')] }
+  options.paths = Object.fromEntries(Object.entries(ENTRIES).map(([name, file]) => [name, [join(ROOT, file)]]))
   const files = new Map(samples.map(({ name, text }) => [join(DIRECTORY, `${name}.ts`), `${text}\nexport {}\n`]))
   files.set(join(DIRECTORY, 'globals.d.ts'), globals)
   const host = ts.createCompilerHost(options)
@@ -104,7 +105,7 @@ export function compile (samples: readonly Sample[], globals: string): string[] 
 /** The sample as JavaScript that runs here: the package's name leads to lib/, ports are free ones. */
 export function transpile ({ text }: Sample, exports: readonly string[] = []): string {
   const source = text
-    .replaceAll("'fastify-sse-manager'", JSON.stringify(new URL('../../lib/index.js', import.meta.url).href))
+    .replace(/'(fastify-sse-manager(?:\/\w+)?)'/g, (_, name: keyof typeof ENTRIES) => JSON.stringify(pathToFileURL(join(ROOT, ENTRIES[name].replace(/ts$/, 'js'))).href))
     .replace(/\bport: 3000\b/g, "port: 0, host: '127.0.0.1'")
     .replace(/\.listen\(3000\)/g, ".listen(0, '127.0.0.1')")
   const { outputText } = ts.transpileModule(source, { compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext } })

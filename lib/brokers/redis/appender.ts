@@ -1,0 +1,219 @@
+import type { History, OutgoingMessage } from '../../broker.js'
+import { BrokerUnavailable, Closed } from '../../errors.js'
+import { isErrorReply, type Connection } from './connection.js'
+import type { Batch, RedisLog } from './log.js'
+
+/** A publish that has not been answered yet. */
+interface Pending {
+  readonly message: OutgoingMessage
+  readonly bytes: number
+  /** By `performance.now()`. */
+  readonly deadline: number
+  /** Whether Redis may have it. */
+  sent: boolean
+  /** Where Redis has logged it; not yet seen by this node's reader. */
+  logged: { epoch: number, seq: number | null } | null
+  resolve (result: { seq: number | null }): void
+  reject (error: Error): void
+}
+
+/** A batch that is under way. */
+interface Under extends Batch {
+  readonly items: readonly Pending[]
+}
+
+interface Options {
+  publishTimeoutMs: number
+  maxPendingBytes: number
+  /** Whether a publish waits for a lost connection to come back, instead of failing at once. */
+  waitWhenDown: boolean
+}
+
+const BATCH_MESSAGES = 128
+const BATCH_BYTES = 1024 * 1024
+/** What a pending publish costs beside its data. */
+const OVERHEAD_BYTES = 512
+
+/**
+ * Publishes through one connection: one batch under way at a time, and what comes meanwhile is the next one. A batch whose
+ * reply was lost is sent again as it was, by its number, which Redis appends once. Each publish is answered when this node
+ * has seen it in the log, and after `publishTimeoutMs` at the latest.
+ */
+export class Appender {
+  readonly #log: RedisLog
+  readonly #history: History
+  readonly #options: Options
+  /** In the order they were published, and so of their deadlines. */
+  readonly #pending = new Map<string, Pending>()
+  #queue: Pending[] = []
+  #batch: Under | null = null
+  #batches = 0
+  #bytes = 0
+  #connection: Connection | null = null
+  #fail: ((error: unknown) => void) | null = null
+  #sending = false
+  #downBecause: Error = new BrokerUnavailable('has not been reached yet')
+  #timer: NodeJS.Timeout | null = null
+  #onIdle: (() => void) | null = null
+  #skipped = { epoch: 0, position: 0 }
+
+  constructor (log: RedisLog, history: History, options: Options) {
+    this.#log = log
+    this.#history = history
+    this.#options = options
+  }
+
+  /** See `Serve`. */
+  async serve (connection: Connection, up: () => void): Promise<never> {
+    await this.#log.greet(connection, { asked: 0, writable: true })
+    return await new Promise<never>((_resolve, reject) => {
+      this.#connection = connection
+      this.#fail = reject
+      up()
+      this.#send()
+    })
+  }
+
+  /** The connection is lost: what is pending waits for the next one. */
+  lost (cause: Error): void {
+    this.#connection = null
+    this.#downBecause = cause
+    if (this.#options.waitWhenDown) return
+    // What Redis cannot have may as well fail now.
+    for (const pending of this.#queue.splice(0)) this.#reject(pending, NOTHING, cause)
+  }
+
+  publish (message: OutgoingMessage): Promise<{ seq: number | null }> {
+    const bytes = OVERHEAD_BYTES + Buffer.byteLength(message.data)
+    if (this.#connection === null && !this.#options.waitWhenDown) throw new BrokerUnavailable(NOTHING, { cause: this.#downBecause })
+    if (this.#pending.size > 0 && this.#bytes + bytes > this.#options.maxPendingBytes) throw new BrokerUnavailable('is too slow: too much waits for it already; nothing was published')
+    return new Promise((resolve, reject) => {
+      const pending: Pending = { message, bytes, deadline: performance.now() + this.#options.publishTimeoutMs, sent: false, logged: null, resolve, reject }
+      this.#pending.set(message.nonce, pending)
+      this.#bytes += bytes
+      this.#queue.push(pending)
+      this.#timer ??= setTimeout(() => this.#expire(), this.#options.publishTimeoutMs)
+      this.#send()
+    })
+  }
+
+  /** This node has seen a message in the log. */
+  seen (nonce: string, seq: number | null): void {
+    const pending = this.#pending.get(nonce)
+    if (pending !== undefined) this.#settle(pending).resolve({ seq })
+  }
+
+  /** This node goes on behind `position`, and will not see what has been logged before it. */
+  skipped (epoch: number, position: number): void {
+    this.#skipped = { epoch, position }
+    for (const pending of this.#pending.values()) this.#checkSkipped(pending)
+  }
+
+  /** Waits for what can still be answered, and refuses the rest. */
+  async close (): Promise<void> {
+    if (this.#connection !== null && this.#pending.size > 0) await new Promise<void>(resolve => { this.#onIdle = resolve })
+    for (const pending of this.#pending.values()) this.#settle(pending).reject(new Closed())
+    if (this.#timer !== null) clearTimeout(this.#timer)
+  }
+
+  async #send (): Promise<void> {
+    if (this.#sending) return
+    this.#sending = true
+    // What is published in the same turn goes together.
+    await Promise.resolve()
+    for (;;) {
+      const connection = this.#connection
+      if (connection === null || (this.#batch ??= this.#nextBatch()) === null) break
+      const { items } = this.#batch
+      for (const item of items) item.sent = true
+      try {
+        const place = await this.#log.append(connection, this.#batch, this.#history)
+        this.#batch = null
+        if (place === null) this.#again(items)
+        else this.#logged(items, place)
+      } catch (error) {
+        if (isErrorReply(error)) this.#refused(items, error)
+        if (this.#connection === connection) {
+          this.#connection = null
+          this.#fail!(error)
+        }
+      }
+    }
+    this.#sending = false
+  }
+
+  #checkSkipped (pending: Pending): void {
+    const { logged } = pending
+    if (logged === null || !this.#pending.has(pending.message.nonce)) return
+    if (logged.epoch < this.#skipped.epoch) this.#reject(pending, 'was lost together with the event')
+    else if (logged.epoch === this.#skipped.epoch && logged.seq !== null && logged.seq <= this.#skipped.position) this.#settle(pending).resolve({ seq: logged.seq })
+  }
+
+  #nextBatch (): Under | null {
+    const items: Pending[] = []
+    let bytes = 0
+    let taken = 0
+    for (; taken < this.#queue.length; taken++) {
+      const item = this.#queue[taken]!
+      // It was told already that it failed.
+      if (!this.#pending.has(item.message.nonce)) continue
+      if (items.length > 0 && (items.length === BATCH_MESSAGES || bytes + item.bytes > BATCH_BYTES)) break
+      items.push(item)
+      bytes += item.bytes
+    }
+    this.#queue.splice(0, taken)
+    if (items.length === 0) return null
+    return { number: ++this.#batches, remainingMs: () => items[0]!.deadline - performance.now(), messages: items.map(({ message }) => message), items }
+  }
+
+  #logged (items: readonly Pending[], { epoch, first }: { epoch: number, first: number }): void {
+    let next = first
+    for (const item of items) {
+      item.logged = { epoch, seq: item.message.ephemeral ? null : next++ }
+      this.#checkSkipped(item)
+    }
+  }
+
+  /** Redis has answered with an error, and so has appended nothing. */
+  #refused (items: readonly Pending[], cause: Error): void {
+    this.#batch = null
+    for (const item of items) {
+      item.sent = false
+      this.#reject(item, NOTHING, cause)
+    }
+  }
+
+  /** Redis has refused a batch that came too late for its first message: the others may still have time. */
+  #again (items: readonly Pending[]): void {
+    for (const item of items) item.sent = false
+    this.#queue.unshift(...items)
+  }
+
+  #expire (): void {
+    const now = performance.now()
+    this.#timer = null
+    for (const pending of this.#pending.values()) {
+      if (pending.deadline > now) {
+        this.#timer = setTimeout(() => this.#expire(), pending.deadline - now + 1)
+        return
+      }
+      // It is in the log all right; only this node's reader is late.
+      if (pending.logged !== null) this.#settle(pending).resolve({ seq: pending.logged.seq })
+      else this.#reject(pending, pending.sent ? UNKNOWN : NOTHING, this.#connection === null ? this.#downBecause : undefined)
+    }
+  }
+
+  #reject (pending: Pending, why: string, cause?: Error): void {
+    if (this.#pending.has(pending.message.nonce)) this.#settle(pending).reject(new BrokerUnavailable(why, { cause }))
+  }
+
+  #settle (pending: Pending): Pending {
+    this.#pending.delete(pending.message.nonce)
+    this.#bytes -= pending.bytes
+    if (this.#pending.size === 0) this.#onIdle?.()
+    return pending
+  }
+}
+
+const NOTHING = 'cannot be reached; nothing was published'
+const UNKNOWN = 'did not answer in time; whether the event was published is not known'

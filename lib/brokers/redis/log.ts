@@ -1,0 +1,136 @@
+import type { History, Message, OutgoingMessage } from '../../broker.js'
+import type { Connection } from './connection.js'
+import { APPEND, GREET } from './script.js'
+
+/** A message as it stands in Redis. */
+export interface Entry {
+  /** Null when it is not of our making. */
+  readonly message: Message | null
+  /** When it was logged, by Redis's clock, in milliseconds. */
+  readonly time: number
+  /** Its number among the logged, or among the ephemeral ones. */
+  readonly number: number
+  /** Of an ephemeral message: the logged one it was published after. */
+  readonly after: number
+}
+
+/** Where the log stands. */
+export interface Place {
+  /** When this life of the log began, in milliseconds. */
+  readonly epoch: number
+  readonly seq: number
+  readonly ephemerals: number
+  /** When the entry that was asked about was logged, and the newest; null when there is none. */
+  readonly askedTime: number | null
+  readonly newestTime: number | null
+}
+
+export interface Batch {
+  /** Grows; a batch that is sent again keeps its number. */
+  readonly number: number
+  /** Time left, in milliseconds, after which it must not be appended any more. */
+  remainingMs (): number
+  readonly messages: readonly OutgoingMessage[]
+}
+
+/** What became of a batch: its place, or null when it came too late and nothing was appended. */
+export type Appended = { epoch: number, first: number } | null
+
+const READ_COUNT = '500'
+/** A writer whose reply was lost comes back within its publish timeout, which is at most a minute. */
+const WRITER_MS = 300_000
+/** Ephemeral messages stay only until every node has read them. */
+const EPHEMERAL_HISTORY: History = { maxEvents: 1_000, maxAgeMs: 10_000, maxBytes: 4 * 1024 * 1024 }
+
+/** The log as Redis keeps it: two streams, of logged and of ephemeral messages, and what is known of them and of each writer. */
+export class RedisLog {
+  readonly #meta: string
+  readonly #log: string
+  readonly #ephemeral: string
+  readonly #writer: string
+  readonly #replyTimeoutMs: number
+  /** How far Redis's clock is ahead of this one, as of its last answer. */
+  #aheadMs = 0
+
+  /** @param keyPrefix becomes a hash tag: all keys are in one slot. */
+  constructor (keyPrefix: string, writerId: string, replyTimeoutMs: number) {
+    this.#meta = `{${keyPrefix}}:meta`
+    this.#log = `{${keyPrefix}}:log`
+    this.#ephemeral = `{${keyPrefix}}:ephemeral`
+    this.#writer = `{${keyPrefix}}:writer:${writerId}`
+    this.#replyTimeoutMs = replyTimeoutMs
+  }
+
+  /** A time of Redis's clock by this node's clock. */
+  localTime (time: number): number {
+    return time - this.#aheadMs
+  }
+
+  /**
+   * Asks where the log stands, and begins it when there is none.
+   * @param asked a sequence number whose time is wanted.
+   * @param giveUp an epoch to replace by a new one, if it is still the current one.
+   * @param writable whether to reject when Redis takes no writes (a replica, out of memory, …).
+   */
+  async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<Place> {
+    const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0'], this.#replyTimeoutMs))
+    this.#observe(reply[3]!)
+    const [askedTime, newestTime] = [reply[4]!, reply[5]!].map(time => time === '' ? null : Number(time))
+    return { epoch: Number(reply[0]), seq: Number(reply[1]), ephemerals: Number(reply[2]), askedTime: askedTime!, newestTime: newestTime! }
+  }
+
+  async append (connection: Connection, { number, remainingMs, messages }: Batch, history: History): Promise<Appended> {
+    const deadline = Math.floor(Date.now() + this.#aheadMs + remainingMs())
+    const args = [number, deadline, WRITER_MS, ...limits(history), ...limits(EPHEMERAL_HISTORY)].map(String)
+    for (const { data, ephemeral, ...head } of messages) args.push(ephemeral ? '0' : '1', JSON.stringify(head), data)
+    const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs))
+    this.#observe(reply[1]!)
+    return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }
+  }
+
+  /** Waits for what comes after these numbers; null when nothing came within `blockMs`. */
+  async follow (connection: Connection, epoch: number, seq: number, ephemerals: number, blockMs: number): Promise<{ epoch: number, logged: Entry[], ephemeral: Entry[] } | null> {
+    const reply = await connection.send(['XREAD', 'COUNT', READ_COUNT, 'BLOCK', String(blockMs), 'STREAMS', this.#log, this.#ephemeral, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], blockMs + this.#replyTimeoutMs)
+    if (reply === null) return null
+    let newest = 0
+    const entries: { logged: Entry[], ephemeral: Entry[] } = { logged: [], ephemeral: [] }
+    for (const [key, raw] of reply as [unknown, unknown[]][]) {
+      // A prefix of the client's own may stand before ours.
+      const list = String(key).endsWith(this.#ephemeral) ? entries.ephemeral : entries.logged
+      for (const item of raw) {
+        const { epoch, entry } = decode(item)
+        newest = epoch
+        list.push(entry)
+      }
+    }
+    return { epoch: newest, ...entries }
+  }
+
+  /** The entries of these numbers that are there, oldest first. */
+  async range (connection: Connection, epoch: number, from: number, to: number): Promise<Entry[]> {
+    const reply = await connection.send(['XRANGE', this.#log, `${epoch}-${from}`, `${epoch}-${to}`], this.#replyTimeoutMs)
+    return (reply as unknown[]).map(item => decode(item).entry)
+  }
+
+  #observe (clock: string): void {
+    this.#aheadMs = Number(clock) - Date.now()
+  }
+}
+
+function limits ({ maxEvents, maxAgeMs, maxBytes }: History): number[] {
+  return [maxEvents, maxAgeMs, maxBytes]
+}
+
+function texts (reply: unknown): string[] {
+  return (reply as unknown[]).map(String)
+}
+
+function decode (raw: unknown): { epoch: number, entry: Entry } {
+  const [id, fields] = raw as [unknown, unknown[]]
+  const [epoch, number] = String(id).split('-').map(Number) as [number, number]
+  const [t, time, b, , h, head, d, data, s, after] = texts(fields)
+  const ephemeral = s === 's'
+  const ours = t === 't' && b === 'b' && h === 'h' && d === 'd'
+  const message: Message | null = ours ? { ...JSON.parse(head!), data: data!, ephemeral, seq: ephemeral ? 0 : number } : null
+  return { epoch, entry: { message, time: Number(time), number, after: Number(after ?? 0) } }
+}

@@ -1,0 +1,108 @@
+import type { GapReason, Message } from '../../broker.js'
+import type { Connection } from './connection.js'
+import type { Entry, Place, RedisLog } from './log.js'
+
+/** What a reader tells its broker. */
+export interface ReaderSink {
+  /** The log goes on behind `position`. The reason why not where this reader was; null at its first contact. */
+  moved (epoch: number, position: number, reason: GapReason | null): void
+  /** Messages in log order, the logged ones without a hole. */
+  arrived (entries: readonly Arrival[]): void
+}
+
+export type Arrival = Entry & { readonly message: Message }
+
+const BLOCK_MS = 2_000
+
+/** Reads the log as it grows, on a connection of its own, and sees whether it is still the log it was. */
+export class LogReader {
+  readonly #log: RedisLog
+  readonly #sink: ReaderSink
+  #epoch = 0
+  #position = 0
+  /** When the entry at this position was logged: the same number at another time is another entry. */
+  #positionTime: number | null = null
+  #ephemerals = 0
+
+  constructor (log: RedisLog, sink: ReaderSink) {
+    this.#log = log
+    this.#sink = sink
+  }
+
+  /** See `Serve`. */
+  async serve (connection: Connection, up: () => void): Promise<never> {
+    await this.#greet(connection)
+    up()
+    for (;;) {
+      const news = await this.#log.follow(connection, this.#epoch, this.#position, this.#ephemerals, BLOCK_MS)
+      // Silence may be that of another log: of one that was wiped nothing comes that is behind our place.
+      if (news === null) await this.#greet(connection)
+      else if (news.epoch === this.#epoch) this.#take(news)
+      else if (news.logged.length === 0) await this.#greet(connection)
+      else this.#begin(news)
+    }
+  }
+
+  /** Finds its place, after a connection was lost too: Redis may have come back with less than it had, or with nothing. */
+  async #greet (connection: Connection): Promise<void> {
+    const known = this.#epoch !== 0
+    let place = await this.#log.greet(connection, { asked: this.#position })
+    if (known && place.epoch === this.#epoch) {
+      if (place.seq >= this.#position && (place.askedTime === null || this.#positionTime === null || place.askedTime === this.#positionTime)) return
+      // Entries that we have read are gone and their numbers are, or will be, given again: no cursor of this epoch is good any more.
+      place = await this.#log.greet(connection, { asked: 0, giveUp: this.#epoch })
+    }
+    this.#move(place, known ? 'epoch' : null)
+  }
+
+  #move ({ epoch, seq, ephemerals, newestTime }: Place, reason: GapReason | null): void {
+    this.#epoch = epoch
+    this.#position = seq
+    this.#positionTime = newestTime
+    this.#ephemerals = ephemerals
+    this.#sink.moved(epoch, seq, reason)
+  }
+
+  /** The first entries of a new life of the log woke us. */
+  #begin (news: { epoch: number, logged: Entry[], ephemeral: Entry[] }): void {
+    this.#move({ epoch: news.epoch, seq: news.logged[0]!.number - 1, ephemerals: 0, askedTime: null, newestTime: null }, 'epoch')
+    this.#take(news)
+  }
+
+  #take ({ logged, ephemeral }: { logged: readonly Entry[], ephemeral: readonly Entry[] }): void {
+    const arrivals: Arrival[] = []
+    let next = 0
+    const passOn = (until: number) => {
+      for (; next < logged.length && logged[next]!.number <= until; next++) this.#pass(logged[next]!, arrivals)
+    }
+    for (const entry of ephemeral) {
+      passOn(entry.after)
+      // Published after something that this reply had no room for: it comes again with the next.
+      if (entry.after > this.#position) break
+      this.#ephemerals = entry.number
+      if (isArrival(entry)) arrivals.push(entry)
+    }
+    passOn(Infinity)
+    this.#flush(arrivals)
+  }
+
+  #pass (entry: Entry, arrivals: Arrival[]): void {
+    const ours = isArrival(entry)
+    const expected = this.#position + 1
+    this.#position = entry.number
+    this.#positionTime = entry.time
+    if (!ours || entry.number !== expected) {
+      this.#flush(arrivals)
+      this.#sink.moved(this.#epoch, ours ? entry.number - 1 : entry.number, 'trimmed')
+    }
+    if (ours) arrivals.push(entry)
+  }
+
+  #flush (arrivals: Arrival[]): void {
+    if (arrivals.length > 0) this.#sink.arrived(arrivals.splice(0))
+  }
+}
+
+function isArrival (entry: Entry): entry is Arrival {
+  return entry.message !== null
+}

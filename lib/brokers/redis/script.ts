@@ -1,0 +1,115 @@
+import { createHash } from 'node:crypto'
+import { isErrorReply, type Connection } from './connection.js'
+
+/** A Lua script, sent by its digest; whole only to a Redis that has not seen it yet, such as one that was restarted. */
+export class Script {
+  readonly #source: string
+  readonly #digest: string
+
+  constructor (source: string) {
+    this.#source = source
+    this.#digest = createHash('sha1').update(source).digest('hex')
+  }
+
+  async run (connection: Connection, keys: readonly string[], args: readonly string[], timeoutMs: number): Promise<unknown> {
+    const rest = [String(keys.length), ...keys, ...args]
+    try {
+      return await connection.send(['EVALSHA', this.#digest, ...rest], timeoutMs)
+    } catch (error) {
+      if (!isErrorReply(error) || !error.message.startsWith('NOSCRIPT ')) throw error
+      return await connection.send(['EVAL', this.#source, ...rest], timeoutMs)
+    }
+  }
+}
+
+// KEYS: meta, log, ephemeral. Sets now, epoch, seq and ephemerals; a log that has lost its meta data, or its entries, begins
+// a new life. An epoch is the time at which it began, in milliseconds, so that a later one sorts behind: entries have the id
+// `epoch-seq`, and a reader that is blocked behind an entry of the old life is woken by the first one of the new.
+const PLACE = `
+local function integer (value) return string.format('%.0f', value) end
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local meta = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals')
+local epoch, seq, ephemerals = tonumber(meta[1]), tonumber(meta[2]), tonumber(meta[3])
+local function renew ()
+  epoch, seq, ephemerals = math.max(now, (epoch or 0) + 1), 0, 0
+  redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+  redis.call('HSET', KEYS[1], 'epoch', integer(epoch), 'seq', 0, 'ephemerals', 0)
+end
+if not epoch or not seq or not ephemerals or (seq > 0 and redis.call('EXISTS', KEYS[2]) == 0) then renew() end
+`
+
+/**
+ * Where the log stands. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
+ * Returns epoch, newest sequence number, newest ephemeral number, Redis's clock, and the times at which the entry of the
+ * given and of the newest number were logged.
+ */
+export const GREET = new Script(`${PLACE}
+if ARGV[2] == integer(epoch) then renew() end
+if ARGV[3] == '1' then redis.call('HSET', KEYS[1], 'epoch', integer(epoch)) end
+local function timeOf (number)
+  local id = integer(epoch) .. '-' .. number
+  local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
+  return entry and entry[2][2] or ''
+end
+return { integer(epoch), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)) }
+`)
+
+/**
+ * Appends a batch, once. KEYS as above, and the writer's. ARGV: number of the batch; time after which it must not be appended;
+ * milliseconds for which the writer is remembered; for log and ephemeral stream each events, milliseconds and bytes kept;
+ * then for each message 1 when it is logged, head and data.
+ * Returns `done`, Redis's clock, epoch and first sequence number; or `late` and the clock when nothing was appended.
+ */
+export const APPEND = new Script(`${PLACE}
+-- A writer has one batch under way at a time: what is not newer than its last one has been appended, or was given up.
+local last, lastEpoch, lastFirst = string.match(redis.call('GET', KEYS[4]) or '', '(%d+):(%d+):(%d+)')
+if last and tonumber(last) >= tonumber(ARGV[1]) then return { 'done', integer(now), lastEpoch, lastFirst } end
+-- Its publishers have been told that it failed: Redis was frozen, or this comes from a connection that was given up.
+if now > tonumber(ARGV[2]) then return { 'late', integer(now) } end
+
+-- Bytes are counted from the beginning of the stream; an entry carries how many there were before it.
+local function open (key, name, at)
+  local state = redis.call('HMGET', KEYS[1], name .. 'Bytes', name .. 'FirstBytes', name .. 'FirstTime')
+  local stream = { key = key, name = name, bytes = tonumber(state[1]) or 0, length = redis.call('XLEN', key) }
+  stream.firstBytes, stream.firstTime = tonumber(state[2]), tonumber(state[3])
+  stream.maxEvents, stream.maxAgeMs, stream.maxBytes = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  return stream
+end
+local function add (stream, number, head, data, ...)
+  if stream.length == 0 then stream.firstBytes, stream.firstTime = stream.bytes, now end
+  redis.call('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'h', head, 'd', data, ...)
+  stream.bytes, stream.length = stream.bytes + #data, stream.length + 1
+end
+local function close (stream, count)
+  -- What is too old is dropped a little at a time: Redis does nothing else meanwhile.
+  local limit = count + 256
+  while limit > 0 and stream.length > 0 and (stream.length > stream.maxEvents or stream.bytes - stream.firstBytes > stream.maxBytes or stream.firstTime < now - stream.maxAgeMs) do
+    stream.length, limit = stream.length - 1, limit - 1
+    redis.call('XTRIM', stream.key, 'MAXLEN', stream.length)
+    local first = redis.call('XRANGE', stream.key, '-', '+', 'COUNT', 1)[1]
+    if first then stream.firstTime, stream.firstBytes = tonumber(first[2][2]), tonumber(first[2][4]) end
+  end
+  redis.call('HSET', KEYS[1], stream.name .. 'Bytes', integer(stream.bytes), stream.name .. 'FirstBytes', integer(stream.firstBytes), stream.name .. 'FirstTime', integer(stream.firstTime))
+end
+
+local log, ephemeral = nil, nil
+local first, count = integer(seq + 1), 0
+for i = 10, #ARGV, 3 do
+  count = count + 1
+  if ARGV[i] == '1' then
+    log = log or open(KEYS[2], 'log', 4)
+    seq = seq + 1
+    add(log, seq, ARGV[i + 1], ARGV[i + 2])
+  else
+    ephemeral = ephemeral or open(KEYS[3], 'ephemeral', 7)
+    ephemerals = ephemerals + 1
+    add(ephemeral, ephemerals, ARGV[i + 1], ARGV[i + 2], 's', integer(seq))
+  end
+end
+if log then close(log, count) end
+if ephemeral then close(ephemeral, count) end
+redis.call('HSET', KEYS[1], 'seq', integer(seq), 'ephemerals', integer(ephemerals))
+redis.call('SET', KEYS[4], ARGV[1] .. ':' .. integer(epoch) .. ':' .. first, 'PX', ARGV[3])
+return { 'done', integer(now), integer(epoch), first }
+`)

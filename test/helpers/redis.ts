@@ -1,0 +1,101 @@
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { connect, createServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { until } from './wait.js'
+
+/** Why tests with a real server are left out here; false when they run. With CI set they do, and fail without one. */
+export const withoutRedis: string | false = process.env['CI'] === undefined && spawnSync('redis-server', ['--version']).error !== undefined && 'redis-server is not installed'
+
+async function freePort (): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+/** Asks as no client library would, so that a test does not depend on one. */
+function ask (port: number, ...command: string[]): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(port, '127.0.0.1')
+    let reply = ''
+    socket.setEncoding('utf8').setTimeout(5_000, () => socket.destroy(new Error('No answer')))
+    socket.on('error', reject).on('data', part => { reply += part }).on('close', () => resolve(reply))
+    // The server ends the connection after QUIT, so the reply is whole.
+    socket.write([command, ['QUIT']].map(words => `*${words.length}\r\n${words.map(word => `$${Buffer.byteLength(word)}\r\n${word}\r\n`).join('')}`).join(''))
+  })
+}
+
+/** A redis-server of the test's own, on a free port of the loopback interface. */
+export class RedisServer {
+  readonly port: number
+  readonly directory: string
+  #process: ChildProcess | null = null
+  #args: readonly string[]
+
+  private constructor (port: number, directory: string, args: readonly string[]) {
+    this.port = port
+    this.directory = directory
+    this.#args = args
+  }
+
+  /** Starts one with these arguments; without any it keeps nothing on disk. */
+  static async start (...args: string[]): Promise<RedisServer> {
+    const server = await RedisServer.prepare(...args)
+    await server.run()
+    return server
+  }
+
+  /** One that does not run yet. */
+  static async prepare (...args: string[]): Promise<RedisServer> {
+    return new RedisServer(await freePort(), mkdtempSync(join(tmpdir(), 'sse-redis-')), args)
+  }
+
+  get url (): string {
+    return `redis://127.0.0.1:${this.port}`
+  }
+
+  /** Runs it, also again; resolves once it answers. */
+  async run (...args: string[]): Promise<void> {
+    if (args.length > 0) this.#args = args
+    const { port, directory } = this
+    this.#process = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--save', '', '--loglevel', 'warning', ...this.#args], { stdio: 'ignore' })
+    await until(async () => /^(?:\+PONG|-NOAUTH)/.test(await this.ask('PING').catch(() => '')), 10_000, 'redis-server answers')
+  }
+
+  /** The raw reply to one command. */
+  ask (...command: string[]): Promise<string> {
+    return ask(this.port, ...command)
+  }
+
+  /** A number of `INFO`. */
+  async info (name: string): Promise<number> {
+    return Number(new RegExp(`^${name}:(\\d+)`, 'm').exec(await this.ask('INFO', 'everything'))?.[1] ?? 0)
+  }
+
+  /** How often a command was called. */
+  async calls (command: string): Promise<number> {
+    return Number(new RegExp(`^cmdstat_${command}:calls=(\\d+)`, 'm').exec(await this.ask('INFO', 'commandstats'))?.[1] ?? 0)
+  }
+
+  signal (signal: NodeJS.Signals): void {
+    this.#process!.kill(signal)
+  }
+
+  /** As when the machine loses power: nothing is saved, nobody is told. */
+  async kill (): Promise<void> {
+    const running = this.#process
+    if (running === null || running.exitCode !== null || running.signalCode !== null) return
+    running.kill('SIGKILL')
+    await once(running, 'exit')
+  }
+
+  async stop (): Promise<void> {
+    await this.kill()
+    rmSync(this.directory, { recursive: true, force: true })
+  }
+}
