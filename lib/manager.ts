@@ -12,6 +12,7 @@ import { encodeComment, encodeCursor } from './event.js'
 import { Flusher } from './flush.js'
 import { Frame, type Batch } from './frame.js'
 import { streamHeaders } from './head.js'
+import type { Health } from './health.js'
 import { warnings, type Log } from './log.js'
 import { composeEvent, createNotificationEvent, directMessage } from './message.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions } from './options.js'
@@ -221,6 +222,11 @@ export class SSEManager {
   }
 
   // --- Life ---
+
+  /** Whether events can be logged, and why not; without a shared log it is `up` from opening to closing. */
+  health (): Health {
+    return this.#publisher.health
+  }
 
   /** Opens the log. Called by everything that needs it; the plugin calls it at boot. */
   open (): Promise<void> {

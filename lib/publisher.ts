@@ -4,6 +4,7 @@ import type { SSEConnection } from './connection.js'
 import { formatCursor } from './cursor.js'
 import { Closed, FilterNotShared } from './errors.js'
 import { Frame } from './frame.js'
+import { degraded, up, type Health } from './health.js'
 import type { Log } from './log.js'
 import { composeEvent } from './message.js'
 import type { ResolvedOptions } from './options.js'
@@ -20,6 +21,7 @@ export class Publisher {
   readonly #nodeId = randomUUID()
   /** Of each publish under way, how many connections have got it. */
   readonly #receipts = new Map<string, number>()
+  #health = degraded('The event log is not open')
   #position = 0
   #published = 0
   #messages = 0
@@ -53,6 +55,10 @@ export class Publisher {
     return this.#deliveries
   }
 
+  get health (): Health {
+    return this.#health
+  }
+
   /** Opens the log, once. */
   open (): Promise<void> {
     return (this.#opening ??= this.#open())
@@ -65,6 +71,7 @@ export class Publisher {
       state: (state, err) => {
         if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
         else this.#log.debug({}, 'The event log is reached')
+        this.#health = state === 'up' ? up() : degraded(err?.message ?? 'The event log cannot be reached', this.#health)
       }
     }, this.#options.history)
     this.#position = this.#broker.position
@@ -72,6 +79,7 @@ export class Publisher {
 
   async close (): Promise<void> {
     this.#closed = true
+    this.#health = degraded('The event log is closed')
     if (this.#opening !== null) await this.#broker.close()
   }
 

@@ -8,11 +8,11 @@ import { pathToFileURL } from 'node:url'
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
-import type { GapReason } from '../lib/broker.js'
+import type { GapReason, Sink } from '../lib/broker.js'
 import { CLOSE_REASONS } from '../lib/close-reason.js'
 import * as errors from '../lib/errors.js'
 import type { ControlEvent } from '../lib/event.js'
-import ssePlugin, { SSEError, type SSEManager } from '../lib/index.js'
+import ssePlugin, { memoryBroker, SSEError, type SSEManager } from '../lib/index.js'
 import { OptionsSchema, RedisStreamsOptionsSchema } from '../lib/options.js'
 import { listen, serve } from './helpers/app.js'
 import { createCertificate } from './helpers/certificate.js'
@@ -505,6 +505,39 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     t.match(text, /^: stream\n\nretry: 3000\n\n/)
     t.equal(app.sse.connectionCount, 0)
     await t.rejects(app.sse.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
+  },
+
+  async health (t) {
+    const app = bare(t)
+    // A log that can be told to be out of reach; what it does then is the concern of its own tests.
+    const broker = memoryBroker()
+    let tell: Sink['state'] = () => {}
+    const open = broker.open.bind(broker)
+    broker.open = (sink, history) => {
+      tell = (state, error) => sink.state(state, error)
+      return open(sink, history)
+    }
+    await app.register(ssePlugin, { broker })
+    await run(t, { app })
+    const ask = async () => {
+      const response = await fetch(`${url}/health`)
+      return [response.status, await response.json()]
+    }
+    const url = await listen(app)
+    const opened = app.sse.health()
+    t.match(opened, { status: 'up', since: Number })
+    t.same(await ask(), [200, opened])
+    tell('down', Object.assign(new Error('no route to redis-1'), { code: 'EHOSTUNREACH' }))
+    const { since, ...lost } = app.sse.health()
+    t.same(lost, { status: 'degraded', reason: 'no route to redis-1' })
+    t.ok(since >= opened.since)
+    t.same(await ask(), [503, { status: 'degraded', since }])
+    tell('down', new Error('connection refused'))
+    t.same(app.sse.health(), { status: 'degraded', reason: 'connection refused', since }, 'another reason, the same outage')
+    tell('up')
+    t.match(await ask(), [200, { status: 'up' }])
+    await app.close()
+    t.match(app.sse.health(), { status: 'degraded', reason: 'The event log is closed' })
   },
 
   async http2 (t) {
