@@ -60,9 +60,8 @@ export interface ClientOptions {
   body?: string
 }
 
-/** A client on a bare socket, HTTP/1.1: it sees each byte, and may stop reading or leave as it likes. */
-export class SSEClient {
-  readonly socket: Socket
+/** What one answer carries, event stream or not, read from bytes cut anywhere. */
+export class AnswerReader {
   readonly parser = new StreamParser()
   /** Bytes received, head included. */
   received = 0
@@ -70,7 +69,6 @@ export class SSEClient {
   headers: Record<string, string> = {}
   /** What came instead of a stream. */
   body = ''
-  closed = false
   /** Whether the last chunk has come: the server ended the response properly. */
   ended = false
   /** Called for each block as it comes; returning false drops the connection on the spot, and what came with it. */
@@ -78,29 +76,6 @@ export class SSEClient {
   #head = false
   #bytes: Buffer = Buffer.alloc(0)
   #decoder = new TextDecoder()
-
-  constructor (url: string, { method = 'GET', headers = {}, body }: ClientOptions = {}) {
-    const { hostname, port, host, pathname, search } = new URL(url)
-    this.socket = connect(Number(port), hostname)
-    const lines = Object.entries({ host, ...(body !== undefined && { 'content-length': String(Buffer.byteLength(body)) }), ...headers })
-    // latin1, so that a test can send any byte in a header.
-    this.socket.write(Buffer.from(`${method} ${pathname}${search} HTTP/1.1\r\n${lines.map(([name, value]) => `${name}: ${value}\r\n`).join('')}\r\n`, 'latin1'))
-    if (body !== undefined) this.socket.write(body)
-    this.socket.on('data', bytes => { this.#read(bytes as Buffer) })
-    this.socket.on('error', () => {})
-    this.socket.on('close', () => { this.closed = true })
-  }
-
-  /** Resolves once the head and, for a stream, its first block are here. */
-  static open (url: string, options?: ClientOptions): Promise<SSEClient> {
-    return new SSEClient(url, options).ready()
-  }
-
-  /** See `open`. */
-  async ready (ms = 30_000): Promise<this> {
-    await until(() => this.closed || this.ended || (this.isStream && this.blocks.length > 0), ms, 'an answer')
-    return this
-  }
 
   get isStream (): boolean {
     return this.status === 200 && this.headers['content-type'] === 'text/event-stream'
@@ -138,38 +113,16 @@ export class SSEClient {
     return JSON.parse(this.body)
   }
 
-  /** Waits until `count` events of a name have come. */
-  async waitFor (event: string, count = 1, ms = 30_000): Promise<Block[]> {
-    await until(() => this.named(event).length >= count || this.closed, ms, `${count} "${event}", has ${this.named(event).length}`)
-    if (this.named(event).length < count) throw new Error(`Closed after ${this.named(event).length} of ${count} "${event}"`)
-    return this.named(event)
-  }
-
-  async waitForEnd (ms = 30_000): Promise<void> {
-    await until(() => this.closed || this.ended, ms, 'the end of the stream')
-  }
-
-  /** Stops reading: the kernel's buffers fill, then the server's. */
-  pause (): void {
-    this.socket.pause()
-  }
-
-  resume (): void {
-    this.socket.resume()
+  /** Whether the client has left: it reads nothing any more. */
+  get left (): boolean {
+    return false
   }
 
   /** Leaves. */
-  close (): void {
-    this.socket.destroy()
-  }
+  close (): void {}
 
-  /** Leaves with RST. */
-  reset (): void {
-    this.socket.resetAndDestroy()
-  }
-
-  #read (bytes: Buffer): void {
-    if (this.socket.destroyed) return
+  push (bytes: Buffer): void {
+    if (this.left) return
     this.received += bytes.length
     this.#bytes = this.#bytes.length === 0 ? bytes : Buffer.concat([this.#bytes, bytes])
     if (!this.#head) {
@@ -192,7 +145,7 @@ export class SSEClient {
 
   #readChunks (): void {
     let at = 0
-    while (!this.socket.destroyed) {
+    while (!this.left) {
       const lineEnd = this.#bytes.indexOf('\r\n', at)
       if (lineEnd < 0) break
       const size = parseInt(this.#bytes.toString('latin1', at, lineEnd), 16)
@@ -220,10 +173,73 @@ export class SSEClient {
     for (const piece of text.split(/(?<=\n\n)/)) {
       for (const block of this.parser.push(piece)) {
         if (this.onBlock(block) === false) {
-          this.socket.destroy()
+          this.close()
           return
         }
       }
     }
+  }
+}
+
+/** A client on a bare socket, HTTP/1.1: it sees each byte, and may stop reading or leave as it likes. */
+export class SSEClient extends AnswerReader {
+  readonly socket: Socket
+  closed = false
+
+  constructor (url: string, { method = 'GET', headers = {}, body }: ClientOptions = {}) {
+    super()
+    const { hostname, port, host, pathname, search } = new URL(url)
+    this.socket = connect(Number(port), hostname)
+    const lines = Object.entries({ host, ...(body !== undefined && { 'content-length': String(Buffer.byteLength(body)) }), ...headers })
+    // latin1, so that a test can send any byte in a header.
+    this.socket.write(Buffer.from(`${method} ${pathname}${search} HTTP/1.1\r\n${lines.map(([name, value]) => `${name}: ${value}\r\n`).join('')}\r\n`, 'latin1'))
+    if (body !== undefined) this.socket.write(body)
+    this.socket.on('data', bytes => { this.push(bytes as Buffer) })
+    this.socket.on('error', () => {})
+    this.socket.on('close', () => { this.closed = true })
+  }
+
+  /** Resolves once the head and, for a stream, its first block are here. */
+  static open (url: string, options?: ClientOptions): Promise<SSEClient> {
+    return new SSEClient(url, options).ready()
+  }
+
+  /** See `open`. */
+  async ready (ms = 30_000): Promise<this> {
+    await until(() => this.closed || this.ended || (this.isStream && this.blocks.length > 0), ms, 'an answer')
+    return this
+  }
+
+  override get left (): boolean {
+    return this.socket.destroyed
+  }
+
+  /** Waits until `count` events of a name have come. */
+  async waitFor (event: string, count = 1, ms = 30_000): Promise<Block[]> {
+    await until(() => this.named(event).length >= count || this.closed, ms, `${count} "${event}", has ${this.named(event).length}`)
+    if (this.named(event).length < count) throw new Error(`Closed after ${this.named(event).length} of ${count} "${event}"`)
+    return this.named(event)
+  }
+
+  async waitForEnd (ms = 30_000): Promise<void> {
+    await until(() => this.closed || this.ended, ms, 'the end of the stream')
+  }
+
+  /** Stops reading: the kernel's buffers fill, then the server's. */
+  pause (): void {
+    this.socket.pause()
+  }
+
+  resume (): void {
+    this.socket.resume()
+  }
+
+  override close (): void {
+    this.socket.destroy()
+  }
+
+  /** Leaves with RST. */
+  reset (): void {
+    this.socket.resetAndDestroy()
   }
 }
