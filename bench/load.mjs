@@ -43,7 +43,7 @@ function reset () {
 
 function result () {
   const { user, system } = process.cpuUsage(cpu)
-  return { ...tally.result(), busy: (user + system) / (microseconds() - since) }
+  return { ...tally.result(), cpu: user + system, busy: (user + system) / (microseconds() - since) }
 }
 
 /** From now on the first `count` connections read nothing more. */

@@ -5,7 +5,7 @@ import { parseArgs } from 'node:util'
 export const FLOORS = ['floor-socket', 'floor-write']
 export const OURS = 'ours'
 export const PEERS = ['better-sse', 'fastify-sse', 'fastify-sse-v2']
-export const SCENARIOS = ['fanout', 'latency', 'topics', 'idle', 'stall', 'openloop', 'stalled']
+export const SCENARIOS = ['fanout', 'latency', 'topics', 'idle', 'stall', 'openloop', 'stalled', 'allocation']
 
 const FULL = {
   fanout: [100, 1000, 10_000],
@@ -15,7 +15,8 @@ const FULL = {
   stall: 10_000,
   // patience: seconds given to whoever falls behind to deliver what was published.
   openloop: [{ connections: 1000, rate: 400, patience: 8 }, { connections: 1000, rate: 1000, patience: 3 }, { connections: 10_000, rate: 100, patience: 3 }],
-  stalled: { connections: 1000, stalled: 10 }
+  stalled: { connections: 1000, stalled: 10 },
+  allocation: [100, 600]
 }
 const QUICK = {
   fanout: [20, 200],
@@ -24,7 +25,8 @@ const QUICK = {
   idle: 500,
   stall: 500,
   openloop: [{ connections: 100, rate: 200, patience: 3 }],
-  stalled: { connections: 50, stalled: 5 }
+  stalled: { connections: 50, stalled: 5 },
+  allocation: [100, 600]
 }
 
 const USAGE = `npm run bench -- [options]
@@ -33,10 +35,11 @@ const USAGE = `npm run bench -- [options]
   --peers <a,b>        implementations: ${[...FLOORS, OURS, ...PEERS].join(', ')}
   --rounds <n>         rounds of each measurement (5; some scenarios use fewer)
   --seconds <n>        length of one measurement (0.6)
-  --stall-seconds <n>  how long the stalled readers stall (15)
-  --minutes <n>        no measurement begins later than this (12)
+  --stall-seconds <n>  how long the stalled readers stall (60)
+  --minutes <n>        no measurement begins later than this (30)
+  --add                keeps what the last run measured and this one does not
   --json <file>        where the results go besides bench/results/latest.json
-  --publish            also writes bench/comparison.svg, the picture in the README`
+  --publish            also writes bench/results/latest.md and comparison.svg, which the README shows`
 
 export function readOptions (argv) {
   const { values } = parseArgs({
@@ -48,7 +51,8 @@ export function readOptions (argv) {
       rounds: { type: 'string' },
       seconds: { type: 'string' },
       'stall-seconds': { type: 'string' },
-      minutes: { type: 'string', default: '12' },
+      minutes: { type: 'string', default: '30' },
+      add: { type: 'boolean', default: false },
       json: { type: 'string' },
       publish: { type: 'boolean', default: false },
       help: { type: 'boolean', default: false }
@@ -68,8 +72,9 @@ export function readOptions (argv) {
     rounds: number('rounds', values.rounds, quick ? 2 : 5),
     seconds: number('seconds', values.seconds, quick ? 0.2 : 0.6),
     openLoopSeconds: quick ? 1 : 3,
-    stallSeconds: number('stall-seconds', values['stall-seconds'], quick ? 2 : 15),
+    stallSeconds: number('stall-seconds', values['stall-seconds'], quick ? 2 : 60),
     minutes: number('minutes', values.minutes),
+    add: values.add,
     json: values.json,
     publish: values.publish
   }

@@ -1,6 +1,7 @@
 // The tables of a run. By itself: node bench/report.mjs <results.json>
 import { readFileSync } from 'node:fs'
 import { pathToFileURL } from 'node:url'
+import { MAX_FOREIGN } from './machine.mjs'
 import { F, OURS, Statistics, W } from './statistics.mjs'
 import { checkTargets } from './targets.mjs'
 
@@ -23,7 +24,10 @@ const METRICS = {
   controlP50: ['p50 ms without', milliseconds],
   controlP99: ['p99 ms without', milliseconds],
   stallP99: ['loop stall p99 ms', milliseconds],
-  stallMax: ['loop stall max ms', milliseconds]
+  stallMax: ['loop stall max ms', milliseconds],
+  heapPerDelivery: ['bytes of heap/delivery', value => value.toFixed(0)],
+  heapPerEvent: ['bytes of heap/event, once', value => Math.round(value).toLocaleString('en')],
+  externalPerDelivery: ['outside the heap/delivery', value => value.toFixed(0)]
 }
 
 // The first of `ratios` is set against both floors; for all of them it is shown what ours is of each.
@@ -62,27 +66,32 @@ const TABLES = {
     title: ([stalled, , connections]) => `${stalled} stalled readers of ${group(connections)} at 320 KB/s`,
     columns: ['published', 'rssGrowth', 'peakGrowth', 'disconnected', 'controlP50', 'p50', 'controlP99', 'p99'],
     ratios: []
+  },
+  allocation: {
+    title: () => 'Allocated by a broadcast',
+    columns: ['heapPerDelivery', 'externalPerDelivery', 'heapPerEvent'],
+    ratios: []
   }
 }
 
 export function createReport (results) {
   const statistics = new Statistics(results)
-  const { date, node, cpu, version, peers, options, seconds, pinned, notes, failures } = results
+  const { date, node, cpu, version, peers, quick, seconds, pinned, notes, failures } = results
   const versions = Object.entries(peers).map(([name, number]) => `${name} ${number}`).join(', ')
   const lines = [
     '# Comparison',
     '',
-    `${date.slice(0, 10)}, Node ${node}, ${cpu}, ${pinned ? 'server and load on a core each' : 'not pinned'}; ${seconds} s${options.quick ? ' (--quick: sizes too small for the figures to mean much)' : ''}.`,
+    `${date.slice(0, 10)}, Node ${node}, ${cpu}, ${pinned ? 'server and load on a core each' : 'not pinned'}; ${seconds} s${quick ? ' (--quick: sizes too small for the figures to mean much)' : ''}.`,
     `This package ${version} (\`ours\`) beside ${versions}; F = \`${F}\`, W = \`${W}\`.`,
     'Medians of interleaved rounds; ratios are medians of ratios within the same round. `>`: it fell behind, and the figure would have grown on.',
     ...notes.map(note => `\n**Note:** ${note}.`),
-    ...failures.map(failure => `\n**FAILED:** ${failure}`)
+    ...failures.map(({ scenario, implementation, message }) => `\n**FAILED:** ${scenario}, ${implementation}: ${message}.`)
   ]
-  for (const scenario of statistics.scenarios) lines.push('', ...createTable(statistics, scenario))
   const targets = checkTargets(statistics)
   if (targets.length > 0) {
     lines.push('', '## Targets', '', ...table(['target', 'limit', 'measured', 'met'], targets.map(({ name, limit, value, met }) => [name, limit, typeof value === 'number' ? value.toFixed(2) : value ? 'yes' : 'no', met ? 'yes' : '**no**'])))
   }
+  for (const scenario of statistics.scenarios) lines.push('', ...createTable(statistics, scenario))
   return lines.join('\n') + '\n'
 }
 
@@ -101,7 +110,26 @@ function createTable (statistics, scenario) {
       ...against.map(({ ratio }) => formatRatio(ratio(implementation)))
     ]
   })
-  return [`## ${title(parts)}`, '', ...table(['', ...columns.map(metric => METRICS[metric][0]), ...against.map(({ heading }) => heading)], rows)]
+  return [
+    `## ${title(parts)}`,
+    '',
+    ...table(['', ...columns.map(metric => METRICS[metric][0]), ...against.map(({ heading }) => heading)], rows),
+    ...createProfile(statistics.samples(scenario, OURS)[0]?.sites ?? []),
+    ...disturbance(statistics, scenario)
+  ]
+}
+
+/** Which functions of ours allocate. */
+function createProfile (sites) {
+  if (sites.length === 0) return []
+  return ['', ...table(['where ours are allocated (sampled)', 'bytes/delivery'], sites.map(([site, bytes]) => [`\`${site}\``, bytes.toFixed(1)]))]
+}
+
+function disturbance (statistics, scenario) {
+  const shares = statistics.implementations(scenario).flatMap(implementation => statistics.samples(scenario, implementation)).map(sample => sample.foreign)
+  const disturbed = shares.filter(share => share > MAX_FOREIGN)
+  if (disturbed.length === 0) return []
+  return ['', `Others used more than ${percent(MAX_FOREIGN)} of the two cores during ${disturbed.length} of ${shares.length} samples, ${percent(Math.max(...disturbed))} at most.`]
 }
 
 function format (metric, value, behind) {

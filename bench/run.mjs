@@ -7,6 +7,7 @@ import { raiseFileLimit, readOptions } from './options.mjs'
 import { createReport } from './report.mjs'
 
 const RESULTS = new URL('./results/', import.meta.url)
+const LATEST = new URL('latest.json', RESULTS)
 const FILES_BESIDE_CONNECTIONS = 200
 
 const options = readOptions(process.argv.slice(2))
@@ -37,9 +38,9 @@ const bench = {
     notes.push(text)
     say(text)
   },
-  fail (text) {
-    failures.push(text)
-    say(`FAILED  ${text}`)
+  fail (scenario, implementation, message) {
+    failures.push({ scenario, implementation, message })
+    say(`FAILED  ${scenario}: ${implementation}: ${message}`)
   },
   /** Whether a process may open that many connections; says so when not. */
   fits (connections, scenario) {
@@ -66,32 +67,42 @@ for (const scenario of options.scenarios) {
   await module[scenario](bench)
 }
 
-const results = {
+const measured = {
   date: new Date(start).toISOString(),
   node: process.version,
   cpu: cpus()[0]?.model ?? 'unknown',
   version: JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version,
-  peers: peerVersions(),
-  options,
+  peers: JSON.parse(readFileSync(new URL('package.json', import.meta.url), 'utf8')).dependencies,
+  quick: options.quick,
   pinned,
   seconds: Math.round((Date.now() - start) / 1000),
   notes,
   failures,
   samples
 }
+const results = options.add ? add(JSON.parse(readFileSync(LATEST, 'utf8')), measured) : measured
 const report = createReport(results)
-const chart = drawComparison(results)
 mkdirSync(RESULTS, { recursive: true })
-writeFileSync(new URL('latest.json', RESULTS), JSON.stringify(results, null, 2))
-writeFileSync(new URL('latest.md', RESULTS), report)
-if (chart !== null) writeFileSync(new URL('comparison.svg', RESULTS), chart)
+writeFileSync(LATEST, JSON.stringify(results))
 if (options.json !== undefined) writeFileSync(options.json, JSON.stringify(results, null, 2))
-if (options.publish && chart !== null) writeFileSync(new URL('comparison.svg', import.meta.url), chart)
+if (options.publish) {
+  const chart = drawComparison(results)
+  writeFileSync(new URL('latest.md', RESULTS), report)
+  if (chart !== null) writeFileSync(new URL('comparison.svg', RESULTS), chart)
+}
 if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
 console.log(report)
 if (failures.length > 0) process.exitCode = 1
 
-function peerVersions () {
-  const { dependencies } = JSON.parse(readFileSync(new URL('package.json', import.meta.url), 'utf8'))
-  return dependencies
+/** What an earlier run has measured and this one has not is kept. */
+function add (earlier, later) {
+  const again = new Set([...later.samples, ...later.failures].map(({ scenario, implementation }) => `${scenario} ${implementation}`))
+  const kept = ({ scenario, implementation }) => !again.has(`${scenario} ${implementation}`)
+  return {
+    ...later,
+    seconds: earlier.seconds + later.seconds,
+    notes: [...new Set([...earlier.notes, ...later.notes])],
+    failures: [...earlier.failures.filter(kept), ...later.failures],
+    samples: [...earlier.samples.filter(kept), ...later.samples]
+  }
 }

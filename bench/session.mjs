@@ -1,6 +1,7 @@
 import { Child } from './child.mjs'
 import { sleep } from './clock.mjs'
 import { createCreditFile, Credit } from './credit.mjs'
+import { watchMachine } from './machine.mjs'
 
 const SERVER_CPU = 0
 const LOAD_CPU = 1
@@ -54,9 +55,10 @@ export class Session {
   /** Runs a server command and returns what both sides saw of it. Throws when an event was lost, repeated or misrouted. */
   async measure (command, params, timeoutMs) {
     await this.#load.call('reset')
+    const foreign = watchMachine()
     const server = await this.#server.call(command, params, timeoutMs)
     const load = await this.#load.call('result')
-    return judge(server, load)
+    return judge(server, load, foreign(server.cpu + load.cpu))
   }
 
   async stop () {
@@ -75,7 +77,7 @@ export class Session {
 }
 
 /** The figures of one measurement; latencies in milliseconds, CPU in microseconds for each delivered event. */
-export function judge (server, load) {
+export function judge (server, load, foreign) {
   const { faults, received } = load
   const wrong = Object.entries(faults).filter(([, count]) => count > 0).map(([fault, count]) => `${count} ${fault}`)
   if (server.complete && received !== server.deliveries) wrong.push(`${received} instead of ${server.deliveries} received`)
@@ -88,6 +90,7 @@ export function judge (server, load) {
     p50: load.p50 / 1000,
     p99: load.p99 / 1000,
     serverBusy: server.cpu / (server.seconds * 1e6),
-    loadBusy: load.busy
+    loadBusy: load.busy,
+    foreign
   }
 }

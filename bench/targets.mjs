@@ -16,6 +16,8 @@ const TARGETS = [
   ['Single events, 1,000 connections: CPU ÷ best peer', atMost(0.6), s => s.ratioToBestPeer('fanout-1000-1', 'cpu')],
   ['Single events, 10,000 connections: CPU ÷ F', atMost(1.1), s => s.ratio('fanout-10000-1', 'cpu', OURS, F)],
   ['Single events, 10,000 connections: CPU ÷ best peer', atMost(0.6), s => s.ratioToBestPeer('fanout-10000-1', 'cpu')],
+  ['Single events, 10,000 connections, one at a time: CPU ÷ F', atMost(1.1), s => s.ratio('stall-10000', 'cpu', OURS, F)],
+  ['Single events, 10,000 connections, one at a time: CPU ÷ best peer', atMost(0.6), s => s.ratioToBestPeer('stall-10000', 'cpu')],
   ['Bursts of 10, 1,000 connections: CPU ÷ F', atMost(0.13), s => s.ratio('fanout-1000-10', 'cpu', OURS, F)],
   ['Bursts of 10, 1,000 connections: deliveries/s ÷ best peer', atLeast(7), s => s.ratioToBestPeer('fanout-1000-10', 'rate', { higherIsBetter: true })],
   ['Open loop, 1,000 × 400 events/s: p99 ÷ best peer', atMost(0.05), s => s.ratioToBestPeer('openloop-1000-400', 'p99')],
@@ -24,13 +26,18 @@ const TARGETS = [
   ['20,000 deliveries/s: p99 ÷ F', atMost(1.15), s => s.ratio('latency-1000', 'p99', OURS, F)],
   ['One of 10,000 topics: CPU ÷ F', atMost(1.15), s => s.ratio('topics-10000', 'cpu', OURS, F)],
   ['Idle connection at 10,000: RSS ÷ bare node:http', atMost(1.05), s => s.ratio('idle-10000', 'rssPerConnection', OURS, W)],
-  ['Connect: server CPU, µs', atMost(80), s => s.value('idle-10000', OURS, 'connectCpu')],
+  ['Connect: server CPU ÷ bare node:http', atMost(1.38), s => s.ratio('idle-10000', 'connectCpu', OURS, W)],
   ['10 stalled readers of 1,000: RSS growth ÷ (10 × outboxBytes)', atMost(1), s => divide(s.value('stalled-10-of-1000', OURS, 'rssGrowth'), 10 * OUTBOX_BYTES)],
   ['10 stalled readers of 1,000: p99 of the others ÷ without them', atMost(1.2), s => divide(s.value('stalled-10-of-1000', OURS, 'p99'), s.value('stalled-10-of-1000', OURS, 'controlP99'))],
   ['Event-loop stall at 10,000 connections: p99, ms', atMost(15), s => s.value('stall-10000', OURS, 'stallP99')],
   ['Open loop, 10,000 × 100 events/s: kept up', yes, s => keptUp(s, 'openloop-10000-100')],
-  ['Open loop, 10,000 × 100 events/s: p99, ms', atMost(300), s => s.value('openloop-10000-100', OURS, 'p99')]
+  ['Open loop, 10,000 × 100 events/s: p99, ms', atMost(300), s => s.value('openloop-10000-100', OURS, 'p99')],
+  ['Heap allocated per delivered event beyond F, bytes', atMost(1), s => subtract(s.value('allocation', OURS, 'heapPerDelivery'), s.value('allocation', F, 'heapPerDelivery'))]
 ]
+
+function subtract (value, base) {
+  return value === null || base === null ? null : value - base
+}
 
 function divide (value, base) {
   return value === null || base === null ? null : value / base

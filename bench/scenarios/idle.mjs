@@ -16,7 +16,7 @@ export async function idle (bench) {
       try {
         bench.add({ scenario, implementation, round, ...await sample(session, connections) })
       } catch (error) {
-        bench.fail(`${scenario}: ${implementation}: ${error.message}`)
+        bench.fail(scenario, implementation, error.message)
       } finally {
         await session.stop()
       }

@@ -1,6 +1,7 @@
 import { connect } from 'node:net'
 import { microseconds, sleep } from '../clock.mjs'
 import { interleave } from '../rounds.mjs'
+import { watchMachine } from '../machine.mjs'
 import { judge } from '../session.mjs'
 
 // Whoever has delivered everything this soon after the last event was published has kept up.
@@ -29,6 +30,7 @@ export async function openloop (bench) {
 async function publish (bench, session, rate, seconds, patience) {
   await session.load('reset')
   const before = await session.server('usage')
+  const watched = watchMachine()
   const start = microseconds()
   const published = await send(session.publisherPort, rate, seconds, bench.eventBytes)
   const last = microseconds()
@@ -38,11 +40,13 @@ async function publish (bench, session, rate, seconds, patience) {
   const load = await session.load('result')
   const complete = load.received === deliveries
   const after = complete ? await session.server('usage', {}, 10_000) : null
+  // What a server does that cannot answer is not known; it has a core for itself.
+  const foreign = watched(load.cpu + (after === null ? end - start : after.cpu - before.cpu))
   const counted = { seconds: (end - start) / 1e6, published, deliveries, keptUp: complete && end - last < KEPT_UP_SECONDS * 1e6, drainMs: (end - last) / 1000 }
   if (after !== null && after.publishErrors > before.publishErrors) throw new Error('a publish failed')
-  if (complete) return judge({ ...counted, complete, cpu: after.cpu - before.cpu }, load)
+  if (complete) return judge({ ...counted, complete, cpu: after.cpu - before.cpu }, load, foreign)
   // It would need minutes to finish; what has arrived until now says enough.
-  const { cpu, serverBusy, ...figures } = judge({ ...counted, cpu: 0, deliveries: load.received }, load)
+  const { cpu, serverBusy, ...figures } = judge({ ...counted, cpu: 0, deliveries: load.received }, load, foreign)
   return { ...figures, abandoned: true }
 }
 
