@@ -91,4 +91,9 @@ async function main (): Promise<void> {
   console.log(`Operations board: ${url}`)
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main()
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  await main().catch((error: Error & { code?: string }) => {
+    console.error(error.code === 'EADDRINUSE' ? `${error.message}; choose another port, or any: PORT=0 npm start` : error)
+    process.exitCode = 1
+  })
+}

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { assertOrigin, authenticate, authorize, queryOf } from './auth.js'
 import { SSEConnection, type ConnectionHost } from './connection.js'
-import { ClientGone, Closed, HeadAlreadySent, NotAcceptable, TooManyConnections, TooManyIpConnections, TooManySubscriptions, TooManyUserConnections } from './errors.js'
+import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManyConnections, TooManyIpConnections, TooManySubscriptions, TooManyUserConnections } from './errors.js'
 import { assertRetry } from './event.js'
 import { isAcceptable } from './head.js'
 import type { AnyRequest, ResolvedOptions, SSEUser } from './options.js'
@@ -67,6 +67,8 @@ export class Admission {
 
   /** The subscriptions asked for, each once. */
   async #permitted (asked: readonly string[] | undefined, user: SSEUser | null, request: AnyRequest): Promise<ReadonlySet<string>> {
+    // A string is iterable too: its letters would be the subscriptions.
+    if (asked !== undefined && !Array.isArray(asked)) throw new InvalidSubscription(`list of type ${typeof asked}`, 'must be an array')
     const subscriptions = new Set(asked)
     for (const subscription of subscriptions) assertSubscription(subscription)
     const { maxSubscriptionsPerConnection, authorizeSubscription } = this.#options

@@ -64,8 +64,10 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
  * @throws SSE_ERR_INVALID_CATALOGUE for an entry that is no TypeBox schema or cannot be compiled, SSE_ERR_INVALID_EVENT_NAME.
  */
 export function defineEvents<const E extends Schemas = Record<never, TSchema>, const R extends Schemas = Record<never, TSchema>> (
-  { events = {} as E, resources = {} as R }: { events?: E, resources?: R }
+  definition: { events?: E, resources?: R } = {}
 ): Catalogue<E, R> {
+  for (const key of Object.keys(definition)) if (key !== 'events' && key !== 'resources') throw new InvalidCatalogue(key, 'belongs into `events` or `resources`')
+  const { events = {} as E, resources = {} as R } = definition
   return new Catalogue(events, resources)
 }
 

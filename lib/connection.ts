@@ -6,6 +6,7 @@ import { assertCloseReason, shouldReconnect, type CloseReason } from './close-re
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from './event.js'
 import { Frame } from './frame.js'
 import { holds } from './registry.js'
+import { assertTopic } from './topic.js'
 import { destroyTransport, isGone, type HttpResponse } from './transport.js'
 import { Writer } from './writer.js'
 import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
@@ -163,8 +164,12 @@ export class SSEConnection {
     return this.#reason
   }
 
-  /** Whether it holds the topic, or a pattern that covers it. */
+  /**
+   * Whether it holds the topic, or a pattern that covers it.
+   * @throws SSE_ERR_INVALID_TOPIC
+   */
   hasSubscription (topic: string): boolean {
+    assertTopic(topic)
     return holds(this, topic)
   }
 

@@ -1,4 +1,4 @@
-import createError from '@fastify/error'
+import createError, { type FastifyErrorConstructor } from '@fastify/error'
 
 /**
  * The base of every error this package makes. `code` starts with `SSE_ERR_`; `statusCode` is what an HTTP answer
@@ -15,7 +15,7 @@ export class SSEError extends Error {
 
 type Arguments = [(string | number | { cause: unknown })?, (string | number | { cause: unknown })?, ({ cause: unknown })?]
 
-function define (code: string, message: string, statusCode = 500) {
+function define (code: string, message: string, statusCode = 500): FastifyErrorConstructor<{ code: string }, Arguments> {
   // @fastify/error types its base as ErrorConstructor; only the prototype is used.
   return createError<Arguments>(code, message, statusCode, SSEError as unknown as ErrorConstructor)
 }
@@ -27,6 +27,7 @@ export const DecoratorTaken = define('SSE_ERR_DECORATOR_TAKEN', 'Another plugin 
 export const InvalidCatalogue = define('SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "%s" %s')
 
 // Events: what the application wants to send
+export const InvalidEvent = define('SSE_ERR_INVALID_EVENT', 'Event %s', 400)
 export const InvalidEventName = define('SSE_ERR_INVALID_EVENT_NAME', 'Event name %s %s', 400)
 export const InvalidId = define('SSE_ERR_INVALID_ID', 'Event id %s', 400)
 export const InvalidRetry = define('SSE_ERR_INVALID_RETRY', 'retry must be an integer from 100 to 3600000 milliseconds, got %s', 400)
@@ -58,7 +59,7 @@ export const TooManyConnections = define('SSE_ERR_TOO_MANY_CONNECTIONS', 'Too ma
 export const TooManyUserConnections = define('SSE_ERR_TOO_MANY_USER_CONNECTIONS', 'Too many open streams for this user', 429)
 export const TooManyIpConnections = define('SSE_ERR_TOO_MANY_IP_CONNECTIONS', 'Too many open streams from this address', 429)
 export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response has already begun')
-export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source must be an iterable, an async iterable or a readable stream')
+export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source %s')
 export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client left before the stream began', 499)
 
 // Service

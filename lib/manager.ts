@@ -202,12 +202,12 @@ export class SSEManager {
   }
 
   /** Publishes an event for these users. See `broadcastEvent`. */
-  broadcastToUsers (event: EventInput, userIds: readonly string[], options: BroadcastOptions = {}): Promise<Delivery> {
+  broadcastToUsers (event: EventInput, userIds: readonly string[], options: Omit<BroadcastOptions, 'userIds'> = {}): Promise<Delivery> {
     return this.broadcastEvent(event, { ...options, userIds })
   }
 
   /** Publishes an event for those who hold one of these topics, or a pattern that covers one. See `broadcastEvent`. */
-  broadcastToSubscriptions (event: EventInput, subscriptionIds: readonly string[], options: BroadcastOptions = {}): Promise<Delivery> {
+  broadcastToSubscriptions (event: EventInput, subscriptionIds: readonly string[], options: Omit<BroadcastOptions, 'subscriptionIds'> = {}): Promise<Delivery> {
     return this.broadcastEvent(event, { ...options, subscriptionIds })
   }
 

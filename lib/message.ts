@@ -1,11 +1,12 @@
 import type { Message, OutgoingMessage } from './broker.js'
 import { checkBuiltIn, type NotificationLevel } from './catalogue.js'
-import { EventTooLarge, InvalidId } from './errors.js'
+import { EventTooLarge, InvalidEvent, InvalidId } from './errors.js'
 import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from './event.js'
 import type { ResolvedOptions } from './options.js'
 import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
 
 const MAX_KEY_LENGTH = 256
+const KEYS = new Set(['event', 'data', 'priority', 'retry', 'key'])
 
 /** The part of a message that its event decides. */
 export type EventPart = Pick<OutgoingMessage, 'event' | 'data' | 'priority' | 'retry' | 'key'>
@@ -15,8 +16,8 @@ export type EventPart = Pick<OutgoingMessage, 'event' | 'data' | 'priority' | 'r
  * @throws SSE_ERR_INVALID_*, SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE, SSE_ERR_EVENT_TOO_LARGE
  */
 export function composeEvent (input: EventInput, { events, maxEventBytes }: Pick<ResolvedOptions, 'events' | 'maxEventBytes'>): EventPart {
+  assertKeys(input)
   const { event = 'message', data, priority = EventPriority.NORMAL, retry, key } = input
-  if ('id' in input) throw new InvalidId('belongs to the log here; own ids are for reply.sse(source)')
   assertEventName(event)
   assertPriority(priority)
   if (retry !== undefined) assertRetry(retry)
@@ -28,6 +29,13 @@ export function composeEvent (input: EventInput, { events, maxEventBytes }: Pick
   const bytes = Buffer.byteLength(text)
   if (bytes > maxEventBytes) throw new EventTooLarge(bytes, maxEventBytes)
   return { event, data: text, priority, ...(retry !== undefined && { retry }), ...(key !== undefined && { key }) }
+}
+
+/** A misspelt name, or a target that belongs beside the event, would send something else to somebody else. */
+function assertKeys (input: EventInput): void {
+  if (typeof input !== 'object' || input === null) throw new InvalidEvent('must be an object { event?, data, … }')
+  if ('id' in input) throw new InvalidId('belongs to the log here; own ids are for reply.sse(source)')
+  for (const key of Object.keys(input)) if (!KEYS.has(key)) throw new InvalidEvent(`has an unknown property ${JSON.stringify(key.slice(0, 80))}: it has event, data, priority, retry and key; whom it is for is the second argument of a broadcast`)
 }
 
 /** A message for one connection only, past the log. */

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { Broker, GapReason, Message, OutgoingMessage, Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
 import { formatCursor } from './cursor.js'
-import { Closed, FilterNotShared } from './errors.js'
+import { Closed, FilterNotShared, InvalidTarget } from './errors.js'
 import { Frame } from './frame.js'
 import { degraded, up, type Health } from './health.js'
 import type { Log } from './log.js'
@@ -85,7 +85,7 @@ export class Publisher {
 
   async publish (event: EventInput, options: BroadcastOptions): Promise<Delivery> {
     const { target, local, ephemeral, ...overrides } = createTarget(options)
-    const part = composeEvent({ ...event, ...overrides } as EventInput, this.#options)
+    const part = composeEvent(typeof event === 'object' ? { ...event, ...overrides } as EventInput : event, this.#options)
     if (target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
     const message: OutgoingMessage = { ...part, target, ephemeral: ephemeral || local, nonce: `${this.#nodeId}-${++this.#published}` }
     await this.open()
@@ -121,8 +121,10 @@ export class Publisher {
   /** Whether the application's filter takes a connection; one that throws leaves it out. */
   passes (filter: NonNullable<Target['filter']>, connection: SSEConnection): boolean {
     try {
-      // Only `true` is a yes: an async function returns a promise, which is no answer.
-      return filter(connection) === true
+      const answer: unknown = filter(connection)
+      // Only `true` is a yes. A promise is no answer, and whoever wrote an async filter would wonder.
+      if (answer instanceof Promise) throw new InvalidTarget('has an async filter: it must answer true or false at once')
+      return answer === true
     } catch (err) {
       this.#log.error({ err, clientId: connection.clientId }, 'A broadcast filter threw; the connection is left out')
       return false

@@ -1,7 +1,7 @@
 import { Stream, type Writable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { SSEConnection } from './connection.js'
-import { HeadAlreadySent } from './errors.js'
+import { HeadAlreadySent, InvalidOption, InvalidSource } from './errors.js'
 import { streamHeaders } from './head.js'
 import type { Log } from './log.js'
 import type { SSEManager } from './manager.js'
@@ -14,10 +14,24 @@ import type { ConnectOptions, Source, SourceFactory, SourceOptions } from '../ty
 export type Guard = (request: FastifyRequest, reply: FastifyReply, requireAuthentication?: boolean) => Promise<SSEUser | null>
 
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
-export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
-  return isSource(first)
-    ? stream(manager, guard, request, reply, first, second as SourceOptions | undefined)
-    : connect(manager, guard, request, reply, true, first as ConnectOptions | undefined)
+export async function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
+  if (!isSource(first)) {
+    assertOptions(first, CONNECT_OPTIONS)
+    return await connect(manager, guard, request, reply, true, first)
+  }
+  assertOptions(second, SOURCE_OPTIONS)
+  await stream(manager, guard, request, reply, first, second)
+}
+
+const SOURCE_OPTIONS = ['clientInfo', 'retryMs', 'lastEventId']
+const CONNECT_OPTIONS = ['subscriptions', ...SOURCE_OPTIONS]
+
+/** A misspelt name would open a stream that holds nothing, a forgotten `await` one without its source. */
+function assertOptions (options: unknown, names: readonly string[]): asserts options is ConnectOptions | undefined {
+  if (options === undefined) return
+  if (typeof options !== 'object' || options === null) throw new InvalidSource(`or options of reply.sse() must be an object, not ${options === null ? 'null' : `a ${typeof options}`}`)
+  if ('then' in options) throw new InvalidSource('is still a promise: await it first')
+  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(`${name} of reply.sse()`, 'is not an option')
 }
 
 async function stream (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options?: SourceOptions): Promise<void> {

@@ -89,7 +89,7 @@ function read (source: Source): Reading {
     const iterator = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : Symbol.iterator in source ? source[Symbol.iterator]() : null
     if (iterator !== null) return { next: () => iterator.next(), cancel: () => isNodeStream(source) ? source.destroy() : iterator.return?.() }
   }
-  throw new InvalidSource()
+  throw new InvalidSource('must be an iterable, an async iterable or a readable stream')
 }
 
 function isNodeStream (source: unknown): source is Readable {
@@ -131,7 +131,7 @@ function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): 
     const text = decoder.decode(item, { stream: true })
     return text === '' ? null : new Frame('', encodeEvent('message', text), EventPriority.NORMAL)
   }
-  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource()
+  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : `a ${typeof item}`}: it yields strings, bytes or { event?, data, id?, retry? }`)
   const { event = 'message', data, id, retry } = item as SourceEvent
   assertEventName(event)
   if (retry !== undefined) assertRetry(retry)

@@ -540,6 +540,19 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     t.match(app.sse.health(), { status: 'degraded', reason: 'The event log is closed' })
   },
 
+  async 'event-source' (t) {
+    const app = bare(t)
+    await app.register(ssePlugin, { requireAuthentication: true, authHandler: ({ cookies }) => cookies.session ?? null })
+    app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse() })
+    const url = await listen(app)
+    const { source, printed } = await run(t, {}, ['source'], text => text.replace('http://127.0.0.1:3000', url))
+    t.teardown(() => source.close())
+    await until(() => app.sse.getConnectionsByUser('ada').length === 1)
+    await app.sse.broadcastData('x', 1)
+    await until(() => printed.length === 1)
+    t.same(printed, [['{"resource":"x","data":1}']])
+  },
+
   async http2 (t) {
     const directory = t.testdir({})
     createCertificate(directory)
@@ -574,6 +587,6 @@ async function listening (server: Server): Promise<void> {
 t.test('samples run', async t => {
   const named = samples.filter(({ name }) => name !== '')
   t.same(named.map(({ name }) => name).sort(), Object.keys(DRIVERS).sort(), 'each sample is run')
-  t.same(samples.filter(({ name }) => name === '').map(({ text }) => text), ["import ssePlugin from 'fastify-sse-manager'\nconst { ssePlugin } = require('fastify-sse-manager')\n"], 'but for how to load it, which smoke.cjs and smoke.mjs do')
-  for (const { name } of named) await t.test(name, { timeout: 20_000 }, DRIVERS[name]!)
+  t.same(samples.filter(({ name }) => name === '').map(({ text }) => text), ["import ssePlugin from 'fastify-sse-manager'                    // ESM\n", "const { ssePlugin } = require('fastify-sse-manager')           // CommonJS\n"], 'but for how to load it, which smoke.cjs and smoke.mjs do')
+  for (const { name } of named) await t.test(name, { timeout: 60_000 }, DRIVERS[name]!)
 })

@@ -245,7 +245,7 @@ t.test('a slow reader gets every item of a source, in order', async t => {
     else socket.socket.resume()
   }
   socket.socket.resume()
-  const [answer] = await socket.waitForAnswers(1, 10_000)
+  const [answer] = await socket.waitForAnswers(1)
   const data = dataOf(answer!.body)
   t.equal(data.length, 3001)
   t.strictSame(data.slice(0, -1).map(text => parseInt(text)), Array.from({ length: 3000 }, (_, i) => i))
@@ -442,7 +442,7 @@ t.test('a slow reader learns of the error as well', async t => {
   socket.send({})
   await sleep(50)
   socket.socket.resume()
-  const [answer] = await socket.waitForAnswers(1, 10_000)
+  const [answer] = await socket.waitForAnswers(1)
   t.equal(failed, true)
   t.strictSame(blocksOf(answer!.body).slice(-2).map(({ event }) => event), ['sse:error', 'sse:close'])
   t.equal(dataOf(answer!.body).length, 8)
@@ -463,7 +463,7 @@ t.test('the failure of a source reaches a client whose socket is full at that mo
   socket.socket.resume()
   await until(() => socket.length > 12_000_000)
   fail(new Error('broken'))
-  const [answer] = await socket.waitForAnswers(1, 10_000)
+  const [answer] = await socket.waitForAnswers(1)
   t.strictSame(blocksOf(answer!.body).slice(-2).map(({ event }) => event), ['sse:error', 'sse:close'])
 })
 

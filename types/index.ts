@@ -96,10 +96,10 @@ export type Source = Iterable<SourceItem> | AsyncIterable<SourceItem> | Readable
 export type SourceFactory = (context: { signal: AbortSignal, lastEventId: string | null }) => Source | Promise<Source>
 
 export interface ReplySSE {
-  /** Opens a managed stream. Resolves once the head is sent; rejects before it (401, 403, 406, …). */
-  (options?: ConnectOptions): Promise<SSEConnection>
   /** Streams a source to this client only. Resolves when it has ended, or the client has left. */
   (source: Source | SourceFactory, options?: SourceOptions): Promise<void>
+  /** Opens a managed stream. Resolves once the head is sent; rejects before it (401, 403, 406, …). */
+  (options?: ConnectOptions): Promise<SSEConnection>
 }
 
 export interface SSERouteOptions {
