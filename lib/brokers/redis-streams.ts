@@ -120,6 +120,7 @@ class RedisStreamsBroker implements Broker {
       onChange: error => {
         if (error === null) {
           this.#down.delete(name)
+          for (const link of this.#links) link.hurry()
         } else {
           this.#down.set(name, error)
           onLost(error)

@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { Connect, Connection } from './connection.js'
 
 /** Uses a connection for as long as it lasts. Calls `up` once it is of use; never resolves, and rejects when it is not any more. */
@@ -16,6 +15,7 @@ export class Link {
   readonly #onChange: (error: Error | null) => void
   readonly #stop = new AbortController()
   #running: Promise<void> | null = null
+  #wake: (() => void) | null = null
 
   /** @param onChange called with null when the link is up, and with the reason when it is down or an attempt has failed. */
   constructor ({ connect, serve, onChange }: { connect: Connect, serve: Serve, onChange: (error: Error | null) => void }) {
@@ -28,8 +28,14 @@ export class Link {
     this.#running ??= this.#run()
   }
 
+  /** There is reason to believe that the next attempt succeeds: it comes now. */
+  hurry (): void {
+    this.#wake?.()
+  }
+
   async stop (): Promise<void> {
     this.#stop.abort()
+    this.#wake?.()
     await this.#running
   }
 
@@ -43,8 +49,18 @@ export class Link {
       failures = lastedMs > SETTLED_MS ? 0 : failures + 1
       // Spread, so that many nodes do not come back together.
       const delay = Math.min(MAX_DELAY_MS, FIRST_DELAY_MS * 2 ** failures) * (0.5 + Math.random() / 2)
-      await sleep(delay, undefined, { signal }).catch(() => {})
+      await this.#sleep(delay)
     }
+  }
+
+  async #sleep (ms: number): Promise<void> {
+    let timer: NodeJS.Timeout | undefined
+    await new Promise<void>(resolve => {
+      this.#wake = resolve
+      timer = setTimeout(resolve, ms)
+    })
+    clearTimeout(timer)
+    this.#wake = null
   }
 
   /** One connection from beginning to end; returns what ended it. */

@@ -18,8 +18,12 @@ export interface Entry {
 export interface Place {
   /** When this life of the log began, in milliseconds. */
   readonly epoch: number
-  readonly seq: number
+  /** One more than the newest when there is none. */
+  readonly oldest: number
+  readonly newest: number
   readonly ephemerals: number
+  /** Redis's clock, in milliseconds. */
+  readonly now: number
   /** When the entry that was asked about was logged, and the newest; null when there is none. */
   readonly askedTime: number | null
   readonly newestTime: number | null
@@ -74,9 +78,10 @@ export class RedisLog {
    */
   async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<Place> {
     const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0'], this.#replyTimeoutMs))
-    this.#observe(reply[3]!)
-    const [askedTime, newestTime] = [reply[4]!, reply[5]!].map(time => time === '' ? null : Number(time))
-    return { epoch: Number(reply[0]), seq: Number(reply[1]), ephemerals: Number(reply[2]), askedTime: askedTime!, newestTime: newestTime! }
+    const [epoch, oldest, newest, ephemerals, now] = reply.map(Number) as [number, number, number, number, number]
+    this.#observe(now)
+    const [askedTime, newestTime] = [reply[5]!, reply[6]!].map(time => time === '' ? null : Number(time)) as [number | null, number | null]
+    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime }
   }
 
   async append (connection: Connection, { number, remainingMs, messages }: Batch, history: History): Promise<Appended> {
@@ -84,7 +89,7 @@ export class RedisLog {
     const args = [number, deadline, WRITER_MS, ...limits(history), ...limits(EPHEMERAL_HISTORY)].map(String)
     for (const { data, ephemeral, ...head } of messages) args.push(ephemeral ? '0' : '1', JSON.stringify(head), data)
     const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs))
-    this.#observe(reply[1]!)
+    this.#observe(Number(reply[1]))
     return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }
   }
 
@@ -112,8 +117,8 @@ export class RedisLog {
     return (reply as unknown[]).map(item => decode(item).entry)
   }
 
-  #observe (clock: string): void {
-    this.#aheadMs = Number(clock) - Date.now()
+  #observe (clock: number): void {
+    this.#aheadMs = clock - Date.now()
   }
 }
 

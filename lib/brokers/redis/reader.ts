@@ -1,6 +1,6 @@
 import type { GapReason, Message } from '../../broker.js'
 import type { Connection } from './connection.js'
-import type { Entry, Place, RedisLog } from './log.js'
+import type { Entry, RedisLog } from './log.js'
 
 /** What a reader tells its broker. */
 export interface ReaderSink {
@@ -23,6 +23,8 @@ export class LogReader {
   /** When the entry at this position was logged: the same number at another time is another entry. */
   #positionTime: number | null = null
   #ephemerals = 0
+  /** When this log was seen last, by Redis's clock. */
+  #seenAt = 0
 
   constructor (log: RedisLog, sink: ReaderSink) {
     this.#log = log
@@ -48,24 +50,29 @@ export class LogReader {
     const known = this.#epoch !== 0
     let place = await this.#log.greet(connection, { asked: this.#position })
     if (known && place.epoch === this.#epoch) {
-      if (place.seq >= this.#position && (place.askedTime === null || this.#positionTime === null || place.askedTime === this.#positionTime)) return
+      this.#seenAt = place.now
+      if (place.newest >= this.#position && (place.askedTime === null || this.#positionTime === null || place.askedTime === this.#positionTime)) return
       // Entries that we have read are gone and their numbers are, or will be, given again: no cursor of this epoch is good any more.
       place = await this.#log.greet(connection, { asked: 0, giveUp: this.#epoch })
     }
-    this.#move(place, known ? 'epoch' : null)
+    // All of a log that began after we saw the old one is news. Of any other, what is in it may be older than what clients have.
+    if (known && place.epoch > this.#seenAt) this.#move({ ...place, position: place.oldest - 1, time: null }, 'epoch')
+    else this.#move({ ...place, position: place.newest, time: place.newestTime }, known ? 'epoch' : null)
   }
 
-  #move ({ epoch, seq, ephemerals, newestTime }: Place, reason: GapReason | null): void {
+  #move ({ epoch, position, time, ephemerals, now }: { epoch: number, position: number, time: number | null, ephemerals: number, now: number }, reason: GapReason | null): void {
     this.#epoch = epoch
-    this.#position = seq
-    this.#positionTime = newestTime
+    this.#position = position
+    this.#positionTime = time
     this.#ephemerals = ephemerals
-    this.#sink.moved(epoch, seq, reason)
+    this.#seenAt = now
+    this.#sink.moved(epoch, position, reason)
   }
 
   /** The first entries of a new life of the log woke us. */
   #begin (news: { epoch: number, logged: Entry[], ephemeral: Entry[] }): void {
-    this.#move({ epoch: news.epoch, seq: news.logged[0]!.number - 1, ephemerals: 0, askedTime: null, newestTime: null }, 'epoch')
+    const [{ number, time }] = news.logged as [Entry]
+    this.#move({ epoch: news.epoch, position: number - 1, time: null, ephemerals: 0, now: time }, 'epoch')
     this.#take(news)
   }
 
@@ -90,7 +97,7 @@ export class LogReader {
     const ours = isArrival(entry)
     const expected = this.#position + 1
     this.#position = entry.number
-    this.#positionTime = entry.time
+    this.#positionTime = this.#seenAt = entry.time
     if (!ours || entry.number !== expected) {
       this.#flush(arrivals)
       this.#sink.moved(this.#epoch, ours ? entry.number - 1 : entry.number, 'trimmed')

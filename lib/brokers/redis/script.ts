@@ -41,8 +41,8 @@ if not epoch or not seq or not ephemerals or (seq > 0 and redis.call('EXISTS', K
 
 /**
  * Where the log stands. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
- * Returns epoch, newest sequence number, newest ephemeral number, Redis's clock, and the times at which the entry of the
- * given and of the newest number were logged.
+ * Returns epoch, oldest and newest sequence number, newest ephemeral number, Redis's clock, and the times at which the
+ * entries of the given and of the newest number were logged.
  */
 export const GREET = new Script(`${PLACE}
 if ARGV[2] == integer(epoch) then renew() end
@@ -52,7 +52,8 @@ local function timeOf (number)
   local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
   return entry and entry[2][2] or ''
 end
-return { integer(epoch), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)) }
+local oldest = seq > 0 and redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)) }
 `)
 
 /**
