@@ -1,11 +1,12 @@
 import { randomUUID } from 'node:crypto'
-import { assertOrigin, authenticate, authorize, queryOf } from './auth.js'
+import { assertOrigin, authenticate, queryOf } from './auth.js'
 import { SSEConnection, type ConnectionHost } from './connection.js'
 import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManyConnections, TooManyIpConnections, TooManySubscriptions, TooManyUserConnections } from './errors.js'
 import { assertRetry } from './event.js'
 import { isAcceptable } from './head.js'
 import type { AnyRequest, ResolvedOptions, SSEUser } from './options.js'
 import type { Registry } from './registry.js'
+import type { Rights } from './rights.js'
 import { assertSubscription } from './topic.js'
 import { isGone, type HttpRequest, type HttpResponse } from './transport.js'
 import { isTaken } from './writer.js'
@@ -33,12 +34,14 @@ export interface Candidate extends CreateConnection {
 export class Admission {
   readonly #options: ResolvedOptions
   readonly #registry: Registry<SSEConnection>
+  readonly #rights: Rights
   readonly #host: ConnectionHost
   #closed = false
 
-  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, host: ConnectionHost) {
+  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, host: ConnectionHost) {
     this.#options = options
     this.#registry = registry
+    this.#rights = rights
     this.#host = host
   }
 
@@ -49,38 +52,25 @@ export class Admission {
 
   /** Lets a stream in. It is counted, and receives, from here on; what is missing is `connection.open()`. */
   async admit (candidate: Candidate): Promise<SSEConnection> {
-    const { request, response, subject = request } = candidate
+    const { request, subject = request } = candidate
     this.#assertOpen()
     if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
     assertOrigin(this.#options, request)
     const user = candidate.user === undefined ? await authenticate(this.#options, subject, candidate.authData) : candidate.user
-    const subscriptions = await this.#permitted(candidate.subscriptions, user, subject)
+    const subscriptions = this.#checked(candidate.subscriptions)
     if (candidate.retryMs !== undefined) assertRetry(candidate.retryMs)
+    const { userId = null, claims } = user ?? {}
+    return await this.#rights.grant({ request: subject, userId, claims }, subscriptions, () => this.#enter(candidate, user, subscriptions))
+  }
+
+  #enter (candidate: Candidate, user: SSEUser | null, subscriptions: ReadonlySet<string>): SSEConnection {
+    const { request, response, managed = true } = candidate
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
     const ip = candidate.ip ?? request.socket.remoteAddress ?? ''
     this.#assertRoom(user?.userId ?? null, ip)
-    return this.#enter(candidate, user, subscriptions, ip)
-  }
-
-  /** The subscriptions asked for, each once. */
-  async #permitted (asked: readonly string[] | undefined, user: SSEUser | null, request: AnyRequest): Promise<ReadonlySet<string>> {
-    // A string is iterable too: its letters would be the subscriptions.
-    if (asked !== undefined && !Array.isArray(asked)) throw new InvalidSubscription(`list of type ${typeof asked}`, 'must be an array')
-    const subscriptions = new Set(asked)
-    for (const subscription of subscriptions) assertSubscription(subscription)
-    const { maxSubscriptionsPerConnection, authorizeSubscription } = this.#options
-    if (subscriptions.size > maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
-    if (authorizeSubscription === undefined) return subscriptions
-    const { userId = null, claims } = user ?? {}
-    await Promise.all(Array.from(subscriptions, subscriptionId => authorize(this.#options, { request, userId, claims, subscriptionId })))
-    return subscriptions
-  }
-
-  #enter (candidate: Candidate, user: SSEUser | null, subscriptions: ReadonlySet<string>, ip: string): SSEConnection {
-    const { request, managed = true } = candidate
     const connection = new SSEConnection(this.#host, candidate.response, {
       clientId: randomUUID(),
       userId: user?.userId ?? null,
@@ -95,6 +85,17 @@ export class Admission {
     this.#registry.add(connection)
     if (managed) for (const subscription of subscriptions) this.#registry.subscribe(connection, subscription)
     return connection
+  }
+
+  /** The subscriptions asked for, each once. */
+  #checked (asked: readonly string[] | undefined): ReadonlySet<string> {
+    // A string is iterable too: its letters would be the subscriptions.
+    if (asked !== undefined && !Array.isArray(asked)) throw new InvalidSubscription(`list of type ${typeof asked}`, 'must be an array')
+    const subscriptions = new Set(asked)
+    const { maxSubscriptionsPerConnection } = this.#options
+    if (subscriptions.size > maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
+    for (const subscription of subscriptions) assertSubscription(subscription)
+    return subscriptions
   }
 
   #assertOpen (): void {

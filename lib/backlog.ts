@@ -1,4 +1,4 @@
-import type { Broker, GapReason, Page } from './broker.js'
+import type { Broker, GapReason, Page, Target } from './broker.js'
 import { formatCursor, parseCursor } from './cursor.js'
 import { EventPriority } from './event.js'
 import { Frame, type Batch } from './frame.js'
@@ -94,6 +94,15 @@ export class Backlog {
   /** Whether there is something to read from the log, and room for it. */
   get wantsPage (): boolean {
     return this.#outbox !== null && this.#outbox.roomy && this.#outbox.lagging !== null
+  }
+
+  /** Rights have changed: what is not for this connection any more does not wait for it either. */
+  sift (isTarget: (target: Target) => boolean): void {
+    this.#outbox?.sift(isTarget)
+    const batch = this.#batch
+    if (batch === null) return
+    this.#batch = null
+    for (const frame of batch.frames) if (frame.target === null || isTarget(frame.target)) this.#batch = (this.#batch ?? this.#host.rootBatch).with(frame)
   }
 
   /** Nothing waits and nothing is missed: what comes next goes out as it comes. */

@@ -8,12 +8,13 @@ import { InvalidCloseReason } from './errors.js'
  * - `shutdown`: the server is closing; clients come back by themselves.
  * - `max-age`: `maxConnectionAgeMs` is over; clients come back by themselves.
  * - `auth-expired`: `expiresAt` has passed.
+ * - `revoked`: rights were taken away while something they had covered was being written; it comes back by itself.
  * - `stalled`: the socket took no byte for `stallTimeoutMs`.
  * - `source-end`, `source-error`: the source of `reply.sse(source)` ended, or failed.
  * - `head`: it was a HEAD request.
  */
-export type CloseReason = 'client' | 'closed' | 'disconnected' | 'shutdown' | 'max-age' | 'auth-expired' | 'stalled' | 'source-end' | 'source-error' | 'head'
-export const CLOSE_REASONS: readonly CloseReason[] = ['client', 'closed', 'disconnected', 'shutdown', 'max-age', 'auth-expired', 'stalled', 'source-end', 'source-error', 'head']
+export type CloseReason = 'client' | 'closed' | 'disconnected' | 'shutdown' | 'max-age' | 'auth-expired' | 'revoked' | 'stalled' | 'source-end' | 'source-error' | 'head'
+export const CLOSE_REASONS: readonly CloseReason[] = ['client', 'closed', 'disconnected', 'shutdown', 'max-age', 'auth-expired', 'revoked', 'stalled', 'source-end', 'source-error', 'head']
 
 const RECONNECT: ReadonlySet<string> = new Set<CloseReason>(['shutdown', 'max-age', 'auth-expired', 'source-error'])
 const FORM = /^[a-z0-9-]{1,64}$/

@@ -4,8 +4,7 @@ import type { Broker, GapReason, Target } from './broker.js'
 import { Chunk } from './chunk.js'
 import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from './event.js'
-import { Frame } from './frame.js'
-import { holds } from './registry.js'
+import { Frame, type Batch } from './frame.js'
 import { assertTopic } from './topic.js'
 import { destroyTransport, isGone, type HttpResponse } from './transport.js'
 import { Writer } from './writer.js'
@@ -59,6 +58,7 @@ export interface ConnectionHost extends BacklogHost {
   wantsPage (connection: SSEConnection): void
   frameOf (connection: SSEConnection, event: EventInput): Frame
   isTarget (connection: SSEConnection, target: Target): boolean
+  covers (connection: SSEConnection, topic: string): boolean
   keepAlive (): Chunk
   keepPlace (): Chunk
   addSubscription (clientId: string, subscription: string): Promise<void>
@@ -105,6 +105,8 @@ export class SSEConnection {
   #state: State = 'opening'
   /** The client's cursor led nowhere: it is told no place before it is told that. */
   #beganWithGap = false
+  /** What is being written in pieces, for as long as it is. */
+  #unfinished: Batch | null = null
   #placeSent = 0
   #sent = 0
   #reason: string | null = null
@@ -165,12 +167,12 @@ export class SSEConnection {
   }
 
   /**
-   * Whether it holds the topic, or a pattern that covers it.
+   * Whether it holds the topic, or a pattern that covers it and, with `authorizeTopic`, may hear it.
    * @throws SSE_ERR_INVALID_TOPIC
    */
   hasSubscription (topic: string): boolean {
     assertTopic(topic)
-    return holds(this, topic)
+    return this.#host.covers(this, topic)
   }
 
   /**
@@ -298,6 +300,7 @@ export class SSEConnection {
       this.#sent += batch.count
       if (batch.frame!.seq > 0) this.#placeSent = batch.frame!.seq
       this.#write(batch.chunk)
+      if (this.#writer.restBytes > 0) this.#unfinished = batch
     }
     this.#pump()
   }
@@ -317,6 +320,22 @@ export class SSEConnection {
     if (!this.managed || this.#ended) return
     this.#backlog.fallOut(reason)
     this.#host.mark(this)
+  }
+
+  /** Rights of this user have changed: what waits is looked at again. @internal */
+  reconsider (): void {
+    if (this.#state === 'closed') return
+    const isTarget = (target: Target): boolean => this.#host.isTarget(this, target)
+    this.#backlog.sift(isTarget)
+    if (this.#unfinished === null || this.#unfinished.frames.every(({ target }) => target === null || isTarget(target))) return
+    // Nothing can be taken out of what is being written; cut, the client comes back to what it may see now.
+    this.#reason = 'revoked' satisfies CloseReason
+    this.#destroy()
+  }
+
+  /** @internal */
+  tellUnsubscribed (subscriptionId: string, reason: string): void {
+    this.receive(new Frame('', encodeControl('unsubscribed', { subscriptionId, reason }), EventPriority.CRITICAL))
   }
 
   /** The source has failed: the client is told no more than that, and the stream ends. @internal */
@@ -383,6 +402,7 @@ export class SSEConnection {
         this.#watchStall()
         continue
       }
+      this.#unfinished = null
       const taken = this.#backlog.take(PUMP_BYTES)
       if (taken === null) break
       this.#sent += taken.count
@@ -438,6 +458,7 @@ export class SSEConnection {
     this.#host.ended(this, reason)
     this.#writer.release()
     this.#backlog.clear()
+    this.#unfinished = null
     this.#tellOpened(false)
     this.#wake()
     this.#abort?.abort(reason)

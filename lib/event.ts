@@ -100,7 +100,7 @@ export function encodeComment (text: string): string {
 }
 
 /** The control events, in the reserved namespace. */
-export type ControlEvent = 'gap' | 'close' | 'error'
+export type ControlEvent = 'gap' | 'close' | 'error' | 'unsubscribed'
 export function encodeControl (event: ControlEvent, data: object): string {
   return encodeEvent(CONTROL_PREFIX + event, JSON.stringify(data))
 }

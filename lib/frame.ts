@@ -1,4 +1,4 @@
-import type { GapReason, Message } from './broker.js'
+import type { GapReason, Message, Target } from './broker.js'
 import { Chunk } from './chunk.js'
 import { formatCursor } from './cursor.js'
 import { encodeControl, encodeEvent, encodeId, type EventPriority } from './event.js'
@@ -16,15 +16,18 @@ export class Frame {
   readonly key: string | null
   /** Whether this frame announces a gap. */
   readonly gap: boolean
+  /** Whom it is for; null for what was made for the one that has it. */
+  readonly target: Target | null
   readonly bytes: number
 
-  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, gap = false) {
+  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, gap = false, target: Target | null = null) {
     this.head = head
     this.text = text
     this.priority = priority
     this.seq = seq
     this.key = key
     this.gap = gap
+    this.target = target
     this.bytes = head.length + Buffer.byteLength(text)
   }
 
@@ -33,7 +36,7 @@ export class Frame {
     const { key, target } = message
     // Logged and ephemeral apart: an ephemeral event may be dropped, and a logged one it had replaced would be lost with it.
     const conflation = key === undefined ? null : JSON.stringify([key, message.seq > 0, target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds, target.filter !== undefined])
-    return new Frame(head, encodeEvent(message.event, message.data, message.retry), message.priority, message.seq, conflation)
+    return new Frame(head, encodeEvent(message.event, message.data, message.retry), message.priority, message.seq, conflation, false, target)
   }
 
   /** A gap stands in the lane it was found in, at the place where the stream goes on. */

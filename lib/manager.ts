@@ -1,6 +1,5 @@
 import type { Writable } from 'node:stream'
 import { Admission, type Candidate, type CreateConnection } from './admission.js'
-import { authorize } from './auth.js'
 import { memoryBroker } from './brokers/memory.js'
 import { CatchUp } from './catchup.js'
 import { Chunk } from './chunk.js'
@@ -19,6 +18,7 @@ import { resolveOptions, type ResolvedOptions, type SSEOptions } from './options
 import { Budget } from './outbox.js'
 import { Publisher } from './publisher.js'
 import { isTargeted, Registry } from './registry.js'
+import { Rights } from './rights.js'
 import { assertSubscription } from './topic.js'
 import { Wheel } from './wheel.js'
 import type { BroadcastOptions, Delivery, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
@@ -52,6 +52,7 @@ const TICKS_PER_INTERVAL = 10
 export class SSEManager {
   readonly #options: ResolvedOptions
   readonly #registry = new Registry<SSEConnection>()
+  readonly #rights: Rights
   readonly #publisher: Publisher
   readonly #admission: Admission
   readonly #flusher: Flusher
@@ -71,11 +72,12 @@ export class SSEManager {
   constructor (options: SSEOptions = {}, log: Log = warnings) {
     const resolved = this.#options = resolveOptions(options)
     const broker = resolved.broker ?? memoryBroker()
-    this.#publisher = new Publisher(resolved, broker, this.#registry, log)
+    this.#rights = new Rights(resolved, this.#registry, log)
+    this.#publisher = new Publisher(resolved, broker, this.#registry, this.#rights, log)
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
     this.#catchUp = new CatchUp(broker, err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'))
     this.#wheel = new Wheel(tickMsFor(resolved), () => performance.now())
-    this.#admission = new Admission(resolved, this.#registry, this.#createHost())
+    this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#createHost())
   }
 
   // --- Connections ---
@@ -150,12 +152,13 @@ export class SSEManager {
     assertSubscription(subscription)
     const connection = this.#known(clientId)
     const { userId, claims } = connection
-    await authorize(this.#options, { request: null, userId, claims, subscriptionId: subscription })
-    // It may have gone, or been given others, while the application was asked.
-    this.#known(clientId)
-    if (connection.held.has(subscription)) return
-    if (connection.held.size >= this.#options.maxSubscriptionsPerConnection) throw new TooManySubscriptions(this.#options.maxSubscriptionsPerConnection)
-    this.#registry.subscribe(connection, subscription)
+    await this.#rights.grant({ request: null, userId, claims }, [subscription], () => {
+      // It may have gone, or been given others, while the application was asked.
+      this.#known(clientId)
+      if (connection.held.has(subscription)) return
+      if (connection.held.size >= this.#options.maxSubscriptionsPerConnection) throw new TooManySubscriptions(this.#options.maxSubscriptionsPerConnection)
+      this.#registry.subscribe(connection, subscription)
+    })
   }
 
   /**
@@ -164,6 +167,30 @@ export class SSEManager {
    */
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
     return this.#registry.unsubscribe(this.#known(clientId), subscription)
+  }
+
+  /**
+   * Takes a topic or pattern from all streams of a user, who is told with `sse:unsubscribed` and keeps the rest. What waits
+   * for them is looked at again: nothing that is not with the socket yet arrives. Exactly this subscription: a pattern that
+   * covers it stays. See to it first that `authorizeSubscription` refuses it from now on. Resolves with the number of streams that held it.
+   * @param reason told to the client: `a-z`, `0-9` and `-`, at most 64; default `revoked`.
+   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON
+   */
+  async revokeSubscription (userId: string, subscription: string, reason: string = 'revoked'): Promise<number> {
+    assertSubscription(subscription)
+    assertCloseReason(reason)
+    return this.#rights.revoke(userId, subscription, reason)
+  }
+
+  /**
+   * The user's rights have changed: asks `authorizeSubscription` again about everything the user's streams hold, takes away
+   * what it does not allow any more, as `revokeSubscription` does, and looks again, with `authorizeTopic`, at what waits.
+   * When it throws, the subscription is taken away and the error logged. Resolves with the number of subscriptions taken away.
+   * @throws SSE_ERR_INVALID_CLOSE_REASON
+   */
+  async reauthorize (userId: string, reason: string = 'revoked'): Promise<number> {
+    assertCloseReason(reason)
+    return await this.#rights.reauthorize(userId, reason)
   }
 
   /**
@@ -301,7 +328,8 @@ export class SSEManager {
       schedule: (connection, dueAt) => this.#wheel.schedule(connection, dueAt),
       wantsPage: connection => this.#catchUp.want(connection),
       frameOf: (connection, event) => Frame.ofMessage(directMessage(composeEvent(event, this.#options), connection.clientId), publisher.epoch),
-      isTarget: (connection, target) => isTargeted(connection, target) && (target.filter === undefined || publisher.passes(target.filter, connection)),
+      isTarget: (connection, target) => isTargeted(connection, target) && publisher.admits(target, connection),
+      covers: (connection, topic) => this.#rights.covers(connection, topic),
       keepAlive: () => keepAlive,
       keepPlace: () => {
         const cursor = formatCursor(publisher.epoch, [publisher.position])
@@ -327,8 +355,11 @@ function keepAliveIntervalMsOf ({ keepAlive, keepAliveIntervalMs }: ResolvedOpti
   return keepAlive ? keepAliveIntervalMs : 0
 }
 
+// The end of somebody's rights is kept to half a second, twice this.
+const MAX_TICK_MS = 250
+
 /** A fraction of the shortest interval that anything is timed by. */
 function tickMsFor (options: ResolvedOptions): number {
   const intervals = [keepAliveIntervalMsOf(options), options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
-  return Math.min(1000, Math.max(10, Math.floor(Math.min(...intervals, 10_000) / TICKS_PER_INTERVAL)))
+  return Math.min(MAX_TICK_MS, Math.max(10, Math.floor(Math.min(...intervals) / TICKS_PER_INTERVAL)))
 }

@@ -5,6 +5,7 @@ import type { FastifyAuthFunction } from '@fastify/auth'
 import type { Broker } from './broker.js'
 import type { IoredisClient, NodeRedisClient } from './brokers/redis/connection.js'
 import { Catalogue } from './catalogue.js'
+import type { SSEConnection } from './connection.js'
 import type { HttpRequest } from './transport.js'
 import { InvalidOption } from './errors.js'
 
@@ -39,6 +40,14 @@ export interface SubscriptionQuestion {
   readonly subscriptionId: string
 }
 export type AuthorizeSubscription = (question: SubscriptionQuestion) => boolean | Promise<boolean>
+export interface TopicQuestion {
+  readonly userId: string | null
+  readonly claims: unknown
+  /** What the event was published to. */
+  readonly topic: string
+  readonly connection: SSEConnection
+}
+export type AuthorizeTopic = (question: TopicQuestion) => boolean
 
 const count = (description: string, value: number) => Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: value, description })
 const durationMs = (description: string, value: number, minimum = 0, maximum = 2_147_483_647) => Type.Integer({ minimum, maximum, default: value, description })
@@ -55,6 +64,7 @@ export const OptionsSchema = Type.Object({
   authStrategies: Type.Optional(Type.Unsafe<(FastifyAuthFunction | FastifyAuthFunction[])[]>(Type.Array(Type.Union([Type.Function([], Type.Unknown()), Type.Array(Type.Function([], Type.Unknown()))]), { minItems: 1, description: 'Functions of `@fastify/auth`, run before `authHandler`; they may set `request.sseUser`.' }))),
   authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', description: 'Whether one of `authStrategies` must pass, or all.' }),
   authorizeSubscription: fn<AuthorizeSubscription>('`({ request, userId, claims, subscriptionId })` → whether the user may hold the subscription; asked at connect and when one is added. Absent: what the application subscribes is allowed.'),
+  authorizeTopic: fn<AuthorizeTopic>('`({ userId, claims, topic, connection })` → whether an event of this topic is for a connection that holds only a pattern of it; asked at each delivery and replay, so it answers at once. Absent: what a pattern covers is allowed with it.'),
   allowedOrigins: Type.Optional(Type.Array(Type.String({ minLength: 1 }), { description: 'Origins whose pages may open streams, such as `https://app.example`; others get 403. Absent: not checked.' })),
   // stream
   keepAlive: Type.Boolean({ default: true, description: 'Whether a silent stream carries comments that keep proxies and clients awake.' }),

@@ -1,3 +1,4 @@
+import type { Target } from './broker.js'
 import { formatCursor, type Lanes } from './cursor.js'
 import { encodeId, PRIORITIES, type EventPriority } from './event.js'
 import type { Frame } from './frame.js'
@@ -175,6 +176,14 @@ export class Outbox {
   skip (gap: Frame): void {
     for (const lane of this.#lanes) lane.lagging = false
     this.#append(gap)
+  }
+
+  /** Lets go of the frames whose targets do not name this connection any more. For its place they count as not meant for it. */
+  sift (isTarget: (target: Target) => boolean): void {
+    for (const lane of this.#lanes) {
+      for (const frame of lane) if (frame.target !== null && !isTarget(frame.target)) this.#remove(frame)
+    }
+    this.#refused = false
   }
 
   /** The text of the next blocks, about `bytes` of them, each logged one with the cursor that holds once it is read. */

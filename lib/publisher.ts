@@ -9,6 +9,7 @@ import type { Log } from './log.js'
 import { composeEvent } from './message.js'
 import type { ResolvedOptions } from './options.js'
 import type { Registry } from './registry.js'
+import type { Rights } from './rights.js'
 import { createTarget } from './target.js'
 import type { BroadcastOptions, Delivery, EventInput } from '../types/index.js'
 
@@ -17,6 +18,7 @@ export class Publisher {
   readonly #options: ResolvedOptions
   readonly #broker: Broker
   readonly #registry: Registry<SSEConnection>
+  readonly #rights: Rights
   readonly #log: Log
   readonly #nodeId = randomUUID()
   /** Of each publish under way, how many connections have got it. */
@@ -29,10 +31,11 @@ export class Publisher {
   #opening: Promise<void> | null = null
   #closed = false
 
-  constructor (options: ResolvedOptions, broker: Broker, registry: Registry<SSEConnection>, log: Log) {
+  constructor (options: ResolvedOptions, broker: Broker, registry: Registry<SSEConnection>, rights: Rights, log: Log) {
     this.#options = options
     this.#broker = broker
     this.#registry = registry
+    this.#rights = rights
     this.#log = log
   }
 
@@ -101,12 +104,12 @@ export class Publisher {
   }
 
   #deliver (message: Message): number {
-    const { filter } = message.target
     let frame: Frame | null = null
     let delivered = 0
-    const selected = this.#registry.select(message.target)
+    const { target } = message
+    const selected = this.#registry.select(target)
     // The application's code runs before anything is given out: a connection that it closes meanwhile names its exact place.
-    const receivers = filter === undefined ? selected : selected.filter(connection => this.passes(filter, connection))
+    const receivers = target.filter === undefined && !this.#rights.limits(target) ? selected : selected.filter(connection => this.admits(target, connection))
     for (const connection of receivers) {
       frame ??= Frame.ofMessage(message, this.#broker.epoch)
       if (connection.receive(frame)) delivered++
@@ -118,8 +121,13 @@ export class Publisher {
     return delivered
   }
 
-  /** Whether the application's filter takes a connection; one that throws leaves it out. */
-  passes (filter: NonNullable<Target['filter']>, connection: SSEConnection): boolean {
+  /** Whether a connection that the target names gets the message: by its rights, and by the application's filter. */
+  admits (target: Target, connection: SSEConnection): boolean {
+    return this.#rights.permits(connection, target) && (target.filter === undefined || this.#passes(target.filter, connection))
+  }
+
+  /** One that throws leaves the connection out. */
+  #passes (filter: NonNullable<Target['filter']>, connection: SSEConnection): boolean {
     try {
       const answer: unknown = filter(connection)
       // Only `true` is a yes. A promise is no answer, and whoever wrote an async filter would wonder.

@@ -10,7 +10,7 @@ export interface Timed {
 
 const SLOTS = 512
 
-/** One timer for all connections. An item is found again within one tick after it is due. */
+/** One timer for all connections. An item is found again within two ticks after it is due. */
 export class Wheel {
   readonly tickMs: number
   readonly #slots: Timed[][] = Array.from({ length: SLOTS }, () => [])

@@ -12,7 +12,7 @@ const LAYERS = [
   ['broker', 'brokers/redis/connection', 'catchup', 'chunk', 'close-reason', 'event', 'head', 'health', 'log', 'ring', 'topic', 'transport', 'wheel'],
   ['auth', 'brokers/memory', 'brokers/redis/link', 'brokers/redis/replay', 'brokers/redis/script', 'catalogue', 'cursor', 'registry', 'target', 'writer'],
   ['brokers/redis/log', 'frame', 'message', 'options', 'outbox', 'testing/contract'],
-  ['backlog', 'brokers/redis/appender', 'brokers/redis/reader', 'flush', 'source'],
+  ['backlog', 'brokers/redis/appender', 'brokers/redis/reader', 'flush', 'rights', 'source'],
   ['brokers/redis-streams', 'connection'],
   ['admission', 'publisher'],
   ['manager'],

@@ -788,6 +788,7 @@ t.test('options that make no sense stop the boot, and are named', async t => {
     authStrategies: [[], [7], fn, [[7]], [[[fn]]]],
     authRelation: ['xor'],
     authorizeSubscription: [true],
+    authorizeTopic: [true],
     allowedOrigins: ['https://app.example', [7], ['']],
     keepAlive: [0],
     keepAliveIntervalMs: [0, -1, 1.5, '15s', Infinity, NaN],

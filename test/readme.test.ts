@@ -66,7 +66,7 @@ t.test('tables and lists', async t => {
   })
 
   t.test('control events', async t => {
-    const events: Record<ControlEvent, true> = { gap: true, close: true, error: true }
+    const events: Record<ControlEvent, true> = { gap: true, close: true, error: true, unsubscribed: true }
     t.same(tableOf(readme, 'Event').map(([event]) => event), ['data', 'notification', ...Object.keys(events).map(name => `sse:${name}`)])
   })
 
@@ -129,6 +129,7 @@ declare global {
   function redeemTicket (ticket: unknown): Promise<Session | null>
   function findApiKey (key: unknown): Promise<string | null>
   function verifySession (request: FastifyRequest): Promise<void>
+  function roomsOf (userId: string): Set<string>
 }`
 
 t.test('samples compile', async t => {
@@ -433,6 +434,27 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     t.equal(await status('', { cookie: 'session=abc', origin: 'https://app.example' }), 200)
     t.equal(await status('', { cookie: 'session=abc', origin: 'https://other.example' }), 403)
     t.match(app.sse.getConnectionsByUser('user123')[0], { claims: { role: 'guest' } })
+  },
+
+  async 'changing-rights' (t) {
+    const app = bare(t)
+    const rooms = new Set(['room:7', 'room:8'])
+    const { leaveRoom } = await run(t, { app, roomsOf: () => rooms, findSession: async (id: string | undefined) => id === undefined ? null : { userId: 'user123', expiresAt: Date.now() + 60_000, role: '' } }, ['leaveRoom'])
+    app.get<{ Querystring: { topic: string } }>('/sse', { sse: true }, async (request, reply) => { await reply.sse({ subscriptions: [request.query.topic] }) })
+    const url = await listen(app)
+    const connect = (topic: string) => visit(t, `${url}/sse?topic=${topic}`, { headers: { cookie: 'session=abc' } })
+    const [all, seven, refused] = [await connect('room:*'), await connect('room:7'), await connect('room:9')]
+    t.equal(refused.status, 403)
+    const say = (topic: string) => app.sse.broadcastData(topic, 1, { subscriptionIds: [topic] })
+    t.same([(await say('room:7')).delivered, (await say('room:9')).delivered], [2, 0])
+    await Promise.all([all.waitFor('data'), seven.waitFor('data')])
+    await leaveRoom('user123', 'room:7')
+    await seven.waitFor('sse:unsubscribed')
+    t.same([(await say('room:7')).delivered, (await say('room:8')).delivered], [0, 1])
+    await until(() => resources(all).length === 2)
+    t.same(resources(all), ['room:7', 'room:8'])
+    await app.sse.disconnectUser('user123')
+    await all.waitFor('sse:close')
   },
 
   async 'fastify-auth' (t) {

@@ -1,0 +1,465 @@
+import fc from 'fast-check'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import t, { type Test } from 'tap'
+import { EventPriority, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
+import { block, serve, type Joined, type Service } from './helpers/app.js'
+import type { SSEClient } from './helpers/sse.js'
+import { turns, until } from './helpers/wait.js'
+
+// Who may hear what, now: at delivery, at replay, after a right was given or taken.
+
+const texts = (client: SSEClient, event = 'x') => client.named(event).map(({ data }) => data)
+const publish = ({ app }: Service, data: string, options: BroadcastOptions = {}) => app.sse.broadcastEvent({ event: 'x', data }, options)
+
+let marks = 0
+/** Publishes a last event for everyone and waits for it: what has not arrived by then will not. */
+async function settle ({ app }: Service, ...clients: SSEClient[]): Promise<void> {
+  const mark = String(++marks)
+  await app.sse.broadcastEvent({ event: 'settled', data: mark, priority: EventPriority.LOW })
+  for (const client of clients) await until(() => client.closed || client.named('settled').some(({ data }) => data === mark), 15_000, 'the last event')
+}
+
+/** A service whose log lines of level error and above are kept. */
+async function logged (t: Test, options: SSEOptions): Promise<{ service: Service, errors: any[] }> {
+  const errors: any[] = []
+  const stream = { write (line: string) { const entry = JSON.parse(line); if (entry.level >= 50) errors.push(entry) } }
+  return { service: await serve(t, options, { logger: { level: 'info', stream } }), errors }
+}
+
+t.test('an event that only a pattern covers is asked about by its own topic, at delivery and at replay', async t => {
+  const questions: TopicQuestion[] = []
+  const may: Record<string, unknown> = { 'room:1': true, 'room:2': false, 'room:yes': 'yes', 'room:one': 1, 'room:nothing': undefined }
+  const { service, errors } = await logged(t, {
+    authHandler: ({ query }) => ({ userId: query['user'] as string, claims: 'c' }),
+    authorizeTopic: question => {
+      questions.push(question)
+      if (question.topic === 'room:throws') throw new Error('secret')
+      if (question.topic === 'room:promise') return Promise.resolve(true) as unknown as boolean
+      return (question.topic in may ? may[question.topic] : true) as boolean
+    }
+  })
+  const ada = await service.join('ada', ['room:*', 'news', 'room:2:**'])
+  const start = ada.client.lastEventId
+  const topics = ['room:1', 'room:2', 'room:yes', 'room:one', 'room:nothing', 'room:throws', 'room:promise', 'news', 'room:2:x']
+  for (const topic of topics) await publish(service, topic, { subscriptionIds: [topic] })
+  await publish(service, 'several', { subscriptionIds: ['room:2', 'room:1'] })
+  await publish(service, 'held beside refused', { subscriptionIds: ['room:2', 'news'] })
+  await publish(service, 'refused for ada', { subscriptionIds: ['room:2'], userIds: ['ada'] })
+  await publish(service, 'everyone')
+  await publish(service, 'ada', { userIds: ['ada'] })
+  await publish(service, 'not hers', { subscriptionIds: ['elsewhere'] })
+  await settle(service, ada.client)
+  const expected = ['room:1', 'news', 'room:2:x', 'several', 'held beside refused', 'everyone', 'ada']
+  t.strictSame(texts(ada.client), expected)
+  t.match(questions[0], { userId: 'ada', claims: 'c', topic: 'room:1', connection: ada.connection })
+  t.notOk(questions.some(({ topic }) => topic === 'news' || topic === 'elsewhere'), 'a topic that is held, or not covered, is not asked about')
+  t.strictSame([errors.length, errors[0].err.message, errors[0].topic], [1, 'secret', 'room:throws'], 'a throw is a no, and is logged')
+  t.strictSame(['room:1', 'room:2', 'news', 'elsewhere'].map(topic => ada.connection.hasSubscription(topic)), [true, false, true, false])
+
+  const again = await service.join('ada', ['room:*', 'news', 'room:2:**'], { cursor: start })
+  await settle(service, again.client)
+  t.strictSame(texts(again.client), expected, 'the replay asks again')
+  may['room:1'] = false
+  may['room:2'] = true
+  const less = await service.join('ada', ['room:*', 'news', 'room:2:**'], { cursor: start })
+  await settle(service, less.client)
+  t.strictSame(texts(less.client), ['room:2', 'news', 'room:2:x', 'several', 'held beside refused', 'refused for ada', 'everyone', 'ada'], 'by the rights of today')
+  const exact = await service.join('ada', ['room:1'], { cursor: start })
+  await settle(service, exact.client)
+  t.strictSame(texts(exact.client), ['room:1', 'several', 'everyone', 'ada'], 'a topic that is held was authorized with it')
+})
+
+t.test('a subscription is taken away while connected', async t => {
+  const { app, join, open } = await serve(t, {}, {}, app => {
+    app.get('/own', (_request: FastifyRequest, reply: FastifyReply) => reply.sse(async function * () {
+      yield 'begun'
+      await new Promise(() => {})
+    }))
+  })
+  const service = { app, join, open } as Service
+  const [one, two] = [await join('ada', ['a', 'b', 'a:**']), await join('ada', ['a'])]
+  const grace = await join('grace', ['a', 'a:**'])
+  const own = await open('/own?user=ada')
+  await until(() => own.named('message').length === 1)
+
+  t.equal(await app.sse.revokeSubscription('ada', 'a', 'left-room'), 2, 'from each of her streams')
+  t.equal(await app.sse.revokeSubscription('ada', 'a'), 0, 'once')
+  t.equal(await app.sse.revokeSubscription('nobody', 'a'), 0)
+  for (const topic of ['a', 'b', 'a:1']) await publish(service, topic, { subscriptionIds: [topic] })
+  await settle(service, one.client, two.client, grace.client)
+  t.strictSame(texts(one.client), ['a', 'b', 'a:1'], 'her pattern covers it still')
+  t.strictSame(texts(two.client), [])
+  t.strictSame(texts(grace.client), ['a', 'a:1'])
+  t.equal(await app.sse.revokeSubscription('ada', 'a:**'), 1)
+  for (const topic of ['a', 'b', 'a:1']) await publish(service, topic, { subscriptionIds: [topic] })
+  await settle(service, one.client, two.client, grace.client)
+  t.strictSame(texts(one.client), ['a', 'b', 'a:1', 'b'], 'the rest stays')
+  t.strictSame(one.client.json('sse:unsubscribed'), [{ subscriptionId: 'a', reason: 'left-room' }, { subscriptionId: 'a:**', reason: 'revoked' }])
+  t.strictSame(two.client.json('sse:unsubscribed'), [{ subscriptionId: 'a', reason: 'left-room' }])
+  t.strictSame(grace.client.named('sse:unsubscribed'), [], 'others hear nothing of it')
+  t.ok([one, two, grace].every(({ connection }) => connection.isConnected))
+  t.strictSame([...one.connection.subscriptions], ['b'])
+  for (const bad of ['', 'a::b', 'x'.repeat(600)]) await t.rejects(app.sse.revokeSubscription('ada', bad), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' })
+  await t.rejects(app.sse.revokeSubscription('ada', 'b', 'Not a word'), { code: 'SSE_ERR_INVALID_CLOSE_REASON' })
+  await t.rejects(app.sse.reauthorize('ada', ''), { code: 'SSE_ERR_INVALID_CLOSE_REASON' })
+  t.equal(await app.sse.reauthorize('ada'), 0, 'without authorizeSubscription there is nothing to ask')
+
+  await one.connection.addSubscription('a')
+  await publish(service, 'back', { subscriptionIds: ['a'] })
+  await settle(service, one.client)
+  t.equal(texts(one.client).at(-1), 'back', 'it can be given again')
+})
+
+t.test('what waits for a client is looked at again when rights are taken away', async t => {
+  const rooms = new Set(['room:1', 'room:2'])
+  const options: SSEOptions = {
+    authorizeSubscription: ({ subscriptionId }) => subscriptionId === 'room:*' || rooms.has(subscriptionId),
+    authorizeTopic: ({ topic }) => rooms.has(topic)
+  }
+  const both = async (service: Service, n: number) => {
+    for (const topic of ['room:1', 'room:2']) {
+      await publish(service, `${topic} ${n}`, { subscriptionIds: [topic] })
+      await publish(service, `${topic} ephemeral ${n}`, { subscriptionIds: [topic], ephemeral: true })
+      await publish(service, `${topic} urgent ${n}`, { subscriptionIds: [topic], priority: EventPriority.HIGH })
+    }
+  }
+  const numbers = (client: SSEClient, topic: string, kind: string) => texts(client).filter(text => text!.startsWith(`${topic}${kind}`) && text!.split(' ').length === (kind === '' ? 2 : 3)).map(text => Number(text!.split(' ').at(-1)))
+
+  for (const held of [['room:1', 'room:2'], ['room:*']]) {
+    for (const outboxBytes of [1 << 20, 2048]) {
+      for (const [name, revoke] of [
+        ['reauthorize', (service: Service) => service.app.sse.reauthorize('ada')],
+        ['revokeSubscription', (service: Service) => service.app.sse.revokeSubscription('ada', held.length === 1 ? 'room:*' : 'room:1')]
+      ] as const) {
+        await t.test(`${name}, ${held}, ${outboxBytes === 2048 ? 'read again from the log' : 'in the outbox'}`, async t => {
+          rooms.add('room:1')
+          const service = await serve(t, { ...options, outboxBytes })
+          const joined = await service.join('ada', held)
+          await block(joined)
+          for (let n = 1; n <= 40; n++) await both(service, n)
+          t.equal(joined.connection.stats().lagging, outboxBytes === 2048)
+          rooms.delete('room:1')
+          await revoke(service)
+          for (let n = 41; n <= 50; n++) await both(service, n)
+          joined.client.resume()
+          // Lanes are read apart from each other: the last event of the lowest may come before what is yet to be read of another.
+          await until(() => !joined.connection.stats().lagging)
+          await settle(service, joined.client)
+          const gone = ['room:1', ...(held.length === 1 && name === 'revokeSubscription' ? ['room:2'] : [])]
+          for (const topic of ['room:1', 'room:2']) {
+            for (const kind of ['', ' urgent']) {
+              t.strictSame(numbers(joined.client, topic, kind), gone.includes(topic) ? [] : Array.from({ length: 50 }, (_, i) => i + 1), `${topic}${kind}`)
+            }
+            const ephemeral = numbers(joined.client, topic, ' ephemeral')
+            if (gone.includes(topic)) t.strictSame(ephemeral, [])
+            else if (outboxBytes > 2048) t.equal(ephemeral.length, 50, 'those of others are kept')
+          }
+          t.equal(joined.client.named('sse:unsubscribed').length, held.length === 1 && name === 'reauthorize' ? 0 : 1)
+          t.strictSame(joined.client.named('sse:gap'), [])
+          t.equal(joined.connection.stats().queuedBytes, 0)
+        })
+      }
+    }
+  }
+
+  await t.test('within one turn of the event loop', async t => {
+    rooms.add('room:1')
+    const service = await serve(t, options)
+    const joined = await service.join('ada', ['room:1', 'room:2'])
+    const { client } = joined
+    await both(service, 1)
+    rooms.delete('room:1')
+    await service.app.sse.revokeSubscription('ada', 'room:1')
+    await settle(service, client)
+    t.strictSame(texts(client), ['room:2 1', 'room:2 ephemeral 1', 'room:2 urgent 1'])
+    t.strictSame(client.blocks.at(-1)!.id, client.lastEventId)
+    const returned = await service.join('ada', ['room:2'], { cursor: client.lastEventId })
+    await settle(service, returned.client)
+    t.strictSame(texts(returned.client), [], 'its place is past them')
+  })
+
+  await t.test('while it is written in pieces: the stream is cut, and comes back to what it may see', async t => {
+    rooms.add('room:1')
+    const service = await serve(t, { ...options, outboxBytes: 8 << 20 })
+    const large = 'x'.repeat(1000)
+    for (const revoked of [true, false]) {
+      const { client, connection } = await service.join('ada', ['room:1', 'room:2'])
+      client.pause()
+      // In one turn more than the kernel takes.
+      for (let n = 0; n < 6000; n++) await publish(service, `${n} ${large}`, { subscriptionIds: [revoked ? 'room:1' : 'room:2'] })
+      await turns(1)
+      await until(() => connection.stats().queuedBytes > 100_000)
+      await service.app.sse.revokeSubscription('ada', 'room:1')
+      if (revoked) {
+        await until(() => !connection.isConnected && connection.closeReason === 'revoked')
+        client.resume()
+        await client.waitForEnd()
+        t.ok(texts(client).length < 6000)
+        const back = await service.join('ada', ['room:2'], { cursor: client.lastEventId })
+        await publish(service, 'here', { subscriptionIds: ['room:2'] })
+        await settle(service, back.client)
+        t.strictSame(texts(back.client), ['here'])
+      } else {
+        client.resume()
+        await settle(service, client)
+        t.equal(texts(client).length, 6000, 'what is not concerned goes on')
+        t.equal(client.named('sse:unsubscribed').length, 1)
+      }
+    }
+  })
+})
+
+t.test('reauthorize asks again about everything a user holds', async t => {
+  const allowed = new Set(['a', 'b', 'c:**'])
+  const asked: string[] = []
+  let broken = false
+  const { service, errors } = await logged(t, {
+    authHandler: ({ query }) => ({ userId: query['user'] as string, claims: 7 }),
+    authorizeSubscription: async ({ request, userId, claims, subscriptionId }) => {
+      asked.push(`${userId} ${claims} ${subscriptionId} ${request === null}`)
+      if (broken && subscriptionId === 'c:**') throw new Error('no database')
+      return allowed.has(subscriptionId)
+    }
+  })
+  const { app, join } = service
+  const [one, two] = [await join('ada', ['a', 'b', 'c:**']), await join('ada', ['b'])]
+  const grace = await join('grace', ['a', 'b'])
+  asked.length = 0
+  t.equal(await app.sse.reauthorize('ada'), 0)
+  t.strictSame(asked.sort(), ['ada 7 a true', 'ada 7 b true', 'ada 7 b true', 'ada 7 c:** true'])
+  allowed.delete('b')
+  t.equal(await app.sse.reauthorize('ada', 'plan-ended'), 2)
+  await settle(service, one.client, two.client, grace.client)
+  t.strictSame([one, two, grace].map(({ client }) => client.json('sse:unsubscribed')), [[{ subscriptionId: 'b', reason: 'plan-ended' }], [{ subscriptionId: 'b', reason: 'plan-ended' }], []])
+  t.strictSame([one, two, grace].map(({ connection }) => [...connection.subscriptions]), [['a', 'c:**'], [], ['a', 'b']])
+  t.strictSame(errors, [])
+  broken = true
+  t.equal(await app.sse.reauthorize('ada'), 1, 'what cannot be shown is no right')
+  t.strictSame([...one.connection.subscriptions], ['a'])
+  t.match(errors, [{ err: { code: 'SSE_ERR_AUTHENTICATION_FAILED' }, subscriptionId: 'c:**' }])
+  t.equal(await app.sse.reauthorize('nobody'), 0)
+})
+
+t.test('rights that are taken away while a client is let in, or a subscription added, are asked for again', async t => {
+  for (const way of ['revokeSubscription', 'reauthorize'] as const) {
+    await t.test(way, async t => {
+      let allowed = true
+      const gates: (() => void)[] = []
+      const service = await serve(t, {
+        authorizeSubscription: async ({ subscriptionId }) => {
+          const answer = subscriptionId !== 'secret' || allowed
+          if (subscriptionId === 'slow') await new Promise<void>(resolve => { gates.push(resolve) })
+          return answer
+        }
+      })
+      const { app, join } = service
+      const change = () => way === 'reauthorize' ? app.sse.reauthorize('ada') : app.sse.revokeSubscription('ada', 'secret')
+      const joining = join('ada', ['secret', 'slow'])
+      const refused = t.rejects(joining, { message: /SSE_ERR_SUBSCRIPTION_FORBIDDEN/ })
+      await until(() => gates.length === 1)
+      allowed = false
+      t.equal(await change(), 0, 'nothing is open yet')
+      await app.sse.reauthorize('grace')
+      gates.shift()!()
+      ;(await until(() => gates.shift()))()
+      await refused
+      t.strictSame(app.sse.getConnectionsBySubscription('secret'), [])
+      t.equal(app.sse.connectionCount, 0)
+
+      allowed = true
+      const { connection } = await join('ada', ['news'])
+      const adding = connection.addSubscription('slow')
+      await until(() => gates.length === 1)
+      await change()
+      gates.shift()!()
+      ;(await until(() => gates.shift()))()
+      await adding
+      t.strictSame([...connection.subscriptions], ['news', 'slow'], 'asked twice, and still allowed')
+      await connection.removeSubscription('slow')
+      const others = join('grace', ['slow'])
+      await until(() => gates.length === 1)
+      await change()
+      gates.shift()!()
+      await others
+      t.equal(gates.length, 0, 'others are not asked again')
+    })
+  }
+})
+
+t.test('a stream ends within a second of its rights, at the intervals of production', async t => {
+  let expiresAt = 0
+  const service = await serve(t, { authHandler: ({ query }) => ({ userId: query['user'] as string, expiresAt }) })
+  for (const after of [300, 700, 1100]) {
+    expiresAt = Date.now() + after
+    const { client } = await service.join('ada', ['a'])
+    await client.waitForEnd(after + 1_000)
+    t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+    t.ok(Date.now() >= expiresAt - 1, 'not before')
+  }
+})
+
+// --- Everything at random, against a naive model ---
+
+const USERS = ['ada', 'grace', 'linus'] as const
+const TOPICS = ['a', 'a:x', 'a:y', 'a:x:1', 'b', 'b:x'] as const
+const SUBSCRIPTIONS = [...TOPICS, 'a:*', 'a:**', '*', '**', '*:x', 'b:**'] as const
+
+type Command =
+  | { do: 'connect', user: number, subscriptions: number[], cursor: number }
+  | { do: 'cut', client: number }
+  | { do: 'publish', topics: number[] | null, users: number[] | null, ephemeral: boolean, priority: 0 | 1 | 2 | 3 }
+  | { do: 'grant' | 'withdraw', user: number, topic: number }
+  | { do: 'revoke', user: number, subscription: number }
+  | { do: 'subscribe', client: number, subscription: number }
+  | { do: 'tick' }
+
+const index = (length: number) => fc.nat({ max: length - 1 })
+const some = (length: number) => fc.uniqueArray(index(length), { minLength: 1, maxLength: 3 })
+const command: fc.Arbitrary<Command> = fc.oneof(
+  { weight: 4, arbitrary: fc.record({ do: fc.constant('connect' as const), user: index(USERS.length), subscriptions: fc.uniqueArray(index(SUBSCRIPTIONS.length), { maxLength: 4 }), cursor: fc.nat({ max: 8 }) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('cut' as const), client: fc.nat({ max: 8 }) }) },
+  { weight: 8, arbitrary: fc.record({ do: fc.constant('publish' as const), topics: fc.option(some(TOPICS.length)), users: fc.option(some(USERS.length), { freq: 2 }), ephemeral: fc.boolean(), priority: fc.constantFrom(0, 1, 2, 3) }) },
+  { weight: 4, arbitrary: fc.record({ do: fc.constantFrom('grant' as const, 'withdraw' as const), user: index(USERS.length), topic: index(TOPICS.length) }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('revoke' as const), user: index(USERS.length), subscription: index(SUBSCRIPTIONS.length) }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('subscribe' as const), client: fc.nat({ max: 8 }), subscription: index(SUBSCRIPTIONS.length) }) },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant('tick' as const) }) }
+)
+
+interface ModelEvent { name: string, topics: string[] | null, users: string[] | null }
+/** What one client is and should have been sent, by the model; and what it was. */
+interface Peer {
+  joined: Joined
+  user: string
+  held: Set<string>
+  /** Published in this turn, not written yet. */
+  waiting: ModelEvent[]
+  expected: string[]
+  /** How many events were logged when it last was level with the log. */
+  position: number
+  told: number
+}
+
+/** Written apart from lib/: a pattern as a regular expression. */
+const covers = (pattern: string, topic: string) => new RegExp(`^${pattern.split(':').map(part => part === '*' ? ':[^:]+' : part === '**' ? '(:[^:]+)*' : `:${part}`).join('')}$`).test(`:${topic}`)
+
+/** Interprets commands against the service and the naive model, and returns what differs. */
+async function simulate (service: Service, rights: Map<string, Set<string>>, commands: readonly Command[]): Promise<string[]> {
+  const { app, join } = service
+  const log: ModelEvent[] = []
+  const peers: Peer[] = []
+  let count = 0
+  const faults: string[] = []
+  const may = ({ user, held }: Peer, { topics, users }: ModelEvent) => (users === null || users.includes(user)) &&
+    (topics === null || topics.some(topic => held.has(topic) || ([...held].some(pattern => covers(pattern, topic)) && rights.get(user)!.has(topic))))
+  const live = () => peers.filter(({ joined: { client } }) => !client.closed)
+  const tick = async () => {
+    await settle(service, ...live().map(({ joined }) => joined.client))
+    for (const peer of live()) {
+      peer.expected.push(...peer.waiting.splice(0).map(({ name }) => name))
+      peer.position = log.length
+      const seen = texts(peer.joined.client).map(String)
+      if (seen.toSorted().join() !== peer.expected.toSorted().join()) faults.push(`${peer.user} holding ${[...peer.held]} has ${seen}, should have ${peer.expected}`)
+      if (peer.joined.client.named('sse:unsubscribed').length !== peer.told) faults.push(`${peer.user} was told ${peer.joined.client.named('sse:unsubscribed').length} times, not ${peer.told}`)
+    }
+  }
+  const take = (peer: Peer, subscription: string) => {
+    if (!peer.held.delete(subscription)) return
+    peer.told++
+    peer.waiting = peer.waiting.filter(event => may(peer, event))
+  }
+  for (const command of commands) {
+    switch (command.do) {
+      case 'connect': {
+        await tick()
+        const user = USERS[command.user]!
+        const wanted = command.subscriptions.map(i => SUBSCRIPTIONS[i]!)
+        const allowed = wanted.every(subscription => subscription.includes('*') || rights.get(user)!.has(subscription))
+        // Its own cursor or that of somebody else.
+        const from = peers.length === 0 ? undefined : peers[command.cursor % peers.length]
+        const cursor = command.cursor === 8 ? undefined : from?.joined.client.lastEventId
+        const joined = await join(user, wanted, cursor === undefined ? {} : { cursor }).catch((error: Error) => error)
+        if (joined instanceof Error) {
+          if (allowed || !joined.message.includes('SSE_ERR_SUBSCRIPTION_FORBIDDEN')) faults.push(`${user} ${wanted}: ${joined.message}`)
+          break
+        }
+        if (!allowed) faults.push(`${user} got in with ${wanted}`)
+        const peer: Peer = { joined, user, held: new Set(wanted), waiting: [], expected: [], position: 0, told: 0 }
+        if (cursor !== undefined) peer.waiting = log.slice(from!.position).filter(event => may(peer, event))
+        peers.push(peer)
+        await tick()
+        break
+      }
+      case 'cut': {
+        await tick()
+        const open = live()
+        const client = open.length === 0 ? undefined : open[command.client % open.length]!.joined.client
+        client?.close()
+        if (client !== undefined) await until(() => client.closed && app.sse.connectionCount === live().length)
+        break
+      }
+      case 'publish': {
+        const event: ModelEvent = { name: String(++count), topics: command.topics?.map(i => TOPICS[i]!) ?? null, users: command.users?.map(i => USERS[i]!) ?? null }
+        if (!command.ephemeral) log.push(event)
+        await publish(service, event.name, { ephemeral: command.ephemeral, priority: command.priority, ...(event.topics && { subscriptionIds: event.topics }), ...(event.users && { userIds: event.users }) })
+        for (const peer of live()) if (may(peer, event)) peer.waiting.push(event)
+        break
+      }
+      case 'grant':
+        rights.get(USERS[command.user]!)!.add(TOPICS[command.topic]!)
+        break
+      case 'withdraw': {
+        const user = USERS[command.user]!
+        rights.get(user)!.delete(TOPICS[command.topic]!)
+        await app.sse.reauthorize(user)
+        for (const peer of live()) {
+          if (peer.user !== user) continue
+          peer.waiting = peer.waiting.filter(event => may(peer, event))
+          for (const subscription of [...peer.held]) if (!subscription.includes('*') && !rights.get(user)!.has(subscription)) take(peer, subscription)
+        }
+        break
+      }
+      case 'revoke': {
+        const user = USERS[command.user]!
+        const subscription = SUBSCRIPTIONS[command.subscription]!
+        await app.sse.revokeSubscription(user, subscription)
+        for (const peer of live()) if (peer.user === user) take(peer, subscription)
+        break
+      }
+      case 'subscribe': {
+        const open = live()
+        if (open.length === 0) break
+        const peer = open[command.client % open.length]!
+        const subscription = SUBSCRIPTIONS[command.subscription]!
+        const added = await peer.joined.connection.addSubscription(subscription).then(() => true, () => false)
+        if (added !== (subscription.includes('*') || rights.get(peer.user)!.has(subscription))) faults.push(`${peer.user} ${subscription}: ${added}`)
+        if (added) peer.held.add(subscription)
+        break
+      }
+      case 'tick':
+        await tick()
+    }
+  }
+  await tick()
+  for (const { joined } of peers) joined.client.close()
+  await until(() => app.sse.connectionCount === 0)
+  return faults
+}
+
+t.test('random users, topics, grants, revocations and other people\'s cursors: nobody gets an event that is not for them, and each all that is', async t => {
+  const rights = new Map<string, Set<string>>()
+  const service = await serve(t, {
+    authorizeSubscription: ({ userId, subscriptionId }) => subscriptionId.includes('*') || rights.get(userId!)!.has(subscriptionId),
+    authorizeTopic: ({ userId, topic }) => rights.get(userId!)!.has(topic)
+  })
+  let events = 0
+  let deliveries = 0
+  await fc.assert(fc.asyncProperty(fc.array(command, { minLength: 20, maxLength: 60 }), async commands => {
+    for (const user of USERS) rights.set(user, new Set<string>([TOPICS[USERS.indexOf(user)]!, 'a:x']))
+    const before = service.app.sse.stats()
+    const faults = await simulate(service, rights, commands)
+    events += commands.filter(command => command.do === 'publish').length
+    deliveries += service.app.sse.stats().delivered - before.delivered
+    if (faults.length > 0) throw new Error(faults[0])
+  }), { seed: 20_051, numRuns: Number(process.env['RIGHTS_RUNS'] ?? 60), endOnFailure: true })
+  t.ok(events > 500 && deliveries > 500, `${events} events, ${deliveries} deliveries`)
+})
