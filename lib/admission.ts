@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
-import { assertOrigin, authenticate, queryOf } from './auth.js'
+import { assertOrigin, authenticate, currentUser, queryOf } from './auth.js'
 import { SSEConnection, type ConnectionHost } from './connection.js'
-import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManyConnections, TooManyIpConnections, TooManySubscriptions, TooManyUserConnections } from './errors.js'
+import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManyConnections, TooManyIpConnections, TooManySubscriptions, TooManyUserConnections, Unauthenticated } from './errors.js'
 import { assertRetry } from './event.js'
 import { isAcceptable } from './head.js'
 import type { AnyRequest, ResolvedOptions, SSEUser } from './options.js'
@@ -28,6 +28,8 @@ export interface Candidate extends CreateConnection {
   subject?: AnyRequest
   ip?: string
   managed?: boolean
+  /** Whether `user` may be nobody; absent: as the option says. */
+  requireAuthentication?: boolean
 }
 
 /** The door: everything that can refuse a stream, in order, before its head. */
@@ -56,11 +58,18 @@ export class Admission {
     this.#assertOpen()
     if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
     assertOrigin(this.#options, request)
-    const user = candidate.user === undefined ? await authenticate(this.#options, subject, candidate.authData) : candidate.user
+    const user = candidate.user === undefined ? await authenticate(this.#options, subject, candidate.authData) : this.#vouched(candidate)
     const subscriptions = this.#checked(candidate.subscriptions)
     if (candidate.retryMs !== undefined) assertRetry(candidate.retryMs)
     const { userId = null, claims } = user ?? {}
     return await this.#rights.grant({ request: subject, userId, claims }, subscriptions, () => this.#enter(candidate, user, subscriptions))
+  }
+
+  /** The user that the caller names, held to the same rules as one that `authHandler` returns. */
+  #vouched ({ user, requireAuthentication = this.#options.requireAuthentication }: Candidate): SSEUser | null {
+    const current = currentUser(user)
+    if (current === null && requireAuthentication) throw new Unauthenticated()
+    return current
   }
 
   #enter (candidate: Candidate, user: SSEUser | null, subscriptions: ReadonlySet<string>): SSEConnection {
@@ -77,7 +86,8 @@ export class Admission {
       claims: user?.claims,
       expiresAt: user?.expiresAt,
       clientInfo: { ...candidate.clientInfo, ip, userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
-      lastEventId: candidate.lastEventId === undefined ? lastEventIdOf(request) : candidate.lastEventId,
+      // An empty one is what a client sends that has been told no place.
+      lastEventId: (candidate.lastEventId === undefined ? lastEventIdOf(request) : candidate.lastEventId) || null,
       managed,
       headOnly: request.method === 'HEAD',
       retryMs: candidate.retryMs ?? this.#options.retryMs
@@ -114,7 +124,5 @@ export class Admission {
 function lastEventIdOf (request: HttpRequest): string | null {
   const header = request.headers['last-event-id']
   const query = queryOf(request)
-  const value = (Array.isArray(header) ? header[0] : header) ?? query['lastEventId'] ?? query['last_event_id'] ?? ''
-  // An empty one is what a client sends that has been told no place.
-  return value === '' ? null : value
+  return (Array.isArray(header) ? header[0] : header) ?? query['lastEventId'] ?? query['last_event_id'] ?? null
 }

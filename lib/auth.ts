@@ -1,11 +1,8 @@
-import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { HttpRequest } from './transport.js'
 import { AuthenticationFailed, InvalidUser, OriginForbidden, SubscriptionForbidden, Unauthenticated } from './errors.js'
 import type { AnyRequest, AuthData, ResolvedOptions, SSEUser, SubscriptionQuestion } from './options.js'
 import { quote } from './topic.js'
 
-/** Runs the application's strategies: resolves when they pass, rejects when they do not. */
-export type Strategies = (request: FastifyRequest, reply: FastifyReply) => Promise<void>
 type AuthOptions = Pick<ResolvedOptions, 'requireAuthentication' | 'authHandler' | 'extractAuthData' | 'authorizeSubscription' | 'allowedOrigins'>
 
 /** What the request brings: bearer token, cookies, query, headers, and what the application extracts. */
@@ -45,7 +42,7 @@ export async function authenticate (options: AuthOptions, request: AnyRequest, e
   return user
 }
 
-/** Throws SSE_ERR_SUBSCRIPTION_FORBIDDEN unless the application allows the subscription; what it throws is a refusal that is logged. */
+/** Throws SSE_ERR_SUBSCRIPTION_FORBIDDEN unless the application allows the subscription, SSE_ERR_AUTHENTICATION_FAILED with the cause when its code fails. */
 export async function authorize (options: AuthOptions, question: SubscriptionQuestion): Promise<void> {
   if (options.authorizeSubscription === undefined) return
   let allowed = false

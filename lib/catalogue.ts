@@ -3,6 +3,8 @@ import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
 import { InvalidCatalogue, InvalidPayload, UnknownEvent, UnknownResource } from './errors.js'
 import { assertEventName } from './event.js'
 
+const kCatalogue = Symbol.for('fastify-sse-manager.catalogue')
+
 export type Schemas = Record<string, TSchema>
 
 const NotificationSchema = Type.Object({
@@ -25,6 +27,8 @@ const checkData = TypeCompiler.Compile(DataSchema)
  * `data` and `notification` are always there.
  */
 export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas> {
+  /** Known also to another copy of the package (ESM beside CommonJS). @internal */
+  readonly [kCatalogue] = true
   readonly events: Readonly<E>
   readonly resources: Readonly<R>
   readonly #events: ReadonlyMap<string, TypeCheck<TSchema>>
@@ -57,6 +61,10 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
       assertFits(check, event, data)
     }
   }
+}
+
+export function isCatalogue (value: unknown): value is Catalogue {
+  return typeof value === 'object' && value !== null && kCatalogue in value
 }
 
 /**

@@ -19,6 +19,10 @@ export const CLOSE_REASONS: readonly CloseReason[] = ['client', 'closed', 'disco
 const RECONNECT: ReadonlySet<string> = new Set<CloseReason>(['shutdown', 'max-age', 'auth-expired', 'source-error'])
 const FORM = /^[a-z0-9-]{1,64}$/
 
+export function isCloseReason (reason: string): reason is CloseReason {
+  return (CLOSE_REASONS as readonly string[]).includes(reason)
+}
+
 /** Whether a client that is told this reason should come back. */
 export function shouldReconnect (reason: string): boolean {
   return RECONNECT.has(reason)

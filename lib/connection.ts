@@ -5,6 +5,7 @@ import { Chunk } from './chunk.js'
 import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from './event.js'
 import { Frame, type Batch } from './frame.js'
+import type { Log } from './log.js'
 import { assertTopic } from './topic.js'
 import { destroyTransport, isGone, type HttpResponse } from './transport.js'
 import { Writer } from './writer.js'
@@ -47,6 +48,9 @@ export interface ConnectionProfile {
 
 /** What a connection needs of its manager. @internal */
 export interface ConnectionHost extends BacklogHost {
+  readonly log: Log
+  /** Whether silence is filled with comments. */
+  readonly keepAlive: boolean
   readonly keepAliveIntervalMs: number
   readonly stallTimeoutMs: number
   readonly maxConnectionAgeMs: number
@@ -59,7 +63,7 @@ export interface ConnectionHost extends BacklogHost {
   frameOf (connection: SSEConnection, event: EventInput): Frame
   isTarget (connection: SSEConnection, target: Target): boolean
   covers (connection: SSEConnection, topic: string): boolean
-  keepAlive (): Chunk
+  readonly keepAliveChunk: Chunk
   keepPlace (): Chunk
   addSubscription (clientId: string, subscription: string): Promise<void>
   removeSubscription (clientId: string, subscription: string): Promise<boolean>
@@ -369,11 +373,16 @@ export class SSEConnection {
     if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
     const { blocked, blockedSince } = this.#writer
     if (blocked && host.stallTimeoutMs > 0 && now - blockedSince >= host.stallTimeoutMs) {
-      this.#reason = 'stalled'
-      return this.#destroy()
+      return this.#cut('stalled')
     }
-    if (!blocked && host.keepAliveIntervalMs > 0) this.#keepAlive(now)
+    if (!blocked) this.#keepAlive(now)
     host.schedule(this, this.#nextDue(now))
+  }
+
+  /** @internal */
+  onWriteError (err: unknown): void {
+    this.#host.log.error({ err, clientId: this.clientId }, 'What wraps the response of an event stream threw; the stream is cut')
+    this.#cut('closed')
   }
 
   /** @internal */
@@ -414,23 +423,23 @@ export class SSEConnection {
   }
 
   #keepAlive (now: number): void {
-    const { position, keepAliveIntervalMs } = this.#host
+    const { position, keepAlive, keepAliveIntervalMs } = this.#host
     // The log has moved on with nothing for this client: a block without an event keeps its place.
     if (this.managed && this.#placeSent !== position && this.#backlog.empty) {
       this.#placeSent = position
       this.#write(this.#host.keepPlace())
-    } else if (now - this.#writer.lastWriteAt >= keepAliveIntervalMs) {
-      this.#write(this.#host.keepAlive())
+    } else if (keepAlive && now - this.#writer.lastWriteAt >= keepAliveIntervalMs) {
+      this.#write(this.#host.keepAliveChunk)
     }
   }
 
   #nextDue (now: number): number {
     const { keepAliveIntervalMs, stallTimeoutMs } = this.#host
     const { blocked, blockedSince, lastWriteAt } = this.#writer
-    let due = this.#endsAt
-    if (blocked && stallTimeoutMs > 0) due = Math.min(due, blockedSince + stallTimeoutMs)
-    if (keepAliveIntervalMs > 0) due = Math.min(due, (blocked ? now : lastWriteAt) + keepAliveIntervalMs)
-    return due
+    // Silence begins with the last write; once it has been looked at, with that look.
+    const silentSince = blocked || lastWriteAt + keepAliveIntervalMs <= now ? now : lastWriteAt
+    const due = Math.min(this.#endsAt, silentSince + keepAliveIntervalMs)
+    return blocked && stallTimeoutMs > 0 ? Math.min(due, blockedSince + stallTimeoutMs) : due
   }
 
   #tellOpened (open: boolean): void {
@@ -443,6 +452,13 @@ export class SSEConnection {
     const waiter = this.#waiter
     this.#waiter = null
     waiter?.()
+  }
+
+  /** Ends the stream without a word: nobody reads it. */
+  #cut (reason: CloseReason): void {
+    this.#reason ??= reason
+    this.#state = 'closing'
+    this.#destroy()
   }
 
   #destroy (): void {

@@ -30,6 +30,7 @@ export const InvalidCatalogue = define('SSE_ERR_INVALID_CATALOGUE', 'Catalogue e
 export const InvalidEvent = define('SSE_ERR_INVALID_EVENT', 'Event %s', 400)
 export const InvalidEventName = define('SSE_ERR_INVALID_EVENT_NAME', 'Event name %s %s', 400)
 export const InvalidId = define('SSE_ERR_INVALID_ID', 'Event id %s', 400)
+export const InvalidKey = define('SSE_ERR_INVALID_KEY', 'key must be a string of 1 to %s characters', 400)
 export const InvalidRetry = define('SSE_ERR_INVALID_RETRY', 'retry must be an integer from 100 to 3600000 milliseconds, got %s', 400)
 export const InvalidData = define('SSE_ERR_INVALID_DATA', 'Event data %s', 400)
 export const InvalidPriority = define('SSE_ERR_INVALID_PRIORITY', 'Priority must be one of EventPriority.LOW, NORMAL, HIGH, CRITICAL, got %s', 400)

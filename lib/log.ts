@@ -1,3 +1,5 @@
+import { inspect } from 'node:util'
+
 /** Where a manager reports what the application should know; Fastify's logger fits. */
 export interface Log {
   error (details: object, message: string): void
@@ -9,5 +11,5 @@ export interface Log {
 export const warnings: Log = { error: emit, warn: emit, debug: () => {} }
 
 function emit (details: object, message: string): void {
-  process.emitWarning(message, { type: 'SSEManager', detail: String((details as { err?: unknown }).err ?? '') })
+  process.emitWarning(message, { type: 'SSEManager', detail: inspect((details as { err?: unknown }).err ?? '') })
 }

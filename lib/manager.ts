@@ -3,7 +3,7 @@ import { Admission, type Candidate, type CreateConnection } from './admission.js
 import { memoryBroker } from './brokers/memory.js'
 import { CatchUp } from './catchup.js'
 import { Chunk } from './chunk.js'
-import { assertCloseReason, type CloseReason } from './close-reason.js'
+import { assertCloseReason, isCloseReason, type CloseReason } from './close-reason.js'
 import type { ConnectionHost, SSEConnection } from './connection.js'
 import { formatCursor } from './cursor.js'
 import { HeadAlreadySent, TooManySubscriptions, UnknownConnection } from './errors.js'
@@ -39,11 +39,12 @@ export interface ManagerStats {
   readonly lagging: number
   /** Bytes that wait for slow clients, the kernel's own buffers not counted. */
   readonly queuedBytes: number
-  /** Streams ended so far, by reason. */
+  /** Streams ended so far, by reason; beyond 64 reasons the application's own count as `other`. */
   readonly closed: Readonly<Record<string, number>>
 }
 
 const TICKS_PER_INTERVAL = 10
+const MAX_COUNTED_REASONS = 64
 
 /**
  * Who is connected to this node, and every way to reach them. Decorates Fastify as `fastify.sse`; without Fastify make
@@ -51,6 +52,7 @@ const TICKS_PER_INTERVAL = 10
  */
 export class SSEManager {
   readonly #options: ResolvedOptions
+  readonly #log: Log
   readonly #registry = new Registry<SSEConnection>()
   readonly #rights: Rights
   readonly #publisher: Publisher
@@ -58,9 +60,8 @@ export class SSEManager {
   readonly #flusher: Flusher
   readonly #wheel: Wheel
   readonly #catchUp: CatchUp
-  readonly #closed: Record<string, number> = {}
+  readonly #closed: Record<string, number> = Object.create(null)
   #dropped = 0
-  #opening: Promise<void> | null = null
   #draining: Promise<void> | null = null
   #closing: Promise<void> | null = null
   #onEmpty: (() => void) | null = null
@@ -72,6 +73,7 @@ export class SSEManager {
   constructor (options: SSEOptions = {}, log: Log = warnings) {
     const resolved = this.#options = resolveOptions(options)
     const broker = resolved.broker ?? memoryBroker()
+    this.#log = log
     this.#rights = new Rights(resolved, this.#registry, log)
     this.#publisher = new Publisher(resolved, broker, this.#registry, this.#rights, log)
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
@@ -93,6 +95,7 @@ export class SSEManager {
     const connection = await this.admit(options)
     for (const [name, value] of Object.entries(streamHeaders(request))) response.setHeader(name, value)
     response.statusCode = 200
+    response.removeHeader('content-length')
     connection.open(response as unknown as Writable)
     return connection
   }
@@ -257,12 +260,8 @@ export class SSEManager {
 
   /** Opens the log. Called by everything that needs it; the plugin calls it at boot. */
   open (): Promise<void> {
-    return (this.#opening ??= this.#open())
-  }
-
-  async #open (): Promise<void> {
-    await this.#publisher.open()
-    this.#wheel.start()
+    if (this.#closing === null) this.#wheel.start()
+    return this.#publisher.open()
   }
 
   /**
@@ -315,7 +314,10 @@ export class SSEManager {
     return {
       outboxBytes,
       budget: new Budget(maxQueuedBytes),
-      keepAliveIntervalMs: keepAliveIntervalMsOf(this.#options),
+      log: this.#log,
+      keepAlive: this.#options.keepAlive,
+      keepAliveIntervalMs: this.#options.keepAliveIntervalMs,
+      keepAliveChunk: keepAlive,
       stallTimeoutMs,
       maxConnectionAgeMs,
       maxReplayEvents,
@@ -330,7 +332,6 @@ export class SSEManager {
       frameOf: (connection, event) => Frame.ofMessage(directMessage(composeEvent(event, this.#options), connection.clientId), publisher.epoch),
       isTarget: (connection, target) => isTargeted(connection, target) && publisher.admits(target, connection),
       covers: (connection, topic) => this.#rights.covers(connection, topic),
-      keepAlive: () => keepAlive,
       keepPlace: () => {
         const cursor = formatCursor(publisher.epoch, [publisher.position])
         if (place.cursor !== cursor) place = { cursor, chunk: new Chunk(encodeCursor(cursor)) }
@@ -346,13 +347,11 @@ export class SSEManager {
     this.#wheel.cancel(connection)
     this.#registry.remove(connection)
     this.#dropped += connection.stats().droppedEvents
-    this.#closed[reason] = (this.#closed[reason] ?? 0) + 1
+    const known = isCloseReason(reason) || reason in this.#closed || Object.keys(this.#closed).length < MAX_COUNTED_REASONS
+    const counted = known ? reason : 'other'
+    this.#closed[counted] = (this.#closed[counted] ?? 0) + 1
     if (this.#registry.size === 0) this.#onEmpty?.()
   }
-}
-
-function keepAliveIntervalMsOf ({ keepAlive, keepAliveIntervalMs }: ResolvedOptions): number {
-  return keepAlive ? keepAliveIntervalMs : 0
 }
 
 // The end of somebody's rights is kept to half a second, twice this.
@@ -360,6 +359,6 @@ const MAX_TICK_MS = 250
 
 /** A fraction of the shortest interval that anything is timed by. */
 function tickMsFor (options: ResolvedOptions): number {
-  const intervals = [keepAliveIntervalMsOf(options), options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
+  const intervals = [options.keepAliveIntervalMs, options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
   return Math.min(MAX_TICK_MS, Math.max(10, Math.floor(Math.min(...intervals) / TICKS_PER_INTERVAL)))
 }

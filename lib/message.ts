@@ -1,6 +1,6 @@
 import type { Message, OutgoingMessage } from './broker.js'
 import { checkBuiltIn, type NotificationLevel } from './catalogue.js'
-import { EventTooLarge, InvalidEvent, InvalidId } from './errors.js'
+import { EventTooLarge, InvalidEvent, InvalidId, InvalidKey } from './errors.js'
 import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from './event.js'
 import type { ResolvedOptions } from './options.js'
 import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
@@ -21,7 +21,7 @@ export function composeEvent (input: EventInput, { events, maxEventBytes }: Pick
   assertEventName(event)
   assertPriority(priority)
   if (retry !== undefined) assertRetry(retry)
-  if (key !== undefined && (typeof key !== 'string' || key.length === 0 || key.length > MAX_KEY_LENGTH)) throw new InvalidId(`key must be a string of 1 to ${MAX_KEY_LENGTH} characters`)
+  if (key !== undefined && (typeof key !== 'string' || key.length === 0 || key.length > MAX_KEY_LENGTH)) throw new InvalidKey(MAX_KEY_LENGTH)
   const complete = event === 'notification' && typeof data === 'object' && data !== null ? { level: 'info' satisfies NotificationLevel, ...data } : data
   if (events === undefined) checkBuiltIn(event, complete)
   else events.check(event, complete)

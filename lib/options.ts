@@ -4,7 +4,7 @@ import type { FastifyRequest } from 'fastify'
 import type { FastifyAuthFunction } from '@fastify/auth'
 import type { Broker } from './broker.js'
 import type { IoredisClient, NodeRedisClient } from './brokers/redis/connection.js'
-import { Catalogue } from './catalogue.js'
+import { isCatalogue, type Catalogue } from './catalogue.js'
 import type { SSEConnection } from './connection.js'
 import type { HttpRequest } from './transport.js'
 import { InvalidOption } from './errors.js'
@@ -155,7 +155,7 @@ function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unkn
 
 function assertSense (options: ResolvedOptions): void {
   const { events, broker } = options
-  if (events !== undefined && !(events instanceof Catalogue)) throw new InvalidOption('events', 'must be made by defineEvents()')
+  if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be made by defineEvents()')
   if (broker !== undefined && !BROKER_METHODS.every(method => typeof (broker as Partial<Broker> | null)?.[method] === 'function')) throw new InvalidOption('broker', 'must be a Broker, such as memoryBroker()')
   if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler or authStrategies: nobody could connect')
   if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: clients could read everything')

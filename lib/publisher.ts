@@ -64,7 +64,11 @@ export class Publisher {
 
   /** Opens the log, once. */
   open (): Promise<void> {
-    return (this.#opening ??= this.#open())
+    return (this.#opening ??= this.#open().catch(error => {
+      // The next call tries again.
+      this.#opening = null
+      throw error
+    }))
   }
 
   async #open (): Promise<void> {
@@ -88,7 +92,7 @@ export class Publisher {
 
   async publish (event: EventInput, options: BroadcastOptions): Promise<Delivery> {
     const { target, local, ephemeral, ...overrides } = createTarget(options)
-    const part = composeEvent(typeof event === 'object' ? { ...event, ...overrides } as EventInput : event, this.#options)
+    const part = composeEvent(typeof event === 'object' && event !== null ? { ...event, ...overrides } as EventInput : event, this.#options)
     if (target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
     const message: OutgoingMessage = { ...part, target, ephemeral: ephemeral || local, nonce: `${this.#nodeId}-${++this.#published}` }
     await this.open()
@@ -131,7 +135,10 @@ export class Publisher {
     try {
       const answer: unknown = filter(connection)
       // Only `true` is a yes. A promise is no answer, and whoever wrote an async filter would wonder.
-      if (answer instanceof Promise) throw new InvalidTarget('has an async filter: it must answer true or false at once')
+      if (answer instanceof Promise) {
+        answer.catch(() => {})
+        throw new InvalidTarget('has an async filter: it must answer true or false at once')
+      }
       return answer === true
     } catch (err) {
       this.#log.error({ err, clientId: connection.clientId }, 'A broadcast filter threw; the connection is left out')

@@ -14,7 +14,16 @@ import type { ConnectOptions, Source, SourceFactory, SourceOptions } from '../ty
 export type Guard = (request: FastifyRequest, reply: FastifyReply, requireAuthentication?: boolean) => Promise<SSEUser | null>
 
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
-export async function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
+export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
+  const answer = begin(manager, guard, request, reply, first, second)
+  // A handler that neither awaits nor returns this promise must not let any client end the process.
+  answer.catch(err => {
+    setImmediate(() => { if (!reply.sent) request.log.warn({ err }, 'reply.sse() failed, and its request is unanswered: the handler must await or return its promise') })
+  })
+  return answer
+}
+
+async function begin (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
   if (!isSource(first)) {
     assertOptions(first, CONNECT_OPTIONS)
     return await connect(manager, guard, request, reply, true, first)
@@ -63,14 +72,19 @@ async function play (connection: SSEConnection, source: Source | SourceFactory, 
 async function connect (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, managed: boolean, options: ConnectOptions = {}): Promise<SSEConnection> {
   if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
   const user = await guard(request, reply)
-  const connection = await manager.admit({ ...options, request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, managed })
+  const connection = await manager.admit({ ...options, request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, requireAuthentication: false, managed })
   // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
   request.raw.headers['x-no-compression'] ??= '1'
+  // Only 200 opens an EventSource, and a body of chunks has no length.
+  reply.code(200).removeHeader('content-length')
   reply.headers(streamHeaders(request.raw))
   reply.send(new Body(reply, connection))
   await connection.opened()
   return connection
 }
+
+// What Node's `finished` listens to on a response.
+const WATCHED = ['aborted', 'close', 'end', 'error', 'finish']
 
 /**
  * The body Fastify is given, so that its onSend hooks run and its headers are sent. Nothing flows through it: asked to
@@ -79,8 +93,8 @@ async function connect (manager: SSEManager, guard: Guard, request: FastifyReque
 class Body extends Stream {
   readonly #reply: FastifyReply
   readonly #connection: SSEConnection
-  /** Who listened to the response before Fastify began to watch over body and response. */
-  #listeners: Listeners | null = null
+  /** How many listened to the response before Fastify began to watch over it, which it does after the body. */
+  readonly #listeners = new Map<string, number>()
 
   constructor (reply: FastifyReply, connection: SSEConnection) {
     super()
@@ -89,7 +103,7 @@ class Body extends Stream {
   }
 
   override on (event: string | symbol, listener: (...args: any[]) => void): this {
-    this.#listeners ??= listenersOf(this.#reply.raw)
+    for (const watched of WATCHED) this.#listeners.set(watched, this.#reply.raw.listenerCount(watched))
     return super.on(event, listener)
   }
 
@@ -100,7 +114,9 @@ class Body extends Stream {
     if (destination as unknown === response) {
       // The body has done its work. Its watchers would only keep it and the reply in memory for as long as the stream lasts.
       this.removeAllListeners()
-      if (this.#listeners !== null) removeLaterListeners(response, this.#listeners)
+      for (const [event, count] of this.#listeners) {
+        for (const watcher of response.rawListeners(event).slice(count)) response.removeListener(event, watcher as () => void)
+      }
       this.#connection.open(response as unknown as Writable)
     } else {
       this.#connection.open(destination as unknown as Writable, () => {
@@ -116,19 +132,4 @@ class Body extends Stream {
   // What Fastify may ask of a body it does not send: that of a HEAD request, or of a client that has left.
   resume (): this { return this }
   destroy (): this { return this }
-}
-
-type Listeners = ReadonlyMap<string | symbol, readonly unknown[]>
-
-function listenersOf (response: HttpResponse): Listeners {
-  return new Map(response.eventNames().map(event => [event, response.rawListeners(event)]))
-}
-
-function removeLaterListeners (response: HttpResponse, before: Listeners): void {
-  for (const event of response.eventNames()) {
-    const kept = before.get(event) ?? []
-    for (const listener of response.rawListeners(event)) {
-      if (!kept.includes(listener)) response.removeListener(event as string, listener as () => void)
-    }
-  }
 }

@@ -1,9 +1,12 @@
+import type { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
 import type { Chunk } from './chunk.js'
 import { closeTransport, flushHead, isPlainChunked, socketAhead, type HttpResponse } from './transport.js'
 
 /** Whose bytes a writer writes. */
 export interface WriterOwner {
+  /** What wraps the response threw: the stream cannot go on. */
+  onWriteError (error: unknown): void
   /** The destination takes bytes again. */
   onDrain (): void
   /** The response has closed: the end, whatever the cause. Called once or more. */
@@ -28,7 +31,8 @@ export class Writer {
   #framed = false
   #end: (() => void) | null = null
   #rest: Buffer | null = null
-  #leaveQueue: (() => void) | null = null
+  /** Those that wait with it for the socket, as pipelined responses do. */
+  readonly #queue: Set<Writer> | null
   /** Whether to wait for `onDrain` before the next write. */
   blocked = true
   /** When it became blocked, in milliseconds of the caller's clock. */
@@ -41,12 +45,8 @@ export class Writer {
     ;(response as Owned)[kWriter] = this
     response.on('close', onClose)
     response.on('error', onError)
-    const ahead = socketAhead(response)
-    if (ahead !== null) {
-      const finish = () => owner.finish()
-      ahead.once('close', finish)
-      this.#leaveQueue = () => ahead.off('close', finish)
-    }
+    this.#queue = queueOf(socketAhead(response))
+    this.#queue?.add(this)
   }
 
   /** Bytes kept back for the next time the destination takes some. */
@@ -99,9 +99,15 @@ export class Writer {
       bytes = bytes.subarray(0, PIECE_BYTES)
     }
     const destination = this.#destination!
-    const room = destination.write(bytes)
-    // A compressor keeps what it was given until it is told otherwise.
-    if ('flush' in destination && typeof destination.flush === 'function') destination.flush()
+    let room: boolean
+    try {
+      room = destination.write(bytes)
+      // A compressor keeps what it was given until it is told otherwise.
+      if ('flush' in destination && typeof destination.flush === 'function') destination.flush()
+    } catch (error) {
+      // One application's stream must not stop the flush of all others.
+      return this.#owner.onWriteError(error)
+    }
     if (room) return
     this.blocked = true
     this.blockedSince = now
@@ -135,7 +141,7 @@ export class Writer {
   release (): void {
     this.#response.off('close', onClose)
     ;(this.#response as Owned)[kWriter] = undefined
-    this.#leaveQueue?.()
+    this.#queue?.delete(this)
     if (this.#destination !== null) {
       this.#destination.off('drain', onDrain)
       ;(this.#destination as Owned)[kWriter] = undefined
@@ -149,6 +155,19 @@ export class Writer {
   get owner (): WriterOwner {
     return this.#owner
   }
+}
+
+const kQueue = Symbol.for('fastify-sse-manager.queue')
+
+/** The streams that wait for a socket, all ended by its end: one listener for as many as a client cares to pipeline. */
+function queueOf (socket: (Socket & { [kQueue]?: Set<Writer> }) | null): Set<Writer> | null {
+  if (socket === null) return null
+  let queue = socket[kQueue]
+  if (queue === undefined) {
+    const waiting = queue = socket[kQueue] = new Set()
+    socket.once('close', () => { for (const writer of waiting) writer.owner.finish() })
+  }
+  return queue
 }
 
 /** Whether the response is a stream's already, or somebody else's. */

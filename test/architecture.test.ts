@@ -22,7 +22,7 @@ const LAYERS = [
 ]
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
 const FASTIFY_VALUES = ['plugin']
-const FASTIFY_TYPES = ['auth', 'options', 'plugin', 'reply']
+const FASTIFY_TYPES = ['options', 'plugin', 'reply']
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['reply', 'transport']
 

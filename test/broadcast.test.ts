@@ -1,8 +1,11 @@
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { Type } from '@sinclair/typebox'
 import t from 'tap'
-import { createDataEvent, createNotificationEvent, defineEvents, EventPriority, memoryBroker, type Broker, type BroadcastOptions, type EventInput, type SSEOptions } from '../lib/index.js'
+import { createDataEvent, createNotificationEvent, defineEvents, EventPriority, memoryBroker, SSEManager, type Broker, type BroadcastOptions, type EventInput, type SSEOptions } from '../lib/index.js'
 import { block, serve, type Service } from './helpers/app.js'
-import type { SSEClient } from './helpers/sse.js'
+import { SSEClient } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
 
 // What a broadcast is, who gets it and what it looks like on the wire; seen by clients on real connections.
@@ -172,6 +175,41 @@ t.test('a filter that throws leaves out that connection only, and is logged', as
   t.strictSame([seen(ada.client), seen(grace.client)], [[], ['x']])
   t.equal(lines.length, 1)
   t.match(JSON.parse(lines[0]!), { err: { message: 'no such room' }, clientId: ada.connection.clientId })
+})
+
+t.test('a filter that throws what has no text, or answers with a promise, stops nobody', async t => {
+  const service = await serve(t)
+  const ada = await service.join('ada')
+  const filters = [() => { throw Object.create(null) }, async () => true, async () => { throw new Error('late') }, () => ({}) as boolean]
+  for (const filter of filters) t.equal((await service.app.sse.broadcastEvent({ event: 'x', data: 1 }, { filter: filter as () => boolean })).delivered, 0)
+  t.equal((await service.app.sse.broadcastEvent({ event: 'y', data: 1 })).delivered, 1)
+  await settle(service, ada.client)
+  t.strictSame(seen(ada.client), ['y'])
+
+  // Without a logger the application is told by a warning, whatever was thrown.
+  const warned = once(process, 'warning')
+  const alone = new SSEManager()
+  t.teardown(() => alone.close())
+  const server = createServer((request, response) => { alone.createConnection({ request, response }) })
+  await once(server.listen(0, '127.0.0.1'), 'listening')
+  t.teardown(() => { server.close() })
+  const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
+  t.teardown(() => client.close())
+  await alone.broadcastEvent({ event: 'x', data: 1 }, { filter: filters[0] as () => boolean })
+  t.match((await warned)[0], { message: /filter threw/ })
+  await alone.broadcastEvent({ event: 'y', data: 1 })
+  await client.waitFor('y')
+})
+
+t.test('a log that is open serves one manager', async t => {
+  const broker = memoryBroker()
+  const first = new SSEManager({ broker })
+  t.teardown(() => first.close())
+  await first.open()
+  const second = new SSEManager({ broker })
+  await t.rejects(second.open(), { code: 'SSE_ERR_INVALID_OPTION' })
+  await t.rejects(second.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_INVALID_OPTION' })
+  t.match(await first.broadcastEvent({ data: 1 }), { delivered: 0 })
 })
 
 t.test('a filter cannot cross nodes', async t => {
@@ -428,10 +466,14 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_INVALID_EVENT_NAME', { event: null, data: 1 }],
     ['SSE_ERR_INVALID_ID', { ...ok, id: '5' }],
     ['SSE_ERR_INVALID_ID', { ...ok, id: undefined }],
-    ['SSE_ERR_INVALID_ID', { ...ok, key: '' }],
-    ['SSE_ERR_INVALID_ID', { ...ok, key: 'x'.repeat(257) }],
-    ['SSE_ERR_INVALID_ID', { ...ok, key: 7 }],
-    ['SSE_ERR_INVALID_ID', ok, { key: '' }],
+    ['SSE_ERR_INVALID_KEY', { ...ok, key: '' }],
+    ['SSE_ERR_INVALID_KEY', { ...ok, key: 'x'.repeat(257) }],
+    ['SSE_ERR_INVALID_KEY', { ...ok, key: 7 }],
+    ['SSE_ERR_INVALID_KEY', ok, { key: '' }],
+    ['SSE_ERR_INVALID_EVENT', null],
+    ['SSE_ERR_INVALID_EVENT', 'x'],
+    ['SSE_ERR_INVALID_EVENT', { evnt: 'x', data: 1 }],
+    ['SSE_ERR_INVALID_EVENT', { ...ok, userIds: ['ada'] }, {}, /unknown property "userIds".*second argument/],
     ['SSE_ERR_INVALID_PRIORITY', { ...ok, priority: 4 }],
     ['SSE_ERR_INVALID_PRIORITY', { ...ok, priority: -1 }],
     ['SSE_ERR_INVALID_PRIORITY', { ...ok, priority: 1.5 }],

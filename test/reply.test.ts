@@ -526,6 +526,43 @@ t.test('refusals before the head are JSON answers, and leave no source behind', 
   t.equal((await optional.waitForAnswers(1))[0]!.status, 200)
 })
 
+t.test('what is neither a source nor options opens no stream', async t => {
+  const attempts: [unknown[], string, RegExp][] = [
+    [[Promise.resolve(['a'])], 'SSE_ERR_INVALID_SOURCE', /await it/],
+    [['text'], 'SSE_ERR_INVALID_SOURCE', /a string/],
+    [[null], 'SSE_ERR_INVALID_SOURCE', /null/],
+    [[{ subscription: 'a' }], 'SSE_ERR_INVALID_OPTION', /"subscription of reply.sse\(\)" is not an option/],
+    [[['a'], { subscriptions: ['a'] }], 'SSE_ERR_INVALID_OPTION', /subscriptions/],
+    [[{ subscriptions: 'chat' }], 'SSE_ERR_INVALID_SUBSCRIPTION', /must be an array/],
+    [[{ subscriptions: [7] }], 'SSE_ERR_INVALID_SUBSCRIPTION', /must be a string/]
+  ]
+  const { app, url } = await start(t, app => {
+    for (const [i, [given]] of attempts.entries()) app.get(`/${i}`, async (request, reply) => { await (reply.sse as (...given: unknown[]) => Promise<unknown>)(...given) })
+  })
+  for (const [i, [, code, message]] of attempts.entries()) t.match(await (await fetch(`${url}/${i}`)).json(), { code, message })
+  t.match(app.sse.stats(), { connections: 0, closed: {} })
+})
+
+t.test('a handler that forgets the promise of reply.sse() does not end the process', async t => {
+  const lines: string[] = []
+  const rejections: unknown[] = []
+  const onRejection = (error: unknown) => { rejections.push(error) }
+  process.on('unhandledRejection', onRejection)
+  t.teardown(() => process.off('unhandledRejection', onRejection))
+  const app = Fastify({ logger: { level: 'warn', stream: { write: line => { lines.push(line) } } } })
+  t.teardown(() => app.close())
+  await app.register(ssePlugin)
+  app.get('/', (request, reply) => { reply.sse() })
+  const url = await listen(app)
+  const open = raw(t, url, {})
+  await open.waitFor('id: ')
+  const refused = raw(t, url, { headers: { accept: 'text/html' } })
+  await until(() => lines.length === 1)
+  t.match(JSON.parse(lines[0]!), { err: { code: 'SSE_ERR_NOT_ACCEPTABLE' }, msg: /await or return/ })
+  t.strictSame(rejections, [])
+  refused.close()
+})
+
 t.test('what a client accepts', async t => {
   const { url } = await startSource(t, () => ['a'])
   const accepts: [string | null, number][] = [
@@ -679,6 +716,37 @@ t.test('hooks', async t => {
     await socket.waitForAnswers(1)
     await until(() => ran.length > 0)
     t.strictSame(ran, ['onResponse 200'])
+  })
+
+  t.test('the application keeps its listeners on the response, whenever it added them', async t => {
+    const heard: string[] = []
+    const { url, app } = await start(t, app => {
+      app.addHook('onSend', async (request, reply, payload) => {
+        (payload as NodeJS.ReadableStream).on('error', () => {})
+        return payload
+      })
+      app.addHook('onSend', async (request, reply, payload) => {
+        for (const event of ['close', 'finish']) reply.raw.once(event, () => heard.push(event))
+        return payload
+      })
+      app.get('/', async (request, reply) => { await reply.sse() })
+    })
+    const socket = raw(t, url, {})
+    await socket.waitFor('id: ')
+    for (const connection of app.sse.connections()) connection.close()
+    await socket.waitForAnswers(1)
+    await until(() => heard.length === 2)
+    t.strictSame(heard, ['finish', 'close'])
+  })
+
+  t.test('a stream has status 200 and no length, whatever the handler said', async t => {
+    const { url } = await start(t, app => {
+      app.get('/', async (request, reply) => { await reply.code(201).header('content-length', '5').sse() })
+    })
+    const socket = raw(t, url, {})
+    await socket.waitFor('id: ')
+    t.equal(socket.answers[0]!.status, 200)
+    t.notOk('content-length' in socket.answers[0]!.headers)
   })
 
   t.test('an onSend hook that fails answers 500, and the connection has ended', async t => {
@@ -930,6 +998,20 @@ function rawBody (bytes: Buffer): Buffer {
 }
 
 t.test('sockets', async t => {
+  t.test('as many requests as a client cares to pipeline wait, without a warning, and go with the socket', async t => {
+    const warnings: Error[] = []
+    const onWarning = (warning: Error) => { warnings.push(warning) }
+    process.on('warning', onWarning)
+    t.teardown(() => process.off('warning', onWarning))
+    const { app, url } = await start(t, app => { app.get('/', async (request, reply) => { await reply.sse() }) })
+    const socket = raw(t, url, {})
+    for (let i = 0; i < 30; i++) socket.socket.write(requestText({}))
+    await until(() => app.sse.connectionCount === 31)
+    socket.socket.resetAndDestroy()
+    await until(() => app.sse.connectionCount === 0)
+    t.strictSame(warnings, [])
+  })
+
   const routes: Register = app => {
     app.get('/managed', async (request, reply) => { await reply.sse({ subscriptions: ['news'] }) })
     app.get('/source', (request, reply) => reply.sse(['a', 'b']))
@@ -1259,6 +1341,55 @@ t.test('createConnection', async t => {
     await stream.waitForClose()
     t.equal(stream.ended, true)
     t.equal(manager.connectionCount, 0)
+  })
+
+  t.test('the user that the application names is held to the rules of authHandler', async t => {
+    const manager = new SSEManager({ authHandler, requireAuthentication: true, drainMs: 300 })
+    const users: Record<string, unknown> = { nobody: null, number: { userId: 7 }, time: { userId: 'ada', expiresAt: NaN }, expired: { userId: 'ada', expiresAt: Date.now() - 1 }, id: 'ada', user: { userId: 'ada' } }
+    const url = await serveHttp(t, createServer((request, response) => {
+      manager.createConnection({ request, response, user: users[request.url!.slice(1)] as { userId: string }, lastEventId: '' }).then(
+        connection => connection.sendData('user', connection.userId),
+        error => response.writeHead(error.statusCode).end(error.code))
+    }))
+    t.teardown(() => manager.close())
+    const get = async (path: string) => (await raw(t, url, { path: `/${path}`, headers: { connection: 'close' } }).waitForAnswers(1))[0]!.body
+    t.equal(await get('nobody'), 'SSE_ERR_UNAUTHENTICATED')
+    t.equal(await get('expired'), 'SSE_ERR_UNAUTHENTICATED')
+    t.equal(await get('number'), 'SSE_ERR_INVALID_USER')
+    t.equal(await get('time'), 'SSE_ERR_INVALID_USER')
+    t.equal(manager.connectionCount, 0)
+    for (const path of ['id', 'user']) {
+      const socket = raw(t, url, { path: `/${path}` })
+      await socket.waitFor('"data":"ada"')
+      t.notMatch(socket.text, 'sse:gap', 'an empty cursor is none')
+    }
+  })
+
+  t.test('what wraps a response may throw: that stream ends, the others go on', async t => {
+    const manager = new SSEManager({ drainMs: 300 }, { error: (details, message) => { logged.push(message) }, warn () {}, debug () {} })
+    const logged: string[] = []
+    const url = await serveHttp(t, createServer((request, response) => {
+      if (request.url === '/broken') {
+        let writes = 0
+        const { write } = response
+        response.write = function (this: typeof response, ...args: unknown[]) {
+          if (writes++ > 0) throw new Error('broken pipe')
+          return (write as (...args: unknown[]) => boolean).apply(this, args)
+        } as typeof response.write
+      }
+      manager.createConnection({ request, response })
+    }))
+    t.teardown(() => manager.close())
+    const broken = raw(t, url, { path: '/broken' })
+    await broken.waitFor('id: ')
+    const sound = raw(t, url, {})
+    await sound.waitFor('id: ')
+    await manager.broadcastEvent({ data: 'one' })
+    await broken.waitForClose()
+    await manager.broadcastEvent({ data: 'two' })
+    await sound.waitFor('data: two')
+    t.match(logged, [/wraps the response/])
+    t.equal(manager.connectionCount, 1)
   })
 
   t.test('the user the application knows already; the same response twice; a response that has begun', async t => {

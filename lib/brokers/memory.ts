@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import type { Broker, History, Message, OutgoingMessage, Page, ReadRequest, Sink } from '../broker.js'
-import { Closed } from '../errors.js'
+import { Closed, InvalidOption } from '../errors.js'
 import { Ring } from '../ring.js'
 
 /** The log of a single node, in memory. It ends with the process; clients that return to the next one get a gap. */
@@ -21,6 +21,7 @@ class MemoryBroker implements Broker {
   }
 
   async open (sink: Sink, history: History): Promise<void> {
+    if (this.#ring !== null) throw new InvalidOption('broker', 'is open already: each manager needs one of its own')
     this.#ring = new Ring(history)
     this.#sink = sink
     sink.state('up')
@@ -37,12 +38,15 @@ class MemoryBroker implements Broker {
 
   #deliver (): void {
     this.#delivering = true
-    while (this.#queue.length > 0 && this.#sink !== null) {
-      const batch = this.#queue
-      this.#queue = []
-      this.#sink.deliver(batch)
+    try {
+      while (this.#queue.length > 0 && this.#sink !== null) {
+        const batch = this.#queue
+        this.#queue = []
+        this.#sink.deliver(batch)
+      }
+    } finally {
+      this.#delivering = false
     }
-    this.#delivering = false
   }
 
   async read (request: ReadRequest): Promise<Page> {
