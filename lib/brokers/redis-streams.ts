@@ -31,7 +31,9 @@ class RedisStreamsBroker implements Broker {
   readonly #connect: Connect
   readonly #log: RedisLog
   readonly #reader: LogReader
-  /** What keeps each link from being up. */
+  /** Links that have never been up. */
+  readonly #awaited = new Set<string>()
+  /** What keeps a link from being up. */
   readonly #down = new Map<string, Error>()
   #links: Link[] = []
   #appender: Appender | null = null
@@ -81,11 +83,11 @@ class RedisStreamsBroker implements Broker {
     for (const link of this.#links) link.start()
     try {
       await inTime(up, startTimeoutMs)
-    } catch {
-      const [cause] = this.#down.values()
+    } catch (error) {
+      const [cause = error as Error] = this.#down.values()
       if (startDegraded) return
       await this.close()
-      throw new BrokerUnavailable(`could not be reached within ${startTimeoutMs} ms: ${cause?.message}`, { cause })
+      throw new BrokerUnavailable(`could not be reached within ${startTimeoutMs} ms: ${cause.message}`, { cause })
     } finally {
       this.#started = true
     }
@@ -113,12 +115,13 @@ class RedisStreamsBroker implements Broker {
   }
 
   #link (name: string, serve: Serve, onLost: (error: Error) => void = () => {}): void {
-    this.#down.set(name, new BrokerUnavailable('has not been reached yet'))
+    this.#awaited.add(name)
     this.#links.push(new Link({
       connect: this.#connect,
       serve,
       onChange: error => {
         if (error === null) {
+          this.#awaited.delete(name)
           this.#down.delete(name)
           for (const link of this.#links) link.hurry()
         } else {
@@ -132,6 +135,7 @@ class RedisStreamsBroker implements Broker {
 
   #report (): void {
     const [error] = this.#down.values()
+    if (error === undefined && this.#awaited.size > 0) return
     const state = error === undefined ? 'up' : 'down'
     if (state === 'up') this.#onUp?.()
     if (state === this.#state) return

@@ -1,17 +1,419 @@
-import { createClient } from '@redis/client'
+import fastifyRedis from '@fastify/redis'
+import { createClient, RESP_TYPES } from '@redis/client'
+import Fastify from 'fastify'
 import { Redis } from 'ioredis'
-import t from 'tap'
-import { redisStreamsBroker } from '../../lib/brokers/redis-streams.js'
+import t, { type Test } from 'tap'
+import type { Broker, GapReason, History, Message, OutgoingMessage } from '../../lib/broker.js'
+import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/brokers/redis-streams.js'
+import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
 import { brokerContract } from '../../lib/testing/contract.js'
+import { serve } from '../helpers/app.js'
+import { Proxy } from '../helpers/proxy.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
+import { until } from '../helpers/wait.js'
 
-const server = withoutRedis !== false ? null : await RedisServer.start()
+const HISTORY: History = { maxEvents: 10_000, maxAgeMs: 60_000, maxBytes: 1 << 20 }
+let counter = 0
 
-t.test('contract', { skip: withoutRedis }, async t => {
-  const ioredis = new Redis(server!.url, { lazyConnect: true })
-  const nodeRedis = createClient({ url: server!.url })
-  await t.test('ioredis', async t => brokerContract(t.test.bind(t), 'ioredis', keyPrefix => redisStreamsBroker({ client: ioredis, keyPrefix }), { shared: true }))
-  await t.test('node-redis', async t => brokerContract(t.test.bind(t), 'node-redis', keyPrefix => redisStreamsBroker({ client: nodeRedis, keyPrefix }), { shared: true }))
+/** An open broker and what it has told. */
+interface Node {
+  broker: Broker
+  delivered: Message[]
+  gaps: GapReason[]
+  states: string[]
+  publish (data: string, more?: Partial<OutgoingMessage>): Promise<{ seq: number | null }>
+  read (after: number, limit?: number): Promise<string[] | GapReason>
+}
+
+function nodeOf (broker: Broker): Node {
+  return {
+    broker,
+    delivered: [],
+    gaps: [],
+    states: [],
+    publish: (data, more) => broker.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: `n${++counter}`, ...more }),
+    read: async (after, limit = 1_000) => {
+      const { messages, gap } = await broker.read({ epoch: broker.epoch, after, priority: EventPriority.NORMAL, limit })
+      return gap ?? messages.map(({ data }) => data)
+    }
+  }
+}
+
+async function open (t: Test, options: RedisStreamsOptions, history: Partial<History> = {}): Promise<Node> {
+  const node = nodeOf(redisStreamsBroker(options))
+  t.teardown(() => node.broker.close())
+  await node.broker.open({
+    deliver: batch => { node.delivered.push(...batch) },
+    gap: reason => { node.gaps.push(reason) },
+    state: (state, error) => { node.states.push(error === undefined ? state : `${state}: ${error.message}`) }
+  }, { ...HISTORY, ...history })
+  return node
+}
+
+async function start (t: Test, ...args: string[]): Promise<RedisServer> {
+  const server = await RedisServer.start(...args)
+  t.teardown(() => server.stop())
+  return server
+}
+
+const texts = ({ delivered }: Node) => delivered.map(({ data }) => data)
+const numbers = (count: number) => Array.from({ length: count }, (_, i) => String(i))
+const unavailable = { code: 'SSE_ERR_BROKER_UNAVAILABLE' }
+
+t.test('options', async t => {
+  const client = 'redis://127.0.0.1:1'
+  const cases: [options: unknown, path: string, problem?: RegExp][] = [
+    [undefined, 'broker', /must be an object/],
+    [{}, 'broker.client', /node-redis/],
+    [{ client: {} }, 'broker.client', /node-redis/],
+    [{ client: null }, 'broker.client', /node-redis/],
+    [{ client: new Redis.Cluster([{ host: '127.0.0.1', port: 1 }], { lazyConnect: true }) }, 'broker.client', /no cluster/],
+    [{ client: 'localhost:6379' }, 'broker.client', /redis:\/\//],
+    [{ client, keyPrefix: '' }, 'broker.keyPrefix'],
+    [{ client, keyPrefix: 'a{b}' }, 'broker.keyPrefix'],
+    [{ client, database: -1 }, 'broker.database'],
+    [{ client, publishTimeoutMs: 0 }, 'broker.publishTimeoutMs'],
+    [{ client, replyTimeoutMs: '2s' }, 'broker.replyTimeoutMs'],
+    [{ client, waitWhenDown: 1 }, 'broker.waitWhenDown'],
+    [{ client, maxPendingBytes: 1 }, 'broker.maxPendingBytes'],
+    [{ client, startTimeoutMs: 1 }, 'broker.startTimeoutMs'],
+    [{ client, startDegraded: 'yes' }, 'broker.startDegraded'],
+    [{ client, prefix: 'x' }, 'broker.prefix', /is not an option/]
+  ]
+  for (const [options, path, problem = /Expected/] of cases) {
+    const error = await Promise.resolve().then(() => redisStreamsBroker(options as RedisStreamsOptions)).catch(error => error)
+    t.match(error, { code: 'SSE_ERR_INVALID_OPTION', message: `"${path}"` }, path)
+    t.match(error.message, problem)
+  }
 })
 
-t.teardown(async () => { await server?.stop() })
+t.test('with a server', { skip: withoutRedis }, async t => {
+  const server = await start(t)
+  const { url } = server
+  const clients: Record<string, () => RedisStreamsOptions['client']> = {
+    ioredis: () => new Redis(url, { lazyConnect: true }),
+    'node-redis': () => createClient({ url }),
+    'a URL': () => url
+  }
+
+  for (const [name, client] of Object.entries(clients)) {
+    const shared = client()
+    await t.test(`contract, ${name}`, async t => brokerContract(t.test.bind(t), name, keyPrefix => redisStreamsBroker({ client: shared, keyPrefix }), { shared: true }))
+  }
+
+  await t.test('clients, however they are set up, read one another', async t => {
+    const app = Fastify()
+    await app.register(fastifyRedis, { url })
+    t.teardown(() => app.close())
+    const buffers = createClient({ url, commandOptions: { typeMapping: { [RESP_TYPES.BLOB_STRING]: Buffer, [RESP_TYPES.MAP]: Map } } })
+    const all: RedisStreamsOptions['client'][] = [
+      app.redis,
+      new Redis(url, { lazyConnect: true, protocol: 2 }),
+      new Redis(url, { lazyConnect: true, protocol: 3, replyMapping: 'resp3', stringNumbers: true, enableAutoPipelining: true, commandTimeout: 500 }),
+      createClient({ url, RESP: 2 }),
+      createClient({ url, RESP: 3, pingInterval: 10_000 }),
+      buffers,
+      `${url}/0`
+    ]
+    const nodes = await Promise.all(all.map(client => open(t, { client, keyPrefix: 'mixed' })))
+    for (const [i, node] of nodes.entries()) {
+      await node.publish(`{"ü":${i}}`, { target: { userIds: ['ada'] } })
+      await node.publish('ephemeral', { ephemeral: true })
+    }
+    for (const node of nodes) {
+      await until(() => node.delivered.length === all.length * 2)
+      t.strictSame(node.delivered, nodes[0]!.delivered)
+      t.strictSame(await node.read(0), all.map((_, i) => `{"ü":${i}}`))
+    }
+    const late = await open(t, { client: buffers, keyPrefix: 'mixed' })
+    t.strictSame(await late.read(0), all.map((_, i) => `{"ü":${i}}`), 'also from Redis')
+  })
+
+  await t.test('the client\'s own key prefix stays in front', async t => {
+    const one = await open(t, { client: new Redis(url, { lazyConnect: true, keyPrefix: 'app:' }) })
+    await one.publish('here')
+    await one.publish('and gone', { ephemeral: true })
+    t.strictSame(texts(one), ['here', 'and gone'])
+    t.match(await server.ask('KEYS', '*sse}:log'), 'app:{sse}:log')
+  })
+
+  await t.test('a database of its own', async t => {
+    for (const client of [new Redis(url, { lazyConnect: true }), createClient({ url })]) {
+      const [zero, seven] = await Promise.all([open(t, { client, keyPrefix: 'databases' }), open(t, { client, keyPrefix: 'databases', database: 7 })])
+      await zero.publish('zero')
+      await seven.publish('seven')
+      t.strictSame([texts(zero), texts(seven)], [['zero'], ['seven']])
+    }
+  })
+
+  await t.test('the application\'s client is copied, not used', async t => {
+    const ioredis = new Redis(url, { lazyConnect: true })
+    const nodeRedis = createClient({ url })
+    const ours = async () => (await server.ask('CLIENT', 'LIST')).match(/name=fastify-sse-manager/g)?.length ?? 0
+    for (const client of [ioredis, nodeRedis]) {
+      const node = await open(t, { client, keyPrefix: 'copied' })
+      await node.publish('x')
+      t.equal(ioredis.status, 'wait', 'not even connected')
+      t.equal(nodeRedis.isOpen, false)
+      t.equal(await ours(), 2)
+      await node.broker.close()
+      await until(async () => await ours() === 0, 5_000, 'ours are closed')
+    }
+    await ioredis.set('used', 'before')
+    const node = await open(t, { client: ioredis })
+    t.equal(await ioredis.get('used'), 'before', 'not blocked')
+    await node.broker.close()
+    t.equal(await ioredis.get('used'), 'before', 'not closed')
+    ioredis.disconnect()
+  })
+
+  await t.test('what the history leaves out leaves Redis', async t => {
+    const length = async (key: string) => Number((await server.ask('XLEN', key)).split('\r\n')[0]!.slice(1))
+    const byCount = await open(t, { client: url, keyPrefix: 'count' }, { maxEvents: 10 })
+    for (const n of numbers(25)) await byCount.publish(n)
+    t.equal(await length('{count}:log'), 10)
+    t.strictSame(await byCount.read(15), numbers(25).slice(15))
+    t.equal(await byCount.read(14), 'trimmed')
+
+    const byBytes = await open(t, { client: url, keyPrefix: 'bytes' }, { maxBytes: 10_000 })
+    for (let i = 0; i < 25; i++) await byBytes.publish('x'.repeat(1_000))
+    t.equal(await length('{bytes}:log'), 10)
+    t.equal((await byBytes.read(15)).length, 10)
+    t.equal(await byBytes.read(14), 'trimmed')
+
+    const byAge = await open(t, { client: url, keyPrefix: 'age' }, { maxAgeMs: 300 })
+    for (const n of numbers(300)) await byAge.publish(n)
+    await until(async () => await byAge.read(299) === 'trimmed')
+    const fresh = await open(t, { client: url, keyPrefix: 'age' }, { maxAgeMs: 300 })
+    t.equal(await fresh.read(299), 'trimmed', 'nor is it fetched')
+    await byAge.publish('new')
+    t.ok(await length('{age}:log') <= 300 - 256 + 1, 'dropped a part at a time')
+    await byAge.publish('newer')
+    t.ok(await length('{age}:log') <= 2)
+    t.strictSame(await byAge.read(300), ['new', 'newer'])
+
+    const ephemeral = await open(t, { client: url, keyPrefix: 'ephemeral' })
+    await Promise.all(numbers(1_500).map(n => ephemeral.publish(n, { ephemeral: true })))
+    t.ok(await length('{ephemeral}:ephemeral') <= 1_000)
+    t.equal(ephemeral.delivered.length, 1_500)
+    await Promise.all(numbers(10).map(() => ephemeral.publish('x'.repeat(1_000_000), { ephemeral: true })))
+    t.ok(await length('{ephemeral}:ephemeral') <= 4)
+    t.equal(await length('{ephemeral}:log'), 0)
+    const writers = (await server.ask('KEYS', '{ephemeral}:writer:*')).match(/\{\w+\}:writer:[\w-]+/g)!
+    for (const writer of writers) t.match(await server.ask('PTTL', writer), /^:[1-9]/, 'a node that is gone is forgotten')
+  })
+
+  await t.test('a herd of returning clients costs a bounded number of reads', async t => {
+    const publisher = await open(t, { client: url, keyPrefix: 'herd' })
+    await Promise.all(numbers(3_000).map(n => publisher.publish(n)))
+    const { broker, read } = await open(t, { client: url, keyPrefix: 'herd' })
+    t.equal(broker.position, 3_000)
+    const before = await server.calls('xrange')
+    const results = await Promise.all(Array.from({ length: 2_000 }, (_, i) => read(3_000 - 100 - (i % 1_000), 50)))
+    for (const [i, result] of results.entries()) {
+      const after = 3_000 - 100 - (i % 1_000)
+      if (result.length !== 50 || result[0] !== String(after)) t.fail(`read after ${after}: ${result}`)
+    }
+    const reads = await server.calls('xrange') - before
+    t.ok(reads >= 3 && reads < 3 + 12, `${reads} reads for 2,000 clients; three pages, and what idle nodes ask`)
+    t.strictSame((await read(0, 1)), ['0'])
+    t.equal((await read(500)).length, 1_000)
+  })
+
+  await t.test('clients that return to another node get what they missed', async t => {
+    const one = await serve(t, { broker: redisStreamsBroker({ client: url, keyPrefix: 'return' }) })
+    const { client } = await one.join()
+    for (const n of numbers(150)) await one.app.sse.broadcastEvent({ event: 'x', data: n })
+    await client.waitFor('x', 150)
+    const cursor = client.named('x')[49]!.id!
+    const other = await serve(t, { broker: redisStreamsBroker({ client: url, keyPrefix: 'return' }) })
+    const before = await server.calls('xrange')
+    const returned = await Promise.all(Array.from({ length: 100 }, () => other.join(null, [], { cursor })))
+    for (const { client } of returned) {
+      await client.waitFor('x', 100)
+      t.strictSame(client.named('x').map(({ data }) => data), numbers(150).slice(50))
+      t.strictSame(client.named('sse:gap'), [])
+    }
+    t.ok(await server.calls('xrange') - before < 12)
+    await one.app.sse.broadcastEvent({ event: 'x', data: 'live' })
+    for (const { client } of returned) await client.waitFor('x', 101)
+    t.equal((await one.app.sse.broadcastEvent({ event: 'x', data: 'y' }, { local: true })).id, null)
+    await t.rejects(one.app.sse.broadcastEvent({ data: 1 }, { filter: () => true }), { code: 'SSE_ERR_FILTER_NOT_SHARED' })
+  })
+
+  await t.test('a publish whose answer was lost is logged once', async t => {
+    const proxy = await Proxy.to(server.port)
+    t.teardown(() => proxy.close())
+    const witness = await open(t, { client: url, keyPrefix: 'lost' })
+    for (const client of [new Redis(proxy.url, { lazyConnect: true }), createClient({ url: proxy.url })]) {
+      const node = await open(t, { client, keyPrefix: 'lost' })
+      const from = witness.delivered.length
+      const batch = numbers(20).map(n => `${n} swallowed`)
+      proxy.swallow = '7 swallowed'
+      const results = await Promise.all(batch.map((data, i) => node.publish(data, { ephemeral: i % 5 === 4 })))
+      t.equal(proxy.swallow, null)
+      await until(() => witness.delivered.length >= from + 20)
+      t.strictSame(texts(witness).slice(from), batch)
+      t.strictSame(texts(node), batch)
+      t.strictSame(results.map(({ seq }) => seq ?? 0), node.delivered.map(({ seq }) => seq))
+      await until(() => node.publish('next').then(() => true, () => false))
+      t.strictSame(texts(node).slice(20), ['next'])
+      t.strictSame(node.gaps, [])
+    }
+    t.ok(proxy.swallowed >= 2)
+  })
+
+  await t.test('a log that is not the same any more is another', async t => {
+    const one = await open(t, { client: url, keyPrefix: 'epoch' })
+    const other = await open(t, { client: url, keyPrefix: 'epoch' })
+    const { epoch } = one.broker
+    await one.publish('1')
+    const restarted = await open(t, { client: url, keyPrefix: 'epoch' })
+    t.equal(restarted.broker.epoch, epoch, 'it survives nodes')
+    t.equal(restarted.broker.position, 1)
+    for (const key of ['log', 'meta']) {
+      const before = one.broker.epoch
+      await server.ask('DEL', `{epoch}:${key}`)
+      const from = other.delivered.length
+      const { seq } = await one.publish(`after ${key}`)
+      t.equal(seq, 1)
+      await until(() => other.delivered.length > from)
+      for (const { broker, gaps, delivered } of [one, other]) {
+        t.not(broker.epoch, before, `without its ${key}`)
+        t.equal(gaps.at(-1), 'epoch')
+        t.equal(broker.position, 1)
+        t.match(delivered.at(-1), { data: `after ${key}`, seq: 1 })
+        t.match(await broker.read({ epoch: before, after: 1, priority: EventPriority.NORMAL, limit: 1 }), { gap: 'epoch' })
+      }
+    }
+    // Nobody publishes: it is noticed all the same, within the time that a reader waits.
+    const before = one.broker.epoch
+    await server.ask('DEL', '{epoch}:log', '{epoch}:meta', '{epoch}:ephemeral')
+    await until(() => one.broker.epoch !== before && other.broker.epoch === one.broker.epoch, 6_000)
+    t.equal(one.gaps.length, 3)
+  })
+
+  await t.test('a hole is a gap', async t => {
+    const one = await open(t, { client: url, keyPrefix: 'hole' }, { maxEvents: 5 })
+    const results = await Promise.all(numbers(50).map(n => one.publish(n)))
+    t.strictSame(results.map(({ seq }) => seq), numbers(50).map(n => Number(n) + 1), 'they were logged, and trimmed before they were read')
+    t.ok(one.gaps.length > 0 && one.gaps.every(reason => reason === 'trimmed'))
+    t.strictSame(texts(one).slice(-5), numbers(50).slice(45))
+    t.strictSame(await one.read(45), numbers(50).slice(45))
+
+    // Somebody else has written to our stream.
+    const foreign = await open(t, { client: url, keyPrefix: 'foreign' })
+    await foreign.publish('before')
+    const epoch = parseInt(foreign.broker.epoch, 36)
+    await server.ask('XADD', '{foreign}:log', `${epoch}-2`, 'what', 'ever')
+    await server.ask('HSET', '{foreign}:meta', 'seq', '2')
+    await foreign.publish('after')
+    t.strictSame(texts(foreign), ['before', 'after'])
+    t.strictSame(foreign.gaps, ['trimmed'])
+    t.equal(await foreign.read(1), 'trimmed')
+    t.strictSame(await foreign.read(2), ['after'])
+  })
+
+  await t.test('scripts are sent again to a Redis that has forgotten them', async t => {
+    const node = await open(t, { client: url, keyPrefix: 'scripts' })
+    await server.ask('SCRIPT', 'FLUSH')
+    await node.publish('x')
+    t.strictSame(texts(node), ['x'])
+    t.strictSame(node.states, ['up'])
+  })
+
+  await t.test('closing answers what is pending', async t => {
+    const node = await open(t, { client: url, keyPrefix: 'closing' })
+    const publishes = numbers(300).map(n => node.publish(n))
+    await node.broker.close()
+    t.equal((await Promise.allSettled(publishes)).filter(({ status }) => status === 'fulfilled').length, 300)
+    await t.rejects(node.publish('late'), { code: 'SSE_ERR_CLOSED' })
+    await t.resolves(redisStreamsBroker({ client: url }).close(), 'one that was never opened')
+  })
+})
+
+t.test('a server that refuses', { skip: withoutRedis }, async t => {
+  const server = await start(t)
+  for (const [what, wrong, right, message] of [
+    ['out of memory', ['CONFIG', 'SET', 'maxmemory', '1'], ['CONFIG', 'SET', 'maxmemory', '0'], /OOM/],
+    ['a replica', ['REPLICAOF', '127.0.0.1', '1'], ['REPLICAOF', 'NO', 'ONE'], /READONLY/]
+  ] as const) {
+    const node = await open(t, { client: server.url, keyPrefix: 'refused' })
+    await node.publish('before')
+    await server.ask(...wrong)
+    const error = await node.publish('refused').catch(error => error) as SSEError
+    t.match(error, { ...unavailable, message: 'nothing was published' }, what)
+    t.match((error.cause as Error).message, message)
+    await until(() => node.states.at(-1) !== 'up')
+    t.match(node.states.at(-1), /^down: (?:OOM|READONLY|UNBLOCKED)/)
+    await t.rejects(node.publish('down'), unavailable)
+    await server.ask(...right)
+    await until(() => node.states.at(-1) === 'up')
+    await node.publish('after')
+    t.strictSame(texts(node), ['before', 'after'])
+    t.strictSame(node.gaps, [])
+    await node.broker.close()
+  }
+})
+
+t.test('while it is frozen', { skip: withoutRedis }, async t => {
+  const server = await start(t)
+  const short = { client: server.url, publishTimeoutMs: 300, replyTimeoutMs: 400 }
+  const witness = await open(t, { client: server.url })
+  const node = await open(t, short)
+  const waiting = await open(t, { ...short, waitWhenDown: true, publishTimeoutMs: 5_000, maxPendingBytes: 10_000 })
+  server.signal('SIGSTOP')
+  const error = await node.publish('rejected').catch(error => error) as SSEError
+  t.match(error, { ...unavailable, message: 'not known' })
+  await until(() => node.states.at(-1)!.startsWith('down') && waiting.states.at(-1)!.startsWith('down'))
+  t.match(node.states.at(-1), /did not answer within \d+ ms/)
+  await t.rejects(node.publish('rejected too'), { ...unavailable, message: 'nothing was published' })
+  const waited = Promise.allSettled(numbers(100).map(() => waiting.publish('x'.repeat(100))))
+  server.signal('SIGCONT')
+  const results = await waited
+  const taken = results.filter(({ status }) => status === 'fulfilled').length
+  t.ok(taken > 5 && taken <= 10_000 / 600, `${taken} waited, as many as there was room for`)
+  t.match(results.find(({ status }) => status === 'rejected'), { reason: { ...unavailable, message: 'too much waits' } })
+  await until(() => node.states.at(-1) === 'up')
+  await node.publish('after')
+  await until(() => texts(witness).includes('after'))
+  t.strictSame(texts(witness).filter(text => !text.startsWith('x')), ['after'], 'what was rejected does not come after all')
+  t.equal(texts(witness).length, taken + 1)
+})
+
+t.test('at boot', { skip: withoutRedis }, async t => {
+  const server = await start(t, '--requirepass', 'right', '--databases', '2')
+  const absent = await RedisServer.prepare()
+  t.teardown(() => absent.stop())
+  const withPassword = (password: string, path = '') => `redis://:${password}@127.0.0.1:${server.port}${path}`
+  const refused: [name: string, client: RedisStreamsOptions['client'], reason: RegExp][] = [
+    ['a wrong password, ioredis', new Redis(withPassword('wrong'), { lazyConnect: true }), /WRONGPASS/],
+    ['a wrong password, node-redis', createClient({ url: withPassword('wrong') }), /WRONGPASS/],
+    ['no password', server.url, /NOAUTH/],
+    ['a database that is not there, ioredis', new Redis(withPassword('right', '/5'), { lazyConnect: true }), /out of range/],
+    ['a database that is not there, node-redis', createClient({ url: withPassword('right', '/5') }), /out of range/],
+    ['nothing there, ioredis', new Redis(absent.url, { lazyConnect: true }), /ECONNREFUSED/],
+    ['nothing there, node-redis', createClient({ url: absent.url }), /ECONNREFUSED/],
+    ['a host that does not exist', 'redis://nowhere.invalid:6379', /ENOTFOUND|EAI_AGAIN/]
+  ]
+  await Promise.all(refused.map(async ([name, client, reason]) => {
+    const app = Fastify()
+    t.teardown(() => app.close())
+    const at = performance.now()
+    const error = await Promise.resolve(app.register(ssePlugin, { broker: redisStreamsBroker({ client, startTimeoutMs: 1_500 }) })).then(() => null, error => error)
+    t.match(error, { ...unavailable, message: /could not be reached within 1500 ms/ }, name)
+    t.match(error?.message, reason, name)
+    t.ok(performance.now() - at < 5_000)
+  }))
+
+  const service = await serve(t, { broker: redisStreamsBroker({ client: absent.url, startTimeoutMs: 200, startDegraded: true }) })
+  const { client } = await service.join()
+  await t.rejects(service.app.sse.broadcastEvent({ event: 'x', data: 1 }), unavailable)
+  t.equal((await service.app.sse.broadcastEvent({ event: 'x', data: 'local' }, { local: true })).delivered, 1, 'what needs no log goes on')
+  await absent.run()
+  await client.waitFor('sse:gap')
+  t.strictSame(client.json('sse:gap').map(({ reason }) => reason), ['epoch'])
+  await until(() => service.app.sse.broadcastEvent({ event: 'x', data: 'shared' }).then(() => true, () => false))
+  await client.waitFor('x', 2)
+  t.strictSame(client.named('x').map(({ data }) => data), ['local', 'shared'])
+})

@@ -10,8 +10,15 @@ export interface Entry {
   readonly time: number
   /** Its number among the logged, or among the ephemeral ones. */
   readonly number: number
-  /** Of an ephemeral message: the logged one it was published after. */
-  readonly after: number
+  /** The newest number of the other kind when it was published. */
+  readonly other: number
+}
+
+/** What has come, oldest first; at most `READ_COUNT` of each. */
+export interface News {
+  readonly epoch: number
+  readonly logged: readonly Entry[]
+  readonly ephemeral: readonly Entry[]
 }
 
 /** Where the log stands. */
@@ -40,7 +47,7 @@ export interface Batch {
 /** What became of a batch: its place, or null when it came too late and nothing was appended. */
 export type Appended = { epoch: number, first: number } | null
 
-const READ_COUNT = '500'
+export const READ_COUNT = 500
 /** A writer whose reply was lost comes back within its publish timeout, which is at most a minute. */
 const WRITER_MS = 300_000
 /** Ephemeral messages stay only until every node has read them. */
@@ -93,28 +100,29 @@ export class RedisLog {
     return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }
   }
 
-  /** Waits for what comes after these numbers; null when nothing came within `blockMs`. */
-  async follow (connection: Connection, epoch: number, seq: number, ephemerals: number, blockMs: number): Promise<{ epoch: number, logged: Entry[], ephemeral: Entry[] } | null> {
-    const reply = await connection.send(['XREAD', 'COUNT', READ_COUNT, 'BLOCK', String(blockMs), 'STREAMS', this.#log, this.#ephemeral, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], blockMs + this.#replyTimeoutMs)
+  /** What comes after these numbers, waited for as long as `blockMs`; null when nothing came. */
+  async follow (connection: Connection, epoch: number, seq: number, ephemerals: number, blockMs: number): Promise<News | null> {
+    // To block for 0 would be for ever.
+    const block = blockMs === 0 ? [] : ['BLOCK', String(blockMs)]
+    const reply = await connection.send(['XREAD', 'COUNT', String(READ_COUNT), ...block, 'STREAMS', this.#log, this.#ephemeral, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], blockMs + this.#replyTimeoutMs)
     if (reply === null) return null
-    let newest = 0
-    const entries: { logged: Entry[], ephemeral: Entry[] } = { logged: [], ephemeral: [] }
+    const news = { epoch: 0, logged: [] as Entry[], ephemeral: [] as Entry[] }
     for (const [key, raw] of reply as [unknown, unknown[]][]) {
       // A prefix of the client's own may stand before ours.
-      const list = String(key).endsWith(this.#ephemeral) ? entries.ephemeral : entries.logged
+      const ephemeral = String(key).endsWith(this.#ephemeral)
       for (const item of raw) {
-        const { epoch, entry } = decode(item)
-        newest = epoch
-        list.push(entry)
+        const { epoch, entry } = decode(item, ephemeral)
+        news.epoch = epoch
+        news[ephemeral ? 'ephemeral' : 'logged'].push(entry)
       }
     }
-    return { epoch: newest, ...entries }
+    return news
   }
 
   /** The entries of these numbers that are there, oldest first. */
   async range (connection: Connection, epoch: number, from: number, to: number): Promise<Entry[]> {
     const reply = await connection.send(['XRANGE', this.#log, `${epoch}-${from}`, `${epoch}-${to}`], this.#replyTimeoutMs)
-    return (reply as unknown[]).map(item => decode(item).entry)
+    return (reply as unknown[]).map(item => decode(item, false).entry)
   }
 
   #observe (clock: number): void {
@@ -130,12 +138,11 @@ function texts (reply: unknown): string[] {
   return (reply as unknown[]).map(String)
 }
 
-function decode (raw: unknown): { epoch: number, entry: Entry } {
+function decode (raw: unknown, ephemeral: boolean): { epoch: number, entry: Entry } {
   const [id, fields] = raw as [unknown, unknown[]]
   const [epoch, number] = String(id).split('-').map(Number) as [number, number]
-  const [t, time, b, , h, head, d, data, s, after] = texts(fields)
-  const ephemeral = s === 's'
-  const ours = t === 't' && b === 'b' && h === 'h' && d === 'd'
+  const [t, time, b, , o, other, h, head, d, data] = texts(fields)
+  const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd'
   const message: Message | null = ours ? { ...JSON.parse(head!), data: data!, ephemeral, seq: ephemeral ? 0 : number } : null
-  return { epoch, entry: { message, time: Number(time), number, after: Number(after ?? 0) } }
+  return { epoch, entry: { message, time: Number(time), number, other: Number(other) } }
 }

@@ -1,6 +1,6 @@
 import type { GapReason, Message } from '../../broker.js'
 import type { Connection } from './connection.js'
-import type { Entry, RedisLog } from './log.js'
+import { READ_COUNT, type Entry, type News, type RedisLog } from './log.js'
 
 /** What a reader tells its broker. */
 export interface ReaderSink {
@@ -36,13 +36,22 @@ export class LogReader {
     await this.#greet(connection)
     up()
     for (;;) {
-      const news = await this.#log.follow(connection, this.#epoch, this.#position, this.#ephemerals, BLOCK_MS)
+      const news = await this.#news(connection)
       // Silence may be that of another log: of one that was wiped nothing comes that is behind our place.
       if (news === null) await this.#greet(connection)
       else if (news.epoch === this.#epoch) this.#take(news)
       else if (news.logged.length === 0) await this.#greet(connection)
       else this.#begin(news)
     }
+  }
+
+  async #news (connection: Connection): Promise<News | null> {
+    const news = await this.#log.follow(connection, this.#epoch, this.#position, this.#ephemerals, BLOCK_MS)
+    if (news === null || news.epoch !== this.#epoch) return news
+    // Who waits is told of one stream only, by Redis before 7.2: what the other has may belong before it.
+    const { logged, ephemeral } = news
+    const torn = ephemeral.length === 0 ? logged.at(-1)!.other > this.#ephemerals : logged.length === 0 && ephemeral.at(-1)!.other > this.#position
+    return torn ? await this.#log.follow(connection, this.#epoch, this.#position, this.#ephemerals, 0) : news
   }
 
   /** Finds its place, after a connection was lost too: Redis may have come back with less than it had, or with nothing. */
@@ -70,26 +79,26 @@ export class LogReader {
   }
 
   /** The first entries of a new life of the log woke us. */
-  #begin (news: { epoch: number, logged: Entry[], ephemeral: Entry[] }): void {
+  #begin (news: News): void {
     const [{ number, time }] = news.logged as [Entry]
     this.#move({ epoch: news.epoch, position: number - 1, time: null, ephemerals: 0, now: time }, 'epoch')
     this.#take(news)
   }
 
-  #take ({ logged, ephemeral }: { logged: readonly Entry[], ephemeral: readonly Entry[] }): void {
+  #take ({ logged, ephemeral }: News): void {
     const arrivals: Arrival[] = []
     let next = 0
-    const passOn = (until: number) => {
-      for (; next < logged.length && logged[next]!.number <= until; next++) this.#pass(logged[next]!, arrivals)
+    const passOn = (mayPass: (entry: Entry) => boolean) => {
+      for (; next < logged.length && mayPass(logged[next]!); next++) this.#pass(logged[next]!, arrivals)
     }
     for (const entry of ephemeral) {
-      passOn(entry.after)
-      // Published after something that this reply had no room for: it comes again with the next.
-      if (entry.after > this.#position) break
+      passOn(({ number }) => number <= entry.other)
+      // Of either kind there may have been no room for more, and what is missing comes before what is here. It comes again.
+      if (entry.other > this.#position && logged.length === READ_COUNT) break
       this.#ephemerals = entry.number
       if (isArrival(entry)) arrivals.push(entry)
     }
-    passOn(Infinity)
+    passOn(({ other }) => other <= this.#ephemerals || ephemeral.length < READ_COUNT)
     this.#flush(arrivals)
   }
 
@@ -97,6 +106,8 @@ export class LogReader {
     const ours = isArrival(entry)
     const expected = this.#position + 1
     this.#position = entry.number
+    // Ephemeral ones that were published before it and are not here are gone.
+    if (ours) this.#ephemerals = Math.max(this.#ephemerals, entry.other)
     this.#positionTime = this.#seenAt = entry.time
     if (!ours || entry.number !== expected) {
       this.#flush(arrivals)

@@ -69,7 +69,8 @@ if last and tonumber(last) >= tonumber(ARGV[1]) then return { 'done', integer(no
 -- Its publishers have been told that it failed: Redis was frozen, or this comes from a connection that was given up.
 if now > tonumber(ARGV[2]) then return { 'late', integer(now) } end
 
--- Bytes are counted from the beginning of the stream; an entry carries how many there were before it.
+-- Bytes are counted from the beginning of the stream; an entry carries how many there were before it (b), and how far the
+-- other stream was (o), so that the order of both is known.
 local function open (key, name, at)
   local state = redis.call('HMGET', KEYS[1], name .. 'Bytes', name .. 'FirstBytes', name .. 'FirstTime')
   local stream = { key = key, name = name, bytes = tonumber(state[1]) or 0, length = redis.call('XLEN', key) }
@@ -77,9 +78,9 @@ local function open (key, name, at)
   stream.maxEvents, stream.maxAgeMs, stream.maxBytes = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   return stream
 end
-local function add (stream, number, head, data, ...)
+local function add (stream, number, other, head, data)
   if stream.length == 0 then stream.firstBytes, stream.firstTime = stream.bytes, now end
-  redis.call('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'h', head, 'd', data, ...)
+  redis.call('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'o', integer(other), 'h', head, 'd', data)
   stream.bytes, stream.length = stream.bytes + #data, stream.length + 1
 end
 local function close (stream, count)
@@ -101,11 +102,11 @@ for i = 10, #ARGV, 3 do
   if ARGV[i] == '1' then
     log = log or open(KEYS[2], 'log', 4)
     seq = seq + 1
-    add(log, seq, ARGV[i + 1], ARGV[i + 2])
+    add(log, seq, ephemerals, ARGV[i + 1], ARGV[i + 2])
   else
     ephemeral = ephemeral or open(KEYS[3], 'ephemeral', 7)
     ephemerals = ephemerals + 1
-    add(ephemeral, ephemerals, ARGV[i + 1], ARGV[i + 2], 's', integer(seq))
+    add(ephemeral, ephemerals, seq, ARGV[i + 1], ARGV[i + 2])
   end
 end
 if log then close(log, count) end

@@ -1,0 +1,61 @@
+import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net'
+import { once } from 'node:events'
+
+/** A way to a server on the loopback interface that can be cut between a command and its reply. */
+export class Proxy {
+  readonly #server: Server
+  readonly #sockets = new Set<Socket>()
+  /** While set, replies to connections that have sent this text are swallowed, and those connections cut. */
+  swallow: string | null = null
+  swallowed = 0
+
+  private constructor (server: Server) {
+    this.#server = server
+  }
+
+  static async to (port: number): Promise<Proxy> {
+    const server = createServer()
+    const proxy = new Proxy(server)
+    server.on('connection', client => proxy.#join(client, connect(port, '127.0.0.1')))
+    server.listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    return proxy
+  }
+
+  get port (): number {
+    return (this.#server.address() as AddressInfo).port
+  }
+
+  get url (): string {
+    return `redis://127.0.0.1:${this.port}`
+  }
+
+  #join (client: Socket, server: Socket): void {
+    let marked = false
+    client.on('data', data => {
+      marked ||= this.swallow !== null && data.includes(this.swallow)
+      server.write(data)
+    })
+    server.on('data', data => {
+      if (!marked) {
+        client.write(data)
+        return
+      }
+      this.swallow = null
+      this.swallowed++
+      client.destroy()
+    })
+    for (const [socket, other] of [[client, server], [server, client]] as const) {
+      this.#sockets.add(socket)
+      socket.on('error', () => {}).on('close', () => {
+        this.#sockets.delete(socket)
+        other.destroy()
+      })
+    }
+  }
+
+  async close (): Promise<void> {
+    for (const socket of this.#sockets) socket.destroy()
+    await new Promise(resolve => this.#server.close(resolve))
+  }
+}
