@@ -57,7 +57,7 @@ export class Admission {
     const { request, subject = request } = candidate
     this.#assertOpen()
     if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
-    assertOrigin(this.#options, request)
+    assertOrigin(this.#options, subject)
     const user = candidate.user === undefined ? await authenticate(this.#options, subject, candidate.authData) : this.#vouched(candidate)
     const subscriptions = this.#checked(candidate.subscriptions)
     if (candidate.retryMs !== undefined) assertRetry(candidate.retryMs)

@@ -1,4 +1,3 @@
-import type { HttpRequest } from './transport.js'
 import { AuthenticationFailed, InvalidUser, OriginForbidden, SubscriptionForbidden, Unauthenticated } from './errors.js'
 import type { AnyRequest, AuthData, ResolvedOptions, SSEUser, SubscriptionQuestion } from './options.js'
 import { quote } from './topic.js'
@@ -55,11 +54,28 @@ export async function authorize (options: AuthOptions, question: SubscriptionQue
   if (!allowed) throw new SubscriptionForbidden(quote(question.subscriptionId))
 }
 
-/** Throws SSE_ERR_ORIGIN_FORBIDDEN for a page that may not open streams; before anything else, as cookies come along by themselves. */
-export function assertOrigin (options: AuthOptions, { headers }: Pick<HttpRequest, 'headers'>): void {
-  if (options.allowedOrigins === undefined) return
-  const { origin } = headers
-  if (origin !== undefined ? !options.allowedOrigins.includes(origin) : headers['sec-fetch-site'] === 'cross-site') throw new OriginForbidden()
+/**
+ * Throws SSE_ERR_ORIGIN_FORBIDDEN for a page of another origin that is not allowed; before anything else, as cookies come
+ * along by themselves. What the browser says of itself counts most; an older one, which does not say, names the page's
+ * origin at most: then its host must be the one that was asked. What names neither is no page.
+ */
+export function assertOrigin ({ allowedOrigins }: Pick<AuthOptions, 'allowedOrigins'>, request: AnyRequest): void {
+  if (allowedOrigins === '*') return
+  const { origin, 'sec-fetch-site': site } = request.headers
+  if (origin !== undefined && allowedOrigins.includes(origin)) return
+  // `none` was typed into the address bar.
+  if (site === undefined ? origin === undefined || isOwnOrigin(origin, request) : site === 'same-origin' || site === 'none') return
+  throw new OriginForbidden()
+}
+
+/** By host and port only: where a proxy ends TLS, the scheme that arrives here is not the browser's. */
+function isOwnOrigin (origin: string, request: AnyRequest): boolean {
+  // Fastify's heeds X-Forwarded-Host when, and only when, `trustProxy` says so.
+  const asked = 'host' in request ? request.host : request.headers.host ?? request.headers[':authority']
+  if (typeof asked !== 'string' || !URL.canParse(origin)) return false
+  const { protocol, host } = new URL(origin)
+  const defaultPort = protocol === 'https:' ? ':443' : ':80'
+  return asked.toLowerCase() === host || asked.toLowerCase() === host + defaultPort
 }
 
 /** Whether an error of the application or of an authentication plugin means "not this one", rather than "it broke". */

@@ -65,7 +65,7 @@ export const OptionsSchema = Type.Object({
   authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', description: 'Whether one of `authStrategies` must pass, or all.' }),
   authorizeSubscription: fn<AuthorizeSubscription>('`({ request, userId, claims, subscriptionId })` → whether the user may hold the subscription; asked at connect and when one is added. Absent: what the application subscribes is allowed.'),
   authorizeTopic: fn<AuthorizeTopic>('`({ userId, claims, topic, connection })` → whether an event of this topic is for a connection that holds only a pattern of it; asked at each delivery and replay, so it answers at once. Absent: what a pattern covers is allowed with it.'),
-  allowedOrigins: Type.Optional(Type.Array(Type.String({ minLength: 1 }), { description: 'Origins whose pages may open streams, such as `https://app.example`; others get 403. Absent: not checked.' })),
+  allowedOrigins: Type.Union([Type.Literal('*'), Type.Array(Type.String({ minLength: 1 }))], { default: [], description: 'Origins whose pages may open streams beside those of this server\'s own, such as `https://app.example`; others get 403. `\'*\'`: all.' }),
   // stream
   keepAlive: Type.Boolean({ default: true, description: 'Whether a silent stream carries comments that keep proxies and clients awake.' }),
   keepAliveIntervalMs: durationMs('Silence after which a keep-alive is sent, in milliseconds.', 15_000, 10),
@@ -154,7 +154,8 @@ function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unkn
 }
 
 function assertSense (options: ResolvedOptions): void {
-  const { events, broker } = options
+  const { events, broker, allowedOrigins } = options
+  if (allowedOrigins !== '*') for (const origin of allowedOrigins) if (origin !== 'null' && (!URL.canParse(origin) || new URL(origin).origin !== origin)) throw new InvalidOption('allowedOrigins', `has ${JSON.stringify(origin)}, which is no origin: scheme, host and port as browsers send them, without a slash at the end`)
   if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be made by defineEvents()')
   if (broker !== undefined && !BROKER_METHODS.every(method => typeof (broker as Partial<Broker> | null)?.[method] === 'function')) throw new InvalidOption('broker', 'must be a Broker, such as memoryBroker()')
   if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler or authStrategies: nobody could connect')

@@ -6,7 +6,7 @@ import { AlreadyRegistered, AuthenticationFailed, DecoratorTaken, InvalidOption,
 import { SSEManager } from './manager.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
 import { replySSE, type Guard } from './reply.js'
-import { isPattern, quote } from './topic.js'
+import { assertChosenSubscription, isPattern, quote } from './topic.js'
 import type { SSERouteOptions } from '../types/index.js'
 
 const kManager = Symbol.for('fastify-sse-manager.manager')
@@ -60,6 +60,7 @@ function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubsc
       const subscriptions = new URLSearchParams(query.join('?')).getAll('subscription')
       for (const subscription of subscriptions) {
         if (clientSubscriptions === false || (clientSubscriptions === true && isPattern(subscription))) throw new SubscriptionForbidden(quote(subscription))
+        assertChosenSubscription(subscription)
       }
       await (reply as unknown as Record<string, FastifyReply['sse']>)[decorators.reply]!({ subscriptions })
     }
@@ -70,7 +71,7 @@ function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubsc
 async function createGuard (fastify: FastifyInstance, options: ResolvedOptions): Promise<Guard> {
   const strategies = await composeStrategies(fastify, options)
   const identify = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
-    assertOrigin(options, request.raw)
+    assertOrigin(options, request)
     if (request.sseUser !== null && request.sseUser === found.get(request)) request.sseUser = null
     const { sseUser: given } = request
     const { statusCode } = reply

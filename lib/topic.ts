@@ -1,9 +1,11 @@
 import { InvalidSubscription, InvalidTopic } from './errors.js'
 
 // Grammar: segments separated by `:`. In a subscription `*` stands for exactly one segment and a last `**` for zero or
-// more. A segment is 1 or more printable characters other than `:`, `*` and white space, in Unicode's composed form, so
-// that two names that look the same are the same.
-const SEGMENT = /^[^\s:*\p{C}]+$/u
+// more. A segment is 1 or more visible characters other than `:`, `*` and white space, in Unicode's composed form, so
+// that two names that look the same are the same; U+FFFD is what is left of bytes that were no text.
+const SEGMENT = /^[^\s:*\p{C}\p{Default_Ignorable_Code_Point}\uFFFD]+$/u
+const PERCENT_ENCODED = /%[0-9a-f]{2}/i
+const ALIKE_SCRIPTS = [/\p{Script=Latin}/u, /\p{Script=Greek}/u, /\p{Script=Cyrillic}/u]
 const MAX_LENGTH = 512
 const MAX_SEGMENTS = 32
 const MAX_CACHED_TOPICS = 10_000
@@ -19,7 +21,7 @@ function fault (text: unknown, wildcards: boolean): string | null {
     const segment = segments[i]!
     if (SEGMENT.test(segment)) continue
     if (segment === '') return 'must not have an empty segment'
-    if (!segment.includes('*')) return 'must not have white space or control characters'
+    if (!segment.includes('*')) return 'must not have white space, control or invisible characters'
     if (!wildcards) return 'must not have wildcards: a broadcast names a topic'
     if (segment === '**' && i !== segments.length - 1) return 'may have "**" only as the last segment'
     if (segment !== '*' && segment !== '**') return 'may have "*" or "**" only as a whole segment'
@@ -36,6 +38,19 @@ export function assertTopic (topic: unknown): asserts topic is string {
 /** Throws SSE_ERR_INVALID_SUBSCRIPTION unless `subscription` is a topic or a pattern. */
 export function assertSubscription (subscription: unknown): asserts subscription is string {
   const reason = fault(subscription, true)
+  if (reason !== null) throw new InvalidSubscription(quote(subscription), reason)
+}
+
+/**
+ * Throws SSE_ERR_INVALID_SUBSCRIPTION unless a client may name this: beside the grammar, nothing that the application's
+ * `authorizeSubscription` might take for something else. Words all in the letters of another script pass: only a table could tell.
+ */
+export function assertChosenSubscription (subscription: string): void {
+  assertSubscription(subscription)
+  let reason: string | null = null
+  if (subscription.normalize('NFKC') !== subscription) reason = 'must not have characters that are a form of others'
+  else if (PERCENT_ENCODED.test(subscription)) reason = 'must not be encoded twice'
+  else if (subscription.split(':').some(segment => ALIKE_SCRIPTS.filter(script => script.test(segment)).length > 1)) reason = 'must not mix Latin, Greek and Cyrillic letters in a segment'
   if (reason !== null) throw new InvalidSubscription(quote(subscription), reason)
 }
 

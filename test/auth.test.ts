@@ -789,7 +789,7 @@ t.test('options that make no sense stop the boot, and are named', async t => {
     authRelation: ['xor'],
     authorizeSubscription: [true],
     authorizeTopic: [true],
-    allowedOrigins: ['https://app.example', [7], ['']],
+    allowedOrigins: ['https://app.example', [7], [''], ['app.example'], ['https://app.example/'], ['https://app.example:443'], ['https://App.example'], ['*'], null],
     keepAlive: [0],
     keepAliveIntervalMs: [0, -1, 1.5, '15s', Infinity, NaN],
     retryMs: [99, 3_600_001],

@@ -882,7 +882,7 @@ t.test('neighbours', async t => {
         reply.setCookie('session', 'abc', { httpOnly: true, path: '/' })
         connection = await reply.sse()
       })
-    })
+    }, { allowedOrigins: ['https://app.example'] })
     const response = await fetch(url, { headers: { origin: 'https://app.example' } })
     t.equal(response.status, 200)
     t.strictSame(response.headers.getSetCookie(), ['session=abc; Path=/; HttpOnly; SameSite=Lax'])

@@ -463,3 +463,142 @@ t.test('random users, topics, grants, revocations and other people\'s cursors: n
   }), { seed: 20_051, numRuns: Number(process.env['RIGHTS_RUNS'] ?? 60), endOnFailure: true })
   t.ok(events > 500 && deliveries > 500, `${events} events, ${deliveries} deliveries`)
 })
+
+// --- What a client may choose ---
+
+t.test('subscriptions chosen by a client', async t => {
+  const asked: string[] = []
+  const service = await serve(t, {
+    path: '/events',
+    clientSubscriptions: 'patterns',
+    authorizeSubscription: ({ subscriptionId }) => {
+      asked.push(subscriptionId)
+      // As careless as an application may be.
+      return subscriptionId.startsWith('room:')
+    }
+  })
+  const { app, open } = service
+  const encode = encodeURIComponent
+  const cases: [what: string, query: string, status: number][] = [
+    ['one', 'subscription=room:1', 200],
+    ['a list', 'subscription=room:1&subscription=room:2&subscription=room:1', 200],
+    ['a comma is part of a name', 'subscription=room:1,room:2', 200],
+    ['encoded once, as it should be', `subscription=${encode('room:größe')}`, 200],
+    ['another script', `subscription=${encode('room:чат')}`, 200],
+    ['a pattern', 'subscription=room:**', 200],
+    ['unknown', 'subscription=vault:1', 403],
+    ['one of them unknown', 'subscription=room:1&subscription=vault:1', 403],
+    ['all', 'subscription=**', 403],
+    ['empty', 'subscription=', 400],
+    ['empty segments', 'subscription=room::1', 400],
+    ['empty at the end', 'subscription=room:', 400],
+    ['over-long', `subscription=room:${'x'.repeat(508)}`, 400],
+    ['a 4 KB pattern', `subscription=room:${'*:'.repeat(2046)}*`, 400],
+    ['a 4 KB pattern with its end', `subscription=room:${'a:'.repeat(2046)}**`, 400],
+    ['too many segments', `subscription=room${':a'.repeat(32)}`, 400],
+    ['a wildcard in a word', 'subscription=room:a*', 400],
+    ['** in the middle', 'subscription=room:**:a', 400],
+    ['encoded twice', `subscription=${encode(encode('room:a/b'))}`, 400],
+    ['an encoded colon, twice', 'subscription=room:1%253A2', 400],
+    ['NUL', 'subscription=room:%00', 400],
+    ['CR LF', 'subscription=room:%0d%0aid:1', 400],
+    ['bytes that are no text', 'subscription=room:%ff', 400],
+    ['a lone surrogate', 'subscription=room:%ed%a0%80', 400],
+    ['a space', 'subscription=room:a+b', 400],
+    ['no-break space', 'subscription=room:%c2%a0', 400],
+    ['zero width', `subscription=${encode('room:a\u200bb')}`, 400],
+    ['written from right to left', `subscription=${encode('room:\u202eb')}`, 400],
+    ['a filler that shows nothing', `subscription=${encode('room:\u3164')}`, 400],
+    ['a variation selector', `subscription=${encode('room:a\ufe0f')}`, 400],
+    ['not composed', `subscription=${encode('room:u\u0308')}`, 400],
+    ['a wide letter', `subscription=${encode('room:\uff41')}`, 400],
+    ['a wide colon', `subscription=${encode('room:a\uff1ab')}`, 400],
+    ['a mathematical letter', `subscription=${encode('room:\u{1d41a}')}`, 400],
+    ['a Cyrillic а among Latin letters', `subscription=${encode('room:p\u0430yments')}`, 400],
+    ['a Greek ο among Latin letters', `subscription=${encode('room:r\u03bfot')}`, 400]
+  ]
+  for (const [what, query, status] of cases) {
+    asked.length = 0
+    const client = await open(`/events?${query}`)
+    t.equal(client.status, status, what)
+    if (status === 400) {
+      t.equal(client.answer.code, 'SSE_ERR_INVALID_SUBSCRIPTION', what)
+      t.strictSame(asked, [], `${what}: nobody is asked`)
+    }
+    client.close()
+  }
+  await until(() => app.sse.connectionCount === 0)
+  const many = await open(`/events?${Array.from({ length: 129 }, (_, i) => `subscription=room:${i}`).join('&')}`)
+  t.match([many.status, many.answer.code], [400, 'SSE_ERR_TOO_MANY_SUBSCRIPTIONS'])
+  t.ok((await open('/events?subscription[]=room:1&subscriptions=room:2')).isStream)
+  t.strictSame([...app.sse.connections()].map(({ subscriptions }) => [...subscriptions]), [[]], 'other names choose nothing')
+
+  await t.test('matching is linear: the worst that fits is answered at once', async t => {
+    const worst = `room:${'*:'.repeat(30)}b`
+    t.equal((await open(`/events?subscription=${worst}`)).status, 200)
+    t.equal((await open(`/events?subscription=room:${'*:'.repeat(30)}*`)).status, 200)
+    const before = process.cpuUsage()
+    for (let n = 0; n < 200; n++) await publish(service, '', { subscriptionIds: [`room:${'a:'.repeat(30)}${n}`] })
+    const { user } = process.cpuUsage(before)
+    // Backtracking over 31 segments would take hours.
+    t.ok(user < 5_000_000, `${user} µs`)
+  })
+})
+
+t.test('cross-site: by default the pages of this origin, and what is no page', async t => {
+  const rows: [what: string, headers: Record<string, string>, own: boolean, listed: boolean][] = [
+    ['no browser', {}, true, true],
+    ['a page of this origin', { 'sec-fetch-site': 'same-origin' }, true, true],
+    ['the same, POST', { 'sec-fetch-site': 'same-origin', origin: 'http://HOST' }, true, true],
+    ['the address bar', { 'sec-fetch-site': 'none' }, true, true],
+    ['a page of another site', { 'sec-fetch-site': 'cross-site', origin: 'https://evil.example' }, false, false],
+    ['the same, without CORS', { 'sec-fetch-site': 'cross-site' }, false, false],
+    ['a page of another subdomain', { 'sec-fetch-site': 'same-site', origin: 'https://blog.example' }, false, false],
+    ['the same, without CORS', { 'sec-fetch-site': 'same-site' }, false, false],
+    ['a listed page', { 'sec-fetch-site': 'cross-site', origin: 'https://app.example' }, false, true],
+    ['a word that does not exist yet', { 'sec-fetch-site': 'same-planet' }, false, false],
+    ['older browser, own page', { origin: 'http://HOST' }, true, true],
+    ['older browser, own page, TLS ends at a proxy', { origin: 'https://app.example', host: 'app.example' }, true, true],
+    ['the same with the port written out', { origin: 'https://own.example', host: 'own.example:443' }, true, true],
+    ['the same in capitals', { origin: 'https://own.example', host: 'OWN.example' }, true, true],
+    ['another port is another origin', { origin: 'https://own.example:8443', host: 'own.example' }, false, false],
+    ['older browser, another page', { origin: 'https://evil.example' }, false, false],
+    ['a name that ends alike', { origin: 'https://own.example.evil.example', host: 'own.example' }, false, false],
+    ['a sandboxed frame', { origin: 'null' }, false, false],
+    ['no origin at all', { origin: 'HOST' }, false, false],
+    ['a stranger\'s word for the host', { origin: 'https://evil.example', 'x-forwarded-host': 'evil.example' }, false, false],
+    ['with two words for one', { 'sec-fetch-site': 'same-origin, cross-site' }, false, false]
+  ]
+  for (const [name, allowedOrigins] of [['default', undefined], ['listed', ['https://app.example']], ['all', '*']] as const) {
+    await t.test(name, async t => {
+      let asked = 0
+      const service = await serve(t, {
+        ...(allowedOrigins !== undefined && { allowedOrigins }) as SSEOptions,
+        maxConnections: 1,
+        authHandler: () => {
+          asked++
+          return null
+        }
+      })
+      const { app, url, open } = service
+      for (const [what, headers, own, listed] of rows) {
+        asked = 0
+        const filled = Object.fromEntries(Object.entries(headers).map(([key, value]) => [key, value.replace('HOST', new URL(url).host)]))
+        const client = await open('/sse', { headers: filled })
+        const allowed = name === 'all' || (name === 'listed' ? listed : own)
+        t.strictSame([client.status, asked], allowed ? [200, 1] : [403, 0], what)
+        if (!allowed) t.equal(client.answer.code, 'SSE_ERR_ORIGIN_FORBIDDEN')
+        client.close()
+        await until(() => app.sse.connectionCount === 0)
+      }
+    })
+  }
+
+  await t.test('behind a proxy that says what was asked, when it is trusted', async t => {
+    const headers = { origin: 'https://own.example', 'x-forwarded-host': 'own.example', 'x-forwarded-proto': 'https' }
+    for (const [trustProxy, status] of [[true, 200], [false, 403]] as const) {
+      const { open } = await serve(t, {}, { trustProxy })
+      t.equal((await open('/sse', { headers })).status, status)
+    }
+  })
+})
