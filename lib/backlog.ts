@@ -61,6 +61,12 @@ export class Backlog {
     return formatCursor(epoch, this.#outbox?.cursor(position) ?? [position])
   }
 
+  /** The cursor as it may be told; null while a gap waits, since a client that knows a later place would never hear of it. */
+  get place (): string | null {
+    const waiting = this.#outbox?.hasGap === true || this.#batch?.frames.some(({ gap }) => gap) === true
+    return waiting ? null : this.cursor
+  }
+
   /** Takes a frame. False when it was dropped. */
   receive (frame: Frame): boolean {
     if (this.#outbox !== null) return this.#outbox.push(frame)
@@ -123,8 +129,8 @@ export class Backlog {
     this.#outbox = null
   }
 
-  /** Begins at a client's cursor, or with the gap that says why that is not possible: then it returns false. */
-  resume (lastEventId: string): boolean {
+  /** Begins at a client's cursor, or with the gap that says why that is not possible. */
+  resume (lastEventId: string): void {
     const { epoch, position, maxReplayEvents, outboxBytes, budget } = this.#host
     const cursor = parseCursor(lastEventId)
     const oldest = cursor === null ? 0 : Math.min(...cursor.lanes)
@@ -135,7 +141,6 @@ export class Backlog {
     else if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) gap = 'limit'
     else if (oldest < position) (this.#outbox = new Outbox(outboxBytes, budget)).startAt(cursor.lanes, position)
     if (gap !== null) this.#receiveGap(gap, lastEventId)
-    return gap === null
   }
 
   /** The log has lost its continuity: what waits of it is void. */

@@ -107,8 +107,6 @@ export class SSEConnection {
   readonly #endsAt: number
   readonly #expires: boolean
   #state: State = 'opening'
-  /** The client's cursor led nowhere: it is told no place before it is told that. */
-  #beganWithGap = false
   /** What is being written in pieces, for as long as it is. */
   #unfinished: Batch | null = null
   #placeSent = 0
@@ -139,7 +137,7 @@ export class SSEConnection {
     this.#writer = new Writer(response, this)
     this.#backlog = new Backlog(host)
     // From here on deliveries may come, head or not: the place in the log is fixed now.
-    if (this.managed && this.lastEventId !== null) this.#beganWithGap = !this.#backlog.resume(this.lastEventId)
+    if (this.managed && this.lastEventId !== null) this.#backlog.resume(this.lastEventId)
   }
 
   get isAuthenticated (): boolean {
@@ -240,8 +238,13 @@ export class SSEConnection {
     // Coming back before the server has finished closing would be answered with an error, which is final (FACTS 2.5).
     const retryMs = reason === 'shutdown' ? Math.max(this.#retryMs, this.#host.drainMs) : this.#retryMs
     if (reason === 'shutdown' || reason === 'max-age') text += encodeRetry(Math.min(Math.round(retryMs * (1 + Math.random())), 3_600_000))
-    if (this.managed) text += encodeCursor(this.#backlog.cursor)
-    return text + encodeControl('close', { reason, reconnect: shouldReconnect(reason) })
+    return text + this.#place() + encodeControl('close', { reason, reconnect: shouldReconnect(reason) })
+  }
+
+  /** The block that tells the client its place, if it may be told. */
+  #place (): string {
+    const place = this.managed ? this.#backlog.place : null
+    return place === null ? '' : encodeCursor(place)
   }
 
   get #ended (): boolean {
@@ -275,8 +278,7 @@ export class SSEConnection {
     const host = this.#host
     this.#backlog.spill()
     this.#placeSent = host.position
-    const place = this.managed && !this.#beganWithGap ? encodeCursor(this.#backlog.cursor) : ''
-    this.#writer.open(destination, end, new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + place), host.now())
+    this.#writer.open(destination, end, new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + this.#place()), host.now())
     host.schedule(this, this.#nextDue(host.now()))
     if (this.#backlog.behind) host.mark(this)
     this.#tellOpened(true)

@@ -26,6 +26,12 @@ class Lane {
     return this.#frames.size > this.#logged
   }
 
+  get gap (): Frame | null {
+    let gap: Frame | null = null
+    for (const frame of this.#frames) if (frame.gap) gap = frame
+    return gap
+  }
+
   [Symbol.iterator] (): Iterator<Frame> {
     return this.#frames.values()
   }
@@ -105,6 +111,11 @@ export class Outbox {
   /** Nothing waits and nothing is to be read from the log. */
   get idle (): boolean {
     return this.#lanes.every(lane => lane.empty && !lane.lagging)
+  }
+
+  /** Whether a gap waits to be told. */
+  get hasGap (): boolean {
+    return this.#lanes.some(lane => lane.gap !== null)
   }
 
   /** Drained enough to be refilled from the log. */
@@ -255,8 +266,7 @@ export class Outbox {
 
   /** Logged frames leave for the log. A gap is not in the log: it stays, and stands for all that came before it. */
   #evict (lane: Lane, read: number): void {
-    let gap: Frame | null = null
-    for (const frame of lane) if (frame.gap) gap = frame
+    const { gap } = lane
     for (const frame of lane) if (frame.seq > 0 && frame !== gap) this.#remove(frame)
     lane.read = gap === null ? read : gap.seq
     lane.lagging = true

@@ -1,0 +1,31 @@
+import fc from 'fast-check'
+import { PROPERTIES } from './properties.js'
+
+// npm run fuzz -- --seconds 600 [--only sessions] [--seed 1]
+// Goes on with new seeds until the time is over or a fault is found, which it shrinks and tells the way back to.
+
+function option (name: string): string | undefined {
+  const at = process.argv.indexOf(`--${name}`)
+  return at < 0 ? undefined : process.argv[at + 1]
+}
+
+const seconds = Number(option('seconds') ?? 60)
+const only = option('only') ?? ''
+let seed = Number(option('seed') ?? Date.now() % 2 ** 31)
+const chosen = PROPERTIES.filter(({ name }) => name.startsWith(only))
+const deadline = Date.now() + seconds * 1000
+const met = Object.fromEntries(chosen.map(({ name }) => [name, { runs: 0 } as Record<string, number>]))
+
+while (Date.now() < deadline) {
+  for (const { name, runs, make } of chosen) {
+    const result = await fc.check(make(met[name]!), { seed, numRuns: Math.ceil(runs / 5), unbiased: seed % 2 === 0, interruptAfterTimeLimit: Math.max(1, deadline - Date.now()), markInterruptAsFailure: false })
+    met[name]!['runs']! += result.numRuns
+    if (!result.failed || result.counterexample === null) continue
+    console.log(`FAULT: ${name}\nagain: npm run fuzz -- --only ${JSON.stringify(name.split(':')[0])} --seed ${seed}\n${JSON.stringify(result.counterexample)}`)
+    console.log((result.errorInstance as Error | null)?.stack ?? result.errorInstance)
+    process.exit(1)
+  }
+  seed++
+}
+for (const [name, counts] of Object.entries(met)) console.log(name, counts)
+console.log(`No fault found, last seed ${seed - 1}`)
