@@ -63,6 +63,11 @@ export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response
 export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source %s')
 export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client left before the stream began', 499)
 
+// Other nodes
+export const NoAnswer = define('SSE_ERR_NO_ANSWER', 'Not every node has answered within %s ms', 504)
+export const CommandFailed = define('SSE_ERR_COMMAND_FAILED', 'Another node failed to do this; its log says why')
+export const TooManyCommands = define('SSE_ERR_TOO_MANY_COMMANDS', 'More than %s commands wait for the answers of other nodes', 503)
+
 // Service
 export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing', 503)
 export const BrokerUnavailable = define('SSE_ERR_BROKER_UNAVAILABLE', 'The event log %s', 503)

@@ -11,6 +11,8 @@ export type { Broker, GapReason, History, Message, OutgoingMessage, Page, ReadRe
 export type { Catalogue, Notification, NotificationLevel } from './catalogue.js'
 export type { CreateConnection } from './admission.js'
 export type { CloseReason } from './close-reason.js'
+export type { ClusterStats, NodeStats } from './cluster.js'
+export type { Presence } from './commands.js'
 export type { ClientInfo, ConnectionStats } from './connection.js'
 export type { Health } from './health.js'
 export type { Log } from './log.js'

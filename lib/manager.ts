@@ -4,9 +4,11 @@ import { memoryBroker } from './brokers/memory.js'
 import { CatchUp } from './catchup.js'
 import { Chunk } from './chunk.js'
 import { assertCloseReason, isCloseReason, type CloseReason } from './close-reason.js'
+import { Cluster, type ClusterHost, type ClusterStats } from './cluster.js'
+import { createOperations, type Operations, type Presence } from './commands.js'
 import type { ConnectionHost, SSEConnection } from './connection.js'
 import { formatCursor } from './cursor.js'
-import { HeadAlreadySent, TooManySubscriptions, UnknownConnection } from './errors.js'
+import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
 import { encodeComment, encodeCursor } from './event.js'
 import { Flusher } from './flush.js'
 import { Frame, type Batch } from './frame.js'
@@ -19,7 +21,8 @@ import { Budget } from './outbox.js'
 import { Publisher } from './publisher.js'
 import { isTargeted, Registry } from './registry.js'
 import { Rights } from './rights.js'
-import { assertSubscription } from './topic.js'
+import type { Outcome } from './scatter.js'
+import { assertSubscription, quote } from './topic.js'
 import { Wheel } from './wheel.js'
 import type { BroadcastOptions, Delivery, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
 
@@ -55,7 +58,9 @@ export class SSEManager {
   readonly #log: Log
   readonly #registry = new Registry<SSEConnection>()
   readonly #rights: Rights
+  readonly #operations: Operations
   readonly #publisher: Publisher
+  readonly #cluster: Cluster
   readonly #admission: Admission
   readonly #flusher: Flusher
   readonly #wheel: Wheel
@@ -75,7 +80,13 @@ export class SSEManager {
     const broker = resolved.broker ?? memoryBroker()
     this.#log = log
     this.#rights = new Rights(resolved, this.#registry, log)
-    this.#publisher = new Publisher(resolved, broker, this.#registry, this.#rights, log)
+    this.#operations = createOperations(resolved, this.#registry, this.#rights)
+    this.#publisher = new Publisher(resolved, broker, this.#registry, this.#rights, {
+      opened: () => this.#cluster.open(),
+      state: state => this.#cluster.onLog(state),
+      told: text => this.#cluster.receive(text)
+    }, log)
+    this.#cluster = new Cluster(resolved.cluster, this.#operations, this.#createClusterHost(), log)
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
     this.#catchUp = new CatchUp(broker, err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'))
     this.#wheel = new Wheel(tickMsFor(resolved), () => performance.now())
@@ -148,75 +159,95 @@ export class SSEManager {
   }
 
   /**
-   * Adds a topic or pattern to an open stream; events published from now on arrive. Does nothing when it is held already.
-   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_TOO_MANY_SUBSCRIPTIONS
+   * Adds a topic or pattern to an open stream, on whatever node; events published from now on arrive. Does nothing when it
+   * is held already. The application is asked for the right on the node that has the stream.
+   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_TOO_MANY_SUBSCRIPTIONS;
+   * SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE.
    */
   async addSubscription (clientId: string, subscription: string): Promise<void> {
     assertSubscription(subscription)
-    const connection = this.#known(clientId)
-    const { userId, claims } = connection
-    await this.#rights.grant({ request: null, userId, claims }, [subscription], () => {
-      // It may have gone, or been given others, while the application was asked.
-      this.#known(clientId)
-      if (connection.held.has(subscription)) return
-      if (connection.held.size >= this.#options.maxSubscriptionsPerConnection) throw new TooManySubscriptions(this.#options.maxSubscriptionsPerConnection)
-      this.#registry.subscribe(connection, subscription)
-    })
+    this.#owned(clientId, await this.#cluster.ask('addSubscription', clientId, subscription))
   }
 
   /**
-   * Takes a topic or pattern from an open stream. Resolves with false when it was not held.
-   * @throws SSE_ERR_UNKNOWN_CONNECTION
+   * Takes a topic or pattern from an open stream, on whatever node. Resolves with false when it was not held.
+   * @throws SSE_ERR_UNKNOWN_CONNECTION; SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE.
    */
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
-    return this.#registry.unsubscribe(this.#known(clientId), subscription)
+    return this.#owned(clientId, await this.#cluster.ask('removeSubscription', clientId, subscription))
   }
 
   /**
-   * Takes a topic or pattern from all streams of a user, who is told with `sse:unsubscribed` and keeps the rest. What waits
-   * for them is looked at again: nothing that is not with the socket yet arrives. Exactly this subscription: a pattern that
-   * covers it stays. See to it first that `authorizeSubscription` refuses it from now on. Resolves with the number of streams that held it.
+   * Takes a topic or pattern from all streams of a user, on all nodes; the user is told with `sse:unsubscribed` and keeps the
+   * rest. What waits for them is looked at again: nothing that is not with the socket yet arrives. Exactly this subscription:
+   * a pattern that covers it stays. See to it first that `authorizeSubscription` refuses it from now on. Resolves with the
+   * number of streams that held it, on the nodes that answer within `cluster.answerTimeoutMs`; a silent one may still do it.
    * @param reason told to the client: `a-z`, `0-9` and `-`, at most 64; default `revoked`.
-   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON
+   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
    */
   async revokeSubscription (userId: string, subscription: string, reason: string = 'revoked'): Promise<number> {
     assertSubscription(subscription)
     assertCloseReason(reason)
-    return this.#rights.revoke(userId, subscription, reason)
+    return (await this.#cluster.ask('revokeSubscription', userId, subscription, reason)).value!
   }
 
   /**
-   * The user's rights have changed: asks `authorizeSubscription` again about everything the user's streams hold, takes away
-   * what it does not allow any more, as `revokeSubscription` does, and looks again, with `authorizeTopic`, at what waits.
-   * When it throws, the subscription is taken away and the error logged. Resolves with the number of subscriptions taken away.
-   * @throws SSE_ERR_INVALID_CLOSE_REASON
+   * The user's rights have changed: each node asks `authorizeSubscription` again about everything the user's streams hold there,
+   * takes away what it does not allow any more, as `revokeSubscription` does, and looks again, with `authorizeTopic`, at what
+   * waits. When it throws, the subscription is taken away and the error logged. Resolves with the number of subscriptions
+   * taken away, on the nodes that answer within `cluster.answerTimeoutMs`; a silent one may still do it.
+   * @throws SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
    */
   async reauthorize (userId: string, reason: string = 'revoked'): Promise<number> {
     assertCloseReason(reason)
-    return await this.#rights.reauthorize(userId, reason)
+    return (await this.#cluster.ask('reauthorize', userId, reason)).value!
   }
 
   /**
-   * Ends one stream, with `sse:close` and the reason. Resolves with false when there is none.
+   * Ends one stream, on whatever node, with `sse:close` and the reason. Resolves with false when no node that answers within
+   * `cluster.answerTimeoutMs` has it; a silent one may still end it.
    * @param reason `a-z`, `0-9` and `-`, at most 64; default `closed`.
-   * @throws SSE_ERR_INVALID_CLOSE_REASON
+   * @throws SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when this node does not have it and others cannot be asked.
    */
   async closeConnection (clientId: string, reason: string = 'closed'): Promise<boolean> {
     assertCloseReason(reason)
-    const connection = this.#registry.client(clientId)
-    connection?.close(reason)
-    return connection !== undefined
+    return (await this.#cluster.ask('closeConnection', clientId, reason)).value ?? false
   }
 
   /**
-   * Ends all streams of a user. Resolves with how many there were.
-   * @throws SSE_ERR_INVALID_CLOSE_REASON
+   * Ends all streams of a user, on all nodes. Resolves with how many there were on those that answer within
+   * `cluster.answerTimeoutMs`; a silent one may still end more.
+   * @throws SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
    */
   async disconnectUser (userId: string, reason: string = 'disconnected'): Promise<number> {
     assertCloseReason(reason)
-    const connections = this.getConnectionsByUser(userId)
-    for (const connection of connections) connection.close(reason)
-    return connections.length
+    return (await this.#cluster.ask('disconnectUser', userId, reason)).value!
+  }
+
+  // --- All nodes ---
+
+  /** Of this node, made anew at each start. */
+  get nodeId (): string {
+    return this.#publisher.nodeId
+  }
+
+  /**
+   * The nodes that live and how much each has to do. This node as of now, the others as of their last word, which is
+   * `cluster.heartbeatIntervalMs` old at most. One that ends says so; one that dies is missing after three and a half intervals.
+   */
+  clusterStats (): ClusterStats {
+    return this.#cluster.stats()
+  }
+
+  /**
+   * Who holds exactly this topic or pattern, on all nodes, as of now. Asked, not remembered: of a node that does not answer
+   * within `cluster.answerTimeoutMs` nothing is known, and `complete` is false then.
+   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE
+   */
+  async presence (subscription: string): Promise<Presence> {
+    assertSubscription(subscription)
+    const { value, complete } = await this.#cluster.ask('presence', subscription)
+    return { ...value!, complete: complete && value!.complete }
   }
 
   // --- Broadcasts ---
@@ -294,15 +325,29 @@ export class SSEManager {
   async #close (): Promise<void> {
     await this.drain()
     this.#wheel.stop()
+    await this.#cluster.close()
     await this.#publisher.close()
   }
 
   // --- Inside ---
 
-  #known (clientId: string): SSEConnection {
-    const connection = this.#registry.client(clientId)
-    if (connection === undefined || !connection.managed) throw new UnknownConnection(JSON.stringify(clientId))
-    return connection
+  /** What the node that has the connection answered. */
+  #owned<R> (clientId: string, { value, complete }: Outcome<R>): R {
+    if (value !== null) return value
+    if (!complete) throw new NoAnswer(this.#options.cluster.answerTimeoutMs)
+    throw new UnknownConnection(quote(clientId))
+  }
+
+  #createClusterHost (): ClusterHost {
+    const publisher = this.#publisher
+    const registry = this.#registry
+    return {
+      nodeId: publisher.nodeId,
+      shared: publisher.shared,
+      get health () { return publisher.health },
+      counts: () => ({ connections: registry.size, users: registry.users, subscriptions: registry.subscriptions }),
+      publish: text => publisher.tell(text)
+    }
   }
 
   #createHost (): ConnectionHost {
@@ -337,8 +382,11 @@ export class SSEManager {
         if (place.cursor !== cursor) place = { cursor, chunk: new Chunk(encodeCursor(cursor)) }
         return place.chunk
       },
-      addSubscription: (clientId, subscription) => this.addSubscription(clientId, subscription),
-      removeSubscription: (clientId, subscription) => this.removeSubscription(clientId, subscription),
+      addSubscription: async (clientId, subscription) => {
+        assertSubscription(subscription)
+        this.#owned(clientId, { value: await this.#operations.addSubscription.run(clientId, subscription), complete: true })
+      },
+      removeSubscription: async (clientId, subscription) => this.#owned(clientId, { value: await this.#operations.removeSubscription.run(clientId, subscription), complete: true }),
       ended: (connection, reason) => this.#forget(connection, reason)
     }
   }

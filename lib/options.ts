@@ -8,6 +8,7 @@ import { isCatalogue, type Catalogue } from './catalogue.js'
 import type { SSEConnection } from './connection.js'
 import type { HttpRequest } from './transport.js'
 import { InvalidOption } from './errors.js'
+import { MAX_BEAT_MS } from './node-message.js'
 
 /** What a request brings that an authentication may rest on. */
 export interface AuthData {
@@ -91,6 +92,12 @@ export const OptionsSchema = Type.Object({
   maxReplayEvents: count('Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the history.', 0),
   clientSubscriptions: Type.Union([Type.Boolean(), Type.Literal('patterns')], { default: false, description: 'Whether clients of `path` may choose their topics with `?subscription=`; `\'patterns\'` lets them use wildcards too. Needs `authorizeSubscription`.' }),
   drainMs: durationMs('Time that closing waits for clients to read what they were sent, in milliseconds; the reconnection time told at shutdown is at least this.', 5_000, 0, 3_600_000),
+  // other nodes
+  cluster: Type.Object({
+    nodeName: Type.Optional(Type.String({ minLength: 1, maxLength: 128, description: 'What `clusterStats()` calls this node, beside its id.' })),
+    heartbeatIntervalMs: durationMs('How often a node tells the others that it lives, in milliseconds; one that misses three is gone.', 2_000, 100, MAX_BEAT_MS),
+    answerTimeoutMs: durationMs('Time that other nodes have to answer, in milliseconds.', 2_000, 100, 60_000)
+  }, { default: {}, additionalProperties: false, description: 'How nodes that share a log know each other.' }),
   // wiring
   broker: any<Broker>('The log that nodes share. Absent: `memoryBroker()`.'),
   path: Type.Optional(Type.String({ pattern: '^/', description: 'Registers a ready GET endpoint at this path.' })),
@@ -119,8 +126,9 @@ export type RedisStreamsOptions = Partial<ResolvedRedisOptions> & Pick<ResolvedR
 
 export type ResolvedOptions = Static<typeof OptionsSchema>
 /** Options as the application gives them: all optional, see `OptionsSchema` for defaults and ranges. */
-export type SSEOptions = Partial<Omit<ResolvedOptions, 'history' | 'decorators'>> & {
+export type SSEOptions = Partial<Omit<ResolvedOptions, 'history' | 'cluster' | 'decorators'>> & {
   history?: Partial<ResolvedOptions['history']>
+  cluster?: Partial<ResolvedOptions['cluster']>
   decorators?: Partial<ResolvedOptions['decorators']>
 }
 

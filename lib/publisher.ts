@@ -3,9 +3,11 @@ import type { Broker, GapReason, Message, OutgoingMessage, Target } from './brok
 import type { SSEConnection } from './connection.js'
 import { formatCursor } from './cursor.js'
 import { Closed, FilterNotShared, InvalidTarget } from './errors.js'
+import { EventPriority } from './event.js'
 import { Frame } from './frame.js'
 import { degraded, up, type Health } from './health.js'
 import type { Log } from './log.js'
+import { NODE_EVENT } from './node-message.js'
 import { composeEvent } from './message.js'
 import type { ResolvedOptions } from './options.js'
 import type { Registry } from './registry.js'
@@ -13,14 +15,24 @@ import type { Rights } from './rights.js'
 import { createTarget } from './target.js'
 import type { BroadcastOptions, Delivery, EventInput } from '../types/index.js'
 
+/** Who is told of what is not for connections. */
+export interface Listener {
+  opened (): void
+  /** The log is reached, or not; or it goes on elsewhere. */
+  state (state: 'up' | 'down'): void
+  /** A node has told the others something. */
+  told (text: string): void
+}
+
 /** This node's side of the log: events go in checked, and come back, from all nodes alike, to those they are for. */
 export class Publisher {
   readonly #options: ResolvedOptions
   readonly #broker: Broker
   readonly #registry: Registry<SSEConnection>
   readonly #rights: Rights
+  readonly #listener: Listener
   readonly #log: Log
-  readonly #nodeId = randomUUID()
+  readonly nodeId = randomUUID()
   /** Of each publish under way, how many connections have got it. */
   readonly #receipts = new Map<string, number>()
   #health = degraded('The event log is not open')
@@ -31,12 +43,18 @@ export class Publisher {
   #opening: Promise<void> | null = null
   #closed = false
 
-  constructor (options: ResolvedOptions, broker: Broker, registry: Registry<SSEConnection>, rights: Rights, log: Log) {
+  constructor (options: ResolvedOptions, broker: Broker, registry: Registry<SSEConnection>, rights: Rights, listener: Listener, log: Log) {
     this.#options = options
     this.#broker = broker
     this.#registry = registry
     this.#rights = rights
+    this.#listener = listener
     this.#log = log
+  }
+
+  /** Whether other nodes share the log. */
+  get shared (): boolean {
+    return this.#broker.shared
   }
 
   get epoch (): string {
@@ -73,15 +91,25 @@ export class Publisher {
 
   async #open (): Promise<void> {
     await this.#broker.open({
-      deliver: batch => { for (const message of batch) this.#deliver(message) },
-      gap: reason => this.#loseContinuity(reason),
+      deliver: batch => {
+        for (const message of batch) {
+          if (message.event === NODE_EVENT) this.#listener.told(message.data)
+          else this.#deliver(message)
+        }
+      },
+      gap: reason => {
+        this.#loseContinuity(reason)
+        this.#listener.state('up')
+      },
       state: (state, err) => {
         if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
         else this.#log.debug({}, 'The event log is reached')
         this.#health = state === 'up' ? up() : degraded(err?.message ?? 'The event log cannot be reached', this.#health)
+        this.#listener.state(state)
       }
     }, this.#options.history)
     this.#position = this.#broker.position
+    this.#listener.opened()
   }
 
   async close (): Promise<void> {
@@ -94,7 +122,7 @@ export class Publisher {
     const { target, local, ephemeral, ...overrides } = createTarget(options)
     const part = composeEvent(typeof event === 'object' && event !== null ? { ...event, ...overrides } as EventInput : event, this.#options)
     if (target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
-    const message: OutgoingMessage = { ...part, target, ephemeral: ephemeral || local, nonce: `${this.#nodeId}-${++this.#published}` }
+    const message: OutgoingMessage = { ...part, target, ephemeral: ephemeral || local, nonce: this.#nonce() }
     await this.open()
     if (this.#closed) throw new Closed()
     if (local) return { id: null, delivered: this.#deliver({ ...message, seq: 0 }) }
@@ -105,6 +133,17 @@ export class Publisher {
     } finally {
       this.#receipts.delete(message.nonce)
     }
+  }
+
+  /** Tells all nodes something, past the log. */
+  async tell (text: string): Promise<void> {
+    await this.open()
+    if (this.#closed) throw new Closed()
+    await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: {}, ephemeral: true, nonce: this.#nonce() })
+  }
+
+  #nonce (): string {
+    return `${this.nodeId}-${++this.#published}`
   }
 
   #deliver (message: Message): number {

@@ -3,12 +3,14 @@ import { existsSync } from 'node:fs'
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
 import type { GapReason, Sink } from '../lib/broker.js'
+import { redisStreamsBroker } from '../lib/brokers/redis-streams.js'
 import { CLOSE_REASONS } from '../lib/close-reason.js'
 import * as errors from '../lib/errors.js'
 import type { ControlEvent } from '../lib/event.js'
@@ -17,6 +19,7 @@ import { OptionsSchema, RedisStreamsOptionsSchema } from '../lib/options.js'
 import { listen, serve } from './helpers/app.js'
 import { createCertificate } from './helpers/certificate.js'
 import { connectH2, H2Stream } from './helpers/h2.js'
+import { RedisServer, withoutRedis } from './helpers/redis.js'
 import { compile, optionsTable, README, ROOT, samplesOf, tableOf, transpile } from './helpers/readme.js'
 import { SSEClient, type ClientOptions } from './helpers/sse.js'
 import { until } from './helpers/wait.js'
@@ -527,6 +530,34 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     t.match(text, /^: stream\n\nretry: 3000\n\n/)
     t.equal(app.sse.connectionCount, 0)
     await t.rejects(app.sse.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
+  },
+
+  async 'many-nodes' (t) {
+    if (withoutRedis !== false) return t.comment(withoutRedis)
+    const redis = await RedisServer.start()
+    const { app: one } = await run(t, {}, ['app'], text => text.replace('6379', String(redis.port)))
+    const app = bare(t)
+    t.teardown(() => redis.stop())
+    await app.register(ssePlugin, { broker: redisStreamsBroker({ client: redis.url }) })
+    t.teardown(() => one.close())
+    one.get('/sse', { sse: true }, async (_request: unknown, reply: FastifyReply) => { await reply.sse() })
+    const client = await visit(t, `${await listen(one)}/sse`)
+    await app.sse.broadcastData('news', 1)
+    await client.waitFor('data')
+    t.same(app.sse.clusterStats().nodes.map(({ name }) => name), [null, hostname()])
+  },
+
+  async 'all-nodes' (t) {
+    const { app, join } = await serve(t)
+    const { client: kicked, connection: { clientId } } = await join('user123')
+    const others = [await join('user456', ['chat:general']), await join('user456', ['chat:general']), await join(null, ['chat:general']), await join('user123')]
+    const { printed } = await run(t, { app, clientId })
+    t.match(printed, [[[{ userId: 'user456', connections: 2 }], 3, 1, true], [null, Number, 'up']])
+    t.equal(printed.length, 2)
+    await kicked.waitForEnd()
+    t.same(kicked.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
+    await others[3]!.client.waitForEnd()
+    t.equal(others[3]!.connection.closeReason, 'disconnected')
   },
 
   async health (t) {

@@ -1,0 +1,82 @@
+import type { Report } from './node-message.js'
+
+/** A node that is not heard of for this many of its own beats is gone. */
+const MISSED_BEATS = 3.5
+/** Beats are spread by a fifth to both sides, so that nodes do not all speak at once. */
+const SPREAD = 0.2
+
+interface Member {
+  report: Report
+  /** By this node's clock, in milliseconds since the epoch. */
+  heardAt: number
+  /** Time for which this node has listened and not heard of it, in milliseconds. */
+  silentMs: number
+}
+
+export interface MembershipEvents {
+  /** It is time to tell the others that this node lives. */
+  beat (): void
+  gone (nodeId: string): void
+}
+
+/** The other nodes that live, as far as this one has heard. */
+export class Membership {
+  readonly #everyMs: number
+  readonly #events: MembershipEvents
+  readonly #members = new Map<string, Member>()
+  #timer: NodeJS.Timeout | null = null
+  #listening = true
+
+  constructor (everyMs: number, events: MembershipEvents) {
+    this.#everyMs = everyMs
+    this.#events = events
+  }
+
+  start (): void {
+    const ms = Math.round(this.#everyMs * (1 - SPREAD + 2 * SPREAD * Math.random()))
+    this.#timer = setTimeout(() => {
+      this.#age(ms)
+      this.#events.beat()
+      this.start()
+    }, ms).unref()
+  }
+
+  stop (): void {
+    if (this.#timer !== null) clearTimeout(this.#timer)
+    this.#timer = null
+  }
+
+  /** Whether what the others say arrives here. While it does not, their silence says nothing. */
+  listen (listening: boolean): void {
+    this.#listening = listening
+    if (listening) for (const member of this.#members.values()) member.silentMs = 0
+  }
+
+  /** Takes what a node says of itself. True when it was not known. */
+  heard (report: Report): boolean {
+    const known = this.#members.has(report.nodeId)
+    this.#members.set(report.nodeId, { report, heardAt: Date.now(), silentMs: 0 })
+    return !known
+  }
+
+  remove (nodeId: string): void {
+    if (this.#members.delete(nodeId)) this.#events.gone(nodeId)
+  }
+
+  ids (): IterableIterator<string> {
+    return this.#members.keys()
+  }
+
+  all (): IterableIterator<Member> {
+    return this.#members.values()
+  }
+
+  /** Counts this node's own beats, not the clock: for a process that was frozen no time has passed in which it could have heard. */
+  #age (ms: number): void {
+    if (!this.#listening) return
+    for (const [nodeId, member] of this.#members) {
+      member.silentMs += ms
+      if (member.silentMs > member.report.everyMs * MISSED_BEATS) this.remove(nodeId)
+    }
+  }
+}

@@ -1,0 +1,361 @@
+import { Redis } from 'ioredis'
+import t, { type Test } from 'tap'
+import { redisStreamsBroker } from '../lib/brokers/redis-streams.js'
+import { EventPriority, type SSEOptions } from '../lib/index.js'
+import { block, serve, type Service } from './helpers/app.js'
+import { RedisServer, withoutRedis } from './helpers/redis.js'
+import { SSEClient } from './helpers/sse.js'
+import { startNode } from './helpers/node-process.js'
+import { until } from './helpers/wait.js'
+
+// Two and more nodes on one log: real applications, a real redis-server, clients on sockets.
+
+const server = withoutRedis !== false ? null : await RedisServer.start()
+t.teardown(async () => { await server?.stop() })
+
+let prefixes = 0
+
+interface ClusterOptions extends SSEOptions {
+  keyPrefix?: string
+  redis?: RedisServer
+}
+
+/** An application on the log of this name, as node `name`. */
+async function node (t: Test, name: string, { keyPrefix = `cluster-${process.pid}-${prefixes}`, redis = server!, cluster, ...options }: ClusterOptions = {}): Promise<Service> {
+  const client = new Redis(redis.url, { lazyConnect: true })
+  return await serve(t, {
+    broker: redisStreamsBroker({ client, keyPrefix, replyTimeoutMs: 1_000 }),
+    cluster: { nodeName: name, heartbeatIntervalMs: 200, ...cluster },
+    ...options
+  })
+}
+
+/** Nodes `a`, `b`, … on a log of their own, each of which has heard of all others. */
+async function nodes (t: Test, count: number, options: ClusterOptions = {}): Promise<Service[]> {
+  prefixes++
+  const services: Service[] = []
+  for (let i = 0; i < count; i++) services.push(await node(t, 'abcdef'[i]!, options))
+  await until(() => services.every(({ app }) => app.sse.clusterStats().nodes.length === count), 10_000, 'the nodes know each other')
+  return services
+}
+
+t.test('nodes', { skip: withoutRedis }, async t => {
+  t.test('broadcasts of every kind reach the connections of both nodes that they are for, in one order', async t => {
+    const [a, b] = await nodes(t, 2) as [Service, Service]
+    const ada = [await a.join('ada', ['chat:1']), await b.join('ada', ['chat:2'])]
+    const grace = [await a.join('grace', ['chat:*']), await b.join('grace', ['chat:1'])]
+    const nobody = await b.join(null, ['chat:1'])
+    const all = [...ada, ...grace, nobody]
+    const { sse } = a.app
+    const say = (data: string, options = {}) => sse.broadcastEvent({ event: 'said', data }, options)
+
+    t.match(await say('everyone'), { id: String, delivered: 2 })
+    await b.app.sse.broadcastEvent({ event: 'said', data: 'everyone, from b' })
+    await say('ada', { userIds: ['ada'] })
+    await say('chat:1', { subscriptionIds: ['chat:1'] })
+    await say('grace in chat:2', { userIds: ['grace'], subscriptionIds: ['chat:2'] })
+    await say('nobody else', { clientIds: [nobody.connection.clientId] })
+    await say('all but two', { exceptClientIds: [ada[0]!.connection.clientId, grace[1]!.connection.clientId] })
+    t.strictSame(await say('passing', { ephemeral: true }), { id: null, delivered: 2 })
+    await say('only here', { local: true, filter: ({ userId }: { userId: string | null }) => userId === 'ada' })
+    await t.rejects(say('a filter', { filter: () => true }), { code: 'SSE_ERR_FILTER_NOT_SHARED' })
+    await sse.broadcastData('end', 1, { priority: EventPriority.CRITICAL })
+
+    for (const { client } of all) await client.waitFor('data')
+    const heard = all.map(({ client }) => client.named('said').map(({ data }) => data))
+    const both = ['everyone', 'everyone, from b']
+    t.strictSame(heard, [
+      [...both, 'ada', 'chat:1', 'passing', 'only here'],
+      [...both, 'ada', 'all but two', 'passing'],
+      [...both, 'chat:1', 'grace in chat:2', 'all but two', 'passing'],
+      [...both, 'chat:1', 'passing'],
+      [...both, 'chat:1', 'nobody else', 'all but two', 'passing']
+    ])
+    const idOf = (said: string) => new Set(all.flatMap(({ client }) => client.named('said').filter(({ data }) => data === said).map(({ id }) => id)))
+    t.equal(idOf('everyone').size, 1, 'one id on both nodes')
+    t.same(idOf('passing'), new Set([null]))
+  })
+
+  t.test('what one node logged is resumed on the other', async t => {
+    const [a, b] = await nodes(t, 2) as [Service, Service]
+    const { client } = await a.join('ada', ['chat:1'])
+    await b.app.sse.broadcastEvent({ event: 'said', data: 'one' }, { subscriptionIds: ['chat:1'] })
+    await client.waitFor('said')
+    client.close()
+    for (const data of ['two', 'three']) await a.app.sse.broadcastEvent({ event: 'said', data }, { subscriptionIds: ['chat:1'] })
+    const back = await b.join('ada', ['chat:1'], { cursor: client.lastEventId })
+    await back.client.waitFor('said', 2)
+    await a.app.sse.broadcastEvent({ event: 'said', data: 'four' }, { subscriptionIds: ['chat:1'] })
+    await back.client.waitFor('said', 3)
+    t.strictSame(back.client.applicationEvents.map(({ data }) => data), ['two', 'three', 'four'])
+    t.strictSame(back.client.named('sse:gap'), [])
+  })
+
+  t.test('a priority is felt on the other node as well', async t => {
+    const [a, b] = await nodes(t, 2) as [Service, Service]
+    const slow = await b.join()
+    await block(slow)
+    for (const [data, priority] of [['low', 0], ['normal', 1], ['high', 2], ['critical', 3]] as const) await a.app.sse.broadcastEvent({ event: 'said', data, priority })
+    await until(() => b.app.sse.stats().messages >= 4)
+    slow.client.resume()
+    await slow.client.waitFor('said', 4)
+    t.strictSame(slow.client.named('said').map(({ data }) => data), ['critical', 'high', 'normal', 'low'])
+  })
+})
+
+t.test('commands', { skip: withoutRedis }, async t => {
+  t.test('a connection is closed from another node', async t => {
+    const [a, b] = await nodes(t, 2) as [Service, Service]
+    const { client, connection: { clientId } } = await b.join('ada')
+    t.equal(a.app.sse.getConnection(clientId), undefined)
+    t.equal(await a.app.sse.closeConnection(clientId, 'kicked'), true)
+    await client.waitForEnd()
+    t.same(client.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
+    await until(() => b.app.sse.connectionCount === 0)
+    t.equal(await a.app.sse.closeConnection(clientId), false, 'it is gone')
+    t.equal(await a.app.sse.closeConnection('nobody'), false)
+    await t.rejects(a.app.sse.closeConnection(clientId, 'Not A Reason'), { code: 'SSE_ERR_INVALID_CLOSE_REASON' })
+  })
+
+  t.test('a user is disconnected everywhere', async t => {
+    const services = await nodes(t, 3)
+    const ada = await Promise.all(services.flatMap(({ join }) => [join('ada'), join('ada')]))
+    const others = await Promise.all(services.map(({ join }) => join('grace')))
+    t.equal(await services[1]!.app.sse.disconnectUser('ada'), 6)
+    for (const { client } of ada) {
+      await client.waitForEnd()
+      t.same(client.json('sse:close'), [{ reason: 'disconnected', reconnect: false }])
+    }
+    t.equal(await services[0]!.app.sse.disconnectUser('ada'), 0)
+    t.ok(others.every(({ connection }) => connection.isConnected))
+  })
+
+  t.test('subscriptions are added and taken on the node that has the connection, which asks for the right', async t => {
+    const asked: unknown[][] = []
+    const authorizeSubscription = (name: string): NonNullable<SSEOptions['authorizeSubscription']> => ({ userId, subscriptionId }) => {
+      asked.push([name, userId, subscriptionId])
+      if (subscriptionId === 'broken') throw new Error('the password of the database is secret')
+      return subscriptionId !== 'secret'
+    }
+    prefixes++
+    const a = await node(t, 'a', { authorizeSubscription: authorizeSubscription('a') })
+    const b = await node(t, 'b', { authorizeSubscription: authorizeSubscription('b'), maxSubscriptionsPerConnection: 2 })
+    const { client, connection } = await b.join('ada', ['chat:1'])
+    const { clientId } = connection
+    asked.length = 0
+    const { sse } = a.app
+
+    await sse.addSubscription(clientId, 'chat:2')
+    t.strictSame(asked, [['b', 'ada', 'chat:2']])
+    await sse.broadcastEvent({ event: 'said', data: 'heard' }, { subscriptionIds: ['chat:2'] })
+    t.equal(await sse.removeSubscription(clientId, 'chat:2'), true)
+    t.equal(await sse.removeSubscription(clientId, 'chat:2'), false)
+    await sse.broadcastEvent({ event: 'said', data: 'not heard' }, { subscriptionIds: ['chat:2'] })
+    await sse.broadcastEvent({ event: 'said', data: 'end' })
+    await client.waitFor('said', 2)
+    t.strictSame(client.named('said').map(({ data }) => data), ['heard', 'end'])
+    t.strictSame([...connection.subscriptions], ['chat:1'])
+
+    const refused = await sse.addSubscription(clientId, 'secret').catch(error => error)
+    t.match(refused, { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN', statusCode: 403, message: 'Subscription "secret" is not allowed' })
+    const broken = await sse.addSubscription(clientId, 'broken').catch(error => error)
+    t.match(broken, { code: 'SSE_ERR_AUTHENTICATION_FAILED', statusCode: 500, cause: undefined })
+    t.notMatch(String(broken.stack), 'password')
+    await sse.addSubscription(clientId, 'chat:3')
+    await t.rejects(sse.addSubscription(clientId, 'chat:4'), { code: 'SSE_ERR_TOO_MANY_SUBSCRIPTIONS', message: 'A connection holds at most 2 subscriptions' })
+    await t.rejects(sse.addSubscription(clientId, 'not valid'), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' })
+    await t.rejects(sse.addSubscription('nobody', 'chat:1'), { code: 'SSE_ERR_UNKNOWN_CONNECTION', statusCode: 404 })
+    await t.rejects(sse.removeSubscription('nobody', 'chat:1'), { code: 'SSE_ERR_UNKNOWN_CONNECTION' })
+  })
+
+  t.test('rights that change are taken away on all nodes', async t => {
+    const allowed = new Set(['chat:1', 'chat:2', 'chat:3'])
+    const [a, b] = await nodes(t, 2, { authorizeSubscription: ({ subscriptionId }) => allowed.has(subscriptionId) }) as [Service, Service]
+    const streams = [await a.join('ada', ['chat:1', 'chat:2', 'chat:3']), await b.join('ada', ['chat:1', 'chat:2']), await b.join('ada', ['chat:3'])]
+    const other = await b.join('grace', ['chat:1', 'chat:2'])
+    allowed.delete('chat:1')
+    t.equal(await a.app.sse.revokeSubscription('ada', 'chat:1'), 2)
+    allowed.delete('chat:2')
+    t.equal(await b.app.sse.reauthorize('ada', 'left-team'), 2)
+    await b.app.sse.broadcastEvent({ event: 'said', data: 'secret' }, { subscriptionIds: ['chat:1', 'chat:2'] })
+    await a.app.sse.broadcastEvent({ event: 'end', data: '' })
+    for (const { client } of [...streams, other]) await client.waitFor('end')
+    t.same(streams.map(({ client }) => client.json('sse:unsubscribed').map(({ subscriptionId, reason }) => [subscriptionId, reason])), [
+      [['chat:1', 'revoked'], ['chat:2', 'left-team']], [['chat:1', 'revoked'], ['chat:2', 'left-team']], []
+    ])
+    t.same([...streams, other].map(({ client }) => client.named('said').length), [0, 0, 0, 1])
+  })
+
+  t.test('a connection of a node that has just come is found, by it and from it', async t => {
+    prefixes++
+    const a = await node(t, 'a')
+    const { connection } = await a.join('ada')
+    const b = await node(t, 'b')
+    t.equal(await b.app.sse.closeConnection(connection.clientId), true)
+    const { connection: other } = await b.join('ada')
+    t.equal(await a.app.sse.disconnectUser('ada'), 1)
+    t.equal(other.closeReason, 'disconnected')
+  })
+
+  t.test('a node that does not answer is not waited for longer than told, and does it when it can', async t => {
+    prefixes++
+    const keyPrefix = `cluster-${process.pid}-${prefixes}`
+    const a = await node(t, 'a', { cluster: { nodeName: 'a', heartbeatIntervalMs: 1_000, answerTimeoutMs: 300 } })
+    const { sse } = a.app
+    const frozen = await startNode(t, server!.url, keyPrefix, 'frozen')
+    const client = await SSEClient.open(`${frozen.url}/sse?user=ada`)
+    t.teardown(() => client.close())
+    const { connection } = await a.join('ada')
+    const clientId = (await client.waitFor('welcome'))[0]!.data!
+    await until(() => sse.clusterStats().nodes.length === 2)
+    frozen.process.kill('SIGSTOP')
+
+    await t.rejects(sse.addSubscription(clientId, 'chat:1'), { code: 'SSE_ERR_NO_ANSWER', statusCode: 504 })
+    t.equal(await sse.addSubscription(connection.clientId, 'chat:1'), undefined, 'what is here needs nobody')
+    t.match(await sse.presence('chat:1'), { connections: 1, complete: false })
+    const many = Promise.all(Array.from({ length: 1_000 }, () => sse.closeConnection('nobody')))
+    await t.rejects(sse.closeConnection('nobody'), { code: 'SSE_ERR_TOO_MANY_COMMANDS', statusCode: 503 })
+    t.same(new Set(await many), new Set([false]))
+    t.equal(await sse.disconnectUser('ada', 'kicked'), 1)
+
+    frozen.process.kill('SIGCONT')
+    await client.waitForEnd()
+    t.same(client.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
+    t.match(await sse.presence('chat:1'), { connections: 0, complete: true })
+  })
+
+  t.test('without a shared log they are answered here', async t => {
+    const { app: { sse }, join } = await serve(t)
+    const { connection } = await join('ada')
+    await sse.addSubscription(connection.clientId, 'chat:1')
+    t.strictSame(await sse.presence('chat:1'), { connections: 1, anonymous: 0, users: [{ userId: 'ada', connections: 1 }], complete: true })
+    t.equal(await sse.closeConnection('nobody'), false)
+    t.match(sse.clusterStats(), { connections: 1, users: 1, subscriptions: 1, nodes: [{ nodeId: sse.nodeId, name: null, status: 'up' }] })
+    t.equal(await sse.disconnectUser('ada'), 1)
+    t.equal(sse.stats().messages, 0, 'nothing was published')
+  })
+})
+
+t.test('who is there', { skip: withoutRedis }, async t => {
+  t.test('the nodes that live, and what each has to do', async t => {
+    const before = Date.now()
+    const [a, b] = await nodes(t, 2) as [Service, Service]
+    await a.join('ada', ['chat:1', 'chat:2'])
+    await a.join('ada')
+    await a.join()
+    await b.join('ada', ['chat:1'])
+    await b.join('grace')
+    await until(() => a.app.sse.clusterStats().connections === 5)
+    const { nodes: list, ...sums } = a.app.sse.clusterStats()
+    t.strictSame(sums, { connections: 5, users: 3, subscriptions: 3 })
+    t.match(list, [
+      { nodeId: a.app.sse.nodeId, name: 'a', connections: 3, users: 1, subscriptions: 2, status: 'up' },
+      { nodeId: b.app.sse.nodeId, name: 'b', connections: 2, users: 2, subscriptions: 1, status: 'up' }
+    ])
+    for (const { startedAt, heardAt } of list) t.ok(startedAt >= before && heardAt >= startedAt && heardAt <= Date.now())
+  })
+
+  t.test('a node that comes or ends says so', async t => {
+    const [a, b] = await nodes(t, 2, { cluster: { heartbeatIntervalMs: 60_000 } }) as [Service, Service]
+    t.same([a, b].map(({ app }) => app.sse.clusterStats().nodes.length), [2, 2])
+    await b.app.close()
+    await until(() => a.app.sse.clusterStats().nodes.length === 1)
+  })
+
+  t.test('a node that dies is missing by itself, and one that was frozen is back', async t => {
+    const [a, b] = await nodes(t, 2) as [Service, Service]
+    const names = () => a.app.sse.clusterStats().nodes.map(({ name }) => name).sort()
+    const keyPrefix = `cluster-${process.pid}-${prefixes}`
+    const dying = await startNode(t, server!.url, keyPrefix, 'dying')
+    await until(() => names().length === 3)
+    dying.process.kill('SIGSTOP')
+    await until(() => names().length === 2)
+    dying.process.kill('SIGCONT')
+    await until(() => names().length === 3)
+    const client = await SSEClient.open(`${dying.url}/sse?user=ada`)
+    t.teardown(() => client.close())
+    await until(() => b.app.sse.clusterStats().connections === 1)
+    dying.process.kill('SIGKILL')
+    await until(() => names().length === 2)
+    t.same(names(), ['a', 'b'])
+    t.match(a.app.sse.clusterStats(), { connections: 0, users: 0 })
+  })
+
+  t.test('who holds a subscription, on all nodes', async t => {
+    const [a, b] = await nodes(t, 2) as [Service, Service]
+    await a.join('ada', ['room:1'])
+    await b.join('ada', ['room:1', 'room:2'])
+    await b.join('ada', ['room:1'])
+    await b.join('grace', ['room:1'])
+    await a.join(null, ['room:1'])
+    await a.join('alan', ['room:*'])
+    for (const { app: { sse } } of [a, b]) {
+      const { users, ...counts } = await sse.presence('room:1')
+      t.strictSame(counts, { connections: 5, anonymous: 1, complete: true })
+      t.strictSame(users.sort((one, other) => one.userId < other.userId ? -1 : 1), [{ userId: 'ada', connections: 3 }, { userId: 'grace', connections: 1 }])
+      t.match(await sse.presence('room:*'), { connections: 1, users: [{ userId: 'alan', connections: 1 }] }, 'exactly this subscription')
+      t.strictSame(await sse.presence('room:3'), { connections: 0, anonymous: 0, users: [], complete: true })
+    }
+    await t.rejects(a.app.sse.presence('room:'), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' })
+  })
+
+  t.test('what nodes say to each other reaches no client, and what is not understood is left alone', async t => {
+    const [a, b] = await nodes(t, 2) as [Service, Service]
+    const { client } = await a.join('ada', ['**'])
+    const stranger = redisStreamsBroker({ client: new Redis(server!.url, { lazyConnect: true }), keyPrefix: `cluster-${process.pid}-${prefixes}` })
+    const answers: string[] = []
+    await stranger.open({ deliver: batch => { for (const { data } of batch) if (data.includes('"to":"stranger"')) answers.push(data) }, gap: () => {}, state: () => {} }, { maxEvents: 10, maxAgeMs: 1_000, maxBytes: 1_000 })
+    t.teardown(() => stranger.close())
+    let nonces = 0
+    const say = (data: string) => stranger.publish({ event: 'sse:node', data, priority: EventPriority.NORMAL, target: {}, ephemeral: true, nonce: `stranger-${++nonces}` })
+    const command = (id: number, operation: unknown, args: unknown) => say(JSON.stringify({ kind: 'command', from: 'stranger', id, operation, args }))
+    for (const text of ['', 'nonsense', 'null', '[]', '{}', '{"kind":"bye"}', '{"kind":"beat","from":"x","report":{}}', '{"kind":"answer","from":"x","to":"y","id":-1}', '{"kind":"later","from":"x"}']) await say(text)
+    await say(JSON.stringify({ kind: 'answer', from: 'x', to: a.app.sse.nodeId, id: 1, value: 'surprise' }))
+    await command(1, 'constructor', [])
+    await command(2, 'closeConnection', [client.status, null])
+    await command(3, 'disconnectUser', ['ada'])
+    await command(4, 'closeConnection', ['nobody', 'Not A Reason'])
+    await until(() => answers.length === 8)
+    t.same(new Set(answers.map(answer => JSON.parse(answer).value)), new Set([null]))
+    await b.app.sse.broadcastEvent({ event: 'end', data: '' })
+    await client.waitFor('end')
+    t.same(client.events.map(({ event }) => event), ['end'])
+    t.equal(a.app.sse.clusterStats().nodes.length, 2)
+    await t.rejects(a.app.sse.broadcastEvent({ event: 'sse:node', data: '{}' }), { code: 'SSE_ERR_INVALID_EVENT_NAME' })
+  })
+})
+
+t.test('while Redis is away', { skip: withoutRedis }, async t => {
+  const redis = await RedisServer.start()
+  t.teardown(() => redis.stop())
+  const [a, b] = await nodes(t, 2, { redis }) as [Service, Service]
+  const { sse } = a.app
+  const here = await a.join('ada')
+  const there = await b.join('ada')
+  const opened = sse.health()
+  t.match(opened, { status: 'up', since: Number })
+
+  await redis.kill()
+  await until(() => sse.health().status === 'degraded')
+  t.match(sse.health(), { reason: String, since: Number })
+  t.ok(sse.health().since >= opened.since)
+  await t.rejects(sse.closeConnection(there.connection.clientId), { code: 'SSE_ERR_BROKER_UNAVAILABLE', statusCode: 503 })
+  await t.rejects(sse.addSubscription(there.connection.clientId, 'chat:1'), { code: 'SSE_ERR_BROKER_UNAVAILABLE' })
+  await sse.addSubscription(here.connection.clientId, 'chat:1')
+  await t.rejects(sse.disconnectUser('ada'), { code: 'SSE_ERR_BROKER_UNAVAILABLE' })
+  await here.client.waitForEnd()
+  t.equal(there.connection.isConnected, true)
+  t.equal((await b.app.sse.broadcastEvent({ event: 'said', data: 'local' }, { local: true })).delivered, 1)
+  await there.client.waitFor('said')
+  // Longer than a node may be silent: nobody can be heard, so nobody is missed.
+  const silentUntil = Date.now() + 1_000
+  await until(() => Date.now() > silentUntil)
+  t.equal(sse.clusterStats().nodes.length, 2)
+  t.equal(sse.clusterStats().nodes[0]!.status, 'degraded')
+
+  await redis.run()
+  await until(() => [a, b].every(({ app }) => app.sse.health().status === 'up'))
+  t.equal(await sse.closeConnection(there.connection.clientId, 'kicked'), true)
+  await there.client.waitFor('sse:close')
+  await until(() => sse.clusterStats().nodes.every(({ status }) => status === 'up'))
+})
