@@ -379,6 +379,9 @@ t.test('while it is frozen', { skip: withoutRedis }, async t => {
   await until(() => texts(witness).includes('after'))
   t.strictSame(texts(witness).filter(text => !text.startsWith('x')), ['after'], 'what was rejected does not come after all')
   t.equal(texts(witness).length, taken + 1)
+  server.signal('SIGSTOP')
+  await Promise.all([node, waiting, witness].map(({ broker }) => broker.close()))
+  server.signal('SIGCONT')
 })
 
 t.test('at boot', { skip: withoutRedis }, async t => {

@@ -141,8 +141,8 @@ function texts (reply: unknown): string[] {
 function decode (raw: unknown, ephemeral: boolean): { epoch: number, entry: Entry } {
   const [id, fields] = raw as [unknown, unknown[]]
   const [epoch, number] = String(id).split('-').map(Number) as [number, number]
-  const [t, time, b, , o, other, h, head, d, data] = texts(fields)
+  const [t, time, b, , o, other, h, head, d, data] = fields as string[]
   const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd'
-  const message: Message | null = ours ? { ...JSON.parse(head!), data: data!, ephemeral, seq: ephemeral ? 0 : number } : null
+  const message: Message | null = ours ? Object.assign(JSON.parse(head!), { data: data!, ephemeral, seq: ephemeral ? 0 : number }) : null
   return { epoch, entry: { message, time: Number(time), number, other: Number(other) } }
 }

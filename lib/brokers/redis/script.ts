@@ -83,14 +83,19 @@ local function add (stream, number, other, head, data)
   redis.call('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'o', integer(other), 'h', head, 'd', data)
   stream.bytes, stream.length = stream.bytes + #data, stream.length + 1
 end
+local function keep (stream, length)
+  redis.call('XTRIM', stream.key, 'MAXLEN', length)
+  stream.length = length
+  local first = redis.call('XRANGE', stream.key, '-', '+', 'COUNT', 1)[1]
+  if first then stream.firstTime, stream.firstBytes = tonumber(first[2][2]), tonumber(first[2][4]) end
+end
 local function close (stream, count)
+  if stream.length > stream.maxEvents then keep(stream, stream.maxEvents) end
   -- What is too old is dropped a little at a time: Redis does nothing else meanwhile.
   local limit = count + 256
-  while limit > 0 and stream.length > 0 and (stream.length > stream.maxEvents or stream.bytes - stream.firstBytes > stream.maxBytes or stream.firstTime < now - stream.maxAgeMs) do
-    stream.length, limit = stream.length - 1, limit - 1
-    redis.call('XTRIM', stream.key, 'MAXLEN', stream.length)
-    local first = redis.call('XRANGE', stream.key, '-', '+', 'COUNT', 1)[1]
-    if first then stream.firstTime, stream.firstBytes = tonumber(first[2][2]), tonumber(first[2][4]) end
+  while limit > 0 and stream.length > 0 and (stream.bytes - stream.firstBytes > stream.maxBytes or stream.firstTime < now - stream.maxAgeMs) do
+    keep(stream, stream.length - 1)
+    limit = limit - 1
   end
   redis.call('HSET', KEYS[1], stream.name .. 'Bytes', integer(stream.bytes), stream.name .. 'FirstBytes', integer(stream.firstBytes), stream.name .. 'FirstTime', integer(stream.firstTime))
 end
