@@ -1,5 +1,5 @@
 import type { Broker, GapReason, Page, Target } from './broker.js'
-import { formatCursor, parseCursor } from './cursor.js'
+import { formatCursor, formatPlace, parseCursor } from './cursor.js'
 import { EventPriority } from './event.js'
 import { Frame, type Batch } from './frame.js'
 import { Outbox, type Budget } from './outbox.js'
@@ -58,7 +58,7 @@ export class Backlog {
   /** Up to where a client that leaves now has seen the log, or nothing in it was for it. */
   get cursor (): string {
     const { epoch, position } = this.#host
-    return formatCursor(epoch, this.#outbox?.cursor(position) ?? [position])
+    return this.#outbox === null ? formatPlace(epoch, position) : formatCursor(epoch, this.#outbox.cursor(position))
   }
 
   /** The cursor as it may be told; null while a gap waits, since a client that knows a later place would never hear of it. */

@@ -19,10 +19,10 @@ export interface OutgoingMessage {
   readonly event: string
   /** The text of the `data:` lines, already serialised: no node does it again. */
   readonly data: string
-  readonly retry?: number
+  readonly retry?: number | undefined
   readonly priority: EventPriority
   /** Conflation: an undelivered older message with the same key and target is replaced by this one. */
-  readonly key?: string
+  readonly key?: string | undefined
   readonly target: Target
   /** Not logged: no id, no replay, may be dropped under pressure. */
   readonly ephemeral: boolean

@@ -1,15 +1,17 @@
 /** The bytes of one write, made once for all connections: as an HTTP/1.1 chunk, and the same without its framing. */
 export class Chunk {
   readonly framed: Buffer
-  readonly plain: Buffer
+  readonly #prefixBytes: number
+  #plain: Buffer | null = null
 
-  constructor (text: string) {
-    const length = Buffer.byteLength(text)
-    const prefix = length.toString(16) + '\r\n'
-    this.framed = Buffer.allocUnsafe(prefix.length + length + 2)
-    this.framed.write(prefix, 0, 'latin1')
-    this.framed.write(text, prefix.length, 'utf8')
-    this.framed.write('\r\n', prefix.length + length, 'latin1')
-    this.plain = this.framed.subarray(prefix.length, prefix.length + length)
+  constructor (text: string, bytes = Buffer.byteLength(text)) {
+    const size = bytes.toString(16)
+    this.framed = Buffer.from(`${size}\r\n${text}\r\n`)
+    this.#prefixBytes = size.length + 2
+  }
+
+  /** Only where the destination does its own framing: most streams never ask for it. */
+  get plain (): Buffer {
+    return (this.#plain ??= this.framed.subarray(this.#prefixBytes, -2))
   }
 }

@@ -105,7 +105,7 @@ function ofAll<A extends TSchema[], R extends TSchema> (args: [...A], result: R,
   return { args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge }
 }
 
-function holdersOf (connections: ReadonlySet<SSEConnection>): Presence {
+function holdersOf (connections: readonly SSEConnection[]): Presence {
   const perUser = new Map<string, number>()
   let anonymous = 0
   for (const { userId } of connections) {
@@ -113,7 +113,7 @@ function holdersOf (connections: ReadonlySet<SSEConnection>): Presence {
     else perUser.set(userId, (perUser.get(userId) ?? 0) + 1)
   }
   const users = Array.from(perUser, ([userId, connections]) => ({ userId, connections }))
-  return { connections: connections.size, anonymous, users: users.slice(0, MAX_NAMED_USERS), complete: users.length <= MAX_NAMED_USERS }
+  return { connections: connections.length, anonymous, users: users.slice(0, MAX_NAMED_USERS), complete: users.length <= MAX_NAMED_USERS }
 }
 
 function mergePresence (one: Presence, other: Presence): Presence {

@@ -4,6 +4,7 @@ import type { Broker, GapReason, Target } from './broker.js'
 import { Chunk } from './chunk.js'
 import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from './event.js'
+import type { Flushable } from './flush.js'
 import { Frame, type Batch } from './frame.js'
 import type { Log } from './log.js'
 import { assertTopic } from './topic.js'
@@ -55,7 +56,10 @@ export interface ConnectionHost extends BacklogHost {
   readonly stallTimeoutMs: number
   readonly maxConnectionAgeMs: number
   readonly drainMs: number
+  /** The time, in milliseconds of the clock that `schedule` goes by. */
   now (): number
+  /** The same, up to a tick ago: for what is noted with every write. */
+  readonly lately: number
   mark (connection: SSEConnection): void
   schedule (connection: SSEConnection, dueAt: number): void
   /** The connection has room to read on from the log. */
@@ -97,7 +101,7 @@ export class SSEConnection {
   /** @internal */ dueAt = Infinity
   /** @internal */ slot = -1
   /** @internal */ slotIndex = 0
-  /** Whether it waits for the end of the turn. @internal */ marked = false
+  /** @internal */ next: Flushable | null = null
   readonly #host: ConnectionHost
   readonly #response: HttpResponse
   readonly #writer: Writer
@@ -107,6 +111,8 @@ export class SSEConnection {
   readonly #endsAt: number
   readonly #expires: boolean
   #state: State = 'opening'
+  #lastWriteAt = 0
+  #blockedSince = 0
   /** What is being written in pieces, for as long as it is. */
   #unfinished: Batch | null = null
   #placeSent = 0
@@ -278,8 +284,9 @@ export class SSEConnection {
     const host = this.#host
     this.#backlog.spill()
     this.#placeSent = host.position
-    this.#writer.open(destination, end, new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + this.#place()), host.now())
-    host.schedule(this, this.#nextDue(host.now()))
+    this.#writer.open(destination, end, new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + this.#place()))
+    this.#wrote()
+    host.schedule(this, this.#nextDue(host.lately))
     if (this.#backlog.behind) host.mark(this)
     this.#tellOpened(true)
     const reason = this.#reason
@@ -373,8 +380,8 @@ export class SSEConnection {
     const host = this.#host
     if (this.#state === 'closing') return this.#destroy()
     if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
-    const { blocked, blockedSince } = this.#writer
-    if (blocked && host.stallTimeoutMs > 0 && now - blockedSince >= host.stallTimeoutMs) {
+    const { blocked } = this.#writer
+    if (blocked && host.stallTimeoutMs > 0 && now - this.#blockedSince >= host.stallTimeoutMs) {
       return this.#cut('stalled')
     }
     if (!blocked) this.#keepAlive(now)
@@ -395,22 +402,25 @@ export class SSEConnection {
   // --- Inside ---
 
   #write (chunk: Chunk): void {
-    this.#writer.write(chunk, this.#host.now())
-    this.#watchStall()
+    this.#writer.write(chunk)
+    this.#wrote()
   }
 
-  #watchStall (): void {
-    const { stallTimeoutMs } = this.#host
-    const { blocked, blockedSince } = this.#writer
-    if (blocked && stallTimeoutMs > 0 && blockedSince + stallTimeoutMs < this.dueAt) this.#host.schedule(this, blockedSince + stallTimeoutMs)
+  #wrote (): void {
+    const host = this.#host
+    this.#lastWriteAt = host.lately
+    if (!this.#writer.blocked) return
+    this.#blockedSince = host.now()
+    const stalledAt = this.#blockedSince + host.stallTimeoutMs
+    if (host.stallTimeoutMs > 0 && stalledAt < this.dueAt) host.schedule(this, stalledAt)
   }
 
   /** Writes what waits for as long as the socket takes it, and asks for more when there is room. */
   #pump (): void {
     if (this.#state !== 'open') return
     while (!this.#writer.blocked) {
-      if (this.#writer.writeRest(this.#host.now())) {
-        this.#watchStall()
+      if (this.#writer.writeRest()) {
+        this.#wrote()
         continue
       }
       this.#unfinished = null
@@ -430,18 +440,18 @@ export class SSEConnection {
     if (this.managed && this.#placeSent !== position && this.#backlog.empty) {
       this.#placeSent = position
       this.#write(this.#host.keepPlace())
-    } else if (keepAlive && now - this.#writer.lastWriteAt >= keepAliveIntervalMs) {
+    } else if (keepAlive && now - this.#lastWriteAt >= keepAliveIntervalMs) {
       this.#write(this.#host.keepAliveChunk)
     }
   }
 
   #nextDue (now: number): number {
     const { keepAliveIntervalMs, stallTimeoutMs } = this.#host
-    const { blocked, blockedSince, lastWriteAt } = this.#writer
+    const { blocked } = this.#writer
     // Silence begins with the last write; once it has been looked at, with that look.
-    const silentSince = blocked || lastWriteAt + keepAliveIntervalMs <= now ? now : lastWriteAt
+    const silentSince = blocked || this.#lastWriteAt + keepAliveIntervalMs <= now ? now : this.#lastWriteAt
     const due = Math.min(this.#endsAt, silentSince + keepAliveIntervalMs)
-    return blocked && stallTimeoutMs > 0 ? Math.min(due, blockedSince + stallTimeoutMs) : due
+    return blocked && stallTimeoutMs > 0 ? Math.min(due, this.#blockedSince + stallTimeoutMs) : due
   }
 
   #tellOpened (open: boolean): void {

@@ -18,8 +18,13 @@ const FORM = /^([A-Za-z0-9_-]{1,32})\.([0-9a-z]{1,11}(?:~[0-9a-z]{1,11}){0,3})$/
 
 export function formatCursor (epoch: string, lanes: Lanes): string {
   const first = lanes[0]!
-  const level = lanes.every(seq => seq === first)
-  return `${epoch}.${level ? first.toString(36) : lanes.map(seq => seq.toString(36)).join('~')}`
+  if (lanes.every(seq => seq === first)) return formatPlace(epoch, first)
+  return `${epoch}.${lanes.map(seq => seq.toString(36)).join('~')}`
+}
+
+/** The cursor of a client that has seen everything up to and including `seq`. */
+export function formatPlace (epoch: string, seq: number): string {
+  return `${epoch}.${seq.toString(36)}`
 }
 
 /** What `text` names, or null when it is no cursor of ours. A cursor is input from a stranger: nothing is guessed. */

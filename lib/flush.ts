@@ -1,13 +1,16 @@
 import { Batch } from './frame.js'
 
-/** What can be written to at the end of a turn. */
+/** What can be written to at the end of a turn. The line of those that wait runs through them: standing in it allocates nothing. */
 export interface Flushable {
-  marked: boolean
+  /** Who waits behind it; null while it does not wait itself. */
+  next: Flushable | null
   flush (): void
 }
 
 // A broadcast to 10,000 connections in one go stops the event loop for 91 ms; slices of 512 for 6 (FACTS 4.6).
 const SLICE = 512
+/** Stands behind the last one. */
+const END: Flushable = { next: null, flush () {} }
 
 /**
  * Collects the connections that have something to write, and writes to each once a turn of the event loop, or once an
@@ -15,8 +18,9 @@ const SLICE = 512
  */
 export class Flusher {
   readonly #intervalMs: number
-  #waiting: Flushable[] = []
-  #next = 0
+  #first = END
+  #last = END
+  #waiting = 0
   #scheduled = false
   #root = new Batch()
 
@@ -31,35 +35,34 @@ export class Flusher {
   }
 
   mark (item: Flushable): void {
-    if (item.marked) return
-    item.marked = true
-    this.#waiting.push(item)
+    if (item.next !== null) return
+    item.next = END
+    if (this.#first === END) this.#first = item
+    else this.#last.next = item
+    this.#last = item
+    this.#waiting++
     if (this.#scheduled) return
     this.#scheduled = true
-    if (this.#intervalMs > 0) setTimeout(() => this.#run(), this.#intervalMs)
-    else setImmediate(() => this.#run())
+    if (this.#intervalMs > 0) setTimeout(this.#run, this.#intervalMs)
+    else setImmediate(this.#run)
   }
 
-  #run (): void {
+  readonly #run = (): void => {
     // Those marked while this slice is written wait for the next.
-    const end = Math.min(this.#next + SLICE, this.#waiting.length)
-    while (this.#next < end) {
-      const item = this.#waiting[this.#next++]!
-      item.marked = false
+    for (let left = Math.min(this.#waiting, SLICE); left > 0; left--) {
+      const item = this.#first
+      this.#first = item.next!
+      item.next = null
+      this.#waiting--
       item.flush()
     }
-    if (this.#next < this.#waiting.length) {
-      if (this.#next >= 16 * SLICE) {
-        this.#waiting.splice(0, this.#next)
-        this.#next = 0
-      }
-      setImmediate(() => this.#run())
+    if (this.#waiting > 0) {
+      setImmediate(this.#run)
       return
     }
-    this.#waiting.length = 0
-    this.#next = 0
     this.#scheduled = false
-    // A new root lets the frames of this turn go.
+    // The last one, and the frames of this turn, may go.
+    this.#last = END
     this.#root = new Batch()
   }
 }

@@ -1,6 +1,6 @@
 import type { GapReason, Message, Target } from './broker.js'
 import { Chunk } from './chunk.js'
-import { formatCursor } from './cursor.js'
+import { formatPlace } from './cursor.js'
 import { encodeControl, encodeEvent, encodeId, type EventPriority } from './event.js'
 
 /** The encoded form of one event, made once and shared by all connections of this node that get it. */
@@ -32,7 +32,7 @@ export class Frame {
   }
 
   static ofMessage (message: Message, epoch: string): Frame {
-    const head = message.seq === 0 ? '' : encodeId(formatCursor(epoch, [message.seq]))
+    const head = message.seq === 0 ? '' : encodeId(formatPlace(epoch, message.seq))
     const { key, target } = message
     // Logged and ephemeral apart: an ephemeral event may be dropped, and a logged one it had replaced would be lost with it.
     const conflation = key === undefined ? null : JSON.stringify([key, message.seq > 0, target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds, target.filter !== undefined])
@@ -41,7 +41,7 @@ export class Frame {
 
   /** A gap stands in the lane it was found in, at the place where the stream goes on. */
   static ofGap (reason: GapReason, lastEventId: string, priority: EventPriority, seq: number, epoch: string): Frame {
-    return new Frame(encodeId(formatCursor(epoch, [seq])), encodeControl('gap', { reason, lastEventId }), priority, seq, null, true)
+    return new Frame(encodeId(formatPlace(epoch, seq)), encodeControl('gap', { reason, lastEventId }), priority, seq, null, true)
   }
 }
 
@@ -83,13 +83,25 @@ export class Batch {
 
   /** The bytes of all its frames, in the order they were published: nothing waited, so nothing overtakes. */
   get chunk (): Chunk {
-    return (this.#chunk ??= new Chunk(newestOfEachKey(this.frames).map(frame => frame.head + frame.text).join('')))
+    return (this.#chunk ??= this.#encode())
+  }
+
+  #encode (): Chunk {
+    const frames = this.frames
+    if (frames.some(frame => frame.key !== null)) return new Chunk(textOf(newestOfEachKey(frames)))
+    return new Chunk(textOf(frames), this.bytes)
   }
 }
 
+function textOf (frames: readonly Frame[]): string {
+  let text = ''
+  for (const frame of frames) text += frame.head + frame.text
+  return text
+}
+
 /** Conflation: of the frames with the same key only the last is worth sending. */
-function newestOfEachKey (frames: Frame[]): Frame[] {
+function newestOfEachKey (frames: readonly Frame[]): Frame[] {
   const newest = new Map<string, Frame>()
   for (const frame of frames) if (frame.key !== null) newest.set(frame.key, frame)
-  return newest.size === 0 ? frames : frames.filter(frame => frame.key === null || newest.get(frame.key) === frame)
+  return frames.filter(frame => frame.key === null || newest.get(frame.key) === frame)
 }

@@ -7,7 +7,7 @@ import { assertCloseReason, isCloseReason, type CloseReason } from './close-reas
 import { Cluster, type ClusterHost, type ClusterStats } from './cluster.js'
 import { createOperations, type Operations, type Presence } from './commands.js'
 import type { ConnectionHost, SSEConnection } from './connection.js'
-import { formatCursor } from './cursor.js'
+import { formatPlace } from './cursor.js'
 import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
 import { encodeComment, encodeCursor } from './event.js'
 import { Flusher } from './flush.js'
@@ -15,7 +15,7 @@ import { Frame, type Batch } from './frame.js'
 import { streamHeaders } from './head.js'
 import type { Health } from './health.js'
 import { warnings, type Log } from './log.js'
-import { composeEvent, createNotificationEvent, directMessage } from './message.js'
+import { composeMessage, createNotificationEvent } from './message.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions } from './options.js'
 import { Budget } from './outbox.js'
 import { Publisher } from './publisher.js'
@@ -124,12 +124,12 @@ export class SSEManager {
 
   /** The open streams of a user, on this node. */
   getConnectionsByUser (userId: string): SSEConnection[] {
-    return [...this.#registry.user(userId)]
+    return this.#registry.user(userId)
   }
 
   /** The open streams of this node that hold exactly this topic or pattern. */
   getConnectionsBySubscription (subscription: string): SSEConnection[] {
-    return [...this.#registry.subscription(subscription)]
+    return this.#registry.subscription(subscription)
   }
 
   /** All open streams of this node. */
@@ -354,6 +354,7 @@ export class SSEManager {
     const { outboxBytes, maxQueuedBytes, stallTimeoutMs, maxConnectionAgeMs, maxReplayEvents, drainMs } = this.#options
     const publisher = this.#publisher
     const flusher = this.#flusher
+    const wheel = this.#wheel
     const keepAlive = new Chunk(encodeComment('keep-alive'))
     let place = { cursor: '', chunk: keepAlive }
     return {
@@ -371,14 +372,15 @@ export class SSEManager {
       get position () { return publisher.position },
       get rootBatch (): Batch { return flusher.root },
       now: () => performance.now(),
+      get lately () { return wheel.now },
       mark: connection => flusher.mark(connection),
-      schedule: (connection, dueAt) => this.#wheel.schedule(connection, dueAt),
+      schedule: (connection, dueAt) => wheel.schedule(connection, dueAt),
       wantsPage: connection => this.#catchUp.want(connection),
-      frameOf: (connection, event) => Frame.ofMessage(directMessage(composeEvent(event, this.#options), connection.clientId), publisher.epoch),
+      frameOf: (connection, event) => Frame.ofMessage(composeMessage(event, { clientIds: [connection.clientId], ephemeral: true }, '', this.#options), publisher.epoch),
       isTarget: (connection, target) => isTargeted(connection, target) && publisher.admits(target, connection),
       covers: (connection, topic) => this.#rights.covers(connection, topic),
       keepPlace: () => {
-        const cursor = formatCursor(publisher.epoch, [publisher.position])
+        const cursor = formatPlace(publisher.epoch, publisher.position)
         if (place.cursor !== cursor) place = { cursor, chunk: new Chunk(encodeCursor(cursor)) }
         return place.chunk
       },

@@ -1,34 +1,35 @@
-import type { Message, OutgoingMessage } from './broker.js'
+import type { Message } from './broker.js'
 import { checkBuiltIn, type NotificationLevel } from './catalogue.js'
 import { EventTooLarge, InvalidEvent, InvalidId, InvalidKey } from './errors.js'
 import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from './event.js'
 import type { ResolvedOptions } from './options.js'
-import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
+import { createTarget } from './target.js'
+import type { BroadcastOptions, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
 
 const MAX_KEY_LENGTH = 256
 const KEYS = new Set(['event', 'data', 'priority', 'retry', 'key'])
-
-/** The part of a message that its event decides. */
-export type EventPart = Pick<OutgoingMessage, 'event' | 'data' | 'priority' | 'retry' | 'key'>
+const MAX_BYTES_PER_CHARACTER = 3
 
 /**
- * An event as it will be encoded: checked and serialised.
+ * The message that a publish asks for: checked, serialised, and not in the log yet. All messages have the same shape, and
+ * nothing in them that is not needed: the log keeps them.
  * @throws SSE_ERR_INVALID_*, SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE, SSE_ERR_EVENT_TOO_LARGE
  */
-export function composeEvent (input: EventInput, { events, maxEventBytes }: Pick<ResolvedOptions, 'events' | 'maxEventBytes'>): EventPart {
+export function composeMessage (input: EventInput, options: BroadcastOptions, nonce: string, { events, maxEventBytes }: Pick<ResolvedOptions, 'events' | 'maxEventBytes'>): Message {
+  const target = createTarget(options)
   assertKeys(input)
-  const { event = 'message', data, priority = EventPriority.NORMAL, retry, key } = input
+  const { event = 'message', priority: ownPriority = EventPriority.NORMAL } = input
+  const { priority = ownPriority, retry = input.retry, key = input.key } = options
   assertEventName(event)
   assertPriority(priority)
   if (retry !== undefined) assertRetry(retry)
   if (key !== undefined && (typeof key !== 'string' || key.length === 0 || key.length > MAX_KEY_LENGTH)) throw new InvalidKey(MAX_KEY_LENGTH)
-  const complete = event === 'notification' && typeof data === 'object' && data !== null ? { level: 'info' satisfies NotificationLevel, ...data } : data
-  if (events === undefined) checkBuiltIn(event, complete)
-  else events.check(event, complete)
-  const text = serialize(complete)
-  const bytes = Buffer.byteLength(text)
-  if (bytes > maxEventBytes) throw new EventTooLarge(bytes, maxEventBytes)
-  return { event, data: text, priority, ...(retry !== undefined && { retry }), ...(key !== undefined && { key }) }
+  const data = complete(event, input.data)
+  if (events === undefined) checkBuiltIn(event, data)
+  else events.check(event, data)
+  const text = serialize(data)
+  assertSize(text, maxEventBytes)
+  return { event, data: text, priority, retry, key, target, ephemeral: options.ephemeral === true || options.local === true, nonce, seq: 0 }
 }
 
 /** A misspelt name, or a target that belongs beside the event, would send something else to somebody else. */
@@ -38,9 +39,15 @@ function assertKeys (input: EventInput): void {
   for (const key of Object.keys(input)) if (!KEYS.has(key)) throw new InvalidEvent(`has an unknown property ${JSON.stringify(key.slice(0, 80))}: it has event, data, priority, retry and key; whom it is for is the second argument of a broadcast`)
 }
 
-/** A message for one connection only, past the log. */
-export function directMessage (part: EventPart, clientId: string): Message {
-  return { ...part, target: { clientIds: [clientId] }, ephemeral: true, nonce: '', seq: 0 }
+/** A notification without a level is an `info`. */
+function complete (event: string, data: unknown): unknown {
+  return event === 'notification' && typeof data === 'object' && data !== null ? { level: 'info' satisfies NotificationLevel, ...data } : data
+}
+
+function assertSize (text: string, maxEventBytes: number): void {
+  if (text.length * MAX_BYTES_PER_CHARACTER <= maxEventBytes) return
+  const bytes = Buffer.byteLength(text)
+  if (bytes > maxEventBytes) throw new EventTooLarge(bytes, maxEventBytes)
 }
 
 /** `{ event: 'data' }` for `broadcastEvent` and `sendEvent`. */

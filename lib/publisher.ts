@@ -1,18 +1,17 @@
 import { randomUUID } from 'node:crypto'
-import type { Broker, GapReason, Message, OutgoingMessage, Target } from './broker.js'
+import type { Broker, GapReason, Message, Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
-import { formatCursor } from './cursor.js'
+import { formatPlace } from './cursor.js'
 import { Closed, FilterNotShared, InvalidTarget } from './errors.js'
 import { EventPriority } from './event.js'
 import { Frame } from './frame.js'
 import { degraded, up, type Health } from './health.js'
 import type { Log } from './log.js'
 import { NODE_EVENT } from './node-message.js'
-import { composeEvent } from './message.js'
+import { composeMessage } from './message.js'
 import type { ResolvedOptions } from './options.js'
 import type { Registry } from './registry.js'
 import type { Rights } from './rights.js'
-import { createTarget } from './target.js'
 import type { BroadcastOptions, Delivery, EventInput } from '../types/index.js'
 
 /** Who is told of what is not for connections. */
@@ -41,6 +40,7 @@ export class Publisher {
   #messages = 0
   #deliveries = 0
   #opening: Promise<void> | null = null
+  #opened = false
   #closed = false
 
   constructor (options: ResolvedOptions, broker: Broker, registry: Registry<SSEConnection>, rights: Rights, listener: Listener, log: Log) {
@@ -109,6 +109,7 @@ export class Publisher {
       }
     }, this.#options.history)
     this.#position = this.#broker.position
+    this.#opened = true
     this.#listener.opened()
   }
 
@@ -119,17 +120,17 @@ export class Publisher {
   }
 
   async publish (event: EventInput, options: BroadcastOptions): Promise<Delivery> {
-    const { target, local, ephemeral, ...overrides } = createTarget(options)
-    const part = composeEvent(typeof event === 'object' && event !== null ? { ...event, ...overrides } as EventInput : event, this.#options)
-    if (target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
-    const message: OutgoingMessage = { ...part, target, ephemeral: ephemeral || local, nonce: this.#nonce() }
-    await this.open()
+    const message = composeMessage(event, options, this.#nonce(), this.#options)
+    const local = options.local === true
+    if (message.target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
+    // One that does not go through the broker waits all the same: published from inside a delivery, it comes after it.
+    if (local || !this.#opened) await this.open()
     if (this.#closed) throw new Closed()
-    if (local) return { id: null, delivered: this.#deliver({ ...message, seq: 0 }) }
+    if (local) return { id: null, delivered: this.#deliver(message) }
     this.#receipts.set(message.nonce, 0)
     try {
       const { seq } = await this.#broker.publish(message)
-      return { id: seq === null ? null : formatCursor(this.#broker.epoch, [seq]), delivered: this.#receipts.get(message.nonce)! }
+      return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered: this.#receipts.get(message.nonce)! }
     } finally {
       this.#receipts.delete(message.nonce)
     }
@@ -142,8 +143,10 @@ export class Publisher {
     await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: {}, ephemeral: true, nonce: this.#nonce() })
   }
 
+  /** Short where nobody else publishes: the log keeps it. */
   #nonce (): string {
-    return `${this.nodeId}-${++this.#published}`
+    const number = (++this.#published).toString(36)
+    return this.#broker.shared ? `${this.nodeId}-${number}` : number
   }
 
   #deliver (message: Message): number {

@@ -1,4 +1,5 @@
 import type { Target } from './broker.js'
+import { MultiMap } from './multimap.js'
 import { covers, isPattern, PatternTrie } from './topic.js'
 
 /** What the registry knows of a connection. */
@@ -19,11 +20,11 @@ export interface Member {
 /** Who is connected to this node: by client, by user, by topic and pattern. Never scanned to find a few. */
 export class Registry<M extends Member> {
   readonly #byClient = new Map<string, M>()
-  readonly #byUser = new Map<string, Set<M>>()
+  readonly #byUser = new MultiMap<M>()
   readonly #perIp = new Map<string, number>()
   readonly #receivers: M[] = []
-  readonly #bySubscription = new Map<string, Set<M>>()
-  readonly #patterns = new PatternTrie<Set<M>>()
+  readonly #bySubscription = new MultiMap<M>()
+  readonly #patterns = new PatternTrie<string>()
   #marks = 0
   #selected: M[] = []
 
@@ -42,7 +43,7 @@ export class Registry<M extends Member> {
   add (member: M): void {
     this.#byClient.set(member.clientId, member)
     this.#perIp.set(member.clientInfo.ip, this.countOfIp(member.clientInfo.ip) + 1)
-    if (member.userId !== null) join(this.#byUser, member.userId, member)
+    if (member.userId !== null) this.#byUser.add(member.userId, member)
     if (!member.managed) return
     member.index = this.#receivers.length
     this.#receivers.push(member)
@@ -53,7 +54,7 @@ export class Registry<M extends Member> {
     const rest = this.countOfIp(member.clientInfo.ip) - 1
     if (rest === 0) this.#perIp.delete(member.clientInfo.ip)
     else this.#perIp.set(member.clientInfo.ip, rest)
-    if (member.userId !== null) leave(this.#byUser, member.userId, member)
+    if (member.userId !== null) this.#byUser.delete(member.userId, member)
     if (!member.managed) return
     for (const subscription of member.held) this.#unsubscribe(member, subscription)
     member.held.clear()
@@ -67,8 +68,7 @@ export class Registry<M extends Member> {
   subscribe (member: M, subscription: string): void {
     if (member.held.has(subscription)) return
     member.held.add(subscription)
-    const members = join(this.#bySubscription, subscription, member)
-    if (members.size === 1 && isPattern(subscription)) this.#patterns.set(subscription, members)
+    if (this.#bySubscription.add(subscription, member) === 1 && isPattern(subscription)) this.#patterns.set(subscription, subscription)
   }
 
   unsubscribe (member: M, subscription: string): boolean {
@@ -78,24 +78,24 @@ export class Registry<M extends Member> {
   }
 
   #unsubscribe (member: M, subscription: string): void {
-    if (leave(this.#bySubscription, subscription, member) && isPattern(subscription)) this.#patterns.delete(subscription)
+    if (this.#bySubscription.delete(subscription, member) === 0 && isPattern(subscription)) this.#patterns.delete(subscription)
   }
 
   client (clientId: string): M | undefined {
     return this.#byClient.get(clientId)
   }
 
-  user (userId: string): ReadonlySet<M> {
-    return this.#byUser.get(userId) ?? new Set()
+  user (userId: string): M[] {
+    return this.#byUser.list(userId)
   }
 
   /** Those who hold exactly this topic or pattern. */
-  subscription (subscription: string): ReadonlySet<M> {
-    return this.#bySubscription.get(subscription) ?? new Set()
+  subscription (subscription: string): M[] {
+    return this.#bySubscription.list(subscription)
   }
 
   countOfUser (userId: string): number {
-    return this.#byUser.get(userId)?.size ?? 0
+    return this.#byUser.count(userId)
   }
 
   countOfIp (ip: string): number {
@@ -128,19 +128,24 @@ export class Registry<M extends Member> {
     } else if (userIds !== undefined) {
       for (const userId of userIds) {
         const members = this.#byUser.get(userId)
-        if (members !== undefined) for (const member of members) this.#take(member, mark, undefined, subscriptionIds)
+        if (members instanceof Set) for (const member of members) this.#take(member, mark, undefined, subscriptionIds)
+        else if (members !== undefined) this.#take(members, mark, undefined, subscriptionIds)
       }
     } else if (subscriptionIds !== undefined) {
       for (const topic of subscriptionIds) {
-        const members = this.#bySubscription.get(topic)
-        if (members !== undefined) for (const member of members) this.#take(member, mark)
-        if (this.#patterns.size === 0) continue
-        for (const members of this.#patterns.match(topic)) for (const member of members) this.#take(member, mark)
+        this.#takeHolders(topic, mark)
+        if (this.#patterns.size > 0) for (const pattern of this.#patterns.match(topic)) this.#takeHolders(pattern, mark)
       }
     } else {
       for (const member of this.#receivers) this.#take(member, mark)
     }
     return selected
+  }
+
+  #takeHolders (subscription: string, mark: number): void {
+    const members = this.#bySubscription.get(subscription)
+    if (members instanceof Set) for (const member of members) this.#take(member, mark)
+    else if (members !== undefined) this.#take(members, mark)
   }
 
   #take (member: M, mark: number, userIds?: readonly string[], subscriptionIds?: readonly string[]): void {
@@ -170,17 +175,4 @@ export function holds (member: Pick<Member, 'held'>, topic: string): boolean {
 
 function holdsAny (member: Member, topics: readonly string[]): boolean {
   return topics.some(topic => holds(member, topic))
-}
-
-function join<M> (index: Map<string, Set<M>>, key: string, member: M): Set<M> {
-  let members = index.get(key)
-  if (members === undefined) index.set(key, members = new Set())
-  return members.add(member)
-}
-
-/** True when the last one left. */
-function leave<M> (index: Map<string, Set<M>>, key: string, member: M): boolean {
-  const members = index.get(key)!
-  members.delete(member)
-  return members.size === 0 && index.delete(key)
 }

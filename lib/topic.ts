@@ -4,6 +4,9 @@ import { InvalidSubscription, InvalidTopic } from './errors.js'
 // more. A segment is 1 or more visible characters other than `:`, `*` and white space, in Unicode's composed form, so
 // that two names that look the same are the same; U+FFFD is what is left of bytes that were no text.
 const SEGMENT = /^[^\s:*\p{C}\p{Default_Ignorable_Code_Point}\uFFFD]+$/u
+// Most topics: known to be good after one look. Too short to have too many segments.
+const PLAIN = /^[!-)+-9;-~]+(?::[!-)+-9;-~]+)*$/
+const MAX_PLAIN_LENGTH = 63
 const PERCENT_ENCODED = /%[0-9a-f]{2}/i
 const ALIKE_SCRIPTS = [/\p{Script=Latin}/u, /\p{Script=Greek}/u, /\p{Script=Cyrillic}/u]
 const MAX_LENGTH = 512
@@ -13,6 +16,7 @@ const MAX_CACHED_TOPICS = 10_000
 /** What breaks the grammar, or null. */
 function fault (text: unknown, wildcards: boolean): string | null {
   if (typeof text !== 'string') return 'must be a string'
+  if (text.length <= MAX_PLAIN_LENGTH && PLAIN.test(text)) return null
   if (text.length === 0 || text.length > MAX_LENGTH) return `must have 1 to ${MAX_LENGTH} characters`
   if (text.normalize('NFC') !== text) return 'must be in Unicode normalization form C'
   const segments = text.split(':')

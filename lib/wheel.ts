@@ -16,12 +16,19 @@ export class Wheel {
   readonly #slots: Timed[][] = Array.from({ length: SLOTS }, () => [])
   readonly #clock: () => number
   #timer: NodeJS.Timeout | null = null
+  #now: number
   #tick: number
 
   constructor (tickMs: number, clock: () => number) {
     this.tickMs = tickMs
     this.#clock = clock
-    this.#tick = Math.floor(clock() / tickMs)
+    this.#now = clock()
+    this.#tick = Math.floor(this.#now / tickMs)
+  }
+
+  /** The time of its last turn: up to a tick ago, and free. */
+  get now (): number {
+    return this.#now
   }
 
   start (): void {
@@ -35,7 +42,7 @@ export class Wheel {
 
   /** Looks at everything that has come due. */
   turn (): void {
-    const now = this.#clock()
+    const now = this.#now = this.#clock()
     const last = Math.floor(now / this.tickMs)
     // After a stall one round sees every slot; more rounds would see them again.
     const first = Math.max(this.#tick, last - SLOTS + 1)

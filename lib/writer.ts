@@ -35,9 +35,6 @@ export class Writer {
   readonly #queue: Set<Writer> | null
   /** Whether to wait for `onDrain` before the next write. */
   blocked = true
-  /** When it became blocked, in milliseconds of the caller's clock. */
-  blockedSince = 0
-  lastWriteAt = 0
 
   constructor (response: HttpResponse, owner: WriterOwner) {
     this.#response = response
@@ -59,7 +56,7 @@ export class Writer {
    * @param destination the response, or a stream that leads to it, such as a compressor.
    * @param end ends what leads to the response; null: the response is ended.
    */
-  open (destination: Writable, end: (() => void) | null, first: Chunk, now: number): void {
+  open (destination: Writable, end: (() => void) | null, first: Chunk): void {
     const response = this.#response
     this.#end = end
     const wrapped = destination as unknown !== response
@@ -72,28 +69,27 @@ export class Writer {
     this.#destination = target
     ;(target as Owned)[kWriter] = this
     this.blocked = false
-    this.write(first, now)
+    this.write(first)
     socket?.uncork()
   }
 
   /** Writes a chunk. Only while not blocked. */
-  write (chunk: Chunk, now: number): void {
-    this.#writeBytes(this.#framed ? chunk.framed : chunk.plain, now)
+  write (chunk: Chunk): void {
+    this.#writeBytes(this.#framed ? chunk.framed : chunk.plain)
   }
 
   /** Writes on from a chunk that was too large for one write. False when there is none. */
-  writeRest (now: number): boolean {
+  writeRest (): boolean {
     const rest = this.#rest
     if (rest === null) return false
     this.#rest = null
-    this.#writeBytes(rest, now)
+    this.#writeBytes(rest)
     return true
   }
 
-  #writeBytes (bytes: Buffer, now: number): void {
+  #writeBytes (bytes: Buffer): void {
     // Ended behind our back: bytes after the last chunk would be taken for the next response.
     if (this.#response.writableEnded) return
-    this.lastWriteAt = now
     if (bytes.length > PIECE_BYTES) {
       this.#rest = bytes.subarray(PIECE_BYTES)
       bytes = bytes.subarray(0, PIECE_BYTES)
@@ -110,7 +106,6 @@ export class Writer {
     }
     if (room) return
     this.blocked = true
-    this.blockedSince = now
     destination.once('drain', onDrain)
   }
 

@@ -9,7 +9,7 @@ import ts from 'typescript'
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
   ['errors'],
-  ['broker', 'brokers/redis/connection', 'catchup', 'chunk', 'close-reason', 'event', 'head', 'health', 'log', 'membership', 'node-message', 'ring', 'scatter', 'topic', 'transport', 'wheel'],
+  ['broker', 'brokers/redis/connection', 'catchup', 'chunk', 'close-reason', 'event', 'head', 'health', 'log', 'membership', 'multimap', 'node-message', 'ring', 'scatter', 'topic', 'transport', 'wheel'],
   ['auth', 'brokers/memory', 'brokers/redis/link', 'brokers/redis/replay', 'brokers/redis/script', 'catalogue', 'cluster', 'commands', 'cursor', 'registry', 'target', 'writer'],
   ['brokers/redis/log', 'frame', 'message', 'options', 'outbox', 'testing/contract'],
   ['backlog', 'brokers/redis/appender', 'brokers/redis/reader', 'flush', 'rights', 'source'],
