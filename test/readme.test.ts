@@ -9,7 +9,7 @@ import { pathToFileURL } from 'node:url'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
-import type { GapReason, Sink } from '../lib/broker.js'
+import type { Broker, GapReason, Sink } from '../lib/broker.js'
 import { redisStreamsBroker } from '../lib/brokers/redis-streams.js'
 import { CLOSE_REASONS } from '../lib/close-reason.js'
 import * as errors from '../lib/errors.js'
@@ -545,6 +545,26 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     await app.sse.broadcastData('news', 1)
     await client.waitFor('data')
     t.same(app.sse.clusterStats().nodes.map(({ name }) => name), [null, hostname()])
+  },
+
+  async 'redis-clients' (t) {
+    if (withoutRedis !== false) return t.comment(withoutRedis)
+    const redis = await RedisServer.start()
+    const app = bare(t)
+    t.teardown(() => redis.stop())
+    const { brokers } = await run(t, { app }, ['brokers'], text => text.replaceAll('process.env.REDIS_URL', JSON.stringify(redis.url)))
+    for (const broker of brokers as Broker[]) {
+      const node = bare(t)
+      await node.register(ssePlugin, { broker })
+      t.match(await node.sse.broadcastEvent({ data: 1 }), { id: /\.[12]$/, delivered: 0 })
+    }
+  },
+
+  async contract (t) {
+    const promises: (() => Promise<void>)[] = []
+    await run(t, { test: (_name: string, promise: () => Promise<void>) => promises.push(promise) }, [], text => text.replace(/^import .* from 'node:test';?$/m, ''))
+    t.ok(promises.length > 8)
+    for (const promise of promises) await t.resolves(promise())
   },
 
   async 'all-nodes' (t) {
