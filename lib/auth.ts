@@ -25,18 +25,25 @@ export function queryOf (request: { url?: string | undefined }): Record<string, 
 }
 
 /**
+ * Asks the application who this is; null for nobody.
+ * @throws SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
+ */
+export async function findUser (options: AuthOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
+  if (options.authHandler === undefined) return null
+  try {
+    return currentUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request))
+  } catch (cause) {
+    if (isRefusal(cause)) return null
+    throw new AuthenticationFailed({ cause })
+  }
+}
+
+/**
  * Asks the application who this is.
  * @throws SSE_ERR_UNAUTHENTICATED when nobody and somebody is required; SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
  */
 export async function authenticate (options: AuthOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
-  let user: SSEUser | null = null
-  if (options.authHandler !== undefined) {
-    try {
-      user = currentUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request))
-    } catch (cause) {
-      if (!isRefusal(cause)) throw new AuthenticationFailed({ cause })
-    }
-  }
+  const user = await findUser(options, request, extra)
   if (user === null && options.requireAuthentication) throw new Unauthenticated()
   return user
 }

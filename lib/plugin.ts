@@ -1,7 +1,7 @@
 import fastifyAuth from '@fastify/auth'
 import type { FastifyInstance, FastifyReply, FastifyRequest, onRequestAsyncHookHandler, RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
-import { assertOrigin, authenticate, currentUser, isRefusal } from './auth.js'
+import { assertOrigin, currentUser, findUser, isRefusal } from './auth.js'
 import { AlreadyRegistered, AuthenticationFailed, DecoratorTaken, InvalidOption, SubscriptionForbidden, Unauthenticated } from './errors.js'
 import { SSEManager } from './manager.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
@@ -10,8 +10,9 @@ import { assertChosenSubscription, isPattern, quote } from './topic.js'
 import type { SSERouteOptions } from '../types/index.js'
 
 const kManager = Symbol.for('fastify-sse-manager.manager')
-/** The users that a guard has found, as opposed to the application's hooks: a second manager asks for itself. */
-const found = new WeakMap<FastifyRequest, SSEUser>()
+/** Where a request keeps the user that a guard has found, as opposed to the application's hooks: a second manager asks for itself. */
+const kFound = Symbol('fastify-sse-manager.found')
+type Known = FastifyRequest & { [kFound]: SSEUser | null }
 
 async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<void> {
   const options = resolveOptions(given)
@@ -70,9 +71,15 @@ function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubsc
 /** Who a request is from: origin, strategies, handler; asked once for each request, by the hook or by `reply.sse()`. */
 async function createGuard (fastify: FastifyInstance, options: ResolvedOptions): Promise<Guard> {
   const strategies = await composeStrategies(fastify, options)
+  // Where a request keeps its answer. Not weak maps: those cost each stream more than all the rest of its authentication.
+  const kAnswer = Symbol('fastify-sse-manager.answer')
+  type Asked = FastifyRequest & { [kAnswer]: Promise<SSEUser | null> | null }
+  if (!fastify.hasRequestDecorator(kFound)) fastify.decorateRequest(kFound, null)
+  fastify.decorateRequest(kAnswer, null)
+
   const identify = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
     assertOrigin(options, request)
-    if (request.sseUser !== null && request.sseUser === found.get(request)) request.sseUser = null
+    if (request.sseUser !== null && request.sseUser === (request as Known)[kFound]) request.sseUser = null
     const { sseUser: given } = request
     const { statusCode } = reply
     let refused = false
@@ -88,22 +95,17 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions):
         reply.code(statusCode)
       }
     }
-    if (!refused && request.sseUser === null) request.sseUser = await authenticate({ ...options, requireAuthentication: false }, request)
+    if (!refused && request.sseUser === null) request.sseUser = await findUser(options, request)
     try {
       request.sseUser = currentUser(request.sseUser)
     } catch (cause) {
       throw new AuthenticationFailed({ cause })
     }
     if (request.sseUser === null && requireAuthentication) throw new Unauthenticated()
-    if (given === null && request.sseUser !== null) found.set(request, request.sseUser)
+    if (given === null && request.sseUser !== null) (request as Known)[kFound] = request.sseUser
     return request.sseUser
   }
-  const asked = new WeakMap<FastifyRequest, Promise<SSEUser | null>>()
-  return (request, reply, required = options.requireAuthentication) => {
-    let answer = asked.get(request)
-    if (answer === undefined) asked.set(request, answer = identify(request, reply, required))
-    return answer
-  }
+  return (request, reply, required = options.requireAuthentication) => ((request as Asked)[kAnswer] ??= identify(request, reply, required))
 }
 
 /** `authStrategies` as one function, composed by @fastify/auth: the application's, or our own in a scope that shows nothing outside. */

@@ -93,8 +93,8 @@ const WATCHED = ['aborted', 'close', 'end', 'error', 'finish']
 class Body extends Stream {
   readonly #reply: FastifyReply
   readonly #connection: SSEConnection
-  /** How many listened to the response before Fastify began to watch over it, which it does after the body. */
-  readonly #listeners = new Map<string, number>()
+  /** How many listened to the response before Fastify began to watch over it, which it does after the body: for each of WATCHED. */
+  #listeners: number[] = []
 
   constructor (reply: FastifyReply, connection: SSEConnection) {
     super()
@@ -103,7 +103,8 @@ class Body extends Stream {
   }
 
   override on (event: string | symbol, listener: (...args: any[]) => void): this {
-    for (const watched of WATCHED) this.#listeners.set(watched, this.#reply.raw.listenerCount(watched))
+    // The last that Fastify listens to here.
+    if (event === 'close') this.#listeners = WATCHED.map(watched => this.#reply.raw.listenerCount(watched))
     return super.on(event, listener)
   }
 
@@ -114,9 +115,11 @@ class Body extends Stream {
     if (destination as unknown === response) {
       // The body has done its work. Its watchers would only keep it and the reply in memory for as long as the stream lasts.
       this.removeAllListeners()
-      for (const [event, count] of this.#listeners) {
+      this.#listeners.forEach((count, i) => {
+        const event = WATCHED[i]!
+        if (response.listenerCount(event) === count) return
         for (const watcher of response.rawListeners(event).slice(count)) response.removeListener(event, watcher as () => void)
-      }
+      })
       this.#connection.open(response as unknown as Writable)
     } else {
       this.#connection.open(destination as unknown as Writable, () => {

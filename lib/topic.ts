@@ -4,8 +4,9 @@ import { InvalidSubscription, InvalidTopic } from './errors.js'
 // more. A segment is 1 or more visible characters other than `:`, `*` and white space, in Unicode's composed form, so
 // that two names that look the same are the same; U+FFFD is what is left of bytes that were no text.
 const SEGMENT = /^[^\s:*\p{C}\p{Default_Ignorable_Code_Point}\uFFFD]+$/u
-// Most topics: known to be good after one look. Too short to have too many segments.
-const PLAIN = /^[!-)+-9;-~]+(?::[!-)+-9;-~]+)*$/
+// Most topics and patterns: known to be good after one look. Too short to have too many segments.
+const PLAIN_TOPIC = /^[!-)+-9;-~]+(?::[!-)+-9;-~]+)*$/
+const PLAIN_PATTERN = /^(?:\*|[!-)+-9;-~]+)(?::(?:\*|[!-)+-9;-~]+))*(?::\*\*)?$/
 const MAX_PLAIN_LENGTH = 63
 const PERCENT_ENCODED = /%[0-9a-f]{2}/i
 const ALIKE_SCRIPTS = [/\p{Script=Latin}/u, /\p{Script=Greek}/u, /\p{Script=Cyrillic}/u]
@@ -16,7 +17,7 @@ const MAX_CACHED_TOPICS = 10_000
 /** What breaks the grammar, or null. */
 function fault (text: unknown, wildcards: boolean): string | null {
   if (typeof text !== 'string') return 'must be a string'
-  if (text.length <= MAX_PLAIN_LENGTH && PLAIN.test(text)) return null
+  if (text.length <= MAX_PLAIN_LENGTH && (wildcards ? PLAIN_PATTERN : PLAIN_TOPIC).test(text)) return null
   if (text.length === 0 || text.length > MAX_LENGTH) return `must have 1 to ${MAX_LENGTH} characters`
   if (text.normalize('NFC') !== text) return 'must be in Unicode normalization form C'
   const segments = text.split(':')
@@ -81,14 +82,32 @@ export function quote (value: unknown): string {
 }
 
 class Node<T> {
-  readonly children = new Map<string, Node<T>>()
+  /** Null where patterns end: most nodes are such. */
+  children: Map<string, Node<T>> | null = null
   /** Value of the pattern that ends here. */
   value: T | undefined
   /** Value of the pattern that ends here with `**`. */
   rest: T | undefined
 
   get empty (): boolean {
-    return this.children.size === 0 && this.value === undefined && this.rest === undefined
+    return this.children === null && this.value === undefined && this.rest === undefined
+  }
+
+  child (segment: string): Node<T> | undefined {
+    return this.children === null ? undefined : this.children.get(segment)
+  }
+
+  /** The child for this segment, made if there is none. */
+  grow (segment: string): Node<T> {
+    const children = (this.children ??= new Map())
+    let child = children.get(segment)
+    if (child === undefined) children.set(segment, child = new Node())
+    return child
+  }
+
+  prune (segment: string): void {
+    this.children!.delete(segment)
+    if (this.children!.size === 0) this.children = null
   }
 }
 
@@ -107,11 +126,7 @@ export class PatternTrie<T> {
     const segments = pattern.split(':')
     const rest = segments.at(-1) === '**'
     if (rest) segments.pop()
-    for (const segment of segments) {
-      let child = node.children.get(segment)
-      if (child === undefined) node.children.set(segment, child = new Node())
-      node = child
-    }
+    for (const segment of segments) node = node.grow(segment)
     if ((rest ? node.rest : node.value) === undefined) this.#size++
     if (rest) node.rest = value
     else node.value = value
@@ -124,7 +139,7 @@ export class PatternTrie<T> {
     if (rest) segments.pop()
     const path = [this.#root]
     for (const segment of segments) {
-      const child = path.at(-1)!.children.get(segment)
+      const child = path.at(-1)!.child(segment)
       if (child === undefined) return
       path.push(child)
     }
@@ -132,7 +147,7 @@ export class PatternTrie<T> {
     if ((rest ? last.rest : last.value) === undefined) return
     if (rest) last.rest = undefined
     else last.value = undefined
-    for (let i = segments.length; i > 0 && path[i]!.empty; i--) path[i - 1]!.children.delete(segments[i - 1]!)
+    for (let i = segments.length; i > 0 && path[i]!.empty; i--) path[i - 1]!.prune(segments[i - 1]!)
     this.#size--
     this.#matches.clear()
   }
@@ -155,9 +170,9 @@ function collect<T> (node: Node<T>, segments: readonly string[], depth: number, 
     if (node.value !== undefined) found.push(node.value)
     return found
   }
-  const literal = node.children.get(segments[depth]!)
+  const literal = node.child(segments[depth]!)
   if (literal !== undefined) collect(literal, segments, depth + 1, found)
-  const single = node.children.get('*')
+  const single = node.child('*')
   if (single !== undefined) collect(single, segments, depth + 1, found)
   return found
 }
