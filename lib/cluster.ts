@@ -4,6 +4,8 @@ import type { Log } from './log.js'
 import { Membership } from './membership.js'
 import { decodeNodeMessage, encodeNodeMessage, type NodeMessage, type Report, type Saying } from './node-message.js'
 import type { ResolvedOptions } from './options.js'
+import { PresenceList } from './presence.js'
+import type { RegistryObserver } from './registry.js'
 import { Scatter, type Outcome } from './scatter.js'
 
 /** One node, as it said of itself; this one as it is now, the others as of `heardAt`. */
@@ -44,12 +46,18 @@ export interface ClusterHost {
   readonly shared: boolean
   readonly health: Health
   counts (): { connections: number, users: number, subscriptions: number }
+  /** Has what becomes of the subscriptions of this node told to `observer`. */
+  observe (observer: RegistryObserver): void
+  /** Tells those connections of this node that hear the topic. */
+  announce (event: 'join' | 'leave', topic: string, userId: string): void
   /** Carries a message to all nodes, this one included; at most once. */
   publish (text: string): Promise<unknown>
 }
 
 /** A new node has been greeted by all others by then. */
 const SETTLE_MS = 500
+/** Many nodes may greet at once: they are answered together. */
+const ANSWER_DELAY_MS = 20
 
 /** This node among the others: what they tell each other, and what comes of it. */
 export class Cluster {
@@ -58,20 +66,27 @@ export class Cluster {
   readonly #log: Log
   readonly #membership: Membership
   readonly #scatter: Scatter
+  readonly #presence: PresenceList | null
   readonly #startedAt = Date.now()
   /** When it will have heard of all others, by `performance.now()`. */
   #settledAt = Infinity
   #open = false
   #closed = false
+  #answering: NodeJS.Timeout | null = null
 
-  constructor (options: ResolvedOptions['cluster'], operations: Operations, host: ClusterHost, log: Log) {
+  constructor ({ cluster: options, presenceEvents }: Pick<ResolvedOptions, 'cluster' | 'presenceEvents'>, operations: Operations, host: ClusterHost, log: Log) {
     this.#host = host
     this.#options = options
     this.#log = log
     this.#membership = new Membership(options.heartbeatIntervalMs, {
-      beat: () => this.#tell({ kind: 'beat', report: this.#report() }),
-      gone: nodeId => this.#scatter.gone(nodeId)
+      beat: () => this.#beat('beat'),
+      gone: nodeId => {
+        this.#scatter.gone(nodeId)
+        this.#presence?.gone(nodeId)
+      }
     })
+    this.#presence = presenceEvents === undefined ? null : new PresenceList(presenceEvents, host.nodeId, { say: saying => this.#tell(saying), announce: host.announce })
+    if (this.#presence !== null) host.observe(this.#presence)
     this.#scatter = new Scatter(operations, {
       shared: host.shared,
       answerTimeoutMs: options.answerTimeoutMs,
@@ -92,6 +107,8 @@ export class Cluster {
   /** Leaves the others, with a word when that is possible. */
   async close (): Promise<void> {
     this.#closed = true
+    this.#presence?.close()
+    if (this.#answering !== null) clearTimeout(this.#answering)
     if (!this.#open) return
     this.#open = false
     this.#membership.stop()
@@ -111,17 +128,20 @@ export class Cluster {
   receive (text: string): void {
     const message = decodeNodeMessage(text)
     if (message === null) return this.#log.debug({}, 'A message of another node is not understood')
-    if (message.from !== this.#host.nodeId) this.#hear(message)
+    // Also of this node, so that all read the same list in the same order.
+    if (message.kind === 'presence') this.#presence?.changed(message)
+    else if (message.kind === 'present') this.#presence?.listed(message)
+    else if (message.from !== this.#host.nodeId) this.#hear(message)
   }
 
   #hear (message: NodeMessage): void {
     switch (message.kind) {
       case 'hello':
         this.#membership.heard(message.report)
-        return this.#tell({ kind: 'beat', report: this.#report() })
+        return this.#answer()
       case 'beat':
         this.#membership.heard(message.report)
-        return
+        return this.#compare(message.report)
       case 'bye': return this.#membership.remove(message.from)
       case 'command':
         this.#scatter.obey(message)
@@ -147,12 +167,32 @@ export class Cluster {
   #report (): Report {
     const { nodeId, health: { status, reason } } = this.#host
     const { nodeName: name = null, heartbeatIntervalMs: everyMs } = this.#options
-    return { nodeId, name, startedAt: this.#startedAt, ...this.#host.counts(), status, ...(reason !== undefined && { reason }), everyMs, present: 0 }
+    return { nodeId, name, startedAt: this.#startedAt, ...this.#host.counts(), status, ...(reason !== undefined && { reason }), everyMs, present: this.#presence?.size ?? null }
   }
 
   #greet (): void {
     this.#settledAt = performance.now() + SETTLE_MS
-    this.#tell({ kind: 'hello', report: this.#report() })
+    this.#beat('hello')
+    this.#presence?.tellAll()
+  }
+
+  #answer (): void {
+    this.#answering ??= setTimeout(() => {
+      this.#answering = null
+      this.#beat('beat')
+      this.#presence?.tellAll()
+    }, ANSWER_DELAY_MS)
+  }
+
+  #beat (kind: 'hello' | 'beat'): void {
+    this.#presence?.flush()
+    this.#tell({ kind, report: this.#report() })
+  }
+
+  /** Something that another node has said has not arrived here: it is asked to say all again. */
+  #compare ({ nodeId, present }: Report): void {
+    const settled = performance.now() > this.#settledAt
+    if (settled && present !== null && this.#presence?.misses(nodeId, present) === true) this.#greet()
   }
 
   /** Says something that is said again later, or will be missed by nobody. */

@@ -106,7 +106,7 @@ export function encodeComment (text: string): string {
 }
 
 /** The control events, in the reserved namespace. */
-export type ControlEvent = 'gap' | 'close' | 'error' | 'unsubscribed'
+export type ControlEvent = 'gap' | 'close' | 'error' | 'unsubscribed' | 'join' | 'leave'
 export function encodeControl (event: ControlEvent, data: object): string {
   return encodeEvent(CONTROL_PREFIX + event, JSON.stringify(data))
 }

@@ -86,7 +86,7 @@ export class SSEManager {
       state: state => this.#cluster.onLog(state),
       told: text => this.#cluster.receive(text)
     }, log)
-    this.#cluster = new Cluster(resolved.cluster, this.#operations, this.#createClusterHost(), log)
+    this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(), log)
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
     this.#catchUp = new CatchUp(broker, err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'))
     this.#wheel = new Wheel(tickMsFor(resolved), () => performance.now())
@@ -346,6 +346,8 @@ export class SSEManager {
       shared: publisher.shared,
       get health () { return publisher.health },
       counts: () => ({ connections: registry.size, users: registry.users, subscriptions: registry.subscriptions }),
+      observe: observer => registry.observe(observer),
+      announce: (event, topic, userId) => publisher.announce({ event: `sse:${event}`, data: JSON.stringify({ subscriptionId: topic, userId }), target: { subscriptionIds: [topic] } }),
       publish: text => publisher.tell(text)
     }
   }

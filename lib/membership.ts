@@ -76,7 +76,8 @@ export class Membership {
     if (!this.#listening) return
     for (const [nodeId, member] of this.#members) {
       member.silentMs += ms
-      if (member.silentMs > member.report.everyMs * MISSED_BEATS) this.remove(nodeId)
+      // Time passes here in steps of this node's own interval.
+      if (member.silentMs > Math.max(member.report.everyMs, this.#everyMs) * MISSED_BEATS) this.remove(nodeId)
     }
   }
 }

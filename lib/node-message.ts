@@ -25,8 +25,8 @@ const ReportSchema = Type.Object({
   reason: Type.Optional(Type.String()),
   /** How often it says so, in milliseconds. */
   everyMs: Type.Integer({ minimum: 1, maximum: MAX_BEAT_MS }),
-  /** Entries of the presence list that are this node's. */
-  present: Count
+  /** Entries of the presence list that are this node's; null when it keeps none. */
+  present: Type.Union([Count, Type.Null()])
 })
 export type Report = Static<typeof ReportSchema>
 

@@ -136,6 +136,11 @@ export class Publisher {
     }
   }
 
+  /** Delivers a message on this node only, past the log. */
+  announce (message: Pick<OutgoingMessage, 'event' | 'data' | 'target'>): void {
+    this.#deliver({ ...message, priority: EventPriority.NORMAL, ephemeral: true, nonce: '', seq: 0 })
+  }
+
   /** Tells all nodes something, past the log. */
   async tell (text: string): Promise<void> {
     await this.open()

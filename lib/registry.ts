@@ -17,6 +17,12 @@ export interface Member {
   mark: number
 }
 
+/** Who is told when subscriptions of this node change. */
+export interface RegistryObserver {
+  held (member: Member, subscription: string): void
+  left (member: Member, subscription: string): void
+}
+
 /** Who is connected to this node: by client, by user, by topic and pattern. Never scanned to find a few. */
 export class Registry<M extends Member> {
   readonly #byClient = new Map<string, M>()
@@ -25,6 +31,7 @@ export class Registry<M extends Member> {
   readonly #receivers: M[] = []
   readonly #bySubscription = new MultiMap<M>()
   readonly #patterns = new PatternTrie<string>()
+  #observer: RegistryObserver | null = null
   #marks = 0
   #selected: M[] = []
 
@@ -38,6 +45,10 @@ export class Registry<M extends Member> {
 
   get subscriptions (): number {
     return this.#bySubscription.size
+  }
+
+  observe (observer: RegistryObserver): void {
+    this.#observer = observer
   }
 
   add (member: M): void {
@@ -69,6 +80,7 @@ export class Registry<M extends Member> {
     if (member.held.has(subscription)) return
     member.held.add(subscription)
     if (this.#bySubscription.add(subscription, member) === 1 && isPattern(subscription)) this.#patterns.set(subscription, subscription)
+    this.#observer?.held(member, subscription)
   }
 
   unsubscribe (member: M, subscription: string): boolean {
@@ -79,6 +91,7 @@ export class Registry<M extends Member> {
 
   #unsubscribe (member: M, subscription: string): void {
     if (this.#bySubscription.delete(subscription, member) === 0 && isPattern(subscription)) this.#patterns.delete(subscription)
+    this.#observer?.left(member, subscription)
   }
 
   client (clientId: string): M | undefined {

@@ -10,8 +10,8 @@ import ts from 'typescript'
 const LAYERS = [
   ['errors'],
   ['broker', 'brokers/redis/connection', 'catchup', 'chunk', 'close-reason', 'event', 'head', 'health', 'log', 'membership', 'multimap', 'node-message', 'ring', 'scatter', 'topic', 'transport', 'wheel'],
-  ['auth', 'brokers/memory', 'brokers/redis/link', 'brokers/redis/replay', 'brokers/redis/script', 'catalogue', 'cluster', 'commands', 'cursor', 'registry', 'target', 'writer'],
-  ['brokers/redis/log', 'frame', 'message', 'options', 'outbox', 'testing/contract'],
+  ['auth', 'brokers/memory', 'brokers/redis/link', 'brokers/redis/replay', 'brokers/redis/script', 'catalogue', 'commands', 'cursor', 'presence', 'registry', 'target', 'writer'],
+  ['brokers/redis/log', 'cluster', 'frame', 'message', 'options', 'outbox', 'testing/contract'],
   ['backlog', 'brokers/redis/appender', 'brokers/redis/reader', 'flush', 'rights', 'source'],
   ['brokers/redis-streams', 'connection'],
   ['admission', 'publisher'],

@@ -2,7 +2,7 @@ import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import { redisStreamsBroker } from '../lib/brokers/redis-streams.js'
 import { EventPriority, type SSEOptions } from '../lib/index.js'
-import { block, serve, type Service } from './helpers/app.js'
+import { block, serve, type Joined, type Service } from './helpers/app.js'
 import { RedisServer, withoutRedis } from './helpers/redis.js'
 import { SSEClient } from './helpers/sse.js'
 import { startNode } from './helpers/node-process.js'
@@ -200,7 +200,7 @@ t.test('commands', { skip: withoutRedis }, async t => {
   t.test('a node that does not answer is not waited for longer than told, and does it when it can', async t => {
     prefixes++
     const keyPrefix = `cluster-${process.pid}-${prefixes}`
-    const a = await node(t, 'a', { cluster: { nodeName: 'a', heartbeatIntervalMs: 1_000, answerTimeoutMs: 300 } })
+    const a = await node(t, 'a', { cluster: { heartbeatIntervalMs: 10_000, answerTimeoutMs: 300 } })
     const { sse } = a.app
     const frozen = await startNode(t, server!.url, keyPrefix, 'frozen')
     const client = await SSEClient.open(`${frozen.url}/sse?user=ada`)
@@ -322,6 +322,99 @@ t.test('who is there', { skip: withoutRedis }, async t => {
     t.same(client.events.map(({ event }) => event), ['end'])
     t.equal(a.app.sse.clusterStats().nodes.length, 2)
     await t.rejects(a.app.sse.broadcastEvent({ event: 'sse:node', data: '{}' }), { code: 'SSE_ERR_INVALID_EVENT_NAME' })
+  })
+})
+
+t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
+  const presenceEvents = { topics: ['room:*'], lingerMs: 50 }
+  const told = ({ client }: Joined) => client.events.filter(({ event }) => /^sse:(?:join|leave)$/.test(event)).map(({ event, data }) => `${event.slice(4)} ${JSON.parse(data!).userId}`)
+  const hears = (joined: Joined, ...events: string[]) => until(() => told(joined).length >= events.length, 10_000, `${events} told, not ${told(joined)}`).then(() => t.same(told(joined), events))
+
+  t.test('the first and the last stream of a user count, wherever they are', async t => {
+    const [a, b] = await nodes(t, 2, { presenceEvents }) as [Service, Service]
+    const watchers = [await a.join('watcher', ['**']), await b.join('watcher', ['room:1'])]
+    for (const watcher of watchers) await hears(watcher, 'join watcher')
+    const ada = [await a.join('ada', ['room:1']), await b.join('ada', ['room:1'])]
+    await a.join(null, ['room:1'])
+    await b.join('grace', ['other:1'])
+    await b.app.sse.addSubscription(ada[0]!.connection.clientId, 'room:2')
+    await hears(watchers[0]!, 'join watcher', 'join ada', 'join ada')
+    t.same(watchers[0]!.client.json('sse:join').map(({ subscriptionId }) => subscriptionId), ['room:1', 'room:1', 'room:2'])
+    ada[0]!.client.close()
+    await hears(watchers[0]!, 'join watcher', 'join ada', 'join ada', 'leave ada')
+    t.same(watchers[0]!.client.json('sse:leave'), [{ subscriptionId: 'room:2', userId: 'ada' }], 'there is another stream in room:1')
+    ada[1]!.client.close()
+    await hears(watchers[0]!, 'join watcher', 'join ada', 'join ada', 'leave ada', 'leave ada')
+    await hears(watchers[1]!, 'join watcher', 'join ada', 'leave ada')
+  })
+
+  t.test('who comes back in time has not left, also on another node', async t => {
+    const [a, b] = await nodes(t, 2, { presenceEvents: { ...presenceEvents, lingerMs: 60_000 } }) as [Service, Service]
+    const watcher = await b.join('watcher', ['room:1'])
+    await hears(watcher, 'join watcher')
+    const ada = await a.join('ada', ['room:1'])
+    await hears(watcher, 'join watcher', 'join ada')
+    ada.client.close()
+    await until(() => a.app.sse.connectionCount === 0)
+    await b.join('ada', ['room:1'])
+    await a.join('grace', ['room:1'])
+    await hears(watcher, 'join watcher', 'join ada', 'join grace')
+  })
+
+  t.test('users of a node that dies leave; a node that comes knows who is there', async t => {
+    const [a] = await nodes(t, 1, { presenceEvents }) as [Service]
+    const keyPrefix = `cluster-${process.pid}-${prefixes}`
+    const dying = await startNode(t, server!.url, keyPrefix, 'dying')
+    const client = await SSEClient.open(`${dying.url}/sse?user=ada`)
+    t.teardown(() => client.close())
+    await client.waitFor('sse:join')
+    await until(() => a.app.sse.clusterStats().connections === 1)
+    const late = await node(t, 'late', { keyPrefix, presenceEvents })
+    await until(() => late.app.sse.clusterStats().nodes.length === 3)
+    const watcher = await late.join('watcher', ['room:1'])
+    await hears(watcher, 'join watcher')
+    dying.process.kill('SIGKILL')
+    await hears(watcher, 'join watcher', 'leave ada')
+  })
+
+  t.test('what happened while Redis was away is told when it is back', async t => {
+    const redis = await RedisServer.start()
+    t.teardown(() => redis.stop())
+    const [a, b] = await nodes(t, 2, { redis, presenceEvents }) as [Service, Service]
+    const watcher = await b.join('watcher', ['room:1'])
+    const ada = await a.join('ada', ['room:1'])
+    await hears(watcher, 'join watcher', 'join ada')
+    await redis.kill()
+    await until(() => [a, b].every(({ app }) => app.sse.health().status === 'degraded'))
+    ada.client.close()
+    await a.join('grace', ['room:1'])
+    await redis.run()
+    await hears(watcher, 'join watcher', 'join ada', 'join grace', 'leave ada')
+  })
+
+  t.test('what is lost between nodes is found by the next heartbeat, and many come at once', async t => {
+    const [a] = await nodes(t, 1, { presenceEvents }) as [Service]
+    const watcher = await a.join('watcher', ['room:*', 'room:1'])
+    await hears(watcher, 'join watcher')
+    const stranger = redisStreamsBroker({ client: new Redis(server!.url, { lazyConnect: true }), keyPrefix: `cluster-${process.pid}-${prefixes}` })
+    let greetings = 0
+    let nonces = 0
+    const say = (message: object) => stranger.publish({ event: 'sse:node', data: JSON.stringify({ from: 'x', ...message }), priority: EventPriority.NORMAL, target: {}, ephemeral: true, nonce: `x-${++nonces}` })
+    await stranger.open({ deliver: batch => { for (const { data } of batch) if (data.includes('"hello"') && !data.includes('"from":"x"')) greetings++ }, gap: () => {}, state: () => {} }, { maxEvents: 10, maxAgeMs: 1_000, maxBytes: 1_000 })
+    t.teardown(() => stranger.close())
+    const users = Array.from({ length: 1_200 }, (_, i) => `user-${i}`)
+    const report = { nodeId: 'x', name: 'x', startedAt: 0, connections: 0, users: 0, subscriptions: 0, status: 'up', everyMs: 60_000, present: users.length + 1 }
+    await say({ kind: 'present', first: true, more: false, entries: [] })
+    await say({ kind: 'presence', changes: users.map(userId => ['room:1', userId, true]) })
+    await hears(watcher, 'join watcher', ...users.map(userId => `join ${userId}`))
+    // It says that it has one more than it told: it is asked to tell all, which it does in parts.
+    await until(async () => {
+      await say({ kind: 'beat', report })
+      return greetings > 0
+    })
+    await say({ kind: 'present', first: true, more: true, entries: users.slice(0, 600).map(userId => ['room:1', userId]) })
+    await say({ kind: 'present', first: false, more: false, entries: [...users.slice(600, 1_199), 'one-more'].map(userId => ['room:1', userId]) })
+    await hears(watcher, 'join watcher', ...users.map(userId => `join ${userId}`), 'join one-more', 'leave user-1199')
   })
 })
 

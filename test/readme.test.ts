@@ -69,7 +69,7 @@ t.test('tables and lists', async t => {
   })
 
   t.test('control events', async t => {
-    const events: Record<ControlEvent, true> = { gap: true, close: true, error: true, unsubscribed: true }
+    const events: Record<ControlEvent, true> = { gap: true, close: true, error: true, unsubscribed: true, join: true, leave: true }
     t.same(tableOf(readme, 'Event').map(([event]) => event), ['data', 'notification', ...Object.keys(events).map(name => `sse:${name}`)])
   })
 
@@ -565,6 +565,20 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     await run(t, { test: (_name: string, promise: () => Promise<void>) => promises.push(promise) }, [], text => text.replace(/^import .* from 'node:test';?$/m, ''))
     t.ok(promises.length > 8)
     for (const promise of promises) await t.resolves(promise())
+  },
+
+  async 'presence-events' (t) {
+    const app = bare(t)
+    app.addHook('onRequest', async request => { request.sseUser = { userId: (request.query as { user: string }).user } })
+    await run(t, { app })
+    const url = await listen(app)
+    const ada = await visit(t, `${url}/rooms/1?user=ada`)
+    await ada.waitFor('sse:join')
+    const grace = await visit(t, `${url}/rooms/1?user=grace`)
+    await ada.waitFor('sse:join', 2)
+    await grace.waitFor('data')
+    t.same(ada.json('sse:join').map(({ userId }) => userId), ['ada', 'grace'])
+    t.same(grace.json('data').map(({ data }) => data.map(({ userId }: { userId: string }) => userId)), [['ada', 'grace']])
   },
 
   async 'all-nodes' (t) {

@@ -10,6 +10,7 @@ await app.register(ssePlugin, {
   broker: redisStreamsBroker({ client: url, keyPrefix }),
   authHandler: ({ query }) => query['user'] as string | undefined ?? null,
   cluster: { nodeName, heartbeatIntervalMs: 200 },
+  presenceEvents: { topics: ['room:*'], lingerMs: 50 }
 })
 app.get('/sse', { sse: true }, async (request, reply) => {
   const connection = await reply.sse({ subscriptions: ['room:1'] })
