@@ -85,7 +85,7 @@ export class Cluster {
         this.#presence?.gone(nodeId)
       }
     })
-    this.#presence = presenceEvents === undefined ? null : new PresenceList(presenceEvents, host.nodeId, { say: saying => this.#tell(saying), announce: host.announce })
+    this.#presence = presenceEvents.topics.length === 0 ? null : new PresenceList(presenceEvents, host.nodeId, { say: saying => this.#tell(saying), announce: host.announce })
     if (this.#presence !== null) host.observe(this.#presence)
     this.#scatter = new Scatter(operations, {
       shared: host.shared,

@@ -99,10 +99,10 @@ export const OptionsSchema = Type.Object({
     heartbeatIntervalMs: durationMs('How often a node tells the others that it lives, in milliseconds; one that misses three is gone.', 2_000, 100, MAX_BEAT_MS),
     answerTimeoutMs: durationMs('Time that other nodes have to answer, in milliseconds.', 2_000, 100, 60_000)
   }, { default: {}, additionalProperties: false, description: 'How nodes that share a log know each other.' }),
-  presenceEvents: Type.Optional(Type.Object({
-    topics: Type.Array(Type.String(), { minItems: 1, maxItems: 100, description: 'Topics, or patterns of them, whose hearers are told who comes and who leaves.' }),
+  presenceEvents: Type.Object({
+    topics: Type.Array(Type.String(), { default: [], maxItems: 100, description: 'Topics, or patterns of them, whose hearers are sent `sse:join` and `sse:leave`.' }),
     lingerMs: durationMs('Time that a user who has left has to come back unnoticed, in milliseconds.', 5_000)
-  }, { additionalProperties: false, description: 'Sends `sse:join` and `sse:leave`. Absent: does not.' })),
+  }, { default: {}, additionalProperties: false, description: 'Who is told who comes and who leaves.' }),
   // wiring
   broker: any<Broker>('The log that nodes share. Absent: `memoryBroker()`.'),
   path: Type.Optional(Type.String({ pattern: '^/', description: 'Registers a ready GET endpoint at this path.' })),
@@ -134,7 +134,7 @@ export type ResolvedOptions = Static<typeof OptionsSchema>
 export type SSEOptions = Partial<Omit<ResolvedOptions, 'history' | 'cluster' | 'presenceEvents' | 'decorators'>> & {
   history?: Partial<ResolvedOptions['history']>
   cluster?: Partial<ResolvedOptions['cluster']>
-  presenceEvents?: { topics: string[], lingerMs?: number }
+  presenceEvents?: Partial<ResolvedOptions['presenceEvents']>
   decorators?: Partial<ResolvedOptions['decorators']>
 }
 
@@ -175,7 +175,7 @@ function assertSense (options: ResolvedOptions): void {
   if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler or authStrategies: nobody could connect')
   if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: clients could read everything')
   if (options.clientSubscriptions !== false && options.path === undefined) throw new InvalidOption('clientSubscriptions', 'needs path: only the ready endpoint reads ?subscription=')
-  for (const topic of options.presenceEvents?.topics ?? []) assertWatchable(topic)
+  for (const topic of options.presenceEvents.topics) assertWatchable(topic)
   if (options.maxEventBytes > options.history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
 }
 

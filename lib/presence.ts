@@ -38,7 +38,7 @@ export class PresenceList {
   #timer: NodeJS.Timeout | null = null
   #scheduled = false
 
-  constructor ({ topics, lingerMs }: NonNullable<ResolvedOptions['presenceEvents']>, nodeId: string, host: PresenceHost) {
+  constructor ({ topics, lingerMs }: ResolvedOptions['presenceEvents'], nodeId: string, host: PresenceHost) {
     this.#topics = topics
     this.#lingerMs = lingerMs
     this.#host = host

@@ -137,8 +137,8 @@ export class Publisher {
   }
 
   /** Delivers a message on this node only, past the log. */
-  announce (message: Pick<OutgoingMessage, 'event' | 'data' | 'target'>): void {
-    this.#deliver({ ...message, priority: EventPriority.NORMAL, ephemeral: true, nonce: '', seq: 0 })
+  announce (message: Pick<Message, 'event' | 'data' | 'target'>): void {
+    this.#deliver({ ...message, priority: EventPriority.NORMAL, retry: undefined, key: undefined, ephemeral: true, nonce: '', seq: 0 })
   }
 
   /** Tells all nodes something, past the log. */

@@ -10,8 +10,10 @@ import { setTimeout as wait } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { chromium, type Browser, type BrowserContextOptions, type Page } from 'playwright-core'
 import t, { type Test } from 'tap'
+import { startCluster } from '../example-app/cluster/start.js'
 import { build } from '../example-app/server.js'
 import { Tail } from '../example-app/tail.js'
+import { withoutRedis } from './helpers/redis.js'
 
 // The operations board, as its users see it: real Chromium, a page and a cookie jar for each of them.
 
@@ -326,6 +328,72 @@ async function openPage (browser: Browser, url: string, complaints: string[], op
   await page.goto(url)
   return page
 }
+
+t.test('two nodes in a browser: the one that serves you is killed, and the stream resumes on the other', { skip: skip || withoutRedis, timeout: 120_000 }, async t => {
+  const launching = chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS })
+  const starting = startCluster({ port: 0 })
+  t.teardown(async () => {
+    await launching.then(browser => browser.close(), () => {})
+    await starting.then(cluster => cluster.close(), () => {})
+  })
+  const { url } = await starting
+  const browser = await launching
+  const complaints: string[] = []
+  const one = await openPage(browser, url, complaints, { viewport: { width: 1200, height: 900 } })
+  const two = await openPage(browser, url, complaints, { viewport: { width: 390, height: 844 }, colorScheme: 'dark' })
+  const number = async (page: Page, name: string) => Number(await page.locator(`#count-${name}`).textContent())
+  for (const page of [one, two]) {
+    page.setDefaultTimeout(30_000)
+    await page.locator('#state[data-state=live]').waitFor()
+    await page.locator('.node:not([data-gone])').nth(1).waitFor()
+    await until(async () => await number(page, 'received') >= 6)
+  }
+  const served = (await one.locator('#node').textContent())!
+  t.match(served, /^(?:amber|teal)$/)
+  for (const name of ['amber', 'teal']) t.ok(await one.locator(`.ticks .tick[data-node=${name}]`).count() > 1, `${name} is heard`)
+
+  await t.test('what is said reaches everybody, on whatever node, and all see who is there', async t => {
+    await one.locator('#text').fill('Is <b>anyone</b> there?')
+    await one.keyboard.press('Enter')
+    for (const page of [one, two]) {
+      await page.locator('#messages .text').getByText('Is <b>anyone</b> there?', { exact: true }).waitFor()
+      await page.locator('#lobby-count').getByText('2', { exact: true }).waitFor()
+    }
+    t.strictSame(complaints, [])
+  })
+
+  await t.test('killed, resumed, nothing lost, nothing twice', async t => {
+    await mkdir(SCREENSHOTS, { recursive: true })
+    await one.screenshot({ path: join(SCREENSHOTS, 'cluster.png'), fullPage: true })
+    await one.getByRole('button', { name: 'Kill the node I am on' }).click()
+    const other = served === 'amber' ? 'teal' : 'amber'
+    await one.locator(`#served[data-node=${other}]:not([data-away])`).waitFor()
+    await one.locator(`.node[data-node=${served}][data-gone]`).waitFor()
+    await one.locator('#resumed[data-state=whole]').waitFor()
+    const account = await one.locator('#resumed').innerText()
+    t.match(account, new RegExp(`^From ${served} to ${other} in [\\d.]+ s: \\d+ events replayed, 0 lost, 0 twice\\.$`))
+    await two.locator('#text').fill('Still here')
+    await two.keyboard.press('Enter')
+    await one.locator('#messages .text').getByText('Still here', { exact: true }).waitFor()
+    await one.screenshot({ path: join(SCREENSHOTS, 'cluster-resumed.png'), fullPage: true })
+    await two.screenshot({ path: join(SCREENSHOTS, 'cluster-phone.png'), fullPage: true })
+  })
+
+  await t.test('the node is back, as a new one, and nobody has left meanwhile', async t => {
+    await one.locator(`.node[data-node=${served}]:not([data-gone])`).waitFor()
+    const received = await number(one, 'received')
+    await until(async () => await number(one, 'received') >= received + 6)
+    for (const page of [one, two]) {
+      t.equal(await number(page, 'lost'), 0)
+      t.equal(await number(page, 'repeated'), 0)
+      t.equal(await page.locator('#lobby-count').textContent(), '2')
+      t.equal(await page.locator('#messages .news', { hasText: 'has left' }).count(), 0)
+      t.equal(await page.evaluate('document.documentElement.scrollWidth <= innerWidth'), true, 'nothing is wider than the page')
+    }
+    // The browser itself complains of the stream that was cut, and of a request whose node had died.
+    t.strictSame(complaints.filter(complaint => !/net::ERR_(?:INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE|CONNECTION_)/.test(complaint)), [])
+  })
+})
 
 async function signIn (browser: Browser, url: string, name: string, complaints: string[], options: BrowserContextOptions = {}): Promise<Page> {
   const page = await openPage(browser, url, complaints, options)

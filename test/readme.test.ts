@@ -544,6 +544,7 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     const client = await visit(t, `${await listen(one)}/sse`)
     await app.sse.broadcastData('news', 1)
     await client.waitFor('data')
+    await until(() => app.sse.clusterStats().nodes.length === 2)
     t.same(app.sse.clusterStats().nodes.map(({ name }) => name), [null, hostname()])
   },
 

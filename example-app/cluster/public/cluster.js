@@ -1,0 +1,145 @@
+/* global EventSource, sessionStorage */
+import { $, call, h } from './dom.js'
+import { Ledger } from './ledger.js'
+
+const TICKS_SHOWN = 120
+const MESSAGES_SHOWN = 100
+const NAMES = ['amber', 'teal']
+
+const me = sessionStorage.getItem('user') ?? `guest-${Math.floor(Math.random() * 10_000)}`
+sessionStorage.setItem('user', me)
+$('me').textContent = me
+
+const ledger = new Ledger()
+const present = new Set()
+let node = null
+/** When this stream began, by the server: what is older is a replay. */
+let began = 0
+let away = null
+
+const source = new EventSource(`/sse?user=${me}`)
+const on = (name, handle) => source.addEventListener(name, event => handle(JSON.parse(event.data)))
+
+source.addEventListener('error', () => {
+  state(source.readyState === EventSource.CLOSED ? 'closed' : 'reconnecting')
+  if (away === null && node !== null) away = { from: node, at: performance.now(), replayed: ledger.replayed }
+})
+
+on('welcome', welcome => {
+  node = welcome.node
+  began = away === null ? 0 : welcome.at
+  if (away !== null) away.to = node
+  if (away !== null) away.ms = performance.now() - away.at
+  $('served').dataset.node = node
+  $('node').textContent = node
+  $('client-id').textContent = welcome.clientId
+  state('live')
+  account()
+})
+
+on('tick', ({ node, run, seq, at }) => {
+  if (!ledger.take(`${node}/${run}`, seq)) return account()
+  ledger.received++
+  const replayed = at < began
+  if (replayed) ledger.replayed++
+  $('ticks').append(h('li', { class: 'tick', 'data-node': node, 'data-replayed': replayed, title: `${node} ${seq}` }))
+  while ($('ticks').childElementCount > TICKS_SHOWN) $('ticks').firstChild.remove()
+  account()
+})
+
+on('nodes', nodes => {
+  const byName = new Map(nodes.map(stats => [stats.name, stats]))
+  $('nodes').replaceChildren(...NAMES.map(name => card(name, byName.get(name))))
+})
+
+on('said', ({ user, text, node, at }) => write({ 'data-replayed': at < began }, h('strong', {}, user), ' ', h('span', { class: 'text' }, text), h('span', { class: 'by', 'data-node': node }, `by ${node}`)))
+
+on('present', users => {
+  present.clear()
+  for (const user of users) present.add(user)
+  lobby()
+})
+on('sse:join', ({ userId }) => {
+  present.add(userId)
+  if (userId !== me) write({ class: 'news' }, `${userId} has come`)
+  lobby()
+})
+on('sse:leave', ({ userId }) => {
+  present.delete(userId)
+  write({ class: 'news' }, `${userId} has left`)
+  lobby()
+})
+
+on('sse:gap', () => {
+  ledger.forgetAll()
+  $('resumed').dataset.state = 'gap'
+  $('resumed').textContent = 'The log no longer had all that was missed.'
+})
+
+function state (name) {
+  $('state').dataset.state = name
+  $('state-text').textContent = { connecting: 'Connecting', live: 'Live', reconnecting: 'Reconnecting', closed: 'Closed' }[name]
+  $('served').toggleAttribute('data-away', name !== 'live')
+  $('kill').disabled = name !== 'live'
+  if (name !== 'reconnecting') return
+  $('resumed').dataset.state = 'away'
+  $('resumed').textContent = `${node ?? 'The node'} is gone. The browser is looking for another …`
+}
+
+function account () {
+  $('count-received').textContent = ledger.received
+  $('count-replayed').textContent = ledger.replayed
+  $('count-replayed').toggleAttribute('data-zero', ledger.replayed === 0)
+  $('count-lost').textContent = ledger.lost
+  $('count-lost').toggleAttribute('data-bad', ledger.lost > 0)
+  $('count-repeated').textContent = ledger.repeated
+  $('count-repeated').toggleAttribute('data-bad', ledger.repeated > 0)
+  if (away?.to === undefined) return
+  $('resumed').dataset.state = 'whole'
+  $('resumed').textContent = `From ${away.from} to ${away.to} in ${(away.ms / 1000).toFixed(1)} s: ${ledger.replayed - away.replayed} events replayed, ${ledger.lost} lost, ${ledger.repeated} twice.`
+  // The replay comes in one piece; the next cut has an account of its own.
+  clearTimeout(account.timer)
+  account.timer = setTimeout(() => { away = null }, 1_000)
+}
+
+function card (name, stats) {
+  const gone = stats === undefined
+  return h('li', { class: 'node', 'data-node': name, 'data-gone': gone },
+    h('div', { class: 'row' }, h('strong', {}, name), h('span', { class: 'pill', 'data-state': gone ? 'closed' : stats.status === 'up' ? 'live' : 'reconnecting' }, h('span', { class: 'dot' }), gone ? 'gone' : stats.status)),
+    gone
+      ? h('p', { class: 'muted small' }, 'It is started again in a few seconds.')
+      : h('dl', {}, ...[['streams', stats.connections], ['users', stats.users], ['up for', `${Math.max(0, Math.round((Date.now() - stats.startedAt) / 1000))} s`]].flatMap(([term, value]) => [h('dt', {}, term), h('dd', {}, String(value))])),
+    gone || name === node ? null : h('button', { type: 'button', class: 'quiet', onclick: () => kill(name) }, `Kill ${name}`))
+}
+
+function write (attributes, ...children) {
+  const list = $('messages')
+  list.append(h('li', attributes, ...children))
+  while (list.childElementCount > MESSAGES_SHOWN) list.firstChild.remove()
+  list.scrollTop = list.scrollHeight
+}
+
+function lobby () {
+  $('lobby-count').textContent = present.size
+  $('present').textContent = [...present].sort().join(', ')
+}
+
+function kill (name) {
+  return call('POST', `/nodes/${name}/kill`).catch(() => {
+    // The node that was asked may have been the one that died.
+  })
+}
+
+$('kill').addEventListener('click', () => { kill(node) })
+
+$('composer').addEventListener('submit', async event => {
+  event.preventDefault()
+  const text = $('text').value
+  $('text').value = ''
+  try {
+    await call('POST', '/say', { user: me, text })
+  } catch (error) {
+    $('text').value = text
+    write({ class: 'news' }, `Not sent: ${error.message}`)
+  }
+})

@@ -1,0 +1,36 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { createServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+/** A redis-server of our own, on a free port, that keeps nothing. */
+export async function startRedis (): Promise<{ url: string, stop (): Promise<void> }> {
+  const port = await freePort()
+  const directory = await mkdtemp(join(tmpdir(), 'sse-cluster-'))
+  const server = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--save', '', '--loglevel', 'warning'], { stdio: ['ignore', 'ignore', 'inherit'] })
+  try {
+    await once(server, 'spawn')
+  } catch {
+    await rm(directory, { recursive: true })
+    throw new Error('redis-server is not installed. Install it, or set REDIS_URL to one that runs.')
+  }
+  // Whether it answers yet is the nodes' to find out: they wait for it at boot.
+  return {
+    url: `redis://127.0.0.1:${port}`,
+    async stop () {
+      if (server.exitCode === null && server.kill()) await once(server, 'exit')
+      await rm(directory, { recursive: true })
+    }
+  }
+}
+
+async function freePort (): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
