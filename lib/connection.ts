@@ -394,6 +394,11 @@ export class SSEConnection {
     this.#cut('closed')
   }
 
+  /** The time for a graceful end is over. @internal */
+  cutShort (): void {
+    if (this.#state === 'closing') this.#destroy()
+  }
+
   /** @internal */
   onDrain (): void {
     this.#pump()

@@ -307,11 +307,15 @@ export class SSEManager {
     this.#admission.close()
     for (const connection of this.#registry.all()) connection.close('shutdown' satisfies CloseReason)
     if (this.#registry.size === 0) return
+    const { drainMs } = this.#options
     await new Promise<void>(resolve => {
+      // By the millisecond: the wheel may be a tick late.
+      const cut = setTimeout(() => { for (const connection of [...this.#registry.all()]) connection.cutShort() }, drainMs)
       // One whose head was never sent has no end of its own here.
-      const timer = setTimeout(resolve, this.#options.drainMs + 2 * this.#wheel.tickMs)
+      const stop = setTimeout(resolve, drainMs + 100)
       this.#onEmpty = () => {
-        clearTimeout(timer)
+        clearTimeout(cut)
+        clearTimeout(stop)
         resolve()
       }
     })

@@ -1,3 +1,4 @@
+import type { Server } from 'node:http'
 import fastifyAuth from '@fastify/auth'
 import type { FastifyInstance, FastifyReply, FastifyRequest, onRequestAsyncHookHandler, RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
@@ -5,6 +6,7 @@ import { assertOrigin, currentUser, findUser, isRefusal } from './auth.js'
 import { AlreadyRegistered, AuthenticationFailed, DecoratorTaken, InvalidOption, SubscriptionForbidden, Unauthenticated } from './errors.js'
 import { SSEManager } from './manager.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
+import { Preconnects } from './preconnects.js'
 import { replySSE, type Guard } from './reply.js'
 import { assertChosenSubscription, isPattern, quote } from './topic.js'
 import type { SSERouteOptions } from '../types/index.js'
@@ -42,7 +44,11 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
 
   // Streams end before the server stops listening to them: `onClose` would wait for them for ever (FACTS 2.4). Not
   // awaited: the sooner the port is closed, the sooner a returning client finds the next server instead of a 503.
-  fastify.addHook('preClose', async () => { manager.drain() })
+  const preconnects = new Preconnects(fastify.server as Server)
+  fastify.addHook('preClose', async () => {
+    manager.drain()
+    preconnects.close(options.drainMs)
+  })
   fastify.addHook('onClose', () => manager.close())
 
   await manager.open()

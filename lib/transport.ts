@@ -1,5 +1,5 @@
 import { ServerResponse, type IncomingMessage } from 'node:http'
-import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
+import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
 
 // What HTTP/1 and HTTP/2 do differently, and what Node knows of a response.
@@ -40,18 +40,23 @@ export function socketAhead (response: HttpResponse): Socket | null {
 export function closeTransport (response: HttpResponse, drainMs: number): void {
   if ('stream' in response) {
     const { session } = response.stream
-    if (session === undefined || session.closed) return
-    // A closed session still waits for its client's FIN, which one that is frozen never sends; only its socket can be told not to.
-    const { socket } = session
-    const destroySoon = socket.destroySoon.bind(socket)
-    // By then the streams that were stalled have been destroyed; those of others are not ours to cut.
-    const timer = setTimeout(() => { if (session.destroyed) destroySoon() }, drainMs * 1.2 + 50).unref()
-    session.once('close', () => clearTimeout(timer))
-    session.close()
+    if (session !== undefined) closeSession(session, drainMs)
   } else {
     // Not `end`, which waits for the client's FIN likewise.
     response.once('finish', function (this: ServerResponse) { this.req.socket.destroySoon() })
   }
+}
+
+/** Ends a session once its streams have ended. */
+export function closeSession (session: Http2Session, drainMs: number): void {
+  if (session.closed) return
+  // A closed session still waits for its client's FIN, which one that is frozen never sends; only its socket can be told not to.
+  const { socket } = session
+  const destroySoon = socket.destroySoon.bind(socket)
+  // By then the streams that were stalled have been destroyed; those of others are not ours to cut.
+  const timer = setTimeout(() => { if (session.destroyed) destroySoon() }, drainMs + 100).unref()
+  session.once('close', () => clearTimeout(timer))
+  session.close()
 }
 
 /** Cuts a stream whose client does not read. `whole`: its session too, as such a client does not answer the end of that either. */

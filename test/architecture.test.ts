@@ -11,7 +11,7 @@ const LAYERS = [
   ['errors'],
   ['broker', 'brokers/redis/connection', 'catchup', 'chunk', 'close-reason', 'event', 'head', 'health', 'log', 'membership', 'multimap', 'node-message', 'ring', 'scatter', 'topic', 'transport', 'wheel'],
   ['auth', 'brokers/memory', 'brokers/redis/link', 'brokers/redis/replay', 'brokers/redis/script', 'catalogue', 'commands', 'cursor', 'presence', 'registry', 'target', 'writer'],
-  ['brokers/redis/log', 'cluster', 'frame', 'message', 'options', 'outbox', 'testing/contract'],
+  ['brokers/redis/log', 'cluster', 'frame', 'message', 'options', 'outbox', 'preconnects', 'testing/contract'],
   ['backlog', 'brokers/redis/appender', 'brokers/redis/reader', 'flush', 'rights', 'source'],
   ['brokers/redis-streams', 'connection'],
   ['admission', 'publisher'],
