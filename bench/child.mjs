@@ -15,12 +15,12 @@ export class Child {
   #exited
 
   /** @param options.cpu the core it runs on, where there is `taskset`. */
-  constructor (file, args, { cpu, nodeOptions = [] }) {
+  constructor (file, args, { cpu, nodeOptions = [], env = {} }) {
     const path = new URL(file, import.meta.url).pathname
     const command = [...(canPin ? ['taskset', '-c', String(cpu)] : []), process.execPath, ...nodeOptions, path, ...args]
     const child = this.#process = spawn(command[0], command.slice(1), {
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-      env: { ...process.env, NODE_ENV: 'production' }
+      env: { ...process.env, NODE_ENV: 'production', ...env }
     })
     const name = [file, ...args].join(' ')
     child.stderr.on('data', data => { this.#errors = (this.#errors + data).slice(-2000) })

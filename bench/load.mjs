@@ -11,7 +11,8 @@ let readers = []
 let cpu = process.cpuUsage()
 let since = microseconds()
 
-async function connect ({ port, path, connections, concurrency = 64, distinct = false, timeoutMs = 60_000 }) {
+/** @param options.ports of one server or of several, which get the connections in turn. */
+async function connect ({ ports, path, connections, concurrency = 64, distinct = false, timeoutMs = 60_000 }) {
   const deadline = microseconds() + timeoutMs * 1000
   const start = microseconds()
   tally.remember = !distinct
@@ -24,7 +25,7 @@ async function connect ({ port, path, connections, concurrency = 64, distinct = 
     while (opening < concurrency && readers.length < connections) {
       const i = readers.length
       opening++
-      readers.push(new Reader(port, path.replaceAll('{i}', i), distinct ? i : -1, tally, error => {
+      readers.push(new Reader(ports[i % ports.length], path.replaceAll('{i}', i), distinct ? i : -1, tally, error => {
         opening--
         failed ??= error
       }))

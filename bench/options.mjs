@@ -5,7 +5,9 @@ import { parseArgs } from 'node:util'
 export const FLOORS = ['floor-socket', 'floor-write']
 export const OURS = 'ours'
 export const PEERS = ['better-sse', 'fastify-sse', 'fastify-sse-v2']
-export const SCENARIOS = ['fanout', 'latency', 'topics', 'idle', 'stall', 'openloop', 'stalled', 'allocation']
+/** With two nodes and a Redis: the scenario `redis`, which takes `ours` as the same on one node with the log in memory. */
+export const SHARED = ['ours-redis', 'pubsub']
+export const SCENARIOS = ['fanout', 'latency', 'topics', 'idle', 'stall', 'openloop', 'stalled', 'allocation', 'redis']
 
 const FULL = {
   fanout: [100, 1000, 10_000],
@@ -16,7 +18,8 @@ const FULL = {
   // patience: seconds given to whoever falls behind to deliver what was published.
   openloop: [{ connections: 1000, rate: 400, patience: 8 }, { connections: 1000, rate: 1000, patience: 3 }, { connections: 10_000, rate: 100, patience: 3 }],
   stalled: { connections: 1000, stalled: 10 },
-  allocation: [100, 600]
+  allocation: [100, 600],
+  redis: 1000
 }
 const QUICK = {
   fanout: [20, 200],
@@ -26,7 +29,8 @@ const QUICK = {
   stall: 500,
   openloop: [{ connections: 100, rate: 200, patience: 3 }],
   stalled: { connections: 50, stalled: 5 },
-  allocation: [100, 600]
+  allocation: [100, 600],
+  redis: 100
 }
 
 const USAGE = `npm run bench -- [options]

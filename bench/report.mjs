@@ -2,11 +2,12 @@
 import { readFileSync } from 'node:fs'
 import { pathToFileURL } from 'node:url'
 import { MAX_FOREIGN } from './machine.mjs'
-import { F, OURS, Statistics, W } from './statistics.mjs'
+import { F, OURS, PUBSUB, Statistics, W } from './statistics.mjs'
 import { checkTargets } from './targets.mjs'
 
 const METRICS = {
   cpu: ['server CPU µs/event', value => value.toFixed(2)],
+  events: ['events/s', value => Math.round(value).toLocaleString('en')],
   rate: ['deliveries/s', value => Math.round(value).toLocaleString('en')],
   p50: ['p50 ms', milliseconds],
   p99: ['p99 ms', milliseconds],
@@ -30,7 +31,8 @@ const METRICS = {
   externalPerDelivery: ['outside the heap/delivery', value => value.toFixed(0)]
 }
 
-// The first of `ratios` is set against both floors; for all of them it is shown what ours is of each.
+// The first of `ratios` is set against both floors; for all of them it is shown what ours is of each. With `bases` all of
+// them are set against those, and nothing else.
 const TABLES = {
   fanout: {
     title: ([connections, perTurn]) => `Fan-out, ${group(connections)} connections, ${perTurn === '1' ? 'single events' : `bursts of ${perTurn} per turn`}`,
@@ -71,6 +73,12 @@ const TABLES = {
     title: () => 'Allocated by a broadcast',
     columns: ['heapPerDelivery', 'externalPerDelivery', 'heapPerEvent'],
     ratios: []
+  },
+  redis: {
+    title: ([connections, kind]) => `Two nodes with ${group(connections)} connections and Redis, ${{ latency: '20,000 deliveries/s', 1: 'single events' }[kind] ?? `bursts of ${kind} per turn`}`,
+    columns: ['events', 'rate', 'p50', 'p99', 'cpu'],
+    ratios: ['rate', 'p50', 'cpu'],
+    bases: [[PUBSUB, PUBSUB], [OURS, OURS]]
   }
 }
 
@@ -97,11 +105,14 @@ export function createReport (results) {
 
 function createTable (statistics, scenario) {
   const [kind, ...parts] = scenario.split('-')
-  const { title, columns, ratios } = TABLES[kind]
+  const { title, columns, ratios, bases } = TABLES[kind]
   const [first] = ratios
   const against = []
-  if (first !== undefined) for (const [base, letter] of [[F, 'F'], [W, 'W']]) against.push({ heading: `${short(first)} ÷ ${letter}`, ratio: implementation => statistics.ratio(scenario, first, implementation, base) })
-  for (const metric of ratios) against.push({ heading: `${short(metric)}: ours ÷ it`, ratio: implementation => statistics.ratio(scenario, metric, OURS, implementation) })
+  for (const [base, name] of bases ?? []) {
+    for (const metric of ratios) against.push({ heading: `${short(metric)} ÷ ${name}`, ratio: implementation => statistics.ratio(scenario, metric, implementation, base) })
+  }
+  if (bases === undefined && first !== undefined) for (const [base, letter] of [[F, 'F'], [W, 'W']]) against.push({ heading: `${short(first)} ÷ ${letter}`, ratio: implementation => statistics.ratio(scenario, first, implementation, base) })
+  if (bases === undefined) for (const metric of ratios) against.push({ heading: `${short(metric)}: ours ÷ it`, ratio: implementation => statistics.ratio(scenario, metric, OURS, implementation) })
   const rows = statistics.implementations(scenario).map(implementation => {
     const behind = statistics.samples(scenario, implementation).some(sample => sample.abandoned)
     return [

@@ -7,15 +7,15 @@ const TRIES = 3
 /**
  * Runs every operation with every implementation in every round, in random order: whatever else the machine does meets all
  * of them. `open(session)` makes each session ready, `measure(session)` makes a sample. An implementation takes no further
- * part after a sample for which `isLast` is true.
+ * part after a sample for which `isLast` is true. `create(implementation)` makes its session.
  */
-export async function interleave (bench, { operations, rounds, open, tries = TRIES, isLast = () => false }) {
+export async function interleave (bench, { operations, rounds, open, tries = TRIES, isLast = () => false, implementations = bench.implementations, create = implementation => new Session(implementation) }) {
   const [{ scenario: name }] = operations
   const sessions = []
   try {
-    for (const implementation of bench.implementations) {
+    for (const implementation of implementations) {
       bench.progress(`${name}: connecting, ${implementation}`)
-      const session = new Session(implementation)
+      const session = create(implementation)
       sessions.push(session)
       await attempt(bench, name, sessions, session, () => open(session))
     }

@@ -58,8 +58,11 @@ async function delivered (total, timeoutMs = 20_000) {
   return true
 }
 
-/** Closed loop: `publish` is called `perTurn` times in a turn, while less than `window` deliveries are on their way. */
-async function closedLoop ({ seconds, perTurn, window, receivers }, publish) {
+/**
+ * Closed loop: `publish` is called `perTurn` times in a turn, while less than `window` deliveries are on their way.
+ * @param options.pipelined whether the next turn does not wait until those of this one are acknowledged.
+ */
+async function closedLoop ({ seconds, perTurn, window, receivers, pipelined = false }, publish) {
   const meter = startMeter()
   let published = 0
   let received = 0
@@ -73,20 +76,20 @@ async function closedLoop ({ seconds, perTurn, window, receivers }, publish) {
     const pending = []
     for (let i = 0; i < perTurn; i++) {
       const promise = publish(published++)
-      if (promise !== undefined) pending.push(promise)
+      if (promise !== undefined) pending.push(pipelined ? promise.catch(countError) : promise)
     }
-    if (pending.length > 0) await Promise.all(pending)
+    if (pending.length > 0 && !pipelined) await Promise.all(pending)
     await turn()
   }
   const complete = await delivered(published * receivers)
   return { ...meter.stop(), published, deliveries: published * receivers, complete }
 }
 
-async function fanout ({ connections, perTurn, window, seconds, size, watchLoop }) {
+async function fanout ({ connections, perTurn, window, seconds, size, watchLoop, pipelined }) {
   const pad = padding(size)
   const delay = monitorEventLoopDelay({ resolution: 1 })
   if (watchLoop) delay.enable()
-  const result = await closedLoop({ seconds, perTurn, window: window * connections, receivers: connections }, q => adapter.publish({ t: microseconds(), q, pad }))
+  const result = await closedLoop({ seconds, perTurn, window: window * connections, receivers: connections, pipelined }, q => adapter.publish({ t: microseconds(), q, pad }))
   delay.disable()
   return watchLoop ? { ...result, stallP99: delay.percentile(99) / 1e6, stallMax: delay.max / 1e6 } : result
 }

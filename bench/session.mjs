@@ -6,25 +6,30 @@ import { watchMachine } from './machine.mjs'
 const SERVER_CPU = 0
 const LOAD_CPU = 1
 
-/** One implementation in a server process, and a load process connected to it. */
+/** One implementation in a server process or several, and a load process connected to them. Events are published in the first. */
 export class Session {
-  #server
+  #servers
   #load
   #file = createCreditFile()
   #credit = new Credit(this.#file.path, 'r')
-  #address
+  #addresses
+  #redis
   connections = 0
 
-  constructor (implementation, { nodeOptions = [] } = {}) {
+  /** @param options.redis what the servers share: its CPU time counts as theirs. */
+  constructor (implementation, { nodeOptions = [], servers = 1, redis = null } = {}) {
     this.implementation = implementation
-    this.#server = new Child('./server.mjs', [implementation, this.#file.path], { cpu: SERVER_CPU, nodeOptions: ['--expose-gc', ...nodeOptions] })
+    this.#redis = redis
+    const options = { cpu: SERVER_CPU, nodeOptions: ['--expose-gc', ...nodeOptions], env: redis === null ? {} : { BENCH_REDIS: redis.url } }
+    this.#servers = Array.from({ length: servers }, () => new Child('./server.mjs', [implementation, this.#file.path], options))
     this.#load = new Child('./load.mjs', [this.#file.path], { cpu: LOAD_CPU })
   }
 
   async connect (connections, { topics = false } = {}) {
-    this.#address ??= await this.#server.call('describe')
-    const { port, path, topicPath } = this.#address
-    const result = await this.#load.call('connect', { port, path: topics ? topicPath : path, connections, distinct: topics }, 90_000)
+    this.#addresses ??= await Promise.all(this.#servers.map(server => server.call('describe')))
+    const ports = this.#addresses.map(({ port }) => port)
+    const [{ path, topicPath }] = this.#addresses
+    const result = await this.#load.call('connect', { ports, path: topics ? topicPath : path, connections, distinct: topics }, 90_000)
     this.connections = connections
     return result
   }
@@ -36,7 +41,7 @@ export class Session {
   }
 
   server (command, params, timeoutMs) {
-    return this.#server.call(command, params, timeoutMs)
+    return this.#servers[0].call(command, params, timeoutMs)
   }
 
   load (command, params, timeoutMs) {
@@ -44,7 +49,7 @@ export class Session {
   }
 
   get publisherPort () {
-    return this.#address.publisherPort
+    return this.#addresses[0].publisherPort
   }
 
   /** Events received since the last reset. */
@@ -56,13 +61,21 @@ export class Session {
   async measure (command, params, timeoutMs) {
     await this.#load.call('reset')
     const foreign = watchMachine()
-    const server = await this.#server.call(command, params, timeoutMs)
+    const before = await this.#othersCpu()
+    const server = await this.server(command, params, timeoutMs)
+    server.cpu += await this.#othersCpu() - before
     const load = await this.#load.call('result')
     return judge(server, load, foreign(server.cpu + load.cpu))
   }
 
+  /** CPU time, in microseconds, of what serves beside the first server. */
+  async #othersCpu () {
+    const usages = await Promise.all(this.#servers.slice(1).map(server => server.call('usage')))
+    return usages.reduce((sum, { cpu }) => sum + cpu, this.#redis?.cpu ?? 0)
+  }
+
   async stop () {
-    await Promise.all([this.#server.stop(), this.#load.stop()])
+    await Promise.all([...this.#servers, this.#load].map(child => child.stop()))
     this.#credit.close()
     this.#file.remove()
   }
@@ -86,6 +99,7 @@ export function judge (server, load, foreign) {
   return {
     ...server,
     cpu: server.cpu / server.deliveries,
+    events: server.published / server.seconds,
     rate: server.deliveries / server.seconds,
     p50: load.p50 / 1000,
     p99: load.p99 / 1000,

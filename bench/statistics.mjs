@@ -1,7 +1,8 @@
-import { FLOORS, OURS, PEERS } from './options.mjs'
+import { FLOORS, OURS, PEERS, SHARED } from './options.mjs'
 
 export const [F, W] = FLOORS
 export { OURS, PEERS }
+export const [SHARED_OURS, PUBSUB] = SHARED
 
 export function median (values) {
   const sorted = values.filter(value => typeof value === 'number' && !Number.isNaN(value)).sort((a, b) => a - b)
@@ -23,7 +24,7 @@ export class Statistics {
   }
 
   implementations (scenario) {
-    return [...new Set([F, W, OURS, ...PEERS])].filter(implementation => this.samples(scenario, implementation).length > 0)
+    return [...new Set([F, W, OURS, ...PEERS, ...SHARED])].filter(implementation => this.samples(scenario, implementation).length > 0)
   }
 
   samples (scenario, implementation) {
@@ -38,6 +39,12 @@ export class Statistics {
   ratio (scenario, metric, implementation, base) {
     const bases = new Map(this.samples(scenario, base).map(sample => [sample.round, sample[metric]]))
     return median(this.samples(scenario, implementation).filter(sample => bases.has(sample.round)).map(sample => sample[metric] / bases.get(sample.round)))
+  }
+
+  /** How much `implementation` has more than `base`, as above. */
+  difference (scenario, metric, implementation, base) {
+    const bases = new Map(this.samples(scenario, base).map(sample => [sample.round, sample[metric]]))
+    return median(this.samples(scenario, implementation).filter(sample => bases.has(sample.round)).map(sample => sample[metric] - bases.get(sample.round)))
   }
 
   /** Ours against the peer that does best: the worst of our ratios. */

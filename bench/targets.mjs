@@ -1,4 +1,4 @@
-import { F, OURS, W } from './statistics.mjs'
+import { F, OURS, PUBSUB, SHARED_OURS, W } from './statistics.mjs'
 
 const OUTBOX_BYTES = 1024 * 1024
 
@@ -32,6 +32,9 @@ const TARGETS = [
   ['Event-loop stall at 10,000 connections: p99, ms', atMost(15), s => s.value('stall-10000', OURS, 'stallP99')],
   ['Open loop, 10,000 × 100 events/s: kept up', yes, s => keptUp(s, 'openloop-10000-100')],
   ['Open loop, 10,000 × 100 events/s: p99, ms', atMost(300), s => s.value('openloop-10000-100', OURS, 'p99')],
+  ['Redis, 20,000 deliveries/s: p50 added to the log in memory, ms', atMost(1), s => s.difference('redis-1000-latency', 'p50', SHARED_OURS, OURS)],
+  ['Redis, single events: deliveries/s ÷ plain pub/sub', atLeast(1), s => s.ratio('redis-1000-1', 'rate', SHARED_OURS, PUBSUB)],
+  ['Redis, bursts of 10: deliveries/s ÷ plain pub/sub', atLeast(1), s => s.ratio('redis-1000-10', 'rate', SHARED_OURS, PUBSUB)],
   ['Heap allocated per delivered event beyond F, bytes', atMost(1), s => subtract(s.value('allocation', OURS, 'heapPerDelivery'), s.value('allocation', F, 'heapPerDelivery'))]
 ]
 

@@ -8,13 +8,16 @@ export const build = process.env.BENCH_BUILD === undefined
   ? new URL('../../dist/esm/', import.meta.url)
   : pathToFileURL(resolve(process.env.BENCH_BUILD) + '/')
 
-export default async function start () {
+export default () => startOurs()
+
+export async function startOurs (options = {}) {
   const { default: ssePlugin } = await import(new URL('lib/index.js', build))
   const app = Fastify()
   await app.register(ssePlugin, {
     authHandler: ({ query }) => query.user ?? null,
     // On, but later than any scenario lasts: the peers' are off.
-    keepAliveIntervalMs: 3_600_000
+    keepAliveIntervalMs: 3_600_000,
+    ...options
   })
   app.get('/events', { sse: true }, async (request, reply) => {
     await reply.sse({ subscriptions: [`user:${request.sseUser.userId}:**`] })

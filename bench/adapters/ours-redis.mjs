@@ -1,0 +1,7 @@
+// This package as `ours`, with the log that nodes share, in the Redis of BENCH_REDIS.
+import { build, startOurs } from './ours.mjs'
+
+export default async function start () {
+  const { redisStreamsBroker } = await import(new URL('lib/brokers/redis-streams.js', build))
+  return await startOurs({ broker: redisStreamsBroker({ client: process.env.BENCH_REDIS }) })
+}
