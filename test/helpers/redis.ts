@@ -9,7 +9,8 @@ import { until } from './wait.js'
 /** Why tests with a real server are left out here; false when they run. With CI set they do, and fail without one. */
 export const withoutRedis: string | false = process.env['CI'] === undefined && spawnSync('redis-server', ['--version']).error !== undefined && 'redis-server is not installed'
 
-async function freePort (): Promise<number> {
+/** A port that nobody listens on at the moment. */
+export async function freePort (): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
   const { port } = server.address() as AddressInfo
