@@ -6,6 +6,7 @@ import { CatchUp, type Reader } from '../lib/catchup.js'
 import { formatCursor, parseCursor, type Lanes } from '../lib/cursor.js'
 import { SSEError } from '../lib/errors.js'
 import { encodeCursor, type EventPriority } from '../lib/event.js'
+import { Flusher, type Flushable } from '../lib/flush.js'
 import { Frame } from '../lib/frame.js'
 import { Budget, Outbox } from '../lib/outbox.js'
 import { holds, isTargeted, Registry, type Member } from '../lib/registry.js'
@@ -13,7 +14,7 @@ import { Ring } from '../lib/ring.js'
 import { assertSubscription, assertTopic, covers, isPattern, PatternTrie } from '../lib/topic.js'
 import { Wheel, type Timed } from '../lib/wheel.js'
 import { EventStreamParser } from './helpers/parser.js'
-import { until } from './helpers/wait.js'
+import { turns, until } from './helpers/wait.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 300)
 fc.configureGlobal({ includeErrorInReport: true })
@@ -450,6 +451,75 @@ t.test('the wheel turns by itself between start and stop', async t => {
   wheel.schedule(item, performance.now())
   await new Promise(resolve => setTimeout(resolve, 40))
   t.equal(times, 3)
+})
+
+// --- flush.ts ---
+
+/** Notes when it is flushed, and does then what it was told to. */
+class Noting implements Flushable {
+  next: Flushable | null = null
+  readonly #flushed: Noting[]
+  readonly #react: (() => void) | undefined
+
+  constructor (flushed: Noting[], react?: () => void) {
+    this.#flushed = flushed
+    this.#react = react
+  }
+
+  flush (): void {
+    this.#flushed.push(this)
+    this.#react?.()
+  }
+}
+
+t.test('a flush takes 512 a turn, first marked first, each once, and leaves nobody in line', async t => {
+  const flusher = new Flusher(0)
+  const flushed: Noting[] = []
+  const items = Array.from({ length: 1300 }, () => new Noting(flushed))
+  for (const item of items) flusher.mark(item)
+  for (const item of items) flusher.mark(item)
+  t.equal(flushed.length, 0, 'not before the end of the turn')
+  const { root } = flusher
+  for (const expected of [512, 1024, 1300]) {
+    await turns(1)
+    t.equal(flushed.length, expected)
+  }
+  t.strictSame(flushed.map(item => items.indexOf(item)), items.map((_, i) => i))
+  t.ok(items.every(({ next }) => next === null))
+  t.not(flusher.root, root, 'the frames of this turn may go')
+  flusher.mark(items[7]!)
+  await turns(1)
+  t.equal(flushed.length, 1301, 'and it begins again')
+})
+
+t.test('who is marked while others are flushed waits for the next turn, itself included', async t => {
+  const flusher = new Flusher(0)
+  const flushed: Noting[] = []
+  const last = new Noting(flushed)
+  let again = true
+  const first: Noting = new Noting(flushed, () => {
+    flusher.mark(last)
+    if (again) flusher.mark(first)
+    again = false
+  })
+  flusher.mark(first)
+  await turns(1)
+  t.strictSame(flushed, [first])
+  await turns(1)
+  t.strictSame(flushed, [first, last, first])
+  // The second time it marked `last` once more.
+  await turns(1)
+  t.strictSame(flushed, [first, last, first, last])
+})
+
+t.test('with an interval, what comes within it goes together', async t => {
+  const flusher = new Flusher(5)
+  const flushed: Noting[] = []
+  const items = [new Noting(flushed), new Noting(flushed)]
+  for (const item of items) flusher.mark(item)
+  t.equal(flushed.length, 0)
+  await until(() => flushed.length > 0)
+  t.strictSame(flushed, items)
 })
 
 // --- outbox.ts ---
