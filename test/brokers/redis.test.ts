@@ -40,7 +40,8 @@ function nodeOf (broker: Broker): Node {
 }
 
 async function open (t: Test, options: RedisStreamsOptions, history: Partial<History> = {}): Promise<Node> {
-  const node = nodeOf(redisStreamsBroker(options))
+  // Long, so that a busy machine is not taken for a Redis that does not answer.
+  const node = nodeOf(redisStreamsBroker({ startTimeoutMs: 20_000, publishTimeoutMs: 20_000, replyTimeoutMs: 20_000, ...options }))
   t.teardown(() => node.broker.close())
   await node.broker.open({
     deliver: batch => { node.delivered.push(...batch) },
@@ -289,7 +290,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     // Nobody publishes: it is noticed all the same, within the time that a reader waits.
     const before = one.broker.epoch
     await server.ask('DEL', '{epoch}:log', '{epoch}:meta', '{epoch}:ephemeral')
-    await until(() => one.broker.epoch !== before && other.broker.epoch === one.broker.epoch, 6_000)
+    await until(() => one.broker.epoch !== before && other.broker.epoch === one.broker.epoch, 15_000)
     t.equal(one.gaps.length, 3)
   })
 
@@ -358,7 +359,7 @@ t.test('a server that refuses', { skip: withoutRedis }, async t => {
 
 t.test('while it is frozen', { skip: withoutRedis }, async t => {
   const server = await start(t)
-  const short = { client: server.url, publishTimeoutMs: 300, replyTimeoutMs: 400 }
+  const short = { client: server.url, publishTimeoutMs: 300, replyTimeoutMs: 1_000 }
   const witness = await open(t, { client: server.url })
   const node = await open(t, short)
   const waiting = await open(t, { ...short, waitWhenDown: true, publishTimeoutMs: 5_000, maxPendingBytes: 10_000 })

@@ -1,5 +1,7 @@
 import { createServer, type Socket } from 'node:net'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
 import Fastify, { type FastifyInstance } from 'fastify'
+import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import { parseCursor } from '../../lib/cursor.js'
 import ssePlugin, { EventPriority, type SSEError } from '../../lib/index.js'
@@ -183,9 +185,14 @@ async function fault (t: Test, name: string, args: readonly string[], gaps: { le
     t.teardown(() => publisher.stop())
     const world: World = { server, apps, publisher, witnesses }
     await publisher.acknowledgedAfter(performance.now() + 500)
+    const stalls = monitorEventLoopDelay({ resolution: 10 })
+    stalls.enable()
     const { backAt } = await happen(world)
     await publisher.acknowledgedAfter(backAt)
     const recoveryMs = Math.max(...publisher.lastAcknowledgedAt) - backAt
+    // What this machine itself stood still, in each of a handful of steps, is not Redis's.
+    const stalledMs = stalls.max / 1e6 * 4
+    stalls.disable()
     await publisher.acknowledgedAfter(performance.now() + 500)
     await publisher.stop()
 
@@ -194,13 +201,14 @@ async function fault (t: Test, name: string, args: readonly string[], gaps: { le
     await until(() => witnesses.every(({ received, topic }) => received.length > 0 && compare(received.at(-1)!.place, ends[topic]!) >= 0), 10_000, 'everybody has come to the end')
     const faults = witnesses.flatMap(witness => witness.faults(acknowledged))
     t.strictSame(faults.slice(0, 10), [], 'nothing twice, nothing out of order, nothing lost without a gap')
+    t.ok(apps.every(({ sse }) => sse.health().status === 'up'), 'all is well again')
     t.ok(witnesses.every(({ client }) => !client.closed && !client.ended), 'connected clients stay connected')
     const counts = witnesses.map(witness => witness.gaps.length)
     t.ok(Math.min(...counts) >= gaps.least && Math.max(...counts) <= gaps.most, `${Math.min(...counts)} to ${Math.max(...counts)} gaps`)
-    t.ok(recoveryMs <= RECOVERY_MS, `recovery within ${RECOVERY_MS} ms`)
+    t.ok(recoveryMs <= RECOVERY_MS + stalledMs, `recovery within ${RECOVERY_MS} ms`)
     t.strictSame(Object.keys(rejected).filter(code => code !== 'SSE_ERR_BROKER_UNAVAILABLE'), [], 'rejected as unavailable')
     t.ok(witnesses.reduce((sum, { received }) => sum + received.length, 0) > acknowledged.length * CLIENTS / TOPICS * 0.8, 'gaps stand for little')
-    t.ok(slowestMs < PUBLISH_TIMEOUT_MS + 1_000, 'every publish is answered')
+    t.ok(slowestMs < PUBLISH_TIMEOUT_MS + 1_000 + stalledMs, 'every publish is answered in time')
     table.push([name, String(acknowledged.length), String(rejected['SSE_ERR_BROKER_UNAVAILABLE'] ?? 0), String(witnesses.reduce((sum, { received }) => sum + received.length, 0)), String(witnesses.reduce((sum, { duplicates }) => sum + duplicates, 0)), `${Math.min(...counts)}–${Math.max(...counts)}`, recoveryMs.toFixed(0), slowestMs.toFixed(0)])
   })
 }
@@ -223,12 +231,16 @@ const NO_GAP = { least: 0, most: 0 }
 const ONE_GAP = { least: 1, most: 1 }
 
 t.test('what Redis goes through', async t => {
-  await fault(t, 'kill -9 and restart, nothing on disk', [], ONE_GAP, async ({ server, publisher }) => {
+  await fault(t, 'kill -9 and restart, nothing on disk', [], ONE_GAP, async ({ server, publisher, apps }) => {
     await server.kill()
     const { rejected } = publisher
     const count = await knocks(server.port, 2_000)
     t.ok(count > 0 && count <= NODES * 2 * 10, `no retry storm: ${count} attempts of ${NODES * 2} connections in 2 s`)
     t.ok(rejected['SSE_ERR_BROKER_UNAVAILABLE']! > 100, 'publishing is rejected meanwhile')
+    for (const { sse } of apps) {
+      t.match(sse.health(), { status: 'degraded', reason: /./ })
+      t.equal((await sse.broadcastEvent({ event: 'local', data: 1 }, { local: true })).delivered, CLIENTS / NODES, 'what needs no log goes on')
+    }
     await server.run()
     return { backAt: performance.now() }
   })
@@ -247,12 +259,13 @@ t.test('what Redis goes through', async t => {
     return { backAt: performance.now() }
   })
 
-  await fault(t, 'frozen for 5 s', [], NO_GAP, async ({ server, publisher }) => {
+  await fault(t, 'frozen for 5 s', [], NO_GAP, async ({ server, publisher, apps }) => {
     const before = await server.info('total_connections_received')
     const frozenAt = performance.now()
     server.signal('SIGSTOP')
     await until(() => publisher.rejected['SSE_ERR_BROKER_UNAVAILABLE']! > 500, 4_500, 'it is noticed')
     await until(() => performance.now() - frozenAt >= 5_000, 6_000)
+    for (const { sse } of apps) t.match(sse.health(), { status: 'degraded', reason: /did not answer/ })
     server.signal('SIGCONT')
     const backAt = performance.now()
     await publisher.acknowledgedAfter(backAt)
@@ -287,4 +300,42 @@ t.test('what Redis goes through', async t => {
 
   const widths = table[0]!.map((_, column) => Math.max(...table.map(row => row[column]!.length)))
   for (const row of table) t.comment(row.map((cell, column) => column === 0 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!)).join('  '))
+})
+
+t.test('a replica is promoted', { skip: withoutRedis, timeout: 60_000 }, async t => {
+  const main = await RedisServer.start()
+  const replica = await RedisServer.start('--replicaof', `127.0.0.1 ${main.port}`)
+  const sentinel = await main.watch()
+  t.teardown(() => Promise.all([main, replica, sentinel].map(server => server.stop())))
+  await until(async () => (await sentinel.ask('SENTINEL', 'REPLICAS', 'main')).includes(String(replica.port)), 30_000, 'Sentinel has found the replica')
+  const client = new Redis({ sentinels: [{ host: '127.0.0.1', port: sentinel.port }], name: 'main', lazyConnect: true })
+  const broker = redisStreamsBroker({ client, startTimeoutMs: 20_000 })
+  t.teardown(() => broker.close())
+  const delivered: string[] = []
+  const gaps: string[] = []
+  await broker.open({
+    deliver: batch => { for (const { data } of batch) delivered.push(data) },
+    gap: reason => { gaps.push(reason) },
+    state: () => {}
+  }, { maxEvents: 10_000, maxAgeMs: 60_000, maxBytes: 1 << 20 })
+  let n = 0
+  const acknowledged: string[] = []
+  const publish = async () => {
+    const data = String(++n)
+    await broker.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: data })
+    acknowledged.push(data)
+  }
+  for (let i = 0; i < 50; i++) await publish()
+  const { epoch } = broker
+  // What the main one has and the replica has not is lost with it.
+  replica.signal('SIGSTOP')
+  for (let i = 0; i < 50; i++) await publish()
+  await main.kill()
+  replica.signal('SIGCONT')
+  await until(() => publish().then(() => true, () => false), 30_000, 'publishing goes on')
+  t.not(broker.epoch, epoch)
+  t.strictSame(gaps, ['epoch'])
+  t.equal(broker.position, 1)
+  t.strictSame(delivered, acknowledged, 'what was acknowledged had arrived')
+  t.match(await broker.read({ epoch, after: 90, priority: EventPriority.NORMAL, limit: 1 }), { gap: 'epoch' })
 })

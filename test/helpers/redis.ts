@@ -1,6 +1,6 @@
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect, createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -51,6 +51,16 @@ export class RedisServer {
     return server
   }
 
+  /** A Sentinel that watches this one under the name `main`, and promotes a replica when it is gone for a second. */
+  async watch (): Promise<RedisServer> {
+    const sentinel = await RedisServer.prepare()
+    const config = join(sentinel.directory, 'sentinel.conf')
+    writeFileSync(config, `sentinel monitor main 127.0.0.1 ${this.port} 1\nsentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 10000\n`)
+    sentinel.#args = [config, '--sentinel']
+    await sentinel.run()
+    return sentinel
+  }
+
   /** One that does not run yet. */
   static async prepare (...args: string[]): Promise<RedisServer> {
     return new RedisServer(await freePort(), mkdtempSync(join(tmpdir(), 'sse-redis-')), args)
@@ -64,7 +74,9 @@ export class RedisServer {
   async run (...args: string[]): Promise<void> {
     if (args.length > 0) this.#args = args
     const { port, directory } = this
-    this.#process = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--save', '', '--loglevel', 'warning', ...this.#args], { stdio: 'ignore' })
+    // A configuration comes first, and that of a Sentinel does not know of snapshots.
+    const own = this.#args.includes('--sentinel') ? [...this.#args] : ['--save', '', ...this.#args]
+    this.#process = spawn('redis-server', [...own, '--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--loglevel', 'warning'], { stdio: 'ignore' })
     await until(async () => /^(?:\+PONG|-NOAUTH)/.test(await this.ask('PING').catch(() => '')), 10_000, 'redis-server answers')
   }
 

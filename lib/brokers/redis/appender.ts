@@ -17,8 +17,7 @@ interface Pending {
   reject (error: Error): void
 }
 
-/** A batch that is under way. */
-interface Under extends Batch {
+interface PendingBatch extends Batch {
   readonly items: readonly Pending[]
 }
 
@@ -46,7 +45,8 @@ export class Appender {
   /** In the order they were published, and so of their deadlines. */
   readonly #pending = new Map<string, Pending>()
   #queue: Pending[] = []
-  #batch: Under | null = null
+  /** The one that is under way. */
+  #batch: PendingBatch | null = null
   #batches = 0
   #bytes = 0
   #connection: Connection | null = null
@@ -149,7 +149,7 @@ export class Appender {
     else if (logged.epoch === this.#skipped.epoch && logged.seq !== null && logged.seq <= this.#skipped.position) this.#settle(pending).resolve({ seq: logged.seq })
   }
 
-  #nextBatch (): Under | null {
+  #nextBatch (): PendingBatch | null {
     const items: Pending[] = []
     let bytes = 0
     let taken = 0
@@ -195,12 +195,15 @@ export class Appender {
     for (const pending of this.#pending.values()) {
       if (pending.deadline > now) {
         this.#timer = setTimeout(() => this.#expire(), pending.deadline - now + 1)
-        return
+        break
       }
-      // It is in the log all right; only this node's reader is late.
-      if (pending.logged !== null) this.#settle(pending).resolve({ seq: pending.logged.seq })
+      // It is in the log that this node follows, whose reader is late.
+      if (pending.logged?.epoch === this.#skipped.epoch) this.#settle(pending).resolve({ seq: pending.logged.seq })
       else this.#reject(pending, pending.sent ? UNKNOWN : NOTHING, this.#connection === null ? this.#downBecause : undefined)
     }
+    // Nobody waits for them any more, and Redis may not take the next batch for long.
+    const alive = this.#queue.findIndex(item => this.#pending.has(item.message.nonce))
+    this.#queue.splice(0, alive < 0 ? this.#queue.length : alive)
   }
 
   #reject (pending: Pending, why: string, cause?: Error): void {
