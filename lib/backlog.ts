@@ -1,8 +1,10 @@
-import type { Broker, GapReason, Page, Target } from './broker.js'
+import type { Broker, GapReason, Message, Page, Target } from './broker.js'
+import type { Budget } from './budget.js'
 import { formatCursor, formatPlace, parseCursor } from './cursor.js'
-import { EventPriority } from './event.js'
+import type { EventPriority } from './event.js'
+import type { FrameCache } from './frame-cache.js'
 import { Frame, type Batch } from './frame.js'
-import { Outbox, type Budget } from './outbox.js'
+import { Outbox } from './outbox.js'
 
 /** What a backlog needs to know of its node. */
 export interface BacklogHost {
@@ -13,10 +15,14 @@ export interface BacklogHost {
   readonly rootBatch: Batch
   readonly outboxBytes: number
   readonly budget: Budget
+  /** What has lately been read from the log. */
+  readonly frames: FrameCache
   readonly maxReplayEvents: number
 }
 
 const PAGE_EVENTS = 128
+/** A page ends after about as many bytes: no more than a socket takes at once. A client that takes nothing keeps nothing. */
+const PAGE_BYTES = 16 * 1024
 
 /**
  * What one connection has yet to be sent, and its place in the log. Usually that is no more than the batch of this turn;
@@ -55,39 +61,65 @@ export class Backlog {
     return this.#dropped + (this.#outbox?.dropped ?? 0)
   }
 
-  /** Up to where a client that leaves now has seen the log, or nothing in it was for it. */
-  get cursor (): string {
-    const { epoch, position } = this.#host
-    return this.#outbox === null ? formatPlace(epoch, position) : formatCursor(epoch, this.#outbox.cursor(position))
-  }
-
-  /** The cursor as it may be told; null while a gap waits, since a client that knows a later place would never hear of it. */
+  /**
+   * Up to where a client that leaves now has seen the log, or nothing in it was for it; null while a gap has to be told
+   * first: a client that knew a later place would never hear of it.
+   */
   get place (): string | null {
-    const waiting = this.#outbox?.hasGap === true || this.#batch?.frames.some(({ gap }) => gap) === true
-    return waiting ? null : this.cursor
+    const { epoch, position } = this.#host
+    if (this.#outbox === null) return formatPlace(epoch, position)
+    const lanes = this.#outbox.place(position)
+    return lanes === null ? null : formatCursor(epoch, lanes)
   }
 
-  /** Takes a frame. False when it was dropped. */
-  receive (frame: Frame): boolean {
-    if (this.#outbox !== null) return this.#outbox.push(frame)
-    this.#batch = (this.#batch ?? this.#host.rootBatch).with(frame)
-    if (this.#batch.bytes > this.#host.outboxBytes) this.spill()
+  /** Whether the frames of this turn are to be written before they are joined by this one. */
+  overflows (frame: Frame): boolean {
+    const batch = this.#batch
+    if (batch === null) return false
+    // Over the budget, what nobody else waits for does not wait for the end of the turn.
+    return batch.bytes + frame.bytes > this.#host.outboxBytes || (batch.holders === 1 && this.#host.budget.exceeded)
+  }
+
+  /**
+   * Takes a frame. False when it was dropped.
+   * @param blocked whether it cannot be written at the end of this turn.
+   */
+  receive (frame: Frame, blocked: boolean): boolean {
+    if (blocked) this.spill()
+    if (blocked || this.#outbox !== null) return this.#createOutbox().push(frame, this.#host.position)
+    this.#join((this.#batch ?? this.#host.rootBatch).with(frame))
     return true
   }
 
   /** The frames of this turn, to be written now. */
   takeBatch (): Batch | null {
     const batch = this.#batch
-    this.#batch = null
+    if (batch !== null) this.#join(null)
     return batch
+  }
+
+  #join (batch: Batch | null): void {
+    if (batch !== null) this.#host.budget.hold(batch)
+    if (this.#batch !== null) this.#host.budget.release(this.#batch)
+    this.#batch = batch
   }
 
   /** The frames of this turn cannot be written: they wait in the outbox. */
   spill (): void {
-    if (this.#batch === null) return
-    const outbox = (this.#outbox ??= new Outbox(this.#host.outboxBytes, this.#host.budget))
-    for (const frame of this.#batch.frames) outbox.push(frame)
-    this.#batch = null
+    const batch = this.takeBatch()
+    if (batch === null) return
+    const outbox = this.#createOutbox()
+    const frames = batch.frames
+    // Each is pushed as if the log stood where it did when it came.
+    let position = (frames.find(({ seq }) => seq > 0)?.seq ?? this.#host.position + 1) - 1
+    for (const frame of frames) {
+      outbox.push(frame, position)
+      if (frame.seq > 0) position = frame.seq
+    }
+  }
+
+  #createOutbox (): Outbox {
+    return (this.#outbox ??= new Outbox(this.#host.outboxBytes, this.#host.budget))
   }
 
   /** The text of the next blocks of the outbox, about `bytes` of them; null when there are none. */
@@ -97,18 +129,17 @@ export class Backlog {
     return taken.count === 0 ? null : taken
   }
 
-  /** Whether there is something to read from the log, and room for it. */
+  /** Whether there is something to read from the log. */
   get wantsPage (): boolean {
-    return this.#outbox !== null && this.#outbox.roomy && this.#outbox.lagging !== null
+    return this.lagging && !this.#reading
   }
 
   /** Rights have changed: what is not for this connection any more does not wait for it either. */
   sift (isTarget: (target: Target) => boolean): void {
     this.#outbox?.sift(isTarget)
-    const batch = this.#batch
+    const batch = this.takeBatch()
     if (batch === null) return
-    this.#batch = null
-    for (const frame of batch.frames) if (frame.target === null || isTarget(frame.target)) this.#batch = (this.#batch ?? this.#host.rootBatch).with(frame)
+    for (const frame of batch.frames) if (frame.target === null || isTarget(frame.target)) this.#join((this.#batch ?? this.#host.rootBatch).with(frame))
   }
 
   /** Nothing waits and nothing is missed: what comes next goes out as it comes. */
@@ -117,7 +148,7 @@ export class Backlog {
   }
 
   clear (): void {
-    this.#batch = null
+    this.takeBatch()
     this.#dropOutbox()
   }
 
@@ -131,7 +162,7 @@ export class Backlog {
 
   /** Begins at a client's cursor, or with the gap that says why that is not possible. */
   resume (lastEventId: string): void {
-    const { epoch, position, maxReplayEvents, outboxBytes, budget } = this.#host
+    const { epoch, position, maxReplayEvents } = this.#host
     const cursor = parseCursor(lastEventId)
     const oldest = cursor === null ? 0 : Math.min(...cursor.lanes)
     let gap: GapReason | null = null
@@ -139,46 +170,58 @@ export class Backlog {
     else if (cursor.epoch !== epoch) gap = 'epoch'
     else if (Math.max(...cursor.lanes) > position) gap = 'unknown'
     else if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) gap = 'limit'
-    else if (oldest < position) (this.#outbox = new Outbox(outboxBytes, budget)).startAt(cursor.lanes, position)
-    if (gap !== null) this.#receiveGap(gap, lastEventId)
+    else if (oldest < position) this.#createOutbox().startAt(cursor.lanes, position)
+    if (gap !== null) this.#createOutbox().skip(Frame.ofGap(gap, lastEventId))
   }
 
   /** The log has lost its continuity: what waits of it is void. */
   fallOut (reason: GapReason): void {
-    this.clear()
-    this.#receiveGap(reason, '')
-  }
-
-  #receiveGap (reason: GapReason, lastEventId: string): void {
-    const { epoch, position } = this.#host
-    this.receive(Frame.ofGap(reason, lastEventId, EventPriority.CRITICAL, position, epoch))
+    this.spill()
+    this.#createOutbox().restart(Frame.ofGap(reason, ''))
   }
 
   /**
    * Reads the next page of what was missed.
    * @param wants whether a message is for this connection, as things stand now.
    */
-  async readPage (broker: Broker, wants: (message: Page['messages'][number]) => boolean): Promise<void> {
+  async readPage (broker: Broker, wants: (message: Message) => boolean): Promise<void> {
     const host = this.#host
-    const lane = this.#outbox?.lagging ?? null
-    if (lane === null || this.#reading) return
+    if (this.#reading) return
+    const lane = this.#outbox?.ask() ?? null
+    if (lane === null) return
     this.#reading = true
     try {
-      const page = await broker.read({ epoch: host.epoch, after: lane.after, priority: lane.priority, limit: PAGE_EVENTS })
-      const outbox = this.#outbox
-      const now = outbox?.lagging ?? null
-      // While it was read the lane may have been emptied, or the connection may have ended.
-      if (outbox === null || now?.priority !== lane.priority || now.after !== lane.after) return
-      if (page.gap !== undefined) return outbox.skip(Frame.ofGap(page.gap, this.cursor, lane.priority, host.position, host.epoch))
-      for (const message of page.messages) {
-        // What has not been delivered yet will be.
-        if (message.seq > host.position) break
-        if (wants(message) && !outbox.refill(Frame.ofMessage(message, host.epoch))) return
-        outbox.advance(lane.priority, message.seq, host.position)
-      }
-      outbox.advance(lane.priority, Math.min(page.next, host.position), host.position)
+      const page = await broker.read({ epoch: host.epoch, ...lane, limit: PAGE_EVENTS })
+      this.#takePage(page, lane, wants)
     } finally {
       this.#reading = false
     }
+  }
+
+  #takePage (page: Page, lane: { priority: EventPriority, after: number }, wants: (message: Message) => boolean): void {
+    const host = this.#host
+    const outbox = this.#outbox
+    const { priority } = lane
+    let { after } = lane
+    // While the page was read the lane may have been emptied; and `wants` asks the application, which may do anything.
+    const moved = (): boolean => this.#outbox !== outbox || outbox?.isReading(priority, after) !== true
+    if (outbox === null || moved()) return
+    if (page.gap !== undefined) return outbox.skip(Frame.ofGap(page.gap, this.place ?? ''))
+    let bytes = 0
+    for (const message of page.messages) {
+      // What has not been delivered yet will be.
+      if (message.seq > host.position) break
+      if (bytes >= PAGE_BYTES) return
+      const wanted = wants(message)
+      if (moved()) return
+      if (wanted) {
+        const frame = host.frames.of(message, host.epoch)
+        if (!outbox.refill(frame)) return
+        bytes += frame.bytes
+      }
+      after = message.seq
+      outbox.advance(priority, after, host.position)
+    }
+    outbox.advance(priority, Math.min(page.next, host.position), host.position)
   }
 }

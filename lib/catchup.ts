@@ -6,15 +6,23 @@ export interface Reader {
   readPage (broker: Broker): Promise<void>
 }
 
-// Pages read per turn, over all connections: a herd of returning clients shares the loop with live delivery.
-const PAGES_PER_TURN = 32
+/** What a turn of the loop may spend on reading, over all connections: a herd of returning clients shares it with live delivery. */
+const TURN_MS = 4
+/** Pages that are being read at once. One that takes longer than its turn is not waited for. */
+const READS = 8
 const RETRY_MS = 500
 
-/** Lets lagging connections read the log in turn, first come, first served, a bounded number of pages at a time. */
+interface Turn {
+  readonly endsAt: number
+  reads: number
+}
+
+/** Lets lagging connections read the log, first come, first served, for a bounded time in each turn of the loop. */
 export class CatchUp {
   readonly #broker: Broker
   readonly #onError: (error: unknown) => void
   readonly #waiting = new Set<Reader>()
+  readonly #failed = new Set<Reader>()
   #scheduled = false
 
   constructor (broker: Broker, onError: (error: unknown) => void) {
@@ -23,26 +31,46 @@ export class CatchUp {
   }
 
   want (reader: Reader): void {
+    // One that has failed waits for the next attempt of all.
+    if (this.#failed.has(reader)) return
     this.#waiting.add(reader)
-    if (this.#scheduled) return
-    this.#scheduled = true
-    setImmediate(() => { this.#run() })
+    this.#schedule()
   }
 
-  async #run (): Promise<void> {
-    const turn: Reader[] = []
+  #schedule (): void {
+    if (this.#scheduled || this.#waiting.size === 0) return
+    this.#scheduled = true
+    setImmediate(() => {
+      this.#scheduled = false
+      this.#go({ endsAt: performance.now() + TURN_MS, reads: 0 })
+      this.#schedule()
+    })
+  }
+
+  /** Begins reads until the turn is over. Each that comes back within the turn makes room for another. */
+  #go (turn: Turn): void {
     for (const reader of this.#waiting) {
-      if (turn.length === PAGES_PER_TURN) break
+      if (turn.reads === READS || performance.now() >= turn.endsAt) return
       this.#waiting.delete(reader)
-      if (reader.isConnected) turn.push(reader)
+      if (!reader.isConnected) continue
+      turn.reads++
+      reader.readPage(this.#broker).catch((error: unknown) => this.#fail(reader, error)).then(() => {
+        turn.reads--
+        this.#go(turn)
+      })
     }
-    const results = await Promise.allSettled(turn.map(reader => reader.readPage(this.#broker)))
-    const failed = turn.filter((_, i) => results[i]!.status === 'rejected')
-    for (const reader of failed) this.#waiting.add(reader)
-    if (failed.length > 0) this.#onError((results.find(result => result.status === 'rejected') as PromiseRejectedResult).reason)
-    this.#scheduled = this.#waiting.size > 0
-    if (!this.#scheduled) return
-    if (failed.length > 0) setTimeout(() => { this.#run() }, RETRY_MS).unref()
-    else setImmediate(() => { this.#run() })
+  }
+
+  #fail (reader: Reader, error: unknown): void {
+    // It may have asked again on its way out.
+    this.#waiting.delete(reader)
+    this.#failed.add(reader)
+    if (this.#failed.size > 1) return
+    this.#onError(error)
+    setTimeout(() => {
+      for (const reader of this.#failed) this.#waiting.add(reader)
+      this.#failed.clear()
+      this.#schedule()
+    }, RETRY_MS).unref()
   }
 }

@@ -1,6 +1,9 @@
+import type { Held } from './budget.js'
+
 /** The bytes of one write, made once for all connections: as an HTTP/1.1 chunk, and the same without its framing. */
-export class Chunk {
+export class Chunk implements Held {
   readonly framed: Buffer
+  holders = 0
   readonly #prefixBytes: number
   #plain: Buffer | null = null
 
@@ -8,6 +11,10 @@ export class Chunk {
     const size = bytes.toString(16)
     this.framed = Buffer.from(`${size}\r\n${text}\r\n`)
     this.#prefixBytes = size.length + 2
+  }
+
+  get bytes (): number {
+    return this.framed.length
   }
 
   /** Only where the destination does its own framing: most streams never ask for it. */

@@ -140,7 +140,7 @@ export class SSEConnection {
     const tooOldAt = host.maxConnectionAgeMs === 0 ? Infinity : now + host.maxConnectionAgeMs * (0.8 + 0.2 * Math.random())
     this.#endsAt = Math.min(expiresAt, tooOldAt)
     this.#expires = expiresAt <= tooOldAt
-    this.#writer = new Writer(response, this)
+    this.#writer = new Writer(response, this, host.budget)
     this.#backlog = new Backlog(host)
     // From here on deliveries may come, head or not: the place in the log is fixed now.
     if (this.managed && this.lastEventId !== null) this.#backlog.resume(this.lastEventId)
@@ -215,7 +215,7 @@ export class SSEConnection {
 
   stats (): ConnectionStats {
     const { dropped, bytes, lagging } = this.#backlog
-    return { sentEvents: this.#sent, droppedEvents: dropped, queuedBytes: bytes + this.#writer.restBytes, lagging }
+    return { sentEvents: this.#sent, droppedEvents: dropped, queuedBytes: bytes + this.#writer.queuedBytes, lagging }
   }
 
   /**
@@ -282,7 +282,6 @@ export class SSEConnection {
     }
     this.#state = 'open'
     const host = this.#host
-    this.#backlog.spill()
     this.#placeSent = host.position
     this.#writer.open(destination, end, new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + this.#place()))
     this.#wrote()
@@ -299,7 +298,8 @@ export class SSEConnection {
   /** Takes a frame for the end of this turn. False when it was dropped. @internal */
   receive (frame: Frame): boolean {
     if (this.#ended) return false
-    const taken = this.#backlog.receive(frame)
+    if (!this.#writer.blocked && this.#backlog.overflows(frame)) this.flush()
+    const taken = this.#backlog.receive(frame, this.#writer.blocked)
     if (!this.#writer.blocked || !this.#backlog.behind) this.#host.mark(this)
     return taken
   }
@@ -310,10 +310,10 @@ export class SSEConnection {
     if (this.#writer.blocked) this.#backlog.spill()
     const batch = this.#backlog.takeBatch()
     if (batch !== null) {
-      this.#sent += batch.count
       if (batch.frame!.seq > 0) this.#placeSent = batch.frame!.seq
       this.#write(batch.chunk)
-      if (this.#writer.restBytes > 0) this.#unfinished = batch
+      this.#sent += batch.events
+      if (this.#writer.hasRest) this.#unfinished = batch
     }
     this.#pump()
   }
@@ -434,8 +434,10 @@ export class SSEConnection {
       this.#sent += taken.count
       this.#write(new Chunk(taken.text))
     }
+    // A page is read only for a socket that has taken all there was: until then a lagging connection holds its place, and nothing else.
+    if (this.#writer.blocked) return
     if (this.#backlog.wantsPage) this.#host.wantsPage(this)
-    else if (!this.#writer.blocked) this.#backlog.settle()
+    this.#backlog.settle()
     if (!this.#waiting) this.#wake()
   }
 

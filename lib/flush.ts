@@ -14,13 +14,16 @@ const END: Flushable = { next: null, flush () {} }
 
 /**
  * Collects the connections that have something to write, and writes to each once a turn of the event loop, or once an
- * interval. First marked, first written; a connection whose turn comes in a later slice takes along what has come since.
+ * interval. First marked, first written; a connection whose turn comes in a later slice takes along what has come since,
+ * and one that has been written to waits for the next turn, or interval, like all others.
  */
 export class Flusher {
   readonly #intervalMs: number
   #first = END
   #last = END
   #waiting = 0
+  /** How many of those that wait are still to be written to in this run. */
+  #due = 0
   #scheduled = false
   #root = new Batch()
 
@@ -41,28 +44,38 @@ export class Flusher {
     else this.#last.next = item
     this.#last = item
     this.#waiting++
-    if (this.#scheduled) return
+    if (!this.#scheduled) this.#schedule()
+  }
+
+  #schedule (): void {
     this.#scheduled = true
     if (this.#intervalMs > 0) setTimeout(this.#run, this.#intervalMs)
     else setImmediate(this.#run)
   }
 
   readonly #run = (): void => {
-    // Those marked while this slice is written wait for the next.
-    for (let left = Math.min(this.#waiting, SLICE); left > 0; left--) {
+    this.#due = this.#waiting
+    this.#writeSlice()
+  }
+
+  readonly #writeSlice = (): void => {
+    const slice = Math.min(this.#due, SLICE)
+    this.#due -= slice
+    for (let left = slice; left > 0; left--) {
       const item = this.#first
       this.#first = item.next!
       item.next = null
       this.#waiting--
       item.flush()
     }
-    if (this.#waiting > 0) {
-      setImmediate(this.#run)
+    if (this.#due > 0) {
+      setImmediate(this.#writeSlice)
       return
     }
-    this.#scheduled = false
-    // The last one, and the frames of this turn, may go.
-    this.#last = END
+    // The frames of this run may go.
     this.#root = new Batch()
+    if (this.#waiting > 0) return this.#schedule()
+    this.#scheduled = false
+    this.#last = END
   }
 }

@@ -1,10 +1,12 @@
+import type { Held } from './budget.js'
 import type { GapReason, Message, Target } from './broker.js'
 import { Chunk } from './chunk.js'
+import { conflationKey } from './conflation.js'
 import { formatPlace } from './cursor.js'
-import { encodeControl, encodeEvent, encodeId, type EventPriority } from './event.js'
+import { encodeControl, encodeEvent, encodeId, EventPriority } from './event.js'
 
 /** The encoded form of one event, made once and shared by all connections of this node that get it. */
-export class Frame {
+export class Frame implements Held {
   /** The `id:` line of delivery in log order, or of the application's own id; empty for an ephemeral event. */
   readonly head: string
   /** The rest of the block. */
@@ -12,36 +14,31 @@ export class Frame {
   readonly priority: EventPriority
   /** Place in the log, 0 when there is none. */
   readonly seq: number
-  /** Conflation key, target included. */
+  /** See `conflationKey`. */
   readonly key: string | null
-  /** Whether this frame announces a gap. */
-  readonly gap: boolean
   /** Whom it is for; null for what was made for the one that has it. */
   readonly target: Target | null
   readonly bytes: number
+  holders = 0
 
-  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, gap = false, target: Target | null = null) {
+  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, target: Target | null = null) {
     this.head = head
     this.text = text
     this.priority = priority
     this.seq = seq
     this.key = key
-    this.gap = gap
     this.target = target
     this.bytes = head.length + Buffer.byteLength(text)
   }
 
   static ofMessage (message: Message, epoch: string): Frame {
     const head = message.seq === 0 ? '' : encodeId(formatPlace(epoch, message.seq))
-    const { key, target } = message
-    // Logged and ephemeral apart: an ephemeral event may be dropped, and a logged one it had replaced would be lost with it.
-    const conflation = key === undefined ? null : JSON.stringify([key, message.seq > 0, target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds, target.filter !== undefined])
-    return new Frame(head, encodeEvent(message.event, message.data, message.retry), message.priority, message.seq, conflation, false, target)
+    return new Frame(head, encodeEvent(message.event, message.data, message.retry), message.priority, message.seq, conflationKey(message), message.target)
   }
 
-  /** A gap stands in the lane it was found in, at the place where the stream goes on. */
-  static ofGap (reason: GapReason, lastEventId: string, priority: EventPriority, seq: number, epoch: string): Frame {
-    return new Frame(encodeId(formatPlace(epoch, seq)), encodeControl('gap', { reason, lastEventId }), priority, seq, null, true)
+  /** Its place is told with it: the one where the stream goes on. */
+  static ofGap (reason: GapReason, lastEventId: string): Frame {
+    return new Frame('', encodeControl('gap', { reason, lastEventId }), EventPriority.CRITICAL)
   }
 }
 
@@ -49,18 +46,20 @@ export class Frame {
  * The frames that wait together for the end of a turn, in order. Connections that were given the same frames hold the
  * same batch, and so write the same bytes: a batch with one more frame is made once and found again by the next.
  */
-export class Batch {
+export class Batch implements Held {
   readonly parent: Batch | null
   readonly frame: Frame | null
   readonly count: number
   readonly bytes: number
+  holders = 0
   #next: Batch | null = null
   #chunk: Chunk | null = null
+  #events: number
 
   constructor (parent: Batch | null = null, frame: Frame | null = null) {
     this.parent = parent
     this.frame = frame
-    this.count = frame === null ? 0 : parent!.count + 1
+    this.count = this.#events = frame === null ? 0 : parent!.count + 1
     this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes
   }
 
@@ -86,10 +85,17 @@ export class Batch {
     return (this.#chunk ??= this.#encode())
   }
 
+  /** How many events its chunk carries, once it is made: of those with the same key the newest. */
+  get events (): number {
+    return this.#events
+  }
+
   #encode (): Chunk {
     const frames = this.frames
-    if (frames.some(frame => frame.key !== null)) return new Chunk(textOf(newestOfEachKey(frames)))
-    return new Chunk(textOf(frames), this.bytes)
+    if (!frames.some(frame => frame.key !== null)) return new Chunk(textOf(frames), this.bytes)
+    const newest = newestOfEachKey(frames)
+    this.#events = newest.length
+    return new Chunk(textOf(newest))
   }
 }
 

@@ -1,6 +1,7 @@
 import type { Writable } from 'node:stream'
 import { Admission, type Candidate, type CreateConnection } from './admission.js'
 import { memoryBroker } from './brokers/memory.js'
+import { Budget } from './budget.js'
 import { CatchUp } from './catchup.js'
 import { Chunk } from './chunk.js'
 import { assertCloseReason, isCloseReason, type CloseReason } from './close-reason.js'
@@ -11,15 +12,15 @@ import { formatPlace } from './cursor.js'
 import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
 import { encodeComment, encodeCursor } from './event.js'
 import { Flusher } from './flush.js'
+import { FrameCache } from './frame-cache.js'
 import { Frame, type Batch } from './frame.js'
 import { streamHeaders } from './head.js'
 import type { Health } from './health.js'
 import { warnings, type Log } from './log.js'
 import { composeMessage, createNotificationEvent } from './message.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions } from './options.js'
-import { Budget } from './outbox.js'
 import { Publisher } from './publisher.js'
-import { isTargeted, Registry } from './registry.js'
+import { Registry } from './registry.js'
 import { Rights } from './rights.js'
 import type { Outcome } from './scatter.js'
 import { assertSubscription, quote } from './topic.js'
@@ -360,12 +361,14 @@ export class SSEManager {
     const { outboxBytes, maxQueuedBytes, stallTimeoutMs, maxConnectionAgeMs, maxReplayEvents, drainMs } = this.#options
     const publisher = this.#publisher
     const flusher = this.#flusher
+    const sources = new Flusher(0)
     const wheel = this.#wheel
     const keepAlive = new Chunk(encodeComment('keep-alive'))
     let place = { cursor: '', chunk: keepAlive }
     return {
       outboxBytes,
       budget: new Budget(maxQueuedBytes),
+      frames: new FrameCache(),
       log: this.#log,
       keepAlive: this.#options.keepAlive,
       keepAliveIntervalMs: this.#options.keepAliveIntervalMs,
@@ -379,11 +382,12 @@ export class SSEManager {
       get rootBatch (): Batch { return flusher.root },
       now: () => performance.now(),
       get lately () { return wheel.now },
-      mark: connection => flusher.mark(connection),
+      // A source goes on when what it has made is written: an interval would be its speed.
+      mark: connection => (connection.managed ? flusher : sources).mark(connection),
       schedule: (connection, dueAt) => wheel.schedule(connection, dueAt),
       wantsPage: connection => this.#catchUp.want(connection),
       frameOf: (connection, event) => Frame.ofMessage(composeMessage(event, { clientIds: [connection.clientId], ephemeral: true }, '', this.#options), publisher.epoch),
-      isTarget: (connection, target) => isTargeted(connection, target) && publisher.admits(target, connection),
+      isTarget: (connection, target) => this.#registry.isTargeted(connection, target) && publisher.admits(target, connection),
       covers: (connection, topic) => this.#rights.covers(connection, topic),
       keepPlace: () => {
         const cursor = formatPlace(publisher.epoch, publisher.position)

@@ -164,28 +164,33 @@ export class Registry<M extends Member> {
   #take (member: M, mark: number, userIds?: readonly string[], subscriptionIds?: readonly string[]): void {
     if (member.mark === mark || !member.managed) return
     if (userIds !== undefined && (member.userId === null || !userIds.includes(member.userId))) return
-    if (subscriptionIds !== undefined && !holdsAny(member, subscriptionIds)) return
+    if (subscriptionIds !== undefined && !this.#holdsAny(member, subscriptionIds)) return
     member.mark = mark
     this.#selected.push(member)
   }
-}
 
-/** Whether one connection is among those a target names; `filter` is not applied. */
-export function isTargeted (member: Member, target: Target): boolean {
-  const { userIds, subscriptionIds, clientIds, exceptClientIds } = target
-  if (exceptClientIds?.includes(member.clientId) === true) return false
-  if (clientIds !== undefined && !clientIds.includes(member.clientId)) return false
-  if (userIds !== undefined && (member.userId === null || !userIds.includes(member.userId))) return false
-  return subscriptionIds === undefined || holdsAny(member, subscriptionIds)
-}
+  /** Whether one connection is among those a target names; `filter` is not applied. */
+  isTargeted (member: M, target: Target): boolean {
+    const { userIds, subscriptionIds, clientIds, exceptClientIds } = target
+    if (exceptClientIds?.includes(member.clientId) === true) return false
+    if (clientIds !== undefined && !clientIds.includes(member.clientId)) return false
+    if (userIds !== undefined && (member.userId === null || !userIds.includes(member.userId))) return false
+    return subscriptionIds === undefined || this.#holdsAny(member, subscriptionIds)
+  }
 
-/** Whether a connection holds the topic, or a pattern that covers it. */
-export function holds (member: Pick<Member, 'held'>, topic: string): boolean {
-  if (member.held.has(topic)) return true
-  for (const subscription of member.held) if (covers(subscription, topic)) return true
-  return false
-}
+  /** Whether a connection holds the topic, or a pattern that covers it. */
+  holds (member: M, topic: string): boolean {
+    const { held } = member
+    if (held.has(topic)) return true
+    if (held.size === 0 || this.#patterns.size === 0) return false
+    // A returning client asks this for each event it has missed: by the shorter list.
+    const patterns = this.#patterns.match(topic)
+    if (patterns.length <= held.size) return patterns.some(pattern => held.has(pattern))
+    for (const subscription of held) if (covers(subscription, topic)) return true
+    return false
+  }
 
-function holdsAny (member: Member, topics: readonly string[]): boolean {
-  return topics.some(topic => holds(member, topic))
+  #holdsAny (member: M, topics: readonly string[]): boolean {
+    return topics.some(topic => this.holds(member, topic))
+  }
 }

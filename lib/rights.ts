@@ -4,7 +4,7 @@ import type { SSEConnection } from './connection.js'
 import { SubscriptionForbidden } from './errors.js'
 import type { Log } from './log.js'
 import type { AnyRequest, ResolvedOptions } from './options.js'
-import { holds, type Registry } from './registry.js'
+import type { Registry } from './registry.js'
 
 /** Somebody about whom the application is being asked. */
 interface Inquiry {
@@ -55,7 +55,7 @@ export class Rights {
 
   /** Whether events of this topic are for the connection: it holds the topic, or a pattern that covers it and `authorizeTopic` agrees. */
   covers (connection: SSEConnection, topic: string): boolean {
-    return holds(connection, topic) && this.permits(connection, { subscriptionIds: [topic] })
+    return this.#registry.holds(connection, topic) && this.permits(connection, { subscriptionIds: [topic] })
   }
 
   /** Whether each receiver of this target has to be looked at. */
@@ -67,7 +67,7 @@ export class Rights {
   permits (connection: SSEConnection, target: Target): boolean {
     const { subscriptionIds } = target
     if (subscriptionIds === undefined || this.#options.authorizeTopic === undefined) return true
-    return subscriptionIds.some(topic => connection.held.has(topic)) || subscriptionIds.some(topic => holds(connection, topic) && this.#allows(connection, topic))
+    return subscriptionIds.some(topic => connection.held.has(topic)) || subscriptionIds.some(topic => this.#registry.holds(connection, topic) && this.#allows(connection, topic))
   }
 
   #allows (connection: SSEConnection, topic: string): boolean {

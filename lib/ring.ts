@@ -1,12 +1,27 @@
 import type { History, Message, Page } from './broker.js'
+import { conflationKey } from './conflation.js'
 import type { EventPriority } from './event.js'
 
-/** The newest messages of a log, bounded by count, age and bytes. Sequence numbers in it have no holes. */
+interface Entry {
+  readonly message: Message
+  readonly time: number
+  readonly bytes: number
+  /** See `conflationKey`. */
+  readonly key: string | null
+}
+
+/** What each id in a target takes beside its text, in bytes. */
+const ID_BYTES = 32
+/** Messages that one read looks at: nobody waits for the lane of another priority to be walked to its end. */
+const SCAN = 2048
+
+/** The newest messages of a log, bounded by count, age and bytes; one alone may be larger. Sequence numbers in it have no holes. */
 export class Ring {
   readonly #history: History
   readonly #now: () => number
-  #messages: (Message | undefined)[] = new Array(16)
-  #times: number[] = new Array(16)
+  #entries: (Entry | undefined)[] = new Array(16)
+  /** The newest message of each conflation key. */
+  readonly #newest = new Map<string, number>()
   #first: number
   #last: number
   #bytes = 0
@@ -53,53 +68,61 @@ export class Ring {
     return this.#first === message.seq
   }
 
-  /** The messages of one lane after `after`, oldest first. */
+  /** The messages of one lane after `after`, oldest first, without those that a newer one replaces. */
   read ({ after, priority, limit }: { after: number, priority: EventPriority, limit: number }): Page {
     this.#trim()
     if (after > this.#last) return { messages: [], next: this.#last, gap: 'unknown' }
     if (after < this.#first - 1) return { messages: [], next: this.#last, gap: 'trimmed' }
     const messages: Message[] = []
-    for (let seq = after + 1; seq <= this.#last; seq++) {
-      const message = this.#messages[seq & (this.#messages.length - 1)]!
-      if (message.priority !== priority) continue
-      if (messages.length === limit) return { messages, next: messages.at(-1)!.seq }
+    const end = Math.min(this.#last, after + SCAN)
+    for (let seq = after + 1; seq <= end; seq++) {
+      const { message, key } = this.#entries[seq & (this.#entries.length - 1)]!
+      if (message.priority !== priority || (key !== null && this.#newest.get(key)! > seq)) continue
+      if (messages.length === limit) return { messages, next: seq - 1 }
       messages.push(message)
     }
-    return { messages, next: this.#last }
+    return { messages, next: end }
   }
 
   #put (message: Message, time: number): void {
-    if (this.#last - this.#first >= this.#messages.length) this.#grow(message.seq)
-    const slot = message.seq & (this.#messages.length - 1)
-    this.#messages[slot] = message
-    this.#times[slot] = time
-    this.#bytes += Buffer.byteLength(message.data)
+    if (this.#last - this.#first >= this.#entries.length) this.#grow(message.seq)
+    const entry = { message, time, bytes: bytesOf(message), key: conflationKey(message) }
+    this.#entries[message.seq & (this.#entries.length - 1)] = entry
+    this.#bytes += entry.bytes
+    if (entry.key !== null) this.#newest.set(entry.key, Math.max(message.seq, this.#newest.get(entry.key) ?? 0))
   }
 
   #trim (): void {
     const { maxEvents, maxAgeMs, maxBytes } = this.#history
     const oldest = this.#now() - maxAgeMs
-    const mask = this.#messages.length - 1
+    const mask = this.#entries.length - 1
     while (this.#first <= this.#last &&
-      (this.#last - this.#first + 1 > maxEvents || this.#bytes > maxBytes || this.#times[this.#first & mask]! < oldest)) {
-      const slot = this.#first++ & mask
-      this.#bytes -= Buffer.byteLength(this.#messages[slot]!.data)
-      this.#messages[slot] = undefined
+      (this.#last - this.#first + 1 > maxEvents || (this.#bytes > maxBytes && this.#first < this.#last) || this.#entries[this.#first & mask]!.time < oldest)) {
+      const seq = this.#first++
+      const { bytes, key } = this.#entries[seq & mask]!
+      this.#entries[seq & mask] = undefined
+      this.#bytes -= bytes
+      if (key !== null && this.#newest.get(key) === seq) this.#newest.delete(key)
       this.#full = true
     }
   }
 
   /** Doubles the room; the message with this number is not there yet. */
   #grow (arriving: number): void {
-    const size = this.#messages.length * 2
-    const messages: (Message | undefined)[] = new Array(size)
-    const times: number[] = new Array(size)
+    const size = this.#entries.length * 2
+    const entries: (Entry | undefined)[] = new Array(size)
     for (let seq = this.#first; seq <= this.#last; seq++) {
-      if (seq === arriving) continue
-      messages[seq & (size - 1)] = this.#messages[seq & (this.#messages.length - 1)]
-      times[seq & (size - 1)] = this.#times[seq & (this.#messages.length - 1)]!
+      if (seq !== arriving) entries[seq & (size - 1)] = this.#entries[seq & (this.#entries.length - 1)]
     }
-    this.#messages = messages
-    this.#times = times
+    this.#entries = entries
   }
+}
+
+/** What keeping a message takes in memory, about: `maxEvents` bounds what they all take alike. */
+export function bytesOf ({ data, event, key = '', target }: Message): number {
+  let bytes = Buffer.byteLength(data) + event.length + 2 * key.length
+  for (const ids of [target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds]) {
+    if (ids !== undefined) for (const id of ids) bytes += ID_BYTES + id.length
+  }
+  return bytes
 }

@@ -42,11 +42,13 @@ export async function pump (connection: SSEConnection, source: Source | SourceFa
   try {
     while (connection.isConnected) {
       const result = await departure.or(reading.next())
-      if (result === GONE || result.done === true) break
-      const frame = frameOf(result.value as SourceItem, decoder)
-      if (frame === null) continue
-      while (connection.crowdedFor(frame)) await connection.drained()
-      connection.receive(frame)
+      if (result === GONE) break
+      const frame = result.done === true ? frameOfText(decoder.decode()) : frameOf(result.value as SourceItem, decoder)
+      if (frame !== null) {
+        while (connection.crowdedFor(frame)) await connection.drained()
+        connection.receive(frame)
+      }
+      if (result.done === true) break
       if (++events % EVENTS_PER_TURN === 0) await new Promise(resolve => setImmediate(resolve))
     }
   } finally {
@@ -124,12 +126,15 @@ class Departure {
   }
 }
 
+function frameOfText (text: string): Frame | null {
+  return text === '' ? null : new Frame('', encodeEvent('message', text), EventPriority.NORMAL)
+}
+
 function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): Frame | null {
   if (typeof item === 'string') return new Frame('', encodeEvent('message', serialize(item)), EventPriority.NORMAL)
   if (item instanceof Uint8Array) {
     // A character may be cut by the end of a buffer: its rest comes with the next.
-    const text = decoder.decode(item, { stream: true })
-    return text === '' ? null : new Frame('', encodeEvent('message', text), EventPriority.NORMAL)
+    return frameOfText(decoder.decode(item, { stream: true }))
   }
   if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : `a ${typeof item}`}: it yields strings, bytes or { event?, data, id?, retry? }`)
   const { event = 'message', data, id, retry } = item as SourceEvent

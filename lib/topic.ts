@@ -67,14 +67,23 @@ export function isPattern (subscription: string): boolean {
 export function covers (subscription: string, topic: string): boolean {
   if (subscription === topic) return true
   if (!isPattern(subscription)) return false
-  const wanted = subscription.split(':')
-  const given = topic.split(':')
-  for (let i = 0; i < wanted.length; i++) {
-    if (wanted[i] === '**') return true
-    if (i >= given.length) return false
-    if (wanted[i] !== '*' && wanted[i] !== given[i]) return false
+  let at = 0
+  for (let from = 0; from <= subscription.length;) {
+    const to = segmentEnd(subscription, from)
+    const wanted = subscription.slice(from, to)
+    if (wanted === '**') return true
+    if (at > topic.length) return false
+    const end = segmentEnd(topic, at)
+    if (wanted !== '*' && (end - at !== wanted.length || !topic.startsWith(wanted, at))) return false
+    from = to + 1
+    at = end + 1
   }
-  return wanted.length === given.length
+  return at > topic.length
+}
+
+function segmentEnd (text: string, from: number): number {
+  const colon = text.indexOf(':', from)
+  return colon < 0 ? text.length : colon
 }
 
 export function quote (value: unknown): string {

@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
+import type { Budget } from './budget.js'
 import type { Chunk } from './chunk.js'
 import { closeTransport, flushHead, isPlainChunked, socketAhead, type HttpResponse } from './transport.js'
 
@@ -13,7 +14,7 @@ export interface WriterOwner {
   finish (): void
 }
 
-// A write larger than this goes in pieces, so that a slow client's progress is seen.
+// A write larger than this goes in pieces: what Node's own queue has cannot be taken back, and is kept for each socket apart.
 const PIECE_BYTES = 64 * 1024
 const kWriter = Symbol.for('fastify-sse-manager.writer')
 // Listeners shared by all writers find theirs here: no closure per connection.
@@ -26,18 +27,23 @@ type Owned = { [kWriter]?: Writer | undefined }
 export class Writer {
   readonly #response: HttpResponse
   readonly #owner: WriterOwner
+  readonly #budget: Budget
   #destination: Writable | null = null
   /** Whether the destination is the socket, which takes HTTP chunks. */
   #framed = false
   #end: (() => void) | null = null
+  /** What is being written in pieces, and what is left of it. */
+  #chunk: Chunk | null = null
   #rest: Buffer | null = null
   /** Those that wait with it for the socket, as pipelined responses do. */
   readonly #queue: Set<Writer> | null
   /** Whether to wait for `onDrain` before the next write. */
   blocked = true
 
-  constructor (response: HttpResponse, owner: WriterOwner) {
+  /** @param budget what is kept back counts in. */
+  constructor (response: HttpResponse, owner: WriterOwner, budget: Budget) {
     this.#response = response
+    this.#budget = budget
     this.#owner = owner
     ;(response as Owned)[kWriter] = this
     response.on('close', onClose)
@@ -46,9 +52,14 @@ export class Writer {
     this.#queue?.add(this)
   }
 
-  /** Bytes kept back for the next time the destination takes some. */
-  get restBytes (): number {
-    return this.#rest?.length ?? 0
+  /** Whether something is kept back for the next time the destination takes bytes. */
+  get hasRest (): boolean {
+    return this.#rest !== null
+  }
+
+  /** Bytes that wait: kept back, or in Node's own queue. */
+  get queuedBytes (): number {
+    return (this.#rest?.length ?? 0) + (this.#destination?.writableLength ?? 0)
   }
 
   /**
@@ -76,6 +87,9 @@ export class Writer {
   /** Writes a chunk. Only while not blocked. */
   write (chunk: Chunk): void {
     this.#writeBytes(this.#framed ? chunk.framed : chunk.plain)
+    if (this.#rest === null) return
+    this.#chunk = chunk
+    this.#budget.hold(chunk)
   }
 
   /** Writes on from a chunk that was too large for one write. False when there is none. */
@@ -84,7 +98,14 @@ export class Writer {
     if (rest === null) return false
     this.#rest = null
     this.#writeBytes(rest)
+    if (this.#rest === null) this.#dropRest()
     return true
+  }
+
+  #dropRest (): void {
+    this.#rest = null
+    if (this.#chunk !== null) this.#budget.release(this.#chunk)
+    this.#chunk = null
   }
 
   #writeBytes (bytes: Buffer): void {
@@ -116,7 +137,7 @@ export class Writer {
   end (last: Chunk, transportMs: number | null): void {
     const destination = this.#destination!
     if (this.#rest !== null) destination.write(this.#rest)
-    this.#rest = null
+    this.#dropRest()
     let sent = false
     destination.write(this.#framed ? last.framed : last.plain, () => { if (!sent) this.#endResponse() })
     if (transportMs !== null) closeTransport(this.#response, transportMs)
@@ -141,7 +162,7 @@ export class Writer {
       this.#destination.off('drain', onDrain)
       ;(this.#destination as Owned)[kWriter] = undefined
     }
-    this.#rest = null
+    this.#dropRest()
     this.#destination = null
     this.#end = null
   }

@@ -9,10 +9,11 @@ import ts from 'typescript'
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
   ['errors'],
-  ['broker', 'brokers/redis/connection', 'catchup', 'chunk', 'close-reason', 'event', 'head', 'health', 'log', 'membership', 'multimap', 'node-message', 'ring', 'scatter', 'topic', 'transport', 'wheel'],
-  ['auth', 'brokers/memory', 'brokers/redis/link', 'brokers/redis/replay', 'brokers/redis/script', 'catalogue', 'commands', 'cursor', 'presence', 'registry', 'target', 'writer'],
-  ['brokers/redis/log', 'cluster', 'frame', 'message', 'options', 'outbox', 'preconnects', 'testing/contract'],
-  ['backlog', 'brokers/redis/appender', 'brokers/redis/reader', 'flush', 'rights', 'source'],
+  ['broker', 'brokers/redis/connection', 'budget', 'catchup', 'chunk', 'close-reason', 'conflation', 'event', 'head', 'health', 'log', 'membership', 'multimap', 'node-message', 'scatter', 'topic', 'transport', 'wheel'],
+  ['auth', 'brokers/redis/link', 'brokers/redis/script', 'catalogue', 'commands', 'cursor', 'presence', 'registry', 'ring', 'target', 'writer'],
+  ['brokers/memory', 'brokers/redis/log', 'brokers/redis/replay', 'cluster', 'frame', 'lane', 'message', 'options', 'preconnects', 'testing/contract'],
+  ['brokers/redis/appender', 'brokers/redis/reader', 'flush', 'frame-cache', 'outbox', 'rights', 'source'],
+  ['backlog'],
   ['brokers/redis-streams', 'connection'],
   ['admission', 'publisher'],
   ['manager'],

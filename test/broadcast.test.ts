@@ -57,6 +57,35 @@ t.test('the wire', async t => {
   t.equal(blocks.length, 10)
 })
 
+t.test('what is larger than an outbox is written, not dropped, while the client reads', async t => {
+  const service = await serve(t, { flush: { intervalMs: 200 } })
+  const ada = await service.join('ada')
+  const data = 'x'.repeat(700_000)
+  t.ok(ada.connection.sendEvent({ event: 'a', data }) && ada.connection.sendEvent({ event: 'b', data }))
+  const [one, two] = await Promise.all([1, 2].map(i => service.app.sse.broadcastEvent({ event: `e${i}`, data }, { ephemeral: true })))
+  const arrived = { a: true, b: true, e1: one!.delivered === 1, e2: two!.delivered === 1 }
+  await settle(service, ada.client)
+  for (const [event, sent] of Object.entries(arrived)) t.equal(ada.client.named(event).length, sent ? 1 : 0, event)
+  const stats = ada.connection.stats()
+  t.equal(stats.droppedEvents, 4 - Object.values(arrived).filter(sent => sent).length)
+  t.equal(stats.sentEvents, seen(ada.client).length + 1)
+})
+
+t.test('a source is not slowed by an interval, and of what a key replaces nothing counts as sent', async t => {
+  const service = await serve(t, { flush: { intervalMs: 10_000 } }, {}, app => {
+    app.get('/source', (request, reply) => reply.sse((function * () { for (let i = 0; i < 500; i++) yield 'x'.repeat(1_000) })()))
+  })
+  const client = await service.open('/source')
+  await client.waitFor('sse:close', 1, 5_000)
+  t.equal(client.named('message').length, 500)
+
+  const { join, app } = await serve(t)
+  const ada = await join('ada')
+  await Promise.all([1, 2, 3].map(data => app.sse.broadcastEvent({ event: 'x', data, key: 'k' })))
+  await ada.client.waitFor('x')
+  t.strictSame([ada.client.named('x').length, ada.connection.stats().sentEvents], [1, 1])
+})
+
 t.test('sends to one connection have the same shapes, no id, and are not replayed', async t => {
   const service = await serve(t)
   const { client, connection } = await service.join('ada')
@@ -438,7 +467,7 @@ t.test('a key replaces what is older and undelivered', async t => {
     await app.sse.broadcastEvent({ event: 'price:btc', data: 204, key: 'k' }, { filter: () => true })
     ada.client.resume()
     await settle(service, ada.client)
-    t.strictSame(of(ada.client, 'price:btc').slice(from), [201, 202, 204], 'other targets, so nothing is replaced; all filters are one')
+    t.strictSame(of(ada.client, 'price:btc').slice(from), [201, 202, 203, 204], 'other targets, so nothing is replaced; with a filter nothing ever is')
   })
 })
 

@@ -2,7 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Socket } from 'node:net'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
-import { EventPriority, type SSEOptions } from '../lib/index.js'
+import { EventPriority, type Broker, type SSEOptions } from '../lib/index.js'
+import type { GapReason, Message, OutgoingMessage, Page, ReadRequest, Sink } from '../lib/broker.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
 import { SSEClient, type Block } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
@@ -645,6 +646,175 @@ t.test('a key conflates in the outbox and in catch-up, without a loss', async t 
     await settle(service, again.client)
     t.ok(texts(again.client).includes('newer'))
   })
+})
+
+/** A log that other nodes share, and that is wiped: another epoch, with other events in it already. */
+class WipedLog implements Broker {
+  readonly shared = true
+  epoch = 'one'
+  position = 0
+  #log: Message[] = []
+  #sink: Sink | null = null
+
+  async open (sink: Sink): Promise<void> {
+    this.#sink = sink
+  }
+
+  async publish (outgoing: OutgoingMessage): Promise<{ seq: number | null }> {
+    const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : ++this.position }
+    this.#log.push(message)
+    this.#sink!.deliver([message])
+    return { seq: message.seq === 0 ? null : message.seq }
+  }
+
+  async read ({ epoch, after, priority }: ReadRequest): Promise<Page> {
+    const gap: GapReason = 'epoch'
+    if (epoch !== this.epoch) return { messages: [], next: this.position, gap }
+    return { messages: this.#log.filter(message => message.seq > after && message.priority === priority), next: this.position }
+  }
+
+  async close (): Promise<void> {}
+
+  wipe (): void {
+    this.epoch = 'two'
+    this.position = 3
+    this.#log = [1, 2, 3].map(seq => ({ event: 'others', data: String(seq), priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: '', seq }))
+    this.#sink!.gap('epoch')
+  }
+}
+
+t.test('a log that is wiped under a slow client: the gap is told, or its place is not', async t => {
+  for (const reads of [true, false]) {
+    const broker = new WipedLog()
+    const service = await serve(t, { broker, outboxBytes: 4096 })
+    const slow = await service.join('ada')
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'before' })
+    await slow.client.waitFor('x')
+    const place = slow.client.lastEventId
+    await block(slow)
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'lost' })
+    broker.wipe()
+    if (!reads) slow.connection.close('max-age')
+    slow.client.resume()
+    if (reads) {
+      await slow.client.waitFor('sse:gap')
+      await service.app.sse.broadcastEvent({ event: 'x', data: 'after' })
+      await slow.client.waitFor('x', 2)
+      t.strictSame(texts(slow.client), ['before', 'after'])
+      t.equal(slow.client.lastEventId, 'two.4')
+      continue
+    }
+    await slow.client.waitForEnd()
+    t.equal(slow.client.lastEventId, place, 'closed before it heard of the gap, it keeps the place it had')
+    const { client } = await service.join('ada', [], { cursor: slow.client.lastEventId })
+    t.strictSame((await client.waitFor('sse:gap')).map(({ data }) => JSON.parse(data!)), [{ reason: 'epoch', lastEventId: place }])
+  }
+})
+
+t.test('what is more urgent has left for the log: nothing less urgent goes before it', async t => {
+  const service = await serve(t, { outboxBytes: 8192 })
+  const { app } = service
+  const slow = await service.join('ada')
+  const publish = async (event: string, priority: EventPriority, count: number, options = {}) => {
+    for (let i = 0; i < count; i++) await app.sse.broadcastEvent({ event, data: 'x'.repeat(500), priority }, options)
+  }
+  await block(slow)
+  await publish('high', EventPriority.HIGH, 20)
+  t.ok(slow.connection.stats().lagging)
+  await publish('low', EventPriority.LOW, 5, { ephemeral: true })
+  await publish('low', EventPriority.LOW, 15)
+  await publish('high', EventPriority.HIGH, 3)
+  slow.client.resume()
+  await slow.client.waitFor('low', 15)
+  const order = slow.client.applicationEvents.map(({ event }) => event).filter(event => event !== 'filler')
+  t.strictSame(order.slice(0, 23), new Array(23).fill('high'))
+  await settle(service, slow.client)
+})
+
+t.test('an ephemeral event stays behind what was logged before it', async t => {
+  const service = await serve(t, { outboxBytes: 2048 })
+  const { app } = service
+  const slow = await service.join('ada')
+  await block(slow)
+  for (let i = 0; i < 8; i++) await app.sse.broadcastEvent({ event: 'x', data: String(i).padEnd(500) })
+  t.ok(slow.connection.stats().lagging)
+  await app.sse.broadcastEvent({ event: 'x', data: 'ephemeral' }, { ephemeral: true })
+  await app.sse.broadcastEvent({ event: 'x', data: 'last' })
+  slow.client.resume()
+  await slow.client.waitFor('x', 10)
+  t.strictSame(texts(slow.client).map(text => text!.trim()), ['0', '1', '2', '3', '4', '5', '6', '7', 'ephemeral', 'last'])
+
+  const again = await service.join('ada', [], { cursor: slow.client.blocks.find(({ id }) => id !== null)!.id! })
+  again.connection.sendEvent({ event: 'x', data: 'welcome' })
+  await again.client.waitFor('x', 10)
+  t.equal(texts(again.client).at(-1), 'welcome', 'also what a handler sends to a client that has come back')
+})
+
+t.test('a client never sees an old value of a key after a newer one', async t => {
+  const service = await serve(t, { outboxBytes: 4096 })
+  const slow = await service.join('ada')
+  const publish = (data: string, priority: EventPriority, key?: string) => service.app.sse.broadcastEvent({ event: 'x', data, priority, ...(key !== undefined && { key }) })
+  const start = slow.client.lastEventId
+  await block(slow)
+  await publish('old', EventPriority.LOW, 'price')
+  for (let i = 0; i < 12; i++) await publish('x'.repeat(500), EventPriority.NORMAL)
+  await publish('new', EventPriority.HIGH, 'price')
+  slow.client.resume()
+  await settle(service, slow.client)
+  const values = (client: SSEClient) => texts(client).filter(text => text!.length < 10)
+  t.strictSame(values(slow.client), ['new'])
+  for (const { id } of [{ id: start }, ...slow.client.blocks]) {
+    if (id === null) continue
+    const { client } = await service.join('ada', [], { cursor: id })
+    await settle(service, client)
+    t.notOk(values(client).includes('old'), `from ${id}`)
+    client.close()
+  }
+})
+
+t.test('a lagging client that reads nothing holds its place, and next to nothing else', async t => {
+  const service = await serve(t, {})
+  const slow = await service.join('ada')
+  await block(slow)
+  const { queuedBytes } = slow.connection.stats()
+  for (let i = 0; i < 3_000; i++) {
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(1_000) })
+    if (i % 100 === 0) await turns(1)
+  }
+  t.ok(slow.connection.stats().lagging)
+  await turns(50)
+  const held = slow.connection.stats().queuedBytes - queuedBytes
+  t.ok(held < 50_000, `${held} bytes wait besides`)
+  const herd = await Promise.all(Array.from({ length: 8 }, async () => {
+    const client = new SSEClient(`${service.url}/sse?user=ada`, { headers: { 'last-event-id': slow.client.blocks.find(({ id }) => id !== null)!.id! } })
+    t.teardown(() => client.close())
+    await client.ready()
+    client.pause()
+    return client
+  }))
+  await settle(service)
+  for (const client of herd) client.resume()
+  await settle(service, ...herd)
+  for (const client of herd) t.equal(client.named('x').length, 3_000)
+})
+
+t.test('the budget holds for all slow clients together, whatever waits where', async t => {
+  const service = await serve(t, { maxQueuedBytes: 1 << 20, maxEventBytes: 4 << 20, outboxBytes: 8 << 20 })
+  const slow = await Promise.all(Array.from({ length: 5 }, (_, i) => service.join(`user-${i}`)))
+  for (const joined of slow) await block(joined)
+  const data = 'x'.repeat(700_000)
+  const taken = slow.map(({ connection }) => connection.sendEvent({ event: 'own', data: data + connection.clientId, priority: EventPriority.HIGH }))
+  t.ok(taken.includes(false), 'what does not fit is refused')
+  t.ok(service.app.sse.stats().queuedBytes < (1 << 20) + 5 * 200_000, `${service.app.sse.stats().queuedBytes} bytes`)
+  // One that many wait for is there once.
+  for (let i = 0; i < 5; i++) await service.app.sse.broadcastEvent({ event: 'shared', data: 'y'.repeat(10_000) })
+  for (const { client } of slow) client.resume()
+  await settle(service, ...slow.map(({ client }) => client))
+  for (const [i, { client }] of slow.entries()) {
+    t.equal(client.named('own').length, taken[i] ? 1 : 0, 'what was taken has come')
+    t.equal(client.named('shared').length, 5)
+  }
+  t.match(service.app.sse.stats(), { queuedBytes: 0, lagging: 0 })
 })
 
 t.test('EventSource comes back by itself and has missed nothing', async t => {

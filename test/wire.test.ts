@@ -274,11 +274,11 @@ t.test('a frame of a message: id only when logged, key apart for each audience',
   t.equal(Frame.ofMessage({ ...outgoing, event: 'message', seq: 1, retry: 500 }, 'e').text, 'retry: 500\ndata: 1\n\n')
   const keys = [{}, { userIds: ['a'] }, { userIds: ['a', 'b'] }, { userIds: [] }, { subscriptionIds: ['a'] }, { clientIds: ['a'] }, { exceptClientIds: ['a'] }, { filter: () => true }]
     .flatMap(target => [0, 1].map(seq => Frame.ofMessage({ ...outgoing, target, key: 'k', ephemeral: seq === 0, seq }, 'e').key))
-  t.equal(new Set(keys).size, 16)
+  t.equal(new Set(keys.filter(key => key !== null)).size, 14)
+  t.strictSame(keys.slice(-2), [null, null], 'functions cannot be compared: with a filter nothing is replaced')
   t.equal(Frame.ofMessage({ ...outgoing, seq: 2, key: 'k' }, 'e').key, logged.key)
-  const gap = Frame.ofGap('trimmed', 'e.1', EventPriority.HIGH, 36, 'e')
-  t.strictSame(new EventStreamParser().push(Buffer.from(gap.head + gap.text)).events, [{ type: 'sse:gap', data: '{"reason":"trimmed","lastEventId":"e.1"}', lastEventId: 'e.10' }])
-  t.ok(gap.gap)
+  const gap = Frame.ofGap('trimmed', 'e.1')
+  t.strictSame(new EventStreamParser().push(Buffer.from(gap.head + gap.text)).events, [{ type: 'sse:gap', data: '{"reason":"trimmed","lastEventId":"e.1"}', lastEventId: '' }])
 })
 
 t.test('the encoder itself refuses what would forge fields, whoever calls it', async t => {

@@ -1,0 +1,33 @@
+/** What many connections may hold at once: a frame, a batch, a chunk. */
+export interface Held {
+  readonly bytes: number
+  /** How many hold it now. Changed only by the budget. */
+  holders: number
+}
+
+/** The one account of what waits for the clients of a node. Each thing is counted once, however many hold it: that is what it takes in memory. */
+export class Budget {
+  readonly limit: number
+  used = 0
+
+  constructor (limit: number) {
+    this.limit = limit
+  }
+
+  get exceeded (): boolean {
+    return this.used > this.limit
+  }
+
+  hold (thing: Held): void {
+    if (thing.holders++ === 0) this.used += thing.bytes
+  }
+
+  release (thing: Held): void {
+    if (--thing.holders === 0) this.used -= thing.bytes
+  }
+
+  /** Whether it has room for one more holder of the thing, and what that costs beside. */
+  fits (thing: Held, beside = 0): boolean {
+    return this.used + beside + (thing.holders === 0 ? thing.bytes : 0) <= this.limit
+  }
+}
