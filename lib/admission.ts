@@ -1,14 +1,16 @@
 import { randomUUID } from 'node:crypto'
 import { assertOrigin, authenticate, currentUser, queryOf } from './auth.js'
+import { Capacity, type Seat } from './capacity.js'
 import { SSEConnection, type ConnectionHost } from './connection.js'
-import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManyConnections, TooManyIpConnections, TooManySubscriptions, TooManyUserConnections, Unauthenticated } from './errors.js'
+import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManySubscriptions, Unauthenticated } from './errors.js'
 import { assertRetry } from './event.js'
 import { isAcceptable } from './head.js'
 import type { AnyRequest, ResolvedOptions, SSEUser } from './options.js'
 import type { Registry } from './registry.js'
 import type { Rights } from './rights.js'
+import { Ticket, type Tickets } from './ticket.js'
 import { assertSubscription } from './topic.js'
-import { isGone, type HttpRequest, type HttpResponse } from './transport.js'
+import { isGone, whenClosed, type HttpRequest, type HttpResponse } from './transport.js'
 import { isTaken } from './writer.js'
 import type { ConnectOptions } from '../types/index.js'
 
@@ -37,14 +39,19 @@ export class Admission {
   readonly #options: ResolvedOptions
   readonly #registry: Registry<SSEConnection>
   readonly #rights: Rights
+  readonly #tickets: Tickets
   readonly #host: ConnectionHost
+  readonly #capacity: Capacity
+  readonly #seats = new WeakMap<HttpResponse, Seat>()
   #closed = false
 
-  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, host: ConnectionHost) {
+  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, tickets: Tickets, host: ConnectionHost) {
     this.#options = options
     this.#registry = registry
     this.#rights = rights
+    this.#tickets = tickets
     this.#host = host
+    this.#capacity = new Capacity(options)
   }
 
   /** Nobody is let in any more. */
@@ -52,17 +59,49 @@ export class Admission {
     this.#closed = true
   }
 
+  /**
+   * Counts a client in before anything slow is done for it, until its response closes or it is refused; null when nothing
+   * is limited. The same seat for the same response.
+   * @throws SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
+   */
+  seat (response: HttpResponse, ip: string): Seat | null {
+    const taken = this.#seats.get(response)
+    if (taken !== undefined && !taken.left) return taken
+    const seat = this.#capacity.take(ip)
+    if (seat === null) return null
+    this.#seats.set(response, seat)
+    if (isGone(response)) seat.leave()
+    else whenClosed(response, () => seat.leave())
+    return seat
+  }
+
+  /** The user that the ticket in the request's URL names; null when there is none, or there are no tickets here. See `Tickets.redeem`. */
+  async redeem (request: AnyRequest): Promise<Ticket | null> {
+    const { ticket } = queryOf('raw' in request ? request.raw : request)
+    return ticket === undefined || !this.#tickets.enabled ? null : await this.#tickets.redeem(ticket)
+  }
+
   /** Lets a stream in. It is counted, and receives, from here on; what is missing is `connection.open()`. */
   async admit (candidate: Candidate): Promise<SSEConnection> {
-    const { request, subject = request } = candidate
+    const { request, response, subject = request, ip = request.socket.remoteAddress ?? '' } = candidate
     this.#assertOpen()
     if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
     assertOrigin(this.#options, subject)
-    const user = candidate.user === undefined ? await authenticate(this.#options, subject, candidate.authData) : this.#vouched(candidate)
-    const subscriptions = this.#checked(candidate.subscriptions)
-    if (candidate.retryMs !== undefined) assertRetry(candidate.retryMs)
-    const { userId = null, claims } = user ?? {}
-    return await this.#rights.grant({ request: subject, userId, claims }, subscriptions, () => this.#enter(candidate, user, subscriptions))
+    const seat = this.seat(response, ip)
+    try {
+      const user = candidate.user !== undefined ? this.#vouched(candidate) : currentUser(await this.redeem(subject)) ?? await authenticate(this.#options, subject, candidate.authData)
+      const { userId = null, claims } = user ?? {}
+      seat?.assign(userId)
+      const granted = user instanceof Ticket ? user.subscriptions : []
+      const subscriptions = this.#checked(candidate.subscriptions, granted)
+      const asked = [...subscriptions].filter(subscription => !granted.includes(subscription))
+      if (candidate.retryMs !== undefined) assertRetry(candidate.retryMs)
+      return await this.#rights.grant({ request: subject, userId, claims }, asked, () => this.#enter(candidate, user, subscriptions, ip))
+    } catch (error) {
+      // Not that of a stream that the response carries already, if this was a second call.
+      if (!isTaken(response)) seat?.leave()
+      throw error
+    }
   }
 
   /** The user that the caller names, held to the same rules as one that `authHandler` returns. */
@@ -72,14 +111,12 @@ export class Admission {
     return current
   }
 
-  #enter (candidate: Candidate, user: SSEUser | null, subscriptions: ReadonlySet<string>): SSEConnection {
+  #enter (candidate: Candidate, user: SSEUser | null, subscriptions: ReadonlySet<string>, ip: string): SSEConnection {
     const { request, response, managed = true } = candidate
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
-    const ip = candidate.ip ?? request.socket.remoteAddress ?? ''
-    this.#assertRoom(user?.userId ?? null, ip)
     const connection = new SSEConnection(this.#host, candidate.response, {
       clientId: randomUUID(),
       userId: user?.userId ?? null,
@@ -97,11 +134,11 @@ export class Admission {
     return connection
   }
 
-  /** The subscriptions asked for, each once. */
-  #checked (asked: readonly string[] | undefined): ReadonlySet<string> {
+  /** The subscriptions asked for and granted, each once. */
+  #checked (asked: readonly string[] | undefined, granted: readonly string[]): ReadonlySet<string> {
     // A string is iterable too: its letters would be the subscriptions.
     if (asked !== undefined && !Array.isArray(asked)) throw new InvalidSubscription(`list of type ${typeof asked}`, 'must be an array')
-    const subscriptions = new Set(asked)
+    const subscriptions = new Set([...granted, ...asked ?? []])
     const { maxSubscriptionsPerConnection } = this.#options
     if (subscriptions.size > maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
     for (const subscription of subscriptions) assertSubscription(subscription)
@@ -110,13 +147,6 @@ export class Admission {
 
   #assertOpen (): void {
     if (this.#closed) throw new Closed()
-  }
-
-  #assertRoom (userId: string | null, ip: string): void {
-    const { maxConnections, maxConnectionsPerUser, maxConnectionsPerIp } = this.#options
-    if (maxConnections > 0 && this.#registry.size >= maxConnections) throw new TooManyConnections()
-    if (maxConnectionsPerUser > 0 && userId !== null && this.#registry.countOfUser(userId) >= maxConnectionsPerUser) throw new TooManyUserConnections()
-    if (maxConnectionsPerIp > 0 && this.#registry.countOfIp(ip) >= maxConnectionsPerIp) throw new TooManyIpConnections()
   }
 }
 

@@ -18,6 +18,7 @@ export interface BacklogHost {
   /** What has lately been read from the log. */
   readonly frames: FrameCache
   readonly maxReplayEvents: number
+  readonly maxReplayBytes: number
 }
 
 const PAGE_EVENTS = 128
@@ -34,6 +35,8 @@ export class Backlog {
   #outbox: Outbox | null = null
   #dropped = 0
   #reading = false
+  /** Bytes a returning client may yet be sent of what it has missed. */
+  #allowance = Infinity
 
   constructor (host: BacklogHost) {
     this.#host = host
@@ -144,7 +147,10 @@ export class Backlog {
 
   /** Nothing waits and nothing is missed: what comes next goes out as it comes. */
   settle (): void {
-    if (this.#outbox?.idle === true) this.#dropOutbox()
+    if (this.#outbox?.idle !== true) return
+    this.#dropOutbox()
+    // It is level with the log: from here on it is not a replay.
+    this.#allowance = Infinity
   }
 
   clear (): void {
@@ -162,7 +168,7 @@ export class Backlog {
 
   /** Begins at a client's cursor, or with the gap that says why that is not possible. */
   resume (lastEventId: string): void {
-    const { epoch, position, maxReplayEvents } = this.#host
+    const { epoch, position, maxReplayEvents, maxReplayBytes } = this.#host
     const cursor = parseCursor(lastEventId)
     const oldest = cursor === null ? 0 : Math.min(...cursor.lanes)
     let gap: GapReason | null = null
@@ -171,6 +177,7 @@ export class Backlog {
     else if (Math.max(...cursor.lanes) > position) gap = 'unknown'
     else if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) gap = 'limit'
     else if (oldest < position) this.#createOutbox().startAt(cursor.lanes, position)
+    if (maxReplayBytes > 0) this.#allowance = maxReplayBytes
     if (gap !== null) this.#createOutbox().skip(Frame.ofGap(gap, lastEventId))
   }
 
@@ -216,7 +223,9 @@ export class Backlog {
       if (moved()) return
       if (wanted) {
         const frame = host.frames.of(message, host.epoch)
+        if (frame.bytes > this.#allowance) return outbox.skip(Frame.ofGap('limit', this.place ?? ''))
         if (!outbox.refill(frame)) return
+        this.#allowance -= frame.bytes
         bytes += frame.bytes
       }
       after = message.seq

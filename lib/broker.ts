@@ -41,7 +41,7 @@ export interface Message extends OutgoingMessage {
  * - `epoch`: it belongs to another life of the log (a restart, a wiped store).
  * - `unknown`: it names a place the log has not reached.
  * - `trimmed`: the events after it have left the history.
- * - `limit`: more events lie after it than `maxReplayEvents` allows.
+ * - `limit`: more lies after it than `maxReplayEvents` or `maxReplayBytes` allow.
  */
 export type GapReason = 'malformed' | 'epoch' | 'unknown' | 'trimmed' | 'limit'
 
@@ -95,6 +95,8 @@ export interface Page {
  *   bounded time it rejects with SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached. It may resolve before the
  *   delivery when the log has lost its continuity in between, or this node is late.
  * - `read` after a cursor of another epoch, one the log has not reached, or one that has been trimmed away reports a gap.
+ * - Of all calls of `claim` with one key, on all nodes, one resolves with true within `ttlMs`. It rejects with
+ *   SSE_ERR_BROKER_UNAVAILABLE when that cannot be known.
  * - After `close` every call rejects, and nothing is delivered any more.
  */
 export interface Broker {
@@ -108,5 +110,7 @@ export interface Broker {
   open (sink: Sink, history: History): Promise<void>
   publish (message: OutgoingMessage): Promise<{ seq: number | null }>
   read (request: ReadRequest): Promise<Page>
+  /** Whether nobody on any node has claimed this key within the time that the first to do so asked for. */
+  claim (key: string, ttlMs: number): Promise<boolean>
   close (): Promise<void>
 }

@@ -8,8 +8,6 @@ export interface Reader {
 
 /** What a turn of the loop may spend on reading, over all connections: a herd of returning clients shares it with live delivery. */
 const TURN_MS = 4
-/** Pages that are being read at once. One that takes longer than its turn is not waited for. */
-const READS = 8
 const RETRY_MS = 500
 
 interface Turn {
@@ -20,13 +18,16 @@ interface Turn {
 /** Lets lagging connections read the log, first come, first served, for a bounded time in each turn of the loop. */
 export class CatchUp {
   readonly #broker: Broker
+  readonly #concurrentReads: number
   readonly #onError: (error: unknown) => void
   readonly #waiting = new Set<Reader>()
   readonly #failed = new Set<Reader>()
   #scheduled = false
 
-  constructor (broker: Broker, onError: (error: unknown) => void) {
+  /** @param concurrentReads pages that are being read at once, of those begun in one turn; one that takes longer than its turn is not waited for. */
+  constructor (broker: Broker, concurrentReads: number, onError: (error: unknown) => void) {
     this.#broker = broker
+    this.#concurrentReads = concurrentReads
     this.#onError = onError
   }
 
@@ -50,7 +51,7 @@ export class CatchUp {
   /** Begins reads until the turn is over. Each that comes back within the turn makes room for another. */
   #go (turn: Turn): void {
     for (const reader of this.#waiting) {
-      if (turn.reads === READS || performance.now() >= turn.endsAt) return
+      if (turn.reads === this.#concurrentReads || performance.now() >= turn.endsAt) return
       this.#waiting.delete(reader)
       if (!reader.isConnected) continue
       turn.reads++

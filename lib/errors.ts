@@ -52,6 +52,8 @@ export const InvalidCloseReason = define('SSE_ERR_INVALID_CLOSE_REASON', 'A clos
 
 // Requests: answers before the head
 export const Unauthenticated = define('SSE_ERR_UNAUTHENTICATED', 'Authentication required', 401)
+export const InvalidTicket = define('SSE_ERR_INVALID_TICKET', 'The ticket is not valid: forged, too old, or used', 401)
+export const TicketNotIssued = define('SSE_ERR_TICKET_NOT_ISSUED', 'No ticket was issued: %s')
 export const AuthenticationFailed = define('SSE_ERR_AUTHENTICATION_FAILED', 'Authentication could not be completed', 500)
 export const InvalidUser = define('SSE_ERR_INVALID_USER', 'authHandler must return a user id, { userId, expiresAt?, claims? } or null')
 export const OriginForbidden = define('SSE_ERR_ORIGIN_FORBIDDEN', 'Requests from this origin are not allowed', 403)

@@ -16,6 +16,11 @@ export function isAcceptable (accept: string | undefined): boolean {
   return quality > 0
 }
 
+/** Whether it asks for an event stream by name, as every EventSource does; one that takes anything does not. */
+export function namesEventStream (accept: string | undefined): boolean {
+  return accept !== undefined && /\btext\/event-stream\b/i.test(accept) && isAcceptable(accept)
+}
+
 /** The head of every stream. */
 export function streamHeaders (request: HttpRequest): Record<string, string> {
   const headers: Record<string, string> = {

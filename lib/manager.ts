@@ -1,7 +1,9 @@
+import type { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
 import { Admission, type Candidate, type CreateConnection } from './admission.js'
 import { memoryBroker } from './brokers/memory.js'
 import { Budget } from './budget.js'
+import type { Seat } from './capacity.js'
 import { CatchUp } from './catchup.js'
 import { Chunk } from './chunk.js'
 import { assertCloseReason, isCloseReason, type CloseReason } from './close-reason.js'
@@ -18,12 +20,15 @@ import { streamHeaders } from './head.js'
 import type { Health } from './health.js'
 import { warnings, type Log } from './log.js'
 import { composeMessage, createNotificationEvent } from './message.js'
-import { resolveOptions, type ResolvedOptions, type SSEOptions } from './options.js'
+import { resolveOptions, type AnyRequest, type ResolvedOptions, type SSEOptions } from './options.js'
 import { Publisher } from './publisher.js'
+import { refusalOf } from './refusal.js'
 import { Registry } from './registry.js'
 import { Rights } from './rights.js'
 import type { Outcome } from './scatter.js'
+import { Tickets, type Ticket, type TicketGrant } from './ticket.js'
 import { assertSubscription, quote } from './topic.js'
+import { isGone, type HttpResponse } from './transport.js'
 import { Wheel } from './wheel.js'
 import type { BroadcastOptions, Delivery, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
 
@@ -62,6 +67,7 @@ export class SSEManager {
   readonly #operations: Operations
   readonly #publisher: Publisher
   readonly #cluster: Cluster
+  readonly #tickets: Tickets
   readonly #admission: Admission
   readonly #flusher: Flusher
   readonly #wheel: Wheel
@@ -89,9 +95,10 @@ export class SSEManager {
     }, log)
     this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(), log)
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
-    this.#catchUp = new CatchUp(broker, err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'))
+    this.#catchUp = new CatchUp(broker, resolved.maxConcurrentReplays, err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'))
     this.#wheel = new Wheel(tickMsFor(resolved), () => performance.now())
-    this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#createHost())
+    this.#tickets = new Tickets(resolved, (key, ttlMs) => broker.claim(key, ttlMs))
+    this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, this.#createHost())
   }
 
   // --- Connections ---
@@ -99,7 +106,7 @@ export class SSEManager {
   /**
    * Opens a managed stream on a plain HTTP response: the way in without Fastify. Resolves once the head is sent.
    * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_NOT_ACCEPTABLE,
-   * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED: the response is untouched, and `statusCode` says what to answer.
+   * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED: the response is untouched; `refuse` answers it.
    */
   async createConnection (options: CreateConnection): Promise<SSEConnection> {
     const { request, response } = options
@@ -110,6 +117,36 @@ export class SSEManager {
     response.removeHeader('content-length')
     connection.open(response as unknown as Writable)
     return connection
+  }
+
+  /**
+   * Answers a request whose `createConnection` was rejected, as the option `refusals` says: with a short stream that tells when to come back, or
+   * by status and JSON. Does nothing when the response has begun, or its client has gone.
+   */
+  refuse ({ request, response }: Pick<CreateConnection, 'request' | 'response'>, error: unknown): void {
+    if (response.headersSent || isGone(response)) return
+    const { statusCode, headers, body } = refusalOf(error, request, this.#options)
+    response.statusCode = statusCode
+    for (const [name, value] of Object.entries(headers)) response.setHeader(name, value)
+    ;(response as ServerResponse).end(body)
+  }
+
+  /**
+   * A ticket for one stream, to be shown as `?ticket=` within `ttlMs`, on any node that shares log and `ticketSecret`.
+   * @throws SSE_ERR_TICKET_NOT_ISSUED, SSE_ERR_INVALID_SUBSCRIPTION
+   */
+  issueTicket (grant: TicketGrant): string {
+    return this.#tickets.issue(grant)
+  }
+
+  /** Who the ticket of a request names. @internal */
+  redeem (request: AnyRequest): Promise<Ticket | null> {
+    return this.#admission.redeem(request)
+  }
+
+  /** Counts a client in, before anything slow is done for it. @internal */
+  seat (response: HttpResponse, ip: string): Seat | null {
+    return this.#admission.seat(response, ip)
   }
 
   /** Everything that can refuse a stream, before the head. @internal */
@@ -358,7 +395,7 @@ export class SSEManager {
   }
 
   #createHost (): ConnectionHost {
-    const { outboxBytes, maxQueuedBytes, stallTimeoutMs, maxConnectionAgeMs, maxReplayEvents, drainMs } = this.#options
+    const { outboxBytes, maxQueuedBytes, stallTimeoutMs, maxConnectionAgeMs, maxReplayEvents, maxReplayBytes, drainMs } = this.#options
     const publisher = this.#publisher
     const flusher = this.#flusher
     const sources = new Flusher(0)
@@ -376,6 +413,7 @@ export class SSEManager {
       stallTimeoutMs,
       maxConnectionAgeMs,
       maxReplayEvents,
+      maxReplayBytes,
       drainMs,
       get epoch () { return publisher.epoch },
       get position () { return publisher.position },

@@ -65,6 +65,8 @@ export const OptionsSchema = Type.Object({
   extractAuthData: fn<(request: AnyRequest) => Record<string, unknown>>('`(request)` → properties added to `authData`.'),
   authStrategies: Type.Optional(Type.Unsafe<(FastifyAuthFunction | FastifyAuthFunction[])[]>(Type.Array(Type.Union([Type.Function([], Type.Unknown()), Type.Array(Type.Function([], Type.Unknown()))]), { minItems: 1, description: 'Functions of `@fastify/auth`, run before `authHandler`; they may set `request.sseUser`.' }))),
   authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', description: 'Whether one of `authStrategies` must pass, or all.' }),
+  ticketSecret: Type.Optional(Type.Union([Type.String({ minLength: 32 }), Type.Array(Type.String({ minLength: 32 }), { minItems: 1 })], { description: 'Signs tickets; at least 32 characters of a random generator. Of several the first signs and all are good: add a new one in front, and drop the old one a `ticketTtlMs` later. Absent: there are no tickets.' })),
+  ticketTtlMs: durationMs('How long a ticket is good, in milliseconds.', 30_000, 1_000, 600_000),
   authorizeSubscription: fn<AuthorizeSubscription>('`({ request, userId, claims, subscriptionId })` → whether the user may hold the subscription; asked at connect and when one is added. Absent: what the application subscribes is allowed.'),
   authorizeTopic: fn<AuthorizeTopic>('`({ userId, claims, topic, connection })` → whether an event of this topic is for a connection that holds only a pattern of it; asked at each delivery and replay, so it answers at once. Absent: what a pattern covers is allowed with it.'),
   allowedOrigins: Type.Union([Type.Literal('*'), Type.Array(Type.String({ minLength: 1 }))], { default: [], description: 'Origins whose pages may open streams beside those of this server\'s own, such as `https://app.example`; others get 403. `\'*\'`: all.' }),
@@ -85,12 +87,15 @@ export const OptionsSchema = Type.Object({
   maxQueuedBytes: bytes('Bytes that wait for all slow clients of this node together, shared ones counted for each; beyond that each keeps one event and reads on from the log.', 256 * 1024 * 1024),
   flush: Type.Union([Type.Literal('immediate'), Type.Object({ intervalMs: Type.Integer({ minimum: 1, maximum: 10_000 }) }, { additionalProperties: false })], { default: 'immediate', description: "`'immediate'`: one write per connection and turn of the event loop; `{ intervalMs }`: one per interval." }),
   // limits
-  maxConnections: count('Open streams on this node; 0 for no limit. Beyond: 503.', 0),
-  maxConnectionsPerUser: count('Open streams of one user on this node; 0 for no limit. Beyond: 429.', 0),
-  maxConnectionsPerIp: count('Open streams from one address on this node; 0 for no limit. Beyond: 429.', 0),
+  maxConnections: count('Streams on this node, those that are being let in included; 0 for no limit. Beyond: 503.', 0),
+  maxConnectionsPerUser: count('Streams of one user on this node; 0 for no limit. Beyond: 429.', 0),
+  maxConnectionsPerIp: count('Streams from one address on this node, of IPv6 from one /64; 0 for no limit. Beyond: 429. Behind a proxy it needs `trustProxy`.', 0),
   maxSubscriptionsPerConnection: Type.Integer({ minimum: 1, maximum: 100_000, default: 128, description: 'Subscriptions one connection may hold.' }),
   maxEventBytes: bytes('Bytes of one event\'s data.', 1024 * 1024, 1),
   maxReplayEvents: count('Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the history.', 0),
+  maxReplayBytes: count('Bytes of the log that a returning client is sent; beyond, it gets a gap instead of the rest; 0 for no limit but the history.', 0),
+  maxConcurrentReplays: Type.Integer({ minimum: 1, maximum: 10_000, default: 32, description: 'Pages of the log read at the same time in one turn of the event loop, for clients of this node that return or are slow; others wait for the next turn.' }),
+  refusals: Type.Union([Type.Literal('auto'), Type.Literal('status'), Type.Literal('stop')], { default: 'auto', description: "How a client that asks for `text/event-stream` is refused. `'auto'`: when coming back may help (429, 503, an authentication that failed to answer), with a stream that tells when to, and ends; otherwise by status. `'status'`: by status. `'stop'`: as `'auto'`, and with 204 in place of any other 4xx." }),
   clientSubscriptions: Type.Union([Type.Boolean(), Type.Literal('patterns')], { default: false, description: 'Whether clients of `path` may choose their topics with `?subscription=`; `\'patterns\'` lets them use wildcards too. Needs `authorizeSubscription`.' }),
   drainMs: durationMs('Time that closing waits for clients to read what they were sent, in milliseconds; the reconnection time told at shutdown is at least this.', 5_000, 0, 3_600_000),
   // other nodes
@@ -140,7 +145,7 @@ export type SSEOptions = Partial<Omit<ResolvedOptions, 'history' | 'cluster' | '
 
 const compiled = TypeCompiler.Compile(OptionsSchema)
 const compiledRedis = TypeCompiler.Compile(RedisStreamsOptionsSchema)
-const BROKER_METHODS = ['open', 'publish', 'read', 'close'] as const
+const BROKER_METHODS = ['open', 'publish', 'read', 'claim', 'close'] as const
 
 /** Fills in defaults. Throws SSE_ERR_INVALID_OPTION, which names the option, for an unknown key, a wrong type or a combination that makes no sense. */
 export function resolveOptions (given: unknown = {}): ResolvedOptions {
@@ -172,7 +177,7 @@ function assertSense (options: ResolvedOptions): void {
   if (allowedOrigins !== '*') for (const origin of allowedOrigins) if (origin !== 'null' && (!URL.canParse(origin) || new URL(origin).origin !== origin)) throw new InvalidOption('allowedOrigins', `has ${JSON.stringify(origin)}, which is no origin: scheme, host and port as browsers send them, without a slash at the end`)
   if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be made by defineEvents()')
   if (broker !== undefined && !BROKER_METHODS.every(method => typeof (broker as Partial<Broker> | null)?.[method] === 'function')) throw new InvalidOption('broker', 'must be a Broker, such as memoryBroker()')
-  if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler or authStrategies: nobody could connect')
+  if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined && options.ticketSecret === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler, authStrategies or ticketSecret: nobody could connect')
   if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: clients could read everything')
   if (options.clientSubscriptions !== false && options.path === undefined) throw new InvalidOption('clientSubscriptions', 'needs path: only the ready endpoint reads ?subscription=')
   for (const topic of options.presenceEvents.topics) assertWatchable(topic)

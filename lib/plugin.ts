@@ -4,9 +4,12 @@ import type { FastifyInstance, FastifyReply, FastifyRequest, onRequestAsyncHookH
 import fp from 'fastify-plugin'
 import { assertOrigin, currentUser, findUser, isRefusal } from './auth.js'
 import { AlreadyRegistered, AuthenticationFailed, DecoratorTaken, InvalidOption, SubscriptionForbidden, Unauthenticated } from './errors.js'
+import { isAcceptable } from './head.js'
 import { SSEManager } from './manager.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
 import { Preconnects } from './preconnects.js'
+import { redacting, requestSerializer } from './redaction.js'
+import { streamRefusal } from './refusal.js'
 import { replySSE, type Guard } from './reply.js'
 import { assertChosenSubscription, isPattern, quote } from './topic.js'
 import type { SSERouteOptions } from '../types/index.js'
@@ -22,7 +25,7 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   assertFree(fastify, names)
 
   const manager = new SSEManager(given, fastify.log.child({ plugin: 'fastify-sse-manager' }))
-  const guard = await createGuard(fastify, options)
+  const guard = await createGuard(fastify, options, manager)
 
   Object.defineProperty(manager, kManager, { value: true })
   fastify.decorate(names.instance, manager)
@@ -40,6 +43,8 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
       await guard(request, reply, wanted === true ? undefined : wanted.requireAuthentication)
     }
     route.onRequest = [hook, ...[route.onRequest ?? []].flat()] as NonNullable<RouteOptions['onRequest']>
+    route.errorHandler = refuseInStream(options, route.errorHandler)
+    route.logSerializers = { ...route.logSerializers, req: requestSerializerOf(fastify, route) }
   })
 
   // Streams end before the server stops listening to them: `onClose` would wait for them for ever (FACTS 2.4). Not
@@ -74,8 +79,32 @@ function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubsc
   })
 }
 
+const kPinoSerializers = Symbol.for('pino.serializers')
+
+/** How a route's requests are logged: as the application says, without tickets and tokens. */
+function requestSerializerOf (fastify: FastifyInstance, { logSerializers }: RouteOptions): (request: FastifyRequest) => unknown {
+  const own = logSerializers?.['req'] ?? (fastify.log as { [kPinoSerializers]?: Record<string, (value: unknown) => unknown> })[kPinoSerializers]?.['req']
+  return own === undefined ? requestSerializer : redacting(own)
+}
+
+type ErrorHandler = NonNullable<RouteOptions['errorHandler']>
+
+/** Errors before the head that an EventSource should survive are answered here; all others as without this plugin. */
+function refuseInStream (options: ResolvedOptions, next: ErrorHandler | undefined): ErrorHandler {
+  return function (error, request, reply) {
+    const refusal = streamRefusal(error, request.raw, options, reply.getHeader('retry-after'))
+    if (refusal === null) {
+      // Thrown, it goes to the error handler of the route's scope.
+      if (next === undefined) throw error
+      return next.call(this, error, request, reply)
+    }
+    request.log.info({ err: error, retryable: refusal.retryable }, 'Stream refused')
+    reply.code(refusal.statusCode).headers(refusal.headers).send(refusal.body)
+  }
+}
+
 /** Who a request is from: origin, strategies, handler; asked once for each request, by the hook or by `reply.sse()`. */
-async function createGuard (fastify: FastifyInstance, options: ResolvedOptions): Promise<Guard> {
+async function createGuard (fastify: FastifyInstance, options: ResolvedOptions, manager: SSEManager): Promise<Guard> {
   const strategies = await composeStrategies(fastify, options)
   // Where a request keeps its answer. Not weak maps: those cost each stream more than all the rest of its authentication.
   const kAnswer = Symbol('fastify-sse-manager.answer')
@@ -84,8 +113,10 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions):
   fastify.decorateRequest(kAnswer, null)
 
   const identify = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
-    assertOrigin(options, request)
     if (request.sseUser !== null && request.sseUser === (request as Known)[kFound]) request.sseUser = null
+    // A ticket speaks for the request, and for nobody else: what the cookies say does not matter then.
+    const ticket = currentUser(await manager.redeem(request))
+    if (ticket !== null) return (request.sseUser = (request as Known)[kFound] = ticket)
     const { sseUser: given } = request
     const { statusCode } = reply
     let refused = false
@@ -111,7 +142,20 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions):
     if (given === null && request.sseUser !== null) (request as Known)[kFound] = request.sseUser
     return request.sseUser
   }
-  return (request, reply, required = options.requireAuthentication) => ((request as Asked)[kAnswer] ??= identify(request, reply, required))
+  const admit = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
+    assertOrigin(options, request)
+    // A route may have other answers, too: whoever rules out a stream is not counted.
+    const seat = isAcceptable(request.headers.accept) ? manager.seat(reply.raw, request.ip) : null
+    try {
+      const user = await identify(request, reply, requireAuthentication)
+      seat?.assign(user?.userId ?? null)
+      return user
+    } catch (error) {
+      seat?.leave()
+      throw error
+    }
+  }
+  return (request, reply, required = options.requireAuthentication) => ((request as Asked)[kAnswer] ??= admit(request, reply, required))
 }
 
 /** `authStrategies` as one function, composed by @fastify/auth: the application's, or our own in a scope that shows nothing outside. */

@@ -6,7 +6,6 @@ import { covers, isPattern, PatternTrie } from './topic.js'
 export interface Member {
   readonly clientId: string
   readonly userId: string | null
-  readonly clientInfo: { readonly ip: string }
   /** False for a stream of its own source: broadcasts do not reach it. */
   readonly managed: boolean
   /** Changed only by the registry. */
@@ -27,7 +26,6 @@ export interface RegistryObserver {
 export class Registry<M extends Member> {
   readonly #byClient = new Map<string, M>()
   readonly #byUser = new MultiMap<M>()
-  readonly #perIp = new Map<string, number>()
   readonly #receivers: M[] = []
   readonly #bySubscription = new MultiMap<M>()
   readonly #patterns = new PatternTrie<string>()
@@ -53,7 +51,6 @@ export class Registry<M extends Member> {
 
   add (member: M): void {
     this.#byClient.set(member.clientId, member)
-    this.#perIp.set(member.clientInfo.ip, this.countOfIp(member.clientInfo.ip) + 1)
     if (member.userId !== null) this.#byUser.add(member.userId, member)
     if (!member.managed) return
     member.index = this.#receivers.length
@@ -62,9 +59,6 @@ export class Registry<M extends Member> {
 
   remove (member: M): void {
     if (!this.#byClient.delete(member.clientId)) return
-    const rest = this.countOfIp(member.clientInfo.ip) - 1
-    if (rest === 0) this.#perIp.delete(member.clientInfo.ip)
-    else this.#perIp.set(member.clientInfo.ip, rest)
     if (member.userId !== null) this.#byUser.delete(member.userId, member)
     if (!member.managed) return
     for (const subscription of member.held) this.#unsubscribe(member, subscription)
@@ -105,14 +99,6 @@ export class Registry<M extends Member> {
   /** Those who hold exactly this topic or pattern. */
   subscription (subscription: string): M[] {
     return this.#bySubscription.list(subscription)
-  }
-
-  countOfUser (userId: string): number {
-    return this.#byUser.count(userId)
-  }
-
-  countOfIp (ip: string): number {
-    return this.#perIp.get(ip) ?? 0
   }
 
   all (): IterableIterator<M> {

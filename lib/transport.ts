@@ -1,4 +1,4 @@
-import { ServerResponse, type IncomingMessage } from 'node:http'
+import { ServerResponse, STATUS_CODES, type IncomingMessage } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
 
@@ -34,6 +34,34 @@ export function isGone (response: HttpResponse): boolean {
 export function socketAhead (response: HttpResponse): Socket | null {
   // Tests by `inject` have a request of their own making.
   return 'stream' in response || response.socket !== null ? null : response.req.socket ?? null
+}
+
+const waiting = new WeakMap<Socket, Set<() => void>>()
+
+/** Calls back once the response has closed, or the socket that it still waits for; perhaps twice. */
+export function whenClosed (response: HttpResponse, callback: () => void): void {
+  const ahead = socketAhead(response)
+  if (ahead === null) {
+    response.once('close', callback)
+    return
+  }
+  // One listener for as many as a client cares to pipeline.
+  let callbacks = waiting.get(ahead)
+  if (callbacks === undefined) {
+    const all = callbacks = new Set()
+    waiting.set(ahead, all)
+    ahead.once('close', () => { for (const callback of all) callback() })
+  }
+  const known = callbacks.add(callback)
+  response.once('close', () => {
+    known.delete(callback)
+    callback()
+  })
+}
+
+/** What a status says in words. */
+export function phraseOf (statusCode: number): string {
+  return STATUS_CODES[statusCode] ?? 'Error'
 }
 
 /** A kept-alive socket or session would hold up a closing server (FACTS 2.4): it goes once what was written is sent. */

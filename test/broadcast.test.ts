@@ -250,6 +250,7 @@ t.test('a filter cannot cross nodes', async t => {
     open: (sink, history) => memory.open(sink, history),
     publish: message => memory.publish(message),
     read: request => memory.read(request),
+    claim: (key, ttlMs) => memory.claim(key, ttlMs),
     close: () => memory.close()
   }
   const service = await serve(t, { broker })

@@ -460,6 +460,59 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     await all.waitFor('sse:close')
   },
 
+  async tickets (t) {
+    const app = bare(t)
+    await run(t, { app, validateToken }, [], text => text.replace('process.env.TICKET_SECRET', "'thirty-two characters of a random generator'"))
+    const url = await listen(app)
+    const issued = await fetch(`${url}/sse-ticket`, { method: 'POST', headers: { authorization: 'Bearer good' } })
+    const { ticket } = await issued.json() as { ticket: string }
+    t.ok((await visit(t, `${url}/sse?ticket=${ticket}`)).isStream)
+    t.equal((await visit(t, `${url}/sse?ticket=${ticket}`)).answer.code, 'SSE_ERR_INVALID_TICKET')
+    t.match(app.sse.getConnectionsByUser('user123'), [{ subscriptions: new Set(['user:user123:**']) }])
+    t.equal((await fetch(`${url}/sse-ticket`, { method: 'POST' })).status, 401)
+  },
+
+  async 'ticket-client' (t) {
+    const app = bare(t)
+    await app.register(ssePlugin, { path: '/sse', requireAuthentication: true, ticketSecret: 'thirty-two characters of a random generator', authHandler: ({ token }) => token === null ? null : validateToken(token), retryMs: 100 })
+    app.post('/sse-ticket', { sse: true }, async request => ({ ticket: app.sse.issueTicket({ userId: request.sseUser!.userId }) }))
+    const url = await listen(app)
+    const sources: EventSource[] = []
+    class Source extends EventSource {
+      constructor (path: string) {
+        super(url + path)
+        sources.push(this)
+      }
+    }
+    t.teardown(() => { for (const source of sources) source.close() })
+    const { fetch } = globalThis
+    const seen: unknown[] = []
+    const { connectWithTicket } = await run(t, { EventSource: Source, fetch: (path: string, init: RequestInit) => fetch(url + path, init), handleData: ({ data }: { data: unknown }) => seen.push(data) }, ['connectWithTicket'])
+    await connectWithTicket('good')
+    await until(() => app.sse.connectionCount === 1)
+    await app.sse.broadcastData('n', 1)
+    await until(() => seen.length === 1)
+    const [connection] = app.sse.getConnectionsByUser('user123')
+    connection!.close('max-age')
+    await until(() => app.sse.connectionCount === 0)
+    await app.sse.broadcastData('n', 2)
+    await until(() => seen.length === 2)
+    t.same(seen, [1, 2], 'with another ticket, from where it was')
+    t.equal(sources.length, 2)
+  },
+
+  async limits (t) {
+    const { app } = await run(t, {}, ['app'])
+    t.teardown(() => app.close())
+    const url = await listen(app)
+    const answers: number[] = []
+    for (let n = 0; n < 12; n++) answers.push((await visit(t, `${url}/sse`, { headers: { accept: 'text/event-stream' } })).named('sse:error').length)
+    t.equal(answers.filter(refusals => refusals === 0).length, 12, 'ten of a user, and nobody is no user')
+    for (let n = 12; n < 30; n++) await visit(t, `${url}/sse`)
+    const limited = await visit(t, `${url}/sse`, { headers: { accept: 'text/event-stream' } })
+    t.match(limited.json('sse:error'), [{ message: /Rate limit/, retryable: true }])
+  },
+
   async 'fastify-auth' (t) {
     const app = bare(t)
     await run(t, {

@@ -660,6 +660,10 @@ class WipedLog implements Broker {
     this.#sink = sink
   }
 
+  async claim (): Promise<boolean> {
+    return true
+  }
+
   async publish (outgoing: OutgoingMessage): Promise<{ seq: number | null }> {
     const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : ++this.position }
     this.#log.push(message)

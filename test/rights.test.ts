@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventPriority, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
+import { redactUrl } from '../lib/redaction.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
 import type { SSEClient } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
@@ -601,4 +602,157 @@ t.test('cross-site: by default the pages of this origin, and what is no page', a
       t.equal((await open('/sse', { headers })).status, status)
     }
   })
+})
+
+// --- Tickets, and what the log holds ---
+
+const SECRET = 'thirty-two characters of a random generator'
+
+t.test('tickets', async t => {
+  const asked: string[] = []
+  const options: SSEOptions = {
+    path: '/events',
+    clientSubscriptions: true,
+    requireAuthentication: true,
+    ticketSecret: SECRET,
+    maxSubscriptionsPerConnection: 3,
+    authorizeSubscription: ({ userId, subscriptionId }) => {
+      asked.push(`${userId} ${subscriptionId}`)
+      return subscriptionId === 'news'
+    }
+  }
+  const service = await serve(t, options)
+  const { app, open } = service
+  const visit = (ticket: string, query = '', headers: Record<string, string> = {}) => open(`/events?ticket=${ticket}${query}`, { headers })
+  const refused = (client: SSEClient, message: string) => t.strictSame([client.status, client.answer.code], [401, 'SSE_ERR_INVALID_TICKET'], message)
+
+  await t.test('names the user, the claims and the end of the rights, and grants its subscriptions', async t => {
+    const expiresAt = Date.now() + 1_500
+    const ticket = app.sse.issueTicket({ userId: 'ada', claims: { role: 'admin' }, expiresAt, subscriptions: ['vault:**', 'news'] })
+    const client = await visit(ticket, '&subscription=news')
+    const [connection] = app.sse.getConnectionsByUser('ada')
+    t.match(connection, { userId: 'ada', claims: { role: 'admin' }, subscriptions: new Set(['vault:**', 'news']) })
+    t.strictSame(asked, [], 'what the ticket grants is not asked about')
+    await publish(service, 'secret', { subscriptionIds: ['vault:1'] })
+    await client.waitFor('x')
+    refused(await visit(ticket), 'used')
+    await client.waitForEnd(2_500)
+    t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+    const more = await visit(app.sse.issueTicket({ userId: 'ada', subscriptions: ['vault:**'] }), '&subscription=other')
+    t.strictSame([more.status, asked], [403, ['ada other']], 'the rest is')
+    t.equal((await visit(app.sse.issueTicket({ userId: 'ada', subscriptions: ['a', 'b', 'c'] }), '&subscription=news')).status, 400, 'all count')
+    const held = await visit(app.sse.issueTicket({ userId: 'grace', subscriptions: ['vault:**'] }))
+    t.equal(await app.sse.reauthorize('grace'), 1, 'reauthorize asks about them too')
+    held.close()
+  })
+
+  await t.test('one of many that show it at once gets in', async t => {
+    const ticket = app.sse.issueTicket({ userId: 'ada' })
+    const clients = await Promise.all(Array.from({ length: 30 }, () => visit(ticket)))
+    t.equal(clients.filter(({ isStream }) => isStream).length, 1)
+    t.equal(clients.filter(({ status }) => status === 401).length, 29)
+  })
+
+  await t.test('it speaks for nobody else: not for a cookie beside it, not from another site', async t => {
+    const client = await open(`/sse?user=grace&ticket=${app.sse.issueTicket({ userId: 'ada' })}`)
+    t.ok(client.isStream)
+    t.equal(app.sse.getConnectionsByUser('grace').length, 0)
+    refused(await open('/sse?user=grace&ticket=nonsense'), 'a broken ticket is not overlooked')
+    const ticket = app.sse.issueTicket({ userId: 'ada' })
+    t.equal((await visit(ticket, '', { 'sec-fetch-site': 'cross-site' })).status, 403)
+    t.ok((await visit(ticket)).isStream, 'and is not used up by that')
+  })
+
+  await t.test('forged, cut, of another key, too old', async t => {
+    const ticket = app.sse.issueTicket({ userId: 'ada' })
+    const [text, signature] = ticket.split('.') as [string, string]
+    const content = JSON.parse(Buffer.from(text, 'base64url').toString())
+    const forged = Buffer.from(JSON.stringify({ ...content, user: 'root' })).toString('base64url')
+    const other = await serve(t, { ...options, ticketSecret: `${SECRET}!` })
+    for (const [what, bad] of [
+      ['another user', `${forged}.${signature}`], ['no signature', text], ['an empty one', `${text}.`], ['a cut one', ticket.slice(0, -1)], ['a longer one', `${ticket}A`], ['another key', other.app.sse.issueTicket({ userId: 'ada' })],
+      ['nothing', ''], ['too long', 'x'.repeat(5000)], ['another alphabet', encodeURIComponent(`${text}.${Buffer.from(signature, 'base64url').toString('base64')}`)], ['NUL', '%00'], ['a flipped letter', `${text}.${signature[0] === 'A' ? 'B' : 'A'}${signature.slice(1)}`]
+    ] as const) refused(await visit(bad), what)
+    t.ok((await visit(ticket)).isStream, 'the true one is still good')
+
+    const { now } = Date
+    t.teardown(() => { Date.now = now })
+    const old = app.sse.issueTicket({ userId: 'ada', ttlMs: 5_000 })
+    const young = app.sse.issueTicket({ userId: 'ada' })
+    Date.now = () => now() + 6_000
+    refused(await visit(old), 'too old')
+    t.ok((await visit(young)).isStream)
+    const ended = await visit(app.sse.issueTicket({ userId: 'ada', expiresAt: now() }))
+    t.strictSame([ended.status, ended.answer.code], [401, 'SSE_ERR_UNAUTHENTICATED'], 'rights that have ended')
+  })
+
+  await t.test('of several keys the first signs, and all are good', async t => {
+    const both = await serve(t, { ...options, ticketSecret: [`${SECRET} 2`, SECRET] })
+    for (const from of [service, both]) t.ok((await both.open(`/events?ticket=${from.app.sse.issueTicket({ userId: 'ada' })}`)).isStream)
+    refused(await visit(both.app.sse.issueTicket({ userId: 'ada' })), 'the new key is not known here yet')
+  })
+
+  await t.test('what cannot go into one is refused; without a key there are none', async t => {
+    for (const grant of [{ userId: '' }, { userId: 7 }, { userId: 'a', ttlMs: 10 }, { userId: 'a', ttlMs: 700_000 }, { userId: 'a', expiresAt: NaN }, { userId: 'a', subscriptions: 'b' }, { userId: 'a', subscriptions: ['1', '2', '3', '4'] }, { userId: 'a', claims: 'x'.repeat(4000) }]) {
+      t.throws(() => app.sse.issueTicket(grant as never), { code: 'SSE_ERR_TICKET_NOT_ISSUED' }, JSON.stringify(grant).slice(0, 60))
+    }
+    t.throws(() => app.sse.issueTicket({ userId: 'a', subscriptions: ['b::c'] }), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' })
+    const none = await serve(t)
+    t.throws(() => none.app.sse.issueTicket({ userId: 'ada' }), { code: 'SSE_ERR_TICKET_NOT_ISSUED' })
+    t.ok((await none.open('/sse?ticket=theirs')).isStream, 'the name is the application\'s then')
+  })
+})
+
+t.test('tickets and tokens do not reach the log, whatever happens', async t => {
+  for (const [what, serializers] of [
+    ['the logger as it is', undefined],
+    ['with a serializer of the application', { req: (request: FastifyRequest) => ({ seen: request.url, query: request.query, list: [`and ${request.url}`] }) }]
+  ] as const) {
+    await t.test(what, async t => {
+      const lines: string[] = []
+      const logger = { level: 'trace', stream: { write: (line: string) => { lines.push(line) } }, ...(serializers !== undefined && { serializers }) }
+      let fail = false
+      const { app, open } = await serve(t, {
+        ticketSecret: SECRET,
+        maxConnectionsPerUser: 3,
+        authHandler: () => {
+          if (fail) throw new Error('no database')
+          return 'ada'
+        }
+      }, { logger }, app => {
+        app.get('/broken', { sse: true }, async () => { throw new Error('broken') })
+        app.get('/source', { sse: true }, (_request: FastifyRequest, reply: FastifyReply) => reply.sse(async function * () {
+          yield 'a'
+          throw new Error('broken')
+        }))
+        app.get('/logs', { sse: true }, async (request: FastifyRequest, reply: FastifyReply) => {
+          request.log.warn({ req: request }, 'seen')
+          await reply.sse()
+        })
+      })
+      const secrets: string[] = []
+      const query = (): string => {
+        const ticket = app.sse.issueTicket({ userId: 'ada' })
+        secrets.push(ticket.split('.')[1]!, ticket.split('.')[0]!)
+        secrets.push('hunter2', 'swordfish', 'xyzzy')
+        return `?a=public&ticket=${ticket}&token=hunter2&%74oken=swordfish&Access_Token=xyzzy`
+      }
+      for (const path of ['/sse', '/broken', '/source', '/logs']) {
+        const before = lines.length
+        for (const headers of [{}, { accept: 'text/event-stream' }, { accept: 'text/html' }, { 'sec-fetch-site': 'cross-site' }] as Record<string, string>[]) (await open(path + query(), { headers })).close()
+        await open(`${path}?ticket=nonsense&token=hunter2`)
+        fail = true
+        await open(`${path}?token=hunter2`)
+        fail = false
+        await until(() => lines.length > before + 6)
+      }
+      const full = await Promise.all(Array.from({ length: 5 }, () => open(`/sse${query()}`)))
+      t.ok(full.some(({ status }) => status === 429))
+      for (const secret of new Set([...secrets, 'nonsense'])) t.notOk(lines.some(line => line.includes(secret)), `${lines.find(line => line.includes(secret))}`)
+      const seen = lines.filter(line => line.includes('public'))
+      t.ok(seen.length > 10 && seen.every(line => line.includes('ticket=[redacted]') && line.includes('token=[redacted]')), 'but the request is there')
+    })
+  }
+  t.strictSame(['/a', '/a?b=1', '/a?ticket', '/a?ticket=', '/a?x=1&ticket=a=b&y=2', '/a?to%6ben=1', '/a?%zz=1&token=2', '/a?token=1?token=2'].map(redactUrl),
+    ['/a', '/a?b=1', '/a?ticket', '/a?ticket=[redacted]', '/a?x=1&ticket=[redacted]&y=2', '/a?to%6ben=[redacted]', '/a?%zz=1&token=[redacted]', '/a?token=[redacted]'])
 })

@@ -15,6 +15,8 @@ class MemoryBroker implements Broker {
   #sink: Sink | null = null
   #queue: Message[] = []
   #delivering = false
+  /** Until when, oldest claim first. */
+  readonly #claims = new Map<string, number>()
 
   get position (): number {
     return this.#ring?.last ?? 0
@@ -53,6 +55,19 @@ class MemoryBroker implements Broker {
     if (this.#sink === null) throw new Closed()
     if (request.epoch !== this.epoch) return { messages: [], next: this.position, gap: 'epoch' }
     return this.#ring!.read(request)
+  }
+
+  async claim (key: string, ttlMs: number): Promise<boolean> {
+    if (this.#sink === null) throw new Closed()
+    const now = Date.now()
+    for (const [old, until] of this.#claims) {
+      if (until > now) break
+      this.#claims.delete(old)
+    }
+    if ((this.#claims.get(key) ?? 0) > now) return false
+    this.#claims.delete(key)
+    this.#claims.set(key, now + ttlMs)
+    return true
   }
 
   async close (): Promise<void> {

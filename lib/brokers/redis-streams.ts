@@ -104,6 +104,12 @@ class RedisStreamsBroker implements Broker {
     return await this.#replay.read(request)
   }
 
+  async claim (key: string, ttlMs: number): Promise<boolean> {
+    if (this.#sink === null || this.#closing !== null) throw new Closed()
+    if (this.#connection === null) throw new BrokerUnavailable('cannot be reached')
+    return await this.#log.claim(this.#connection, key, ttlMs)
+  }
+
   close (): Promise<void> {
     return (this.#closing ??= this.#close())
   }

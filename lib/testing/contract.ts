@@ -201,6 +201,17 @@ function ofEachNode (check: Check, shared: boolean): void {
     assert.deepEqual(texts((await node.read(position - 5)).messages), numbers(20).slice(15))
   }, { ...HISTORY, maxEvents: 5 })
 
+  check('a key is claimed once, until its time is over', async join => {
+    const { broker } = await join()
+    const answers = await Promise.all(Array.from({ length: 20 }, () => broker.claim('a', 60_000)))
+    assert.deepEqual(answers.filter(Boolean), [true])
+    assert.equal(await broker.claim('a', 1), false)
+    assert.equal(await broker.claim('b', 50), true)
+    const deadline = Date.now() + 10_000
+    while (!await broker.claim('b', 60_000)) assert.ok(Date.now() < deadline, 'it can be claimed again')
+    assert.equal(await broker.claim('b', 60_000), false)
+  })
+
   check('after close every call rejects and nothing is delivered', async join => {
     const node = await join()
     await node.publish('before')
@@ -209,12 +220,19 @@ function ofEachNode (check: Check, shared: boolean): void {
     await node.broker.close()
     await assert.rejects(node.publish('after'), { code: 'SSE_ERR_CLOSED' })
     await assert.rejects(node.read(0, epoch), { code: 'SSE_ERR_CLOSED' })
+    await assert.rejects(node.broker.claim('key', 1_000), { code: 'SSE_ERR_CLOSED' })
     assert.equal(node.delivered.length, 1)
     await node.broker.close()
   })
 }
 
 function betweenNodes (check: Check): void {
+  check('a key is claimed by one node', async join => {
+    const nodes = [await join(), await join()]
+    const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => nodes[i % 2]!.broker.claim('shared', 60_000)))
+    assert.deepEqual(answers.filter(Boolean), [true])
+  })
+
   check('all nodes get the same messages in the same order', async join => {
     const [one, other] = [await join(), await join()]
     await Promise.all(numbers(50).map(n => (Number(n) % 2 === 0 ? one : other).publish(n)))

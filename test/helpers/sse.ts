@@ -74,6 +74,7 @@ export class AnswerReader {
   /** Called for each block as it comes; returning false drops the connection on the spot, and what came with it. */
   onBlock: ((block: Block) => boolean | undefined) | null = null
   #head = false
+  #bodyBytes = 0
   #bytes: Buffer = Buffer.alloc(0)
   #decoder = new TextDecoder()
 
@@ -133,13 +134,15 @@ export class AnswerReader {
       this.status = Number(first!.split(' ')[1])
       for (const line of lines) this.headers[line.slice(0, line.indexOf(':')).toLowerCase()] = line.slice(line.indexOf(':') + 1).trim()
       this.#head = true
+      if (this.status === 204) this.ended = true
     }
     if (this.headers['transfer-encoding'] === 'chunked') {
       this.#readChunks()
     } else {
+      this.#bodyBytes += this.#bytes.length
       this.#take(this.#bytes)
       this.#bytes = Buffer.alloc(0)
-      if (Buffer.byteLength(this.body) === Number(this.headers['content-length'])) this.ended = true
+      if (this.#bodyBytes === Number(this.headers['content-length'])) this.ended = true
     }
   }
 

@@ -1,4 +1,5 @@
 import type { History, Message, OutgoingMessage } from '../../broker.js'
+import { BrokerUnavailable } from '../../errors.js'
 import type { Connection } from './connection.js'
 import { APPEND, GREET } from './script.js'
 
@@ -59,6 +60,7 @@ export class RedisLog {
   readonly #log: string
   readonly #ephemeral: string
   readonly #writer: string
+  readonly #claims: string
   readonly #replyTimeoutMs: number
   /** How far Redis's clock is ahead of this one, as of its last answer. */
   #aheadMs = 0
@@ -68,8 +70,18 @@ export class RedisLog {
     this.#meta = `{${keyPrefix}}:meta`
     this.#log = `{${keyPrefix}}:log`
     this.#ephemeral = `{${keyPrefix}}:ephemeral`
+    this.#claims = `{${keyPrefix}}:claim:`
     this.#writer = `{${keyPrefix}}:writer:${writerId}`
     this.#replyTimeoutMs = replyTimeoutMs
+  }
+
+  /** Sets the key unless it is set. */
+  async claim (connection: Connection, key: string, ttlMs: number): Promise<boolean> {
+    try {
+      return await connection.send(['SET', this.#claims + key, '1', 'NX', 'PX', String(Math.ceil(ttlMs))], this.#replyTimeoutMs) !== null
+    } catch (cause) {
+      throw new BrokerUnavailable('could not be asked', { cause })
+    }
   }
 
   /** A time of Redis's clock by this node's clock. */
