@@ -116,7 +116,10 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions, 
     if (request.sseUser !== null && request.sseUser === (request as Known)[kFound]) request.sseUser = null
     // A ticket speaks for the request, and for nobody else: what the cookies say does not matter then.
     const ticket = currentUser(await manager.redeem(request))
-    if (ticket !== null) return (request.sseUser = (request as Known)[kFound] = ticket)
+    if (ticket !== null) {
+      request.sseUser = (request as Known)[kFound] = ticket
+      return ticket
+    }
     const { sseUser: given } = request
     const { statusCode } = reply
     let refused = false
