@@ -1,10 +1,12 @@
 import { once } from 'node:events'
+import { existsSync } from 'node:fs'
 import { mkdtemp } from 'node:fs/promises'
 import { connect, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import { chromium } from 'playwright-core'
 import t, { type Test } from 'tap'
 import ssePlugin, { type SSEOptions } from '../../lib/index.js'
 import { block } from '../helpers/app.js'
@@ -15,6 +17,8 @@ import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
 // The end of a server in the middle of its work, and the return of its clients.
+
+const CHROMIUM = '/usr/bin/chromium'
 
 interface Closing {
   app: FastifyInstance
@@ -163,3 +167,120 @@ t.test('two hundred streams of HTTP/2, and a session that does not read', async 
   await until(() => sessions.every(session => session.closed))
   t.match(app.sse.stats(), { connections: 0, queuedBytes: 0, closed: { shutdown: 201 } })
 })
+
+/** The server in a process of its own, and the lines it has said. */
+class ServerProcess {
+  readonly lines: string[] = []
+  readonly exited: Promise<unknown[]>
+  readonly #process
+
+  constructor (t: Test, port: number, drainMs: number) {
+    this.#process = spawn(process.execPath, ['--import=@tapjs/typescript/import', fileURLToPath(new URL('server.ts', import.meta.url)), String(port), String(drainMs)], { stdio: ['ignore', 'pipe', 'inherit'] })
+    this.exited = once(this.#process, 'exit')
+    let rest = ''
+    this.#process.stdout.setEncoding('utf8').on('data', (text: string) => {
+      const lines = (rest + text).split('\n')
+      rest = lines.pop()!
+      this.lines.push(...lines)
+    })
+    t.teardown(() => { this.#process.kill('SIGKILL') })
+  }
+
+  async says (start: string): Promise<string> {
+    return await until(() => this.lines.find(line => line.startsWith(start)), 60_000, `"${start}" of ${JSON.stringify(this.lines)}`)
+  }
+
+  async start (): Promise<number> {
+    return Number((await this.says('listening')).split(' ')[2])
+  }
+
+  signal (signal: NodeJS.Signals): void {
+    this.#process.kill(signal)
+  }
+}
+
+t.test('SIGTERM while it publishes: all is told, nothing is lost before the end, and the process exits by itself', async t => {
+  const server = new ServerProcess(t, 0, 1500)
+  const port = await server.start()
+  const clients = await Promise.all(Array.from({ length: 50 }, () => SSEClient.open(`http://127.0.0.1:${port}/sse`)))
+  const bare = connect(port, '127.0.0.1')
+  bare.on('error', () => {})
+  t.teardown(() => { for (const client of clients) client.close() })
+  await Promise.all(clients.map(client => client.waitFor('message', 50)))
+  server.signal('SIGTERM')
+  await Promise.all(clients.map(client => client.waitForEnd()))
+  const ends = new Set<number>()
+  for (const client of clients) {
+    const numbers = client.json('message') as number[]
+    t.equal(numbers.findIndex((n, i) => n !== numbers[0]! + i), -1, 'without a hole up to its end')
+    t.strictSame(client.json('sse:close'), [{ reason: 'shutdown', reconnect: true }])
+    t.equal(client.events.at(-1)!.event, 'sse:close')
+    ends.add(numbers.at(-1)!)
+  }
+  t.equal(ends.size, 1, 'all end at the same event')
+  t.strictSame(await server.exited, [0, null], 'it exits by itself')
+  t.match(server.lines.filter(line => !line.startsWith('listening')), [/^closed after/, 'refused true'])
+  t.comment(`${server.lines.join('; ')}; drainMs 1500`)
+})
+
+t.test('clients return to the next server by themselves, all of them, and spread out', async t => {
+  const drainMs = 2000
+  const first = new ServerProcess(t, 0, drainMs)
+  const port = await first.start()
+  const url = `http://127.0.0.1:${port}`
+
+  const sources = Array.from({ length: 60 }, () => new EventSource(`${url}/sse`))
+  const numbers = sources.map(source => {
+    const seen: number[] = []
+    source.addEventListener('message', event => { seen.push(Number(event.data)) })
+    return seen
+  })
+  t.teardown(() => { for (const source of sources) source.close() })
+  const pages = await openPages(t, url, 4)
+  await until(() => numbers.every(seen => seen.length > 0), 60_000)
+  // What each is told, seen by a client that sees all.
+  const witnesses = await Promise.all(Array.from({ length: 300 }, () => SSEClient.open(`${url}/sse`)))
+  t.teardown(() => { for (const witness of witnesses) witness.close() })
+
+  first.signal('SIGTERM')
+  t.strictSame(await first.exited, [0, null])
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(ssePlugin, { drainMs: 100 })
+  app.addHook('onRequest', async (request, reply) => { reply.header('access-control-allow-origin', '*') })
+  app.get('/sse', async (request, reply) => { await reply.sse() })
+  await app.listen({ host: '127.0.0.1', port })
+  const wanted = sources.length + pages.count
+  await until(() => app.sse.connectionCount === wanted, 60_000, `${wanted} to return`)
+  t.ok(sources.every(source => source.readyState === EventSource.OPEN), 'nobody gave up')
+  t.equal(await pages.open(), pages.count)
+
+  const windows = (times: number[]) => {
+    const start = Math.min(...times)
+    const counts = new Array<number>(Math.ceil((Math.max(...times) - start + 1) / 100)).fill(0)
+    for (const time of times) counts[Math.floor((time - start) / 100)]!++
+    return { mean: times.length / counts.length, most: Math.max(...counts) }
+  }
+  const told = windows(witnesses.map(witness => witness.blocks.filter(({ retry }) => retry !== null).at(-1)!.retry!))
+  t.ok(told.most <= 3 * told.mean, `told: at most ${told.most} in 100 ms, ${told.mean.toFixed(1)} in the mean`)
+  // They come when a busy machine lets them: shown, not judged.
+  const came = windows([...app.sse.connections()].map(({ clientInfo }) => clientInfo.connectedAt))
+  t.comment(`came: at most ${came.most} in 100 ms, ${came.mean.toFixed(1)} in the mean`)
+})
+
+/** Pages in a real browser, each with an EventSource; none where there is no browser and it is not CI. */
+async function openPages (t: Test, url: string, count: number): Promise<{ count: number, open: () => Promise<number> }> {
+  if (!existsSync(CHROMIUM)) {
+    if (process.env['CI'] !== undefined) throw new Error('CI has no Chromium')
+    t.comment('without Chromium, which is not installed')
+    return { count: 0, open: async () => 0 }
+  }
+  const browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox'] })
+  t.teardown(() => browser.close())
+  const page = await browser.newPage()
+  await page.goto(url)
+  await page.evaluate(`window.sources = Array.from({ length: ${count} }, () => new EventSource('/sse'))`)
+  const open = async () => await page.evaluate('window.sources.filter(source => source.readyState === EventSource.OPEN).length') as number
+  await until(async () => await open() === count, 30_000, 'the pages to connect')
+  return { count, open }
+}
