@@ -62,7 +62,7 @@ export interface History {
   readonly maxEvents: number
   /** Age in milliseconds after which a message is not replayed any more. */
   readonly maxAgeMs: number
-  /** Bytes of event data kept at most. */
+  /** Bytes kept at most: data, names and the ids in targets. */
   readonly maxBytes: number
 }
 
@@ -77,6 +77,7 @@ export interface ReadRequest {
 }
 
 export interface Page {
+  /** Perhaps none, though there are some further on: a read looks at a bounded stretch of the log. */
   readonly messages: readonly Message[]
   /** The lane has been read up to and including this sequence number. */
   readonly next: number
@@ -94,6 +95,7 @@ export interface Page {
  * - `publish` resolves once the message is logged, or handed on when it is ephemeral, and this node has delivered it. In a
  *   bounded time it rejects with SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached. It may resolve before the
  *   delivery when the log has lost its continuity in between, or this node is late.
+ * - `read` leaves out messages that a newer one in the log replaces: of those with the same key and target, and no filter, only the newest is read.
  * - `read` after a cursor of another epoch, one the log has not reached, or one that has been trimmed away reports a gap.
  * - Of all calls of `claim` with one key, on all nodes, one resolves with true within `ttlMs`. It rejects with
  *   SSE_ERR_BROKER_UNAVAILABLE when that cannot be known.

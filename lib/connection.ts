@@ -26,7 +26,7 @@ export interface ConnectionStats {
   readonly sentEvents: number
   /** Ephemeral events dropped because the client was too slow. */
   readonly droppedEvents: number
-  /** Bytes that wait for the socket, the kernel's own buffers not counted. */
+  /** Bytes that wait: held here, about 200 for each waiting event included, or in Node's own queue; the kernel's buffers are not counted. */
   readonly queuedBytes: number
   /** Whether the client reads older events from the log. */
   readonly lagging: boolean
@@ -185,7 +185,7 @@ export class SSEConnection {
 
   /**
    * Sends one event to this client only: not logged, no id, not replayed.
-   * @returns false when the connection has ended, or is so slow that the event was dropped.
+   * @returns false when the connection has ended, or is so slow that the event was dropped at once. One that waits may still be dropped for more urgent ones; `stats()` counts it.
    * @throws SSE_ERR_INVALID_* when the event cannot be sent to anybody, SSE_ERR_EVENT_TOO_LARGE above `maxEventBytes`.
    */
   sendEvent (event: EventInput): boolean {

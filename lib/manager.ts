@@ -197,8 +197,8 @@ export class SSEManager {
   }
 
   /**
-   * Adds a topic or pattern to an open stream, on whatever node; events published from now on arrive. Does nothing when it
-   * is held already. The application is asked for the right on the node that has the stream.
+   * Adds a topic or pattern to an open stream, on whatever node; events published from now on arrive, nothing that a
+   * returning client has missed. Does nothing when it is held already. The application is asked for the right on the node that has the stream.
    * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_TOO_MANY_SUBSCRIPTIONS;
    * SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE.
    */

@@ -81,10 +81,10 @@ export const OptionsSchema = Type.Object({
   history: Type.Object({
     maxEvents: Type.Integer({ minimum: 1, maximum: 2 ** 26, default: 10_000, description: 'Events kept for replay.' }),
     maxAgeMs: durationMs('Age to which events are kept for replay, in milliseconds.', 300_000, 1),
-    maxBytes: bytes('Bytes of event data kept for replay.', 64 * 1024 * 1024)
+    maxBytes: bytes('Bytes of events kept for replay, the ids in their targets included.', 64 * 1024 * 1024)
   }, { default: {}, additionalProperties: false, description: 'How much of the log is kept.' }),
   outboxBytes: bytes('Bytes that wait for one slow client; beyond that it reads on from the log.', 1024 * 1024),
-  maxQueuedBytes: bytes('Bytes that wait for all slow clients of this node together, shared ones counted for each; beyond that each keeps one event and reads on from the log.', 256 * 1024 * 1024),
+  maxQueuedBytes: bytes('Bytes that wait for all clients of this node together, what several wait for counted once; beyond that logged events are read from the log later, and others are dropped. What is being written, one event for each client at most, comes on top.', 256 * 1024 * 1024),
   flush: Type.Union([Type.Literal('immediate'), Type.Object({ intervalMs: Type.Integer({ minimum: 1, maximum: 10_000 }) }, { additionalProperties: false })], { default: 'immediate', description: "`'immediate'`: one write per connection and turn of the event loop; `{ intervalMs }`: one per interval." }),
   // limits
   maxConnections: count('Streams on this node, those that are being let in included; 0 for no limit. Beyond: 503.', 0),
