@@ -140,7 +140,7 @@ t.test('every kind of source', async t => {
       source: () => Array.from(ada, byte => Buffer.of(byte)),
       data: Array.from(ada.toString())
     },
-    'bytes that end inside a character': { source: () => [Buffer.from('a'), ada.subarray(0, -1)], data: ['a', ...[ada.subarray(0, -1).toString()].map(text => text.slice(0, -1)).filter(text => text !== ''), '\ufffd'] },
+    'bytes that end inside a character': { source: () => [Buffer.from('a'), Buffer.from('b☕').subarray(0, -1)], data: ['a', 'b', '\ufffd'] },
     'web stream of strings': { source: () => new ReadableStream<string>({ start (controller) { controller.enqueue('a'); controller.enqueue('b'); controller.close() } }) as Source, data: ['a', 'b'] },
     'web stream of bytes': { source: () => new Blob(['a ☕']).stream() as unknown as Source, data: ['a ☕'] },
     factory: { source: () => () => ['a'], data: ['a'] },

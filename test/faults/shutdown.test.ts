@@ -255,6 +255,7 @@ t.test('clients return to the next server by themselves, all of them, and spread
   await app.listen({ host: '127.0.0.1', port })
   const wanted = sources.length + pages.count
   await until(() => app.sse.connectionCount === wanted, 60_000, `${wanted} to return`)
+  await until(() => sources.every(source => source.readyState !== EventSource.CONNECTING), 30_000, 'all to know')
   t.ok(sources.every(source => source.readyState === EventSource.OPEN), 'nobody gave up')
   t.equal(await pages.open(), pages.count)
 
