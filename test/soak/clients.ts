@@ -27,6 +27,8 @@ class Person {
 
   enter (): void {
     if (this.leaving) return
+    // It was cut after it was told its place and before it was told what it is owed: nothing could be said of it.
+    if (this.#seen === null) this.#cursor = null
     if (chance(0.03) && churning) {
       this.#cursor = ['nonsense', '\xff', 'x'.repeat(15_000), 'another.1', `${this.#cursor?.split('.')[0]}.zzzzzz`][Math.floor(Math.random() * 5)]!
       this.#provoked = true
