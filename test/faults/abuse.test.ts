@@ -1,0 +1,323 @@
+import { execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import { connect } from 'node:net'
+import { fileURLToPath } from 'node:url'
+import type { FastifyInstance } from 'fastify'
+import t, { type Test } from 'tap'
+import type { SSEOptions } from '../../lib/index.js'
+import { block, serve, type Joined, type Service } from '../helpers/app.js'
+import { collect } from '../helpers/heap.js'
+import { RawSocket, requestText } from '../helpers/raw.js'
+import { SSEClient } from '../helpers/sse.js'
+import { turns, until } from '../helpers/wait.js'
+
+// Clients that are frozen, slow, gone or hostile, and application code that misbehaves. Of each: what is closed and why,
+// what it costs, and that the others, for whom a witness stands, notice nothing.
+
+interface Scene extends Service {
+  witness: Joined
+  /** What the witness has not been sent, or not in order; and what the process complained about. */
+  check (): Promise<void>
+  publish (size?: number): Promise<void>
+  /** Bytes of memory more than at the start, at most so far. */
+  grown (): number
+}
+
+async function scene (t: Test, options: SSEOptions = {}, setup?: (app: FastifyInstance) => void, server = {}): Promise<Scene> {
+  const trouble: unknown[] = []
+  const note = (what: unknown) => { trouble.push(what) }
+  const events = ['unhandledRejection', 'uncaughtExceptionMonitor', 'warning']
+  for (const event of events) process.on(event, note)
+  t.teardown(() => { for (const event of events) process.off(event, note) })
+  const service = await serve(t, options, server, setup)
+  const witness = await service.join('witness', ['news'])
+  let published = 0
+  collect()
+  const start = process.memoryUsage.rss()
+  let peak = start
+  return {
+    ...service,
+    witness,
+    async publish (size = 0) {
+      await service.app.sse.broadcastToSubscriptions({ event: 'n', data: `${published++} ${'x'.repeat(size)}` }, ['news'])
+      peak = Math.max(peak, process.memoryUsage.rss())
+    },
+    async check () {
+      await witness.client.waitFor('n', published)
+      t.strictSame(witness.client.named('n').map(({ data }) => parseInt(data!)), Array.from({ length: published }, (_, i) => i), 'the witness has everything, once, in order')
+      t.equal(witness.client.named('sse:gap').length, 0)
+      t.strictSame(trouble, [])
+    },
+    grown: () => peak - start
+  }
+}
+
+/** Clients in a process of their own. */
+async function readers (t: Test, url: string, count: number, path: string, prefix: string[] = []) {
+  const { hostname, port } = new URL(url)
+  const [command, ...args] = [...prefix, process.execPath, fileURLToPath(new URL('reader.mjs', import.meta.url)), hostname, port, String(count), path]
+  const child = spawn(command!, args, { stdio: ['pipe', 'pipe', 'inherit'] })
+  t.teardown(() => { child.kill('SIGKILL') })
+  let state = { open: 0, closed: 0 }
+  child.stdout.setEncoding('utf8').on('data', (text: string) => { state = JSON.parse(text.trim().split('\n').at(-1)!) })
+  await until(() => state.open === count, 60_000, `${count} readers to be open`)
+  return { signal: (signal: NodeJS.Signals) => { child.kill(signal) }, get state () { return state } }
+}
+
+t.test('clients that are stopped are closed once their buffers are full, and memory is bounded', async t => {
+  const stallTimeoutMs = 1000
+  const { app, url, publish, check, grown } = await scene(t, { stallTimeoutMs, outboxBytes: 200_000, history: { maxBytes: 8 << 20 } }, app => {
+    app.get('/readers', async (request, reply) => { await reply.sse({ subscriptions: ['news'] }) })
+  })
+  const frozen = await readers(t, url, 20, '/readers')
+  frozen.signal('SIGSTOP')
+  let published = 0
+  let queued = 0
+  let blockedAt = 0
+  await until(async () => {
+    await publish(50_000)
+    published++
+    const { lagging, queuedBytes, closed } = app.sse.stats()
+    queued = Math.max(queued, queuedBytes)
+    if (lagging > 0 && blockedAt === 0) blockedAt = performance.now()
+    return closed['stalled'] === 20
+  }, 60_000, 'all to be closed as stalled')
+  t.comment(`closed ${Math.round(performance.now() - blockedAt)} ms after the first was blocked (stallTimeoutMs ${stallTimeoutMs}), after ${published} events of 50 KB; at most ${queued} bytes waited, RSS grew by ${Math.round(grown() / 2 ** 20)} MB`)
+  t.ok(queued <= 20 * (200_000 + 2 * 65_536), 'what waits is bounded by the outboxes')
+  t.ok(grown() < 200 * 2 ** 20, 'so is memory')
+  frozen.signal('SIGCONT')
+  await until(() => frozen.state.closed === 20, 60_000, 'thawed, they find it out')
+  t.equal(app.sse.connectionCount, 1)
+  await check()
+})
+
+t.test('a client that reads 1 KB/s: the kernel tells of room only once much of its buffer is free', async t => {
+  const { join, check } = await scene(t, { stallTimeoutMs: 0 })
+  const slow = await join('slow')
+  await block(slow)
+  const held = slow.connection.stats()
+  const before = slow.client.received
+  await until(async () => {
+    slow.client.resume()
+    await new Promise(setImmediate)
+    slow.client.pause()
+    await turns(2)
+    const { queuedBytes, sentEvents } = slow.connection.stats()
+    return queuedBytes !== held.queuedBytes || sentEvents !== held.sentEvents
+  })
+  const read = slow.client.received - before
+  t.comment(`read ${read} bytes before the server saw any progress`)
+  t.ok(read > 0 && read < 16 * 2 ** 20)
+  await check()
+})
+
+t.test('a client that vanishes without a FIN, with its network', async t => {
+  const name = `sse${process.pid % 100_000}`
+  const ip = (...args: string[]) => execFileSync('ip', args, { stdio: 'pipe' })
+  const address = '10.231.77.1'
+  try {
+    ip('netns', 'add', name)
+    t.teardown(() => { ip('netns', 'del', name) })
+    ip('link', 'add', `${name}a`, 'type', 'veth', 'peer', 'name', `${name}b`)
+    ip('link', 'set', `${name}b`, 'netns', name)
+    ip('addr', 'add', `${address}/30`, 'dev', `${name}a`)
+    ip('link', 'set', `${name}a`, 'up')
+    ip('-n', name, 'addr', 'add', '10.231.77.2/30', 'dev', `${name}b`)
+    ip('-n', name, 'link', 'set', `${name}b`, 'up')
+  } catch (error) {
+    if (process.env['CI'] !== undefined) throw error
+    t.comment('skipped: no network namespace may be made here')
+    return
+  }
+  const { app, publish, check } = await scene(t, { stallTimeoutMs: 500, maxConnectionAgeMs: 20_000, keepAliveIntervalMs: 100, outboxBytes: 100_000, history: { maxBytes: 1 << 20 } }, app => {
+    app.get('/readers', async (request, reply) => { await reply.sse({ subscriptions: ['news'] }) })
+    app.get('/quiet', async (request, reply) => { await reply.sse({ subscriptions: ['quiet'] }) })
+  })
+  // The same application, reached over the other network as well.
+  const server = createServer((request, response) => { app.routing(request, response) })
+  server.listen(0, address)
+  await once(server, 'listening')
+  t.teardown(() => { server.closeAllConnections() })
+  t.teardown(() => { server.close() })
+  const url = `http://${address}:${(server.address() as { port: number }).port}`
+  await readers(t, url, 5, '/readers', ['ip', 'netns', 'exec', name])
+  await readers(t, url, 5, '/quiet', ['ip', 'netns', 'exec', name])
+  const began = performance.now()
+  ip('link', 'set', `${name}a`, 'down')
+  await until(async () => {
+    await publish(50_000)
+    return app.sse.stats().closed['stalled'] === 5
+  }, 60_000, 'those that are sent something to be closed')
+  t.comment(`those that are sent much: stalled, after ${Math.round(performance.now() - began)} ms (stallTimeoutMs 500)`)
+  await until(() => app.sse.stats().closed['max-age']! >= 5, 60_000, 'the quiet ones to be closed')
+  t.comment(`those that are sent keep-alives only: max-age, after ${Math.round(performance.now() - began)} ms (maxConnectionAgeMs 20000, less a fifth)`)
+  t.notOk(app.sse.stats().closed['client'])
+  await until(() => app.sse.connectionCount <= 1)
+  t.match(app.sse.stats(), { queuedBytes: 0 })
+  if (app.sse.connectionCount === 1) await check()
+})
+
+t.test('half requests are ended by Node, and take nothing from anybody', async t => {
+  const { app, url, publish, check } = await scene(t, {}, undefined, { http: { headersTimeout: 400, connectionsCheckingInterval: 100 } })
+  const { hostname, port } = new URL(url)
+  const sockets = Array.from({ length: 300 }, (_, i) => {
+    const socket = connect(Number(port), hostname)
+    socket.on('error', () => {}).write(requestText({ path: '/sse' }).slice(0, 1 + i % 35))
+    return socket.resume()
+  })
+  t.teardown(() => { for (const socket of sockets) socket.destroy() })
+  for (let i = 0; i < 20; i++) await publish()
+  await until(() => sockets.every(({ closed }) => closed))
+  t.equal(app.sse.connectionCount, 1)
+  await check()
+})
+
+t.test('a thousand requests sent ahead on one socket are limited like others, and end with it', async t => {
+  const { app, url, publish, check, grown } = await scene(t, { maxConnectionsPerIp: 20 })
+  const socket = new RawSocket(url)
+  socket.socket.write(requestText({ path: '/sse' }).repeat(1000))
+  await socket.waitFor('stream')
+  await until(() => app.sse.connectionCount === 20)
+  for (let i = 0; i < 20; i++) await publish(1000)
+  await turns(20)
+  t.equal(app.sse.connectionCount, 20)
+  socket.close()
+  await until(() => app.sse.connectionCount === 1)
+  t.ok(grown() < 100 * 2 ** 20)
+  await check()
+})
+
+t.test('Last-Event-ID is a stranger\'s word', async t => {
+  const { app, url, join, publish, check } = await scene(t, { history: { maxEvents: 10_000 } })
+  const start = (await app.sse.broadcastToSubscriptions({ data: 'secret' }, ['other'])).id!
+  const [epoch] = start.split('.')
+  for (const [name, cursor, reason] of [
+    ['15 KB', 'x'.repeat(15_000), 'malformed'],
+    ['of the future', `${epoch}.zzzzzz`, 'unknown'],
+    ['of another life', 'abcdef.1', 'epoch'],
+    ['latin1', 'é\xff', 'malformed'],
+    ['lanes out of reach', `${epoch}.0~0~0~zzzzzzzzzzz`, 'malformed']
+  ] as const) {
+    const { client } = await join('mallory', [], { cursor })
+    await client.waitFor('sse:gap')
+    t.equal(client.json('sse:gap')[0].reason, reason === 'malformed' && name.startsWith('lanes') ? client.json('sse:gap')[0].reason : reason, name)
+    client.close()
+  }
+  const nul = new RawSocket(url)
+  nul.socket.write('GET /sse HTTP/1.1\r\nhost: x\r\nlast-event-id: a\0b\r\n\r\n')
+  await nul.waitForClose()
+  t.match(nul.text, /^HTTP\/1\.1 400 /, 'NUL is no HTTP')
+  const large = new RawSocket(url, { path: '/sse', headers: { 'last-event-id': 'x'.repeat(20_000) } })
+  await large.waitForClose()
+  t.match(large.text, /^HTTP\/1\.1 431 /, '20 KB is more than a head may have')
+  // A place in a log that holds what is for others selects what is read, never what may be read.
+  const thief = await join('mallory', ['news'], { cursor: `${epoch}.0` })
+  await publish()
+  await thief.client.waitFor('n')
+  t.notMatch(thief.client.blocks.map(({ text }) => text).join('\n'), 'secret')
+  await check()
+})
+
+t.test('a thousand full replays at once: live events keep coming', async t => {
+  const { app, url, publish, check, witness, grown } = await scene(t, {}, app => {
+    app.get('/late', async (request, reply) => { await reply.sse({ subscriptions: ['news'] }) })
+  })
+  const start = witness.client.lastEventId
+  const EVENTS = 200
+  for (let i = 0; i < EVENTS; i++) await publish(100)
+  await witness.client.waitFor('n', EVENTS)
+  let complete = 0
+  const clients = Array.from({ length: 1000 }, () => {
+    const client = new SSEClient(`${url}/late`, { headers: { 'last-event-id': start } })
+    let count = 0
+    client.onBlock = ({ event }) => {
+      client.blocks.length = 0
+      if (event === 'n' && ++count === EVENTS) complete++
+      return true
+    }
+    return client
+  })
+  t.teardown(() => { for (const client of clients) client.close() })
+  const delays: number[] = []
+  let seen = witness.client.named('n').length
+  await until(async () => {
+    const sent = performance.now()
+    await publish()
+    seen++
+    await until(() => witness.client.named('n').length >= seen)
+    delays.push(performance.now() - sent)
+    return complete === 1000
+  }, 60_000, 'all to have everything')
+  delays.sort((a, b) => a - b)
+  t.comment(`witness: p50 ${Math.round(delays[delays.length >> 1]!)} ms, p99 ${Math.round(delays[Math.floor(delays.length * 0.99)]!)} ms over ${delays.length} events; RSS grew by ${Math.round(grown() / 2 ** 20)} MB`)
+  t.ok(grown() < 400 * 2 ** 20)
+  t.equal(app.sse.stats().lagging, 0)
+  await check()
+})
+
+t.test('clients that leave while the application is slow, or never answers', async t => {
+  const releases: (() => void)[] = []
+  const { app, url, publish, check } = await scene(t, {
+    authHandler: async ({ query }) => {
+      const user = query['user'] as string
+      if (user === 'never') await new Promise(() => {})
+      if (user === 'late') await new Promise<void>(resolve => { releases.push(resolve) })
+      return user
+    },
+    authorizeSubscription: async ({ userId }) => userId === 'witness'
+  })
+  const sockets = Array.from({ length: 200 }, (_, i) => new RawSocket(url, { path: `/sse?user=${i % 2 === 0 ? 'never' : 'late'}` }))
+  await until(() => releases.length === 100)
+  for (const [i, socket] of sockets.entries()) if (i % 3 === 0) socket.socket.end(); else socket.socket.resetAndDestroy()
+  await publish()
+  await Promise.all(sockets.map(socket => socket.waitForClose()))
+  for (const release of releases) release()
+  await turns(10)
+  t.equal(app.sse.connectionCount, 1, 'nobody is let in who has left')
+  t.match(app.sse.stats().closed, {})
+  await check()
+})
+
+t.test('application code that throws, rejects or never returns', async t => {
+  const { app, open, publish, check } = await scene(t, {}, app => {
+    app.get('/throws-before', async () => { throw new RangeError('before') })
+    app.get('/throws-after', async (request, reply) => {
+      await reply.sse({ subscriptions: ['news'] })
+      throw new RangeError('after')
+    })
+    app.get('/never', async (request, reply) => {
+      await reply.sse({ subscriptions: ['news'] })
+      await new Promise(() => {})
+    })
+    app.get('/answers', async (request, reply) => {
+      await reply.sse()
+      return { and: 'an answer' }
+    })
+    app.get('/rejecting-source', (request, reply) => reply.sse(() => Promise.reject(new RangeError('source'))))
+    app.get('/stuck-source', (request, reply) => reply.sse({ [Symbol.asyncIterator]: () => ({ next: () => new Promise<never>(() => {}), return: () => new Promise<never>(() => {}) }) }))
+    app.get('/bad-iterator', (request, reply) => reply.sse({ [Symbol.asyncIterator]: () => ({ next: () => { throw new RangeError('next') }, return: () => { throw new RangeError('return') } }) } as AsyncIterable<string>))
+  })
+  const before = await open('/throws-before')
+  t.equal(before.status, 500)
+  const streams = await Promise.all(['/throws-after', '/never', '/answers', '/stuck-source'].map(path => open(path)))
+  t.ok(streams.every(client => client.isStream))
+  for (const path of ['/rejecting-source', '/bad-iterator']) {
+    const client = await open(path)
+    await client.waitForEnd()
+    t.strictSame(client.json('sse:close'), [{ reason: 'source-error', reconnect: true }], path)
+    t.notMatch(client.blocks.map(({ text }) => text).join('\n'), /RangeError|next|return/, 'without the reason')
+  }
+  const thrower = { toJSON () { throw new RangeError('toJSON') } }
+  await t.rejects(app.sse.broadcastEvent({ data: thrower }), { code: 'SSE_ERR_INVALID_DATA' })
+  await t.rejects(app.sse.broadcastData('x', { deep: [thrower] }), { code: 'SSE_ERR_INVALID_DATA' })
+  await t.rejects(app.sse.broadcastEvent({ data: 1 }, { get userIds (): string[] { throw new RangeError('getter') } }))
+  for (const filter of [() => { throw new RangeError('filter') }, async () => { throw new RangeError('async filter') }, () => new Promise(() => {})]) {
+    t.match(await app.sse.broadcastEvent({ data: 1 }, { filter: filter as unknown as () => boolean }), { delivered: 0 })
+  }
+  for (let i = 0; i < 10; i++) await publish()
+  await Promise.all(streams.slice(0, 2).map(client => client.waitFor('n', 10)))
+  for (const client of streams) client.close()
+  await until(() => app.sse.connectionCount === 1)
+  await check()
+})
