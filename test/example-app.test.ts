@@ -386,7 +386,7 @@ t.test('two nodes in a browser: the one that serves you is killed, and the strea
     for (const page of [one, two]) {
       t.equal(await number(page, 'lost'), 0)
       t.equal(await number(page, 'repeated'), 0)
-      t.equal(await page.locator('#lobby-count').textContent(), '2')
+      await until(async () => await page.locator('#lobby-count').textContent() === '2')
       t.equal(await page.locator('#messages .news', { hasText: 'has left' }).count(), 0)
       t.equal(await page.evaluate('document.documentElement.scrollWidth <= innerWidth'), true, 'nothing is wider than the page')
     }

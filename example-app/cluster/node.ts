@@ -11,6 +11,7 @@ import ssePlugin, { EventPriority } from '../../lib/index.js'
 
 const [name, redisUrl] = process.argv.slice(2) as [string, string]
 const TICK_MS = 500
+const LINGER_MS = 3_000
 const ROOM = 'room:lobby'
 const PAGE_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
@@ -26,7 +27,7 @@ const app = fastify()
 await app.register(ssePlugin, {
   broker: redisStreamsBroker({ client: redisUrl }),
   cluster: { nodeName: name, heartbeatIntervalMs: 500 },
-  presenceEvents: { topics: ['room:*'], lingerMs: 3_000 },
+  presenceEvents: { topics: ['room:*'], lingerMs: LINGER_MS },
   // Everybody is who they say they are: a demo has no secrets.
   authHandler: ({ query }) => typeof query['user'] === 'string' ? query['user'] : null,
   retryMs: 500,
@@ -41,8 +42,13 @@ app.get<{ Querystring: Static<typeof Visitor> }>('/sse', { sse: true, schema: { 
   const connection = await reply.sse({ subscriptions: ['ticks', ROOM] })
   // Before any replay: by its time the page tells what is one.
   connection.sendEvent({ event: 'welcome', data: { node: name, clientId: connection.clientId, at: connection.clientInfo.connectedAt }, priority: EventPriority.CRITICAL })
-  const { users } = await app.sse.presence(ROOM)
-  connection.sendEvent({ event: 'present', data: users.map(({ userId }) => userId) })
+  const tellPresent = async () => {
+    const { users } = await app.sse.presence(ROOM)
+    connection.sendEvent({ event: 'present', data: users.map(({ userId }) => userId) })
+  }
+  await tellPresent()
+  // Who was cut at the same time may not have been back yet, and is not told of as coming: nobody has left.
+  setTimeout(() => { tellPresent().catch((error: unknown) => app.log.warn(error)) }, LINGER_MS).unref()
 })
 
 app.post<{ Body: Static<typeof Saying> }>('/say', { schema: { body: Saying } }, async request => {
