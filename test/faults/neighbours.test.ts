@@ -1,7 +1,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { createServer, type AddressInfo } from 'node:net'
+import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fastifyCompress from '@fastify/compress'
@@ -16,6 +16,7 @@ import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastif
 import t, { type Test } from 'tap'
 import ssePlugin from '../../lib/index.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
+import { freePort } from '../helpers/port.js'
 import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
@@ -124,15 +125,6 @@ t.test('all neighbours at once, HTTP/2', async t => {
 
 const NGINX = ['nginx', '/usr/sbin/nginx'].find(path => spawnSync(path, ['-v']).error === undefined)
 const withoutNginx = NGINX === undefined && process.env['CI'] === undefined && 'nginx is not installed'
-
-async function freePort (): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
-}
 
 t.test('nginx with its buffers, its cache and gzip on', { skip: withoutNginx }, async t => {
   const { app, url } = await (async () => {

@@ -5,7 +5,7 @@ import { dirname, join } from 'node:path'
 import type { Test } from 'tap'
 import ts from 'typescript'
 import { ROOT } from './readme.js'
-import { freePort } from './redis.js'
+import { freePort } from './port.js'
 import { until } from './wait.js'
 
 /** What a node is told at its start: see `node-main.ts`. */

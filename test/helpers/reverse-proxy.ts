@@ -5,7 +5,7 @@ import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { README } from './readme.js'
-import { freePort } from './redis.js'
+import { freePort } from './port.js'
 import { until } from './wait.js'
 
 export type ReverseProxyKind = 'nginx' | 'haproxy'
