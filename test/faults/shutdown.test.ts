@@ -147,6 +147,34 @@ t.test('a bare connection or an idle session holds up nothing', async t => {
   }
 })
 
+t.test('half a request holds up nothing, wherever it breaks off', async t => {
+  const halves: Record<string, (socket: RawSocket) => Promise<unknown>> = {
+    'the first on its socket': async socket => { socket.socket.write('GET / HTTP/1.1\r\nho') },
+    'the second': async socket => {
+      socket.send({ path: '/' })
+      await socket.waitForAnswers(1)
+      socket.socket.write('GET / HTTP/1.1\r\nho')
+    },
+    'one behind a request that is at work': async socket => {
+      socket.send({ path: '/slow' })
+      socket.socket.write('GET / HTTP/1.1\r\nho')
+    },
+    'half a body': async socket => { socket.socket.write('POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{') }
+  }
+  for (const [name, send] of Object.entries(halves)) {
+    await t.test(name, async t => {
+      const service = await serve(t, {}, { drainMs: 200 })
+      const socket = new RawSocket(service.url)
+      await once(socket.socket, 'connect')
+      await send(socket)
+      await until(() => new Promise<boolean>((resolve, reject) => service.app.server.getConnections((error, count) => error === null ? resolve(count === 1) : reject(error))))
+      await sleep(20)
+      await service.close(t)
+      await socket.waitForClose()
+    })
+  }
+})
+
 t.test('two hundred streams of HTTP/2, and a session that does not read', async t => {
   const service = await serve(t, { http2: true }, { drainMs: 1000, outboxBytes: 100_000 })
   const { app, url } = service
