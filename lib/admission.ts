@@ -7,7 +7,7 @@ import { assertRetry } from './event.js'
 import { isAcceptable } from './head.js'
 import type { AnyRequest, ResolvedOptions, SSEUser } from './options.js'
 import type { Registry } from './registry.js'
-import type { Rights } from './rights.js'
+import type { Arrival, Rights } from './rights.js'
 import { Ticket, type Tickets } from './ticket.js'
 import { assertSubscription } from './topic.js'
 import { isGone, whenClosed, type HttpRequest, type HttpResponse } from './transport.js'
@@ -33,6 +33,10 @@ export interface Candidate extends CreateConnection {
   /** Whether `user` may be nobody; absent: as the option says. */
   requireAuthentication?: boolean
 }
+
+const kArrival = Symbol('fastify-sse-manager.arrival')
+/** A response whose request is known to be somebody's. */
+type Expected = HttpResponse & { [kArrival]?: { readonly arrival: Arrival, readonly forget: () => void } | undefined }
 
 /** The door: everything that can refuse a stream, in order, before its head. */
 export class Admission {
@@ -75,10 +79,27 @@ export class Admission {
     return seat
   }
 
-  /** The user that the ticket in the request's URL names; null when there is none, or there are no tickets here. See `Tickets.redeem`. */
+  /**
+   * The user that the ticket in the request's URL names; null when there is none, or there are no tickets here. A ticket is
+   * for an EventSource, which asks by GET: what issues tickets, or publishes, does not take one. See `Tickets.redeem`.
+   */
   async redeem (request: AnyRequest): Promise<Ticket | null> {
+    if (!this.#tickets.enabled || request.method !== 'GET') return null
     const { ticket } = queryOf('raw' in request ? request.raw : request)
-    return ticket === undefined || !this.#tickets.enabled ? null : await this.#tickets.redeem(ticket)
+    return ticket === undefined ? null : await this.#tickets.redeem(ticket)
+  }
+
+  /** It is known who asks, long perhaps before the stream is asked for: `disconnectUser` concerns it from here on. */
+  expect (response: HttpResponse, userId: string): void {
+    const arrival = this.#rights.expect(userId)
+    const stop = whenClosed(response, () => this.#rights.forget(arrival))
+    const forget = () => {
+      stop()
+      this.#rights.forget(arrival)
+      ;(response as Expected)[kArrival] = undefined
+    }
+    ;(response as Expected)[kArrival] = { arrival, forget }
+    if (isGone(response)) forget()
   }
 
   /** Lets a stream in. It is counted, and receives, from here on; what is missing is `connection.open()`. */
@@ -89,7 +110,7 @@ export class Admission {
     assertOrigin(this.#options, subject)
     const seat = this.seat(response, ip)
     try {
-      const user = candidate.user !== undefined ? this.#vouched(candidate) : currentUser(await this.redeem(subject)) ?? await authenticate(this.#options, subject, candidate.authData)
+      const user = candidate.user !== undefined ? this.#vouched(candidate) : await this.redeem(subject) ?? await authenticate(this.#options, subject, candidate.authData)
       const { userId = null, claims } = user ?? {}
       seat?.assign(userId)
       const granted = user instanceof Ticket ? user.subscriptions : []
@@ -117,6 +138,9 @@ export class Admission {
     if (isGone(response)) throw new ClientGone()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
+    const expected = (response as Expected)[kArrival]
+    if (expected?.arrival.turnedAway === true) throw new Unauthenticated()
+    expected?.forget()
     const connection = new SSEConnection(this.#host, candidate.response, {
       clientId: randomUUID(),
       userId: user?.userId ?? null,

@@ -126,10 +126,10 @@ export class Backlog {
   }
 
   /** The text of the next blocks of the outbox, about `bytes` of them; null when there are none. */
-  take (bytes: number): { text: string, count: number } | null {
+  take (bytes: number): { text: string, frames: readonly Frame[] } | null {
     if (this.#outbox === null) return null
     const taken = this.#outbox.take(bytes, this.#host.epoch, this.#host.position)
-    return taken.count === 0 ? null : taken
+    return taken.frames.length === 0 ? null : taken
   }
 
   /** Whether there is something to read from the log. */

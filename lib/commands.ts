@@ -58,6 +58,7 @@ export function createOperations (options: ResolvedOptions, registry: Registry<S
     }),
 
     disconnectUser: ofAll([Text, Text], Count, (userId, reason) => {
+      rights.turnAway(userId)
       const connections = [...registry.user(userId)]
       for (const connection of connections) connection.close(reason)
       return connections.length

@@ -5,7 +5,7 @@ import { Chunk } from './chunk.js'
 import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from './event.js'
 import type { Flushable } from './flush.js'
-import { Frame, type Batch } from './frame.js'
+import { Frame } from './frame.js'
 import type { Log } from './log.js'
 import { assertTopic } from './topic.js'
 import { destroyTransport, isGone, type HttpResponse } from './transport.js'
@@ -114,7 +114,7 @@ export class SSEConnection {
   #lastWriteAt = 0
   #blockedSince = 0
   /** What is being written in pieces, for as long as it is. */
-  #unfinished: Batch | null = null
+  #unfinished: readonly Frame[] | null = null
   #placeSent = 0
   #sent = 0
   #reason: string | null = null
@@ -313,7 +313,7 @@ export class SSEConnection {
       if (batch.frame!.seq > 0) this.#placeSent = batch.frame!.seq
       this.#write(batch.chunk)
       this.#sent += batch.events
-      if (this.#writer.hasRest) this.#unfinished = batch
+      if (this.#writer.hasRest) this.#unfinished = batch.frames
     }
     this.#pump()
   }
@@ -340,7 +340,7 @@ export class SSEConnection {
     if (this.#state === 'closed') return
     const isTarget = (target: Target): boolean => this.#host.isTarget(this, target)
     this.#backlog.sift(isTarget)
-    if (this.#unfinished === null || this.#unfinished.frames.every(({ target }) => target === null || isTarget(target))) return
+    if (this.#unfinished === null || this.#unfinished.every(({ target }) => target === null || isTarget(target))) return
     // Nothing can be taken out of what is being written; cut, the client comes back to what it may see now.
     this.#reason = 'revoked' satisfies CloseReason
     this.#destroy()
@@ -431,8 +431,9 @@ export class SSEConnection {
       this.#unfinished = null
       const taken = this.#backlog.take(PUMP_BYTES)
       if (taken === null) break
-      this.#sent += taken.count
+      this.#sent += taken.frames.length
       this.#write(new Chunk(taken.text))
+      if (this.#writer.hasRest) this.#unfinished = taken.frames
     }
     // A page is read only for a socket that has taken all there was: until then a lagging connection holds its place, and nothing else.
     if (this.#writer.blocked) return

@@ -34,7 +34,7 @@ export const InvalidKey = define('SSE_ERR_INVALID_KEY', 'key must be a string of
 export const InvalidRetry = define('SSE_ERR_INVALID_RETRY', 'retry must be an integer from 100 to 3600000 milliseconds, got %s', 400)
 export const InvalidData = define('SSE_ERR_INVALID_DATA', 'Event data %s', 400)
 export const InvalidPriority = define('SSE_ERR_INVALID_PRIORITY', 'Priority must be one of EventPriority.LOW, NORMAL, HIGH, CRITICAL, got %s', 400)
-export const EventTooLarge = define('SSE_ERR_EVENT_TOO_LARGE', 'The event has %s bytes, maxEventBytes is %s', 413)
+export const EventTooLarge = define('SSE_ERR_EVENT_TOO_LARGE', 'The event and its target have %s bytes, maxEventBytes is %s', 413)
 export const UnknownEvent = define('SSE_ERR_UNKNOWN_EVENT', 'Event "%s" is not in the catalogue', 400)
 export const UnknownResource = define('SSE_ERR_UNKNOWN_RESOURCE', 'Resource "%s" is not in the catalogue', 400)
 export const InvalidPayload = define('SSE_ERR_INVALID_PAYLOAD', 'Payload of "%s" is invalid at %s', 400)
@@ -52,7 +52,7 @@ export const InvalidCloseReason = define('SSE_ERR_INVALID_CLOSE_REASON', 'A clos
 
 // Requests: answers before the head
 export const Unauthenticated = define('SSE_ERR_UNAUTHENTICATED', 'Authentication required', 401)
-export const InvalidTicket = define('SSE_ERR_INVALID_TICKET', 'The ticket is not valid: forged, too old, or used', 401)
+export const InvalidTicket = define('SSE_ERR_INVALID_TICKET', 'The ticket is not valid: forged, too old, used, or of another log', 401)
 export const TicketNotIssued = define('SSE_ERR_TICKET_NOT_ISSUED', 'No ticket was issued: %s')
 export const AuthenticationFailed = define('SSE_ERR_AUTHENTICATION_FAILED', 'Authentication could not be completed', 500)
 export const InvalidUser = define('SSE_ERR_INVALID_USER', 'authHandler must return a user id, { userId, expiresAt?, claims? } or null')

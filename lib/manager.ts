@@ -97,7 +97,7 @@ export class SSEManager {
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
     this.#catchUp = new CatchUp(broker, resolved.maxConcurrentReplays, err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'))
     this.#wheel = new Wheel(tickMsFor(resolved), () => performance.now())
-    this.#tickets = new Tickets(resolved, (key, ttlMs) => broker.claim(key, ttlMs))
+    this.#tickets = new Tickets(resolved, broker)
     this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, this.#createHost())
   }
 
@@ -142,6 +142,11 @@ export class SSEManager {
   /** Who the ticket of a request names. @internal */
   redeem (request: AnyRequest): Promise<Ticket | null> {
     return this.#admission.redeem(request)
+  }
+
+  /** Who a request is from is known, before a stream is asked for. @internal */
+  expect (response: HttpResponse, userId: string): void {
+    this.#admission.expect(response, userId)
   }
 
   /** Counts a client in, before anything slow is done for it. @internal */
@@ -253,8 +258,9 @@ export class SSEManager {
   }
 
   /**
-   * Ends all streams of a user, on all nodes. Resolves with how many there were on those that answer within
-   * `cluster.answerTimeoutMs`; a silent one may still end more.
+   * Ends all streams of a user, on all nodes, and refuses (401) what was recognised as this user's before and has no stream
+   * yet. Tickets stay good: see to it first that the user is not recognised any more. Resolves with how many streams there
+   * were on those nodes that answer within `cluster.answerTimeoutMs`; a silent one may still end more.
    * @throws SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
    */
   async disconnectUser (userId: string, reason: string = 'disconnected'): Promise<number> {
@@ -424,7 +430,7 @@ export class SSEManager {
       mark: connection => (connection.managed ? flusher : sources).mark(connection),
       schedule: (connection, dueAt) => wheel.schedule(connection, dueAt),
       wantsPage: connection => this.#catchUp.want(connection),
-      frameOf: (connection, event) => Frame.ofMessage(composeMessage(event, { clientIds: [connection.clientId], ephemeral: true }, '', this.#options), publisher.epoch),
+      frameOf: (connection, event) => Frame.ofMessage({ ...composeMessage(event, { ephemeral: true }, '', this.#options), target: { clientIds: [connection.clientId] } }, publisher.epoch),
       isTarget: (connection, target) => this.#registry.isTargeted(connection, target) && publisher.admits(target, connection),
       covers: (connection, topic) => this.#rights.covers(connection, topic),
       keepPlace: () => {

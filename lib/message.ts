@@ -1,8 +1,9 @@
-import type { Message } from './broker.js'
+import type { Message, Target } from './broker.js'
 import { checkBuiltIn, type NotificationLevel } from './catalogue.js'
 import { EventTooLarge, InvalidEvent, InvalidId, InvalidKey } from './errors.js'
 import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from './event.js'
 import type { ResolvedOptions } from './options.js'
+import { bytesOfIds } from './ring.js'
 import { createTarget } from './target.js'
 import type { BroadcastOptions, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
 
@@ -28,7 +29,7 @@ export function composeMessage (input: EventInput, options: BroadcastOptions, no
   if (events === undefined) checkBuiltIn(event, data)
   else events.check(event, data)
   const text = serialize(data)
-  assertSize(text, maxEventBytes)
+  assertSize(text, target, maxEventBytes)
   return { event, data: text, priority, retry, key, target, ephemeral: options.ephemeral === true || options.local === true, nonce, seq: 0 }
 }
 
@@ -44,9 +45,11 @@ function complete (event: string, data: unknown): unknown {
   return event === 'notification' && typeof data === 'object' && data !== null ? { level: 'info' satisfies NotificationLevel, ...data } : data
 }
 
-function assertSize (text: string, maxEventBytes: number): void {
-  if (text.length * MAX_BYTES_PER_CHARACTER <= maxEventBytes) return
-  const bytes = Buffer.byteLength(text)
+/** With the target: every node reads and keeps it, as long as it may be. */
+function assertSize (text: string, target: Target, maxEventBytes: number): void {
+  const idBytes = bytesOfIds(target)
+  if (text.length * MAX_BYTES_PER_CHARACTER + idBytes <= maxEventBytes) return
+  const bytes = Buffer.byteLength(text) + idBytes
   if (bytes > maxEventBytes) throw new EventTooLarge(bytes, maxEventBytes)
 }
 

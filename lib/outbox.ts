@@ -150,29 +150,29 @@ export class Outbox {
   }
 
   /** The text of the next blocks, about `bytes` of them, each logged one with the cursor that holds once it is read. */
-  take (bytes: number, epoch: string, position: number): { text: string, count: number } {
+  take (bytes: number, epoch: string, position: number): { text: string, frames: readonly Frame[] } {
     let text = ''
-    let count = 0
+    const frames: Frame[] = []
     const place = (): string => encodeId(formatCursor(epoch, this.#seen(position)))
     if (this.#gap !== null) {
       const gap = this.#gap
       this.#gap = null
       bytes -= gap.bytes
       text += place() + gap.text
-      count++
+      frames.push(gap)
     }
     for (let priority = PRIORITIES - 1; priority >= Math.max(this.#level, 0); priority--) {
       const lane = this.#lanes[priority]!
       for (const frame of lane.ready(priority <= this.#level)) {
-        if (bytes <= 0) return { text, count }
+        if (bytes <= 0) return { text, frames }
         lane.send(frame)
         this.#forget(frame)
         bytes -= frame.bytes
         text += (frame.seq > 0 ? place() : frame.head) + frame.text
-        count++
+        frames.push(frame)
       }
     }
-    return { text, count }
+    return { text, frames }
   }
 
   /** Whether something may leave without more of the log being read. */

@@ -115,7 +115,7 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions, 
   const identify = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
     if (request.sseUser !== null && request.sseUser === (request as Known)[kFound]) request.sseUser = null
     // A ticket speaks for the request, and for nobody else: what the cookies say does not matter then.
-    const ticket = currentUser(await manager.redeem(request))
+    const ticket = await manager.redeem(request)
     if (ticket !== null) {
       request.sseUser = (request as Known)[kFound] = ticket
       return ticket
@@ -152,6 +152,7 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions, 
     try {
       const user = await identify(request, reply, requireAuthentication)
       seat?.assign(user?.userId ?? null)
+      if (user !== null) manager.expect(reply.raw, user.userId)
       return user
     } catch (error) {
       seat?.leave()

@@ -47,5 +47,7 @@ function redact (value: unknown, depth: number): unknown {
   if (typeof value === 'string') return redactUrl(value)
   if (typeof value !== 'object' || value === null || depth === 0) return value
   if (Array.isArray(value)) return value.map(item => redact(item, depth - 1))
+  // A date, an URL: what the log would make of it.
+  if ('toJSON' in value && typeof value.toJSON === 'function') return redact(value.toJSON(), depth - 1)
   return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, SECRETS.has(key.toLowerCase()) ? REDACTED : redact(inner, depth - 1)]))
 }

@@ -38,9 +38,9 @@ export function streamRefusal (error: unknown, request: HttpRequest, { refusals,
 
 /** The answer to any client, as Fastify would give it; of errors that are not this package's nothing is told. */
 export function refusalOf (error: unknown, request: HttpRequest, options: RefusalOptions): Refusal {
-  const refusal = streamRefusal(error, request, options)
-  if (refusal !== null) return refusal
   const facts = error instanceof SSEError ? factsOf(error) : { statusCode: 500, code: '', message: 'Something went wrong' }
+  const refusal = streamRefusal(facts, request, options)
+  if (refusal !== null) return refusal
   const { statusCode, code, message } = facts
   const retryable = isRetryable(statusCode, code)
   return {

@@ -1,16 +1,18 @@
 import { authorize } from './auth.js'
 import type { Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
-import { SubscriptionForbidden } from './errors.js'
+import { SubscriptionForbidden, Unauthenticated } from './errors.js'
 import type { Log } from './log.js'
 import type { AnyRequest, ResolvedOptions } from './options.js'
 import type { Registry } from './registry.js'
 
-/** Somebody about whom the application is being asked. */
-interface Inquiry {
+/** Somebody who is on the way in, or to another subscription. */
+export interface Arrival {
   readonly userId: string | null
-  /** The user's rights have changed since it was begun. */
+  /** The user's rights have changed since the application was asked about them. */
   stale: boolean
+  /** The user has been disconnected since it was known who this is. */
+  turnedAway: boolean
 }
 
 /** Who asks to hold subscriptions. */
@@ -25,7 +27,7 @@ export class Rights {
   readonly #options: ResolvedOptions
   readonly #registry: Registry<SSEConnection>
   readonly #log: Log
-  readonly #inquiries = new Set<Inquiry>()
+  readonly #arrivals = new Set<Arrival>()
 
   constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, log: Log) {
     this.#options = options
@@ -33,23 +35,39 @@ export class Rights {
     this.#log = log
   }
 
+  /** It is known who this is: what is decided about the user from here on concerns this arrival, until it is forgotten. */
+  expect (userId: string | null): Arrival {
+    const arrival: Arrival = { userId, stale: true, turnedAway: false }
+    this.#arrivals.add(arrival)
+    return arrival
+  }
+
+  forget (arrival: Arrival): void {
+    this.#arrivals.delete(arrival)
+  }
+
+  /** Whoever is on the way in as this user does not get in. */
+  turnAway (userId: string): void {
+    for (const arrival of this.#arrivals) if (arrival.userId === userId) arrival.turnedAway = true
+  }
+
   /**
    * Asks whether the applicant may hold the subscriptions, again for as long as rights of that user are taken away
    * meanwhile. `grant` is called in the same instant as the last answer is known to hold: no revocation fits between.
-   * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED
+   * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED; SSE_ERR_UNAUTHENTICATED when the user was disconnected meanwhile.
    */
   async grant<T> (applicant: Applicant, subscriptions: Iterable<string>, grant: () => T): Promise<T> {
     if (this.#options.authorizeSubscription === undefined) return grant()
-    const inquiry: Inquiry = { userId: applicant.userId, stale: true }
-    this.#inquiries.add(inquiry)
+    const arrival = this.expect(applicant.userId)
     try {
-      while (inquiry.stale) {
-        inquiry.stale = false
+      while (arrival.stale) {
+        arrival.stale = false
         await Promise.all(Array.from(subscriptions, subscriptionId => authorize(this.#options, { ...applicant, subscriptionId })))
       }
+      if (arrival.turnedAway) throw new Unauthenticated()
       return grant()
     } finally {
-      this.#inquiries.delete(inquiry)
+      this.forget(arrival)
     }
   }
 
@@ -119,6 +137,6 @@ export class Rights {
   }
 
   #disturb (userId: string): void {
-    for (const inquiry of this.#inquiries) if (inquiry.userId === userId) inquiry.stale = true
+    for (const arrival of this.#arrivals) if (arrival.userId === userId) arrival.stale = true
   }
 }

@@ -1,4 +1,4 @@
-import type { History, Message, Page } from './broker.js'
+import type { History, Message, OutgoingMessage, Page, Target } from './broker.js'
 import { conflationKey } from './conflation.js'
 import type { EventPriority } from './event.js'
 
@@ -119,8 +119,14 @@ export class Ring {
 }
 
 /** What keeping a message takes in memory, about: `maxEvents` bounds what they all take alike. */
-export function bytesOf ({ data, event, key = '', target }: Message): number {
-  let bytes = Buffer.byteLength(data) + event.length + 2 * key.length
+export function bytesOf ({ data, event, key, target }: OutgoingMessage): number {
+  const bytes = Buffer.byteLength(data) + event.length + bytesOfIds(target)
+  // What is conflated is known by its key and target together: both are there twice.
+  return key === undefined ? bytes : bytes + 2 * key.length + bytesOfIds(target)
+}
+
+export function bytesOfIds (target: Target): number {
+  let bytes = 0
   for (const ids of [target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds]) {
     if (ids !== undefined) for (const id of ids) bytes += ID_BYTES + id.length
   }

@@ -9,7 +9,7 @@ import type { BroadcastOptions } from '../types/index.js'
  * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_TOPIC
  */
 export function createTarget (options: BroadcastOptions): Target {
-  if (typeof options !== 'object' || options === null) throw new InvalidTarget('options must be an object')
+  if (!isPlain(options)) throw new InvalidTarget('options must be a plain object')
   const target: { -readonly [K in keyof Target]: Target[K] } = {}
   for (const name of Object.keys(options)) {
     switch (name) {
@@ -37,6 +37,14 @@ export function createTarget (options: BroadcastOptions): Target {
   }
   target.subscriptionIds?.forEach(assertTopic)
   return target
+}
+
+/** What names nobody by properties of its own, such as a promise that was not awaited, would be for everyone. */
+function isPlain (options: unknown): options is object {
+  if (typeof options !== 'object' || options === null) return false
+  // Of any realm: the end of the chain, or next to it.
+  const prototype: unknown = Object.getPrototypeOf(options)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
 }
 
 function copyOf (ids: unknown, name: string): readonly string[] {

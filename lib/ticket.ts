@@ -10,7 +10,7 @@ export interface TicketGrant {
   /** Found again on the connection; what JSON keeps of it. */
   readonly claims?: unknown
   /** When the rights of the stream end, in milliseconds since the epoch. */
-  readonly expiresAt?: number
+  readonly expiresAt?: number | undefined
   /** How long the ticket is good, in milliseconds, 1,000 to 600,000; default: option `ticketTtlMs`. */
   readonly ttlMs?: number
   /** Topics and patterns that the stream holds from the start. The ticket grants them: `authorizeSubscription` is not asked. */
@@ -34,6 +34,8 @@ export class Ticket implements SSEUser {
 
 interface Content {
   readonly id: string
+  /** The log that remembers which tickets were shown: with another one this ticket might be shown again. */
+  readonly log: string
   readonly user: string
   /** When the ticket ends, in milliseconds since the epoch. */
   readonly until: number
@@ -56,13 +58,13 @@ const CLOCK_SKEW_MS = 60_000
 export class Tickets {
   readonly #secrets: readonly string[]
   readonly #options: Pick<ResolvedOptions, 'ticketTtlMs' | 'maxSubscriptionsPerConnection'>
-  readonly #claim: Broker['claim']
+  readonly #broker: Pick<Broker, 'epoch' | 'claim'>
 
-  /** @param claim tells, on all nodes that share it, the first to show a ticket from all others. */
-  constructor (options: ResolvedOptions, claim: Broker['claim']) {
+  /** @param broker tells, on all nodes that share it, the first to show a ticket from all others. */
+  constructor (options: ResolvedOptions, broker: Pick<Broker, 'epoch' | 'claim'>) {
     this.#secrets = [options.ticketSecret ?? []].flat()
     this.#options = options
-    this.#claim = claim
+    this.#broker = broker
   }
 
   /** Whether there are tickets here at all. */
@@ -79,7 +81,8 @@ export class Tickets {
     if (expiresAt !== undefined && !Number.isFinite(expiresAt)) refuse('expiresAt must be a number')
     if (subscriptions !== undefined && (!Array.isArray(subscriptions) || subscriptions.length > this.#options.maxSubscriptionsPerConnection)) refuse(`subscriptions must be an array of at most ${this.#options.maxSubscriptionsPerConnection}`)
     subscriptions?.forEach(assertSubscription)
-    const content: Content = { id: randomBytes(16).toString('base64url'), user: userId, until: Date.now() + ttlMs, claims, rights: expiresAt, subscriptions }
+    const until = Math.min(Date.now() + ttlMs, expiresAt ?? Infinity)
+    const content: Content = { id: randomBytes(16).toString('base64url'), log: this.#broker.epoch, user: userId, until, claims, rights: expiresAt, subscriptions }
     const text = Buffer.from(JSON.stringify(content)).toString('base64url')
     const ticket = `${text}.${sign(text, secret).toString('base64url')}`
     if (ticket.length > MAX_LENGTH) refuse(`it would have ${ticket.length} characters, at most ${MAX_LENGTH} fit into a URL`)
@@ -92,8 +95,9 @@ export class Tickets {
    */
   async redeem (ticket: string): Promise<Ticket> {
     const content = this.#read(ticket)
-    const remainingMs = content === null ? 0 : content.until - Date.now()
-    if (content === null || remainingMs <= 0 || !await this.#claim(`ticket:${content.id}`, remainingMs + CLOCK_SKEW_MS)) throw new InvalidTicket()
+    if (content === null || content.log !== this.#broker.epoch) throw new InvalidTicket()
+    const remainingMs = content.until - Date.now()
+    if (remainingMs <= 0 || !await this.#broker.claim(`ticket:${content.id}`, remainingMs + CLOCK_SKEW_MS)) throw new InvalidTicket()
     return new Ticket(content)
   }
 

@@ -314,6 +314,13 @@ t.test('subscriptions of a connection and bytes of an event, at the bound and be
   t.throws(() => connection.sendEvent({ data: 'x'.repeat(101) }), { code: 'SSE_ERR_EVENT_TOO_LARGE' })
   t.ok(connection.sendEvent({ data: 'x'.repeat(100) }))
   await client.waitFor('message', 2)
+  // All nodes read and keep whom an event is for as well: 32 bytes and the id itself.
+  for (const list of ['userIds', 'subscriptionIds', 'clientIds', 'exceptClientIds']) {
+    await app.sse.broadcastEvent({ data: 'x'.repeat(33) }, { [list]: ['y'.repeat(2), 'z'] })
+    await t.rejects(app.sse.broadcastEvent({ data: 'x'.repeat(34) }, { [list]: ['y'.repeat(2), 'z'] }), { code: 'SSE_ERR_EVENT_TOO_LARGE', message: /101 bytes/ }, list)
+  }
+  const many = Array.from({ length: 1_000_000 }, (_, i) => `user-${i}`)
+  await t.rejects(app.sse.broadcastToUsers({ data: 'x' }, many), { code: 'SSE_ERR_EVENT_TOO_LARGE' })
 })
 
 t.test('events and bytes of a replay, at the bound and beyond', async t => {
@@ -571,7 +578,7 @@ t.test('refusals', async t => {
       try {
         await sse.createConnection({ request, response })
       } catch (error) {
-        sse.refuse({ request, response }, request.url === '/theirs' ? new TypeError('secret') : error)
+        sse.refuse({ request, response }, request.url === '/theirs' ? Object.assign(new TypeError('secret'), { statusCode: 503, code: 'ESECRET' }) : error)
       }
     })
     server.listen(0, '127.0.0.1')
@@ -585,6 +592,8 @@ t.test('refusals', async t => {
     refused(t, await open('/'), 401, 'SSE_ERR_UNAUTHENTICATED')
     t.strictSame((await open('/')).answer, { statusCode: 401, code: 'SSE_ERR_UNAUTHENTICATED', error: 'Unauthorized', message: 'Authentication required' })
     t.strictSame((await open('/theirs')).answer, { statusCode: 500, error: 'Internal Server Error', message: 'Something went wrong' })
+    const theirs = await open('/theirs', STREAM)
+    t.strictSame([theirs.status, theirs.answer.message], [500, 'Something went wrong'], 'nor to a client that asks for a stream')
     const broken = await open('/', { authorization: 'Bearer broken' })
     t.notMatch(broken.body, 'secret')
     const first = await open('/', { authorization: 'Bearer ada' })

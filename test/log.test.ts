@@ -684,7 +684,7 @@ class World {
 
   /** What one write would carry. */
   #take (bytes: number): Received[] {
-    const { text, count } = this.outbox.take(bytes, EPOCH, this.position)
+    const { text, frames: { length: count } } = this.outbox.take(bytes, EPOCH, this.position)
     const from = this.client.events.length
     this.client.push(Buffer.from(text))
     const events = this.client.events.slice(from)

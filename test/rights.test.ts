@@ -1,9 +1,10 @@
 import fc from 'fast-check'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
-import { EventPriority, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
-import { redactUrl } from '../lib/redaction.js'
+import { EventPriority, memoryBroker, requestSerializer, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
+import { redacting, redactUrl } from '../lib/redaction.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
+import { RawSocket } from './helpers/raw.js'
 import type { SSEClient } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
 
@@ -179,6 +180,28 @@ t.test('what waits for a client is looked at again when rights are taken away', 
     t.strictSame(texts(returned.client), [], 'its place is past them')
   })
 
+  await t.test('a large event that has waited and is written in pieces: it is not completed', async t => {
+    rooms.add('room:1')
+    const service = await serve(t, { ...options, outboxBytes: 32 << 20, maxEventBytes: 16 << 20 })
+    for (const revoked of [true, false]) {
+      const joined = await service.join('ada', ['room:1', 'room:2'])
+      const { client, connection } = joined
+      await block(joined)
+      await publish(service, 'x'.repeat(12 << 20), { subscriptionIds: [revoked ? 'room:1' : 'room:2'] })
+      const { sentEvents } = connection.stats()
+      client.resume()
+      await until(() => connection.stats().sentEvents > sentEvents)
+      client.pause()
+      t.ok(connection.stats().queuedBytes > 100_000, 'most of it is here still')
+      await service.app.sse.revokeSubscription('ada', 'room:1')
+      client.resume()
+      if (revoked) await client.waitForEnd()
+      else await settle(service, client)
+      t.equal(texts(client).length, revoked ? 0 : 1)
+      t.equal(connection.closeReason, revoked ? 'revoked' : null)
+    }
+  })
+
   await t.test('while it is written in pieces: the stream is cut, and comes back to what it may see', async t => {
     rooms.add('room:1')
     const service = await serve(t, { ...options, outboxBytes: 8 << 20 })
@@ -285,6 +308,60 @@ t.test('rights that are taken away while a client is let in, or a subscription a
       t.equal(gates.length, 0, 'others are not asked again')
     })
   }
+})
+
+t.test('a user who is disconnected while on the way in stays outside', async t => {
+  const gates: (() => void)[] = []
+  const wait = () => new Promise<void>(resolve => { gates.push(resolve) })
+  const service = await serve(t, {
+    requireAuthentication: true,
+    authorizeSubscription: async ({ subscriptionId }) => {
+      if (subscriptionId === 'slow') await wait()
+      return true
+    }
+  }, {}, app => {
+    app.get('/handler', { sse: true }, async (_request, reply) => {
+      await wait()
+      await reply.sse()
+    })
+    app.get('/bare', { preHandler: wait }, async (_request, reply) => { await reply.sse({ subscriptions: ['slow'] }) })
+    app.post('/body', { sse: true }, async (_request, reply) => { await reply.sse() })
+    app.get('/other', { sse: true }, async () => {
+      await wait()
+      return { fine: true }
+    })
+  })
+  const { app, open, join, url } = service
+  const pass = async () => { (await until(() => gates.shift()))() }
+  for (const [path, waits, status] of [['/handler', 1, 401], ['/bare', 2, 401], ['/other', 1, 200]] as const) {
+    const asked = open(`${path}?user=ada`)
+    const bystander = open(`${path}?user=grace`)
+    for (let i = 1; i < waits; i++) for (let both = 0; both < 2; both++) await pass()
+    await until(() => gates.length === 2)
+    t.equal(await app.sse.disconnectUser('ada'), 0)
+    await pass()
+    await pass()
+    const [ada, grace] = await Promise.all([asked, bystander])
+    t.equal(ada.status, status, path)
+    t.equal(grace.status, 200, 'others get in')
+    ada.close()
+    grace.close()
+  }
+  // A client can make the way in as long as it likes.
+  const { socket } = new RawSocket(url, { method: 'POST', path: '/body?user=ada', headers: { 'content-type': 'application/json', 'content-length': '2' } })
+  let answer = ''
+  socket.on('data', bytes => { answer += bytes })
+  await until(() => new Promise<boolean>(resolve => { app.server.getConnections((_error, count) => resolve(count > 0)) }))
+  await turns(20)
+  await app.sse.disconnectUser('ada')
+  socket.write('{}')
+  await until(() => answer !== '')
+  t.match(answer, /^HTTP\/1\.1 401 /)
+  socket.destroy()
+  await until(() => app.sse.connectionCount === 0)
+  const { connection } = await join('ada')
+  t.ok(connection.isConnected, 'who is recognised afterwards gets in')
+  t.equal(await app.sse.disconnectUser('ada'), 1)
 })
 
 t.test('a stream ends within a second of its rights, at the intervals of production', async t => {
@@ -682,14 +759,33 @@ t.test('tickets', async t => {
     Date.now = () => now() + 6_000
     refused(await visit(old), 'too old')
     t.ok((await visit(young)).isStream)
-    const ended = await visit(app.sse.issueTicket({ userId: 'ada', expiresAt: now() }))
-    t.strictSame([ended.status, ended.answer.code], [401, 'SSE_ERR_UNAUTHENTICATED'], 'rights that have ended')
+    refused(await open(`/sse?user=grace&ticket=${app.sse.issueTicket({ userId: 'ada', expiresAt: now() })}`), 'rights that have ended: nor is it anybody else\'s')
+  })
+
+  await t.test('it opens a stream, and nothing else: it makes no new ticket', async t => {
+    const { app, open } = await serve(t, options, {}, app => {
+      app.post('/tickets', { sse: true }, async request => ({ ticket: app.sse.issueTicket({ userId: request.sseUser!.userId }) }))
+    })
+    const ticket = app.sse.issueTicket({ userId: 'ada' })
+    t.equal((await open(`/tickets?ticket=${ticket}`, { method: 'POST' })).status, 401)
+    t.equal((await open(`/sse?ticket=${ticket}`, { method: 'HEAD', headers: { connection: 'close' } })).status, 401)
+    t.ok((await open(`/sse?ticket=${ticket}`)).isStream, 'nor is it used up by that')
+  })
+
+  await t.test('of another log: a node that does not share it, or a restart that has forgotten who came', async t => {
+    const other = await serve(t, options)
+    const ticket = app.sse.issueTicket({ userId: 'ada' })
+    refused(await other.open(`/events?ticket=${ticket}`), 'the key alone is not enough')
+    t.ok((await visit(ticket)).isStream)
   })
 
   await t.test('of several keys the first signs, and all are good', async t => {
-    const both = await serve(t, { ...options, ticketSecret: [`${SECRET} 2`, SECRET] })
-    for (const from of [service, both]) t.ok((await both.open(`/events?ticket=${from.app.sse.issueTicket({ userId: 'ada' })}`)).isStream)
-    refused(await visit(both.app.sse.issueTicket({ userId: 'ada' })), 'the new key is not known here yet')
+    // One log, so that only the keys differ.
+    const epoch = 'shared'
+    const withKeys = (...ticketSecret: string[]) => serve(t, { ...options, ticketSecret, broker: Object.defineProperty(memoryBroker(), 'epoch', { value: epoch }) })
+    const [old, both] = [await withKeys(SECRET), await withKeys(`${SECRET} 2`, SECRET)]
+    for (const from of [old, both]) t.ok((await both.open(`/events?ticket=${from.app.sse.issueTicket({ userId: 'ada' })}`)).isStream)
+    refused(await old.open(`/events?ticket=${both.app.sse.issueTicket({ userId: 'ada' })}`), 'the new key is not known here yet')
   })
 
   await t.test('what cannot go into one is refused; without a key there are none', async t => {
@@ -753,6 +849,24 @@ t.test('tickets and tokens do not reach the log, whatever happens', async t => {
       t.ok(seen.length > 10 && seen.every(line => line.includes('ticket=[redacted]') && line.includes('token=[redacted]')), 'but the request is there')
     })
   }
+  await t.test('nor what Fastify says of a route that does not exist, when the application answers that', async t => {
+    const lines: string[] = []
+    const { open } = await serve(t, { ticketSecret: SECRET }, { logger: { level: 'trace', serializers: { req: requestSerializer }, stream: { write: line => { lines.push(line) } } } }, app => {
+      app.setNotFoundHandler((_request, reply) => reply.code(404).send({ error: 'Not Found' }))
+    })
+    for (const [path, method] of [['/nowhere', 'GET'], ['/sse', 'DELETE']] as const) {
+      const client = await open(`${path}?ticket=hunter2`, { method })
+      t.equal(client.status, 404)
+      t.notMatch(client.body, 'hunter2')
+    }
+    t.ok(lines.some(line => line.includes('/nowhere?ticket=[redacted]')))
+    t.strictSame(lines.filter(line => line.includes('hunter2')), [])
+  })
+  await t.test('what a serializer may return', async t => {
+    const when = new Date()
+    t.strictSame(redacting(() => ({ when, where: new URL('http://x/a?ticket=1'), nothing: null, deep: [{ ticket: '1' }] }))({} as FastifyRequest),
+      { when: when.toJSON(), where: 'http://x/a?ticket=[redacted]', nothing: null, deep: [{ ticket: '[redacted]' }] })
+  })
   t.strictSame(['/a', '/a?b=1', '/a?ticket', '/a?ticket=', '/a?x=1&ticket=a=b&y=2', '/a?to%6ben=1', '/a?%zz=1&token=2', '/a?token=1?token=2'].map(redactUrl),
     ['/a', '/a?b=1', '/a?ticket', '/a?ticket=[redacted]', '/a?x=1&ticket=[redacted]&y=2', '/a?to%6ben=[redacted]', '/a?%zz=1&token=[redacted]', '/a?token=[redacted]'])
 })

@@ -178,10 +178,14 @@ t.test('with a server', { skip: withoutRedis }, async t => {
 
     const byBytes = await open(t, { client: url, keyPrefix: 'bytes' }, { maxBytes: 10_000 })
     for (let i = 0; i < 25; i++) await byBytes.publish('x'.repeat(1_000))
-    t.equal(await length('{bytes}:log'), 10)
-    // A node counts targets and names as well, and so keeps a little less.
-    t.equal((await byBytes.read(18)).length, 7)
-    t.equal(await byBytes.read(14), 'trimmed')
+    t.equal(await length('{bytes}:log'), 9, 'names count as well')
+    t.equal((await byBytes.read(16)).length, 9, 'nodes count alike')
+    t.equal(await byBytes.read(15), 'trimmed')
+    // And so do those for whom it is.
+    for (let i = 0; i < 25; i++) await byBytes.publish('x', { target: { userIds: Array.from({ length: 20 }, (_, user) => `user-${user + 10}`) } })
+    t.equal(await length('{bytes}:log'), 12)
+    t.equal((await byBytes.read(38)).length, 12)
+    t.equal(await byBytes.read(37), 'trimmed')
 
     const byAge = await open(t, { client: url, keyPrefix: 'age' }, { maxAgeMs: 300 })
     for (const n of numbers(300)) await byAge.publish(n)

@@ -1,5 +1,6 @@
 import type { History, OutgoingMessage } from '../../broker.js'
 import { BrokerUnavailable, Closed } from '../../errors.js'
+import { bytesOf } from '../../ring.js'
 import { isErrorReply, type Connection } from './connection.js'
 import type { Batch, RedisLog } from './log.js'
 
@@ -30,7 +31,7 @@ interface Options {
 
 const BATCH_MESSAGES = 128
 const BATCH_BYTES = 1024 * 1024
-/** What a pending publish costs beside its data. */
+/** What a pending publish costs beside its message. */
 const OVERHEAD_BYTES = 512
 
 /**
@@ -84,7 +85,7 @@ export class Appender {
   }
 
   publish (message: OutgoingMessage): Promise<{ seq: number | null }> {
-    const bytes = OVERHEAD_BYTES + Buffer.byteLength(message.data)
+    const bytes = OVERHEAD_BYTES + bytesOf(message)
     if (this.#connection === null && !this.#options.waitWhenDown) throw new BrokerUnavailable(NOTHING, { cause: this.#downBecause })
     if (this.#pending.size > 0 && this.#bytes + bytes > this.#options.maxPendingBytes) throw new BrokerUnavailable('is too slow: too much waits for it already; nothing was published')
     return new Promise((resolve, reject) => {

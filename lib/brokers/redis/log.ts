@@ -1,5 +1,6 @@
 import type { History, Message, OutgoingMessage } from '../../broker.js'
 import { BrokerUnavailable } from '../../errors.js'
+import { bytesOf } from '../../ring.js'
 import type { Connection } from './connection.js'
 import { APPEND, GREET } from './script.js'
 
@@ -106,7 +107,10 @@ export class RedisLog {
   async append (connection: Connection, { number, remainingMs, messages }: Batch, history: History): Promise<Appended> {
     const deadline = Math.floor(Date.now() + this.#aheadMs + remainingMs())
     const args = [number, deadline, WRITER_MS, ...limits(history), ...limits(EPHEMERAL_HISTORY)].map(String)
-    for (const { data, ephemeral, ...head } of messages) args.push(ephemeral ? '0' : '1', JSON.stringify(head), data)
+    for (const message of messages) {
+      const { data, ephemeral, ...head } = message
+      args.push(ephemeral ? '0' : '1', String(bytesOf(message)), JSON.stringify(head), data)
+    }
     const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs))
     this.#observe(Number(reply[1]))
     return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }

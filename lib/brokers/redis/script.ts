@@ -59,7 +59,7 @@ return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(s
 /**
  * Appends a batch, once. KEYS as above, and the writer's. ARGV: number of the batch; time after which it must not be appended;
  * milliseconds for which the writer is remembered; for log and ephemeral stream each events, milliseconds and bytes kept;
- * then for each message 1 when it is logged, head and data.
+ * then for each message 1 when it is logged, its bytes as nodes count them, head and data.
  * Returns `done`, Redis's clock, epoch and first sequence number; or `late` and the clock when nothing was appended.
  */
 export const APPEND = new Script(`${PLACE}
@@ -78,10 +78,10 @@ local function open (key, name, at)
   stream.maxEvents, stream.maxAgeMs, stream.maxBytes = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   return stream
 end
-local function add (stream, number, other, head, data)
+local function add (stream, number, other, bytes, head, data)
   if stream.length == 0 then stream.firstBytes, stream.firstTime = stream.bytes, now end
   redis.call('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'o', integer(other), 'h', head, 'd', data)
-  stream.bytes, stream.length = stream.bytes + #data, stream.length + 1
+  stream.bytes, stream.length = stream.bytes + tonumber(bytes), stream.length + 1
 end
 local function keep (stream, length)
   redis.call('XTRIM', stream.key, 'MAXLEN', length)
@@ -102,16 +102,16 @@ end
 
 local log, ephemeral = nil, nil
 local first, count = integer(seq + 1), 0
-for i = 10, #ARGV, 3 do
+for i = 10, #ARGV, 4 do
   count = count + 1
   if ARGV[i] == '1' then
     log = log or open(KEYS[2], 'log', 4)
     seq = seq + 1
-    add(log, seq, ephemerals, ARGV[i + 1], ARGV[i + 2])
+    add(log, seq, ephemerals, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   else
     ephemeral = ephemeral or open(KEYS[3], 'ephemeral', 7)
     ephemerals = ephemerals + 1
-    add(ephemeral, ephemerals, seq, ARGV[i + 1], ARGV[i + 2])
+    add(ephemeral, ephemerals, seq, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   end
 end
 if log then close(log, count) end
