@@ -34,9 +34,8 @@ export interface Candidate extends CreateConnection {
   requireAuthentication?: boolean
 }
 
-const kArrival = Symbol('fastify-sse-manager.arrival')
-/** A response whose request is known to be somebody's. */
-type Expected = HttpResponse & { [kArrival]?: { readonly arrival: Arrival, readonly forget: () => void } | undefined }
+/** On a response: who is known to ask for it, until there is a stream. */
+type Awaiting = Record<symbol, { readonly arrival: Arrival, readonly forget: () => void } | undefined>
 
 /** The door: everything that can refuse a stream, in order, before its head. */
 export class Admission {
@@ -47,6 +46,8 @@ export class Admission {
   readonly #host: ConnectionHost
   readonly #capacity: Capacity
   readonly #seats = new WeakMap<HttpResponse, Seat>()
+  /** Not a weak map: those cost each stream more. */
+  readonly #kExpected = Symbol('fastify-sse-manager.expected')
   #closed = false
 
   constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, tickets: Tickets, host: ConnectionHost) {
@@ -96,9 +97,8 @@ export class Admission {
     const forget = () => {
       stop()
       this.#rights.forget(arrival)
-      ;(response as Expected)[kArrival] = undefined
     }
-    ;(response as Expected)[kArrival] = { arrival, forget }
+    ;(response as unknown as Awaiting)[this.#kExpected] = { arrival, forget }
     if (isGone(response)) forget()
   }
 
@@ -138,9 +138,10 @@ export class Admission {
     if (isGone(response)) throw new ClientGone()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
-    const expected = (response as Expected)[kArrival]
+    const expected = (response as unknown as Awaiting)[this.#kExpected]
     if (expected?.arrival.turnedAway === true) throw new Unauthenticated()
     expected?.forget()
+    ;(response as unknown as Awaiting)[this.#kExpected] = undefined
     const connection = new SSEConnection(this.#host, candidate.response, {
       clientId: randomUUID(),
       userId: user?.userId ?? null,

@@ -1,15 +1,16 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer } from 'node:http'
-import { connect } from 'node:net'
+import { connect, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import type { SSEOptions } from '../../lib/index.js'
+import type { SSEConnection, SSEOptions } from '../../lib/index.js'
 import { block, serve, type Joined, type Service } from '../helpers/app.js'
 import { collect } from '../helpers/heap.js'
 import { RawSocket, requestText } from '../helpers/raw.js'
-import { SSEClient } from '../helpers/sse.js'
+import { AnswerReader, SSEClient } from '../helpers/sse.js'
 import { turns, until } from '../helpers/wait.js'
 
 // Clients that are frozen, slow, gone or hostile, and application code that misbehaves. Of each: what is closed and why,
@@ -92,7 +93,142 @@ t.test('clients that are stopped are closed once their buffers are full, and mem
   await check()
 })
 
-t.test('a client that reads 1 KB/s: the kernel tells of room only once much of its buffer is free', async t => {
+/** A client that reads a kilobyte each time it is told to, and nothing else: the rest stays with the kernels. */
+class Sipper extends AnswerReader {
+  readonly socket: Socket
+  closed = false
+  #flowing = false
+
+  constructor (url: string, path: string) {
+    super()
+    const { hostname, port } = new URL(url)
+    const buffer = Buffer.alloc(1024)
+    const callback = (length: number) => {
+      this.push(Buffer.from(buffer.subarray(0, length)))
+      return this.#flowing
+    }
+    this.socket = connect({ host: hostname, port: Number(port), onread: { buffer, callback } })
+    this.socket.on('error', () => {}).on('close', () => { this.closed = true })
+    this.socket.write(requestText({ path }))
+  }
+
+  sip (): void {
+    this.socket.resume()
+  }
+
+  /** Reads all there is, from now on. */
+  drink (): void {
+    this.#flowing = true
+    this.socket.resume()
+  }
+}
+
+for (const [history, outcome] of [[{}, 'everything'], [{ maxEvents: 100 }, 'a gap']] as const) {
+  t.test(`a client that reads a kilobyte at a time is taken for one that does not read, and gets ${outcome} when it returns`, async t => {
+    const stallTimeoutMs = 1000
+    const outboxBytes = 50_000
+    let sipping: SSEConnection | null = null
+    const { app, url, publish, check, grown } = await scene(t, { stallTimeoutMs, outboxBytes, history }, app => {
+      app.get('/sip', async (request, reply) => { sipping = await reply.sse({ subscriptions: ['flood'] }) })
+    })
+    const sipper = new Sipper(url, '/sip')
+    t.teardown(() => { sipper.socket.destroy() })
+    const connection = await until(() => sipping)
+    let flooded = 0
+    const flood = async () => { await app.sse.broadcastToSubscriptions({ event: 'f', data: `${flooded++} ${'x'.repeat(10_000)}` }, ['flood']) }
+    // The kernels take what they can before anything waits here.
+    await until(async () => {
+      await flood()
+      return connection.stats().lagging
+    })
+    const before = sipper.received
+    let queued = 0
+    // From here on 100 KB/s, of which it reads a tenth.
+    await until(async () => {
+      await flood()
+      await publish()
+      sipper.sip()
+      queued = Math.max(queued, connection.stats().queuedBytes)
+      await sleep(100)
+      return connection.closeReason !== null
+    })
+    t.comment(`closed after it had read ${sipper.received - before} bytes; at most ${queued} waited; RSS grew by ${Math.round(grown() / 2 ** 20)} MB`)
+    t.equal(connection.closeReason, 'stalled')
+    t.ok(sipper.received > before, 'though it read all the time')
+    t.ok(queued <= outboxBytes + 2 * 65_536, 'what waits is bounded')
+    t.ok(grown() < 100 * 2 ** 20, 'so is memory')
+    for (let i = 0; i < 200; i++) await flood()
+
+    sipper.drink()
+    await until(() => sipper.closed)
+    const numbers = (reader: AnswerReader) => reader.named('f').map(({ data }) => parseInt(data!))
+    const read = numbers(sipper)
+    t.ok(read.length > 20 && read.length < flooded, 'it reads what the kernels have')
+    t.strictSame(read, Array.from(read.keys()), 'all of it, in order')
+    const back = await SSEClient.open(`${url}/sip`, { headers: { 'last-event-id': sipper.lastEventId } })
+    t.teardown(() => { back.close() })
+    if (outcome === 'a gap') await back.waitFor('sse:gap')
+    await flood()
+    await until(() => numbers(back).at(-1) === flooded - 1)
+    t.strictSame(back.json('sse:gap').map(({ reason }) => reason), outcome === 'a gap' ? ['trimmed'] : [])
+    const first = outcome === 'a gap' ? flooded - 1 : read.length
+    t.strictSame(numbers(back), Array.from({ length: flooded - first }, (_, i) => first + i), 'and goes on from there')
+    await check()
+  })
+}
+
+t.test('a client that is always behind and always makes progress is no stalled one: only its age ends it', async t => {
+  const stallTimeoutMs = 500
+  const outboxBytes = 50_000
+  const { app, check, join } = await scene(t, { stallTimeoutMs, outboxBytes, maxConnectionAgeMs: 3_000, drainMs: 5_000, history: { maxEvents: 50 } })
+  const slow = await join('slow', ['flood'])
+  const read: number[] = []
+  const controls: string[] = []
+  slow.client.onBlock = ({ event, data }) => {
+    slow.client.blocks.length = 0
+    if (event === 'f') read.push(parseInt(data!))
+    else if (event.startsWith('sse:')) controls.push(`${event} ${JSON.parse(data!).reason}`)
+    return true
+  }
+  let flooded = 0
+  let queued = 0
+  const memory = () => collect() + process.memoryUsage().arrayBuffers
+  const start = memory()
+  let kept = 0
+  const flood = async () => {
+    for (let i = 0; i < 100; i++) await app.sse.broadcastToSubscriptions({ event: 'f', data: `${flooded++} ${'x'.repeat(10_000)}` }, ['flood'])
+    queued = Math.max(queued, slow.connection.stats().queuedBytes)
+    kept = Math.max(kept, memory() - start)
+  }
+  slow.client.pause()
+  await until(async () => {
+    await flood()
+    if (!slow.connection.stats().lagging) return slow.connection.closeReason !== null
+    // Its socket is full: it reads until the server sees some of it, and stops again.
+    const { sentEvents } = slow.connection.stats()
+    slow.client.resume()
+    await until(() => slow.connection.stats().sentEvents > sentEvents || slow.connection.closeReason !== null)
+    slow.client.pause()
+    await sleep(stallTimeoutMs / 5)
+    return slow.connection.closeReason !== null
+  })
+  t.equal(slow.connection.closeReason, 'max-age')
+  slow.client.resume()
+  await slow.client.waitForEnd()
+  const gaps = controls.length - 1
+  t.strictSame(controls, [...new Array<string>(gaps).fill('sse:gap trimmed'), 'sse:close max-age'])
+  t.comment(`read ${read.length} of ${flooded} events and ${gaps} gaps; at most ${queued} bytes waited, and ${Math.round(kept / 2 ** 20)} MB more than before were in use`)
+  t.ok(read.length > 0 && gaps > 0, 'it fell out of the log, was told, and went on')
+  t.ok(read.every((n, i) => i === 0 || n > read[i - 1]!), 'in order')
+  let holes = 0
+  for (const [i, n] of read.entries()) if (i > 0 && n !== read[i - 1]! + 1) holes++
+  t.ok(holes <= gaps, 'nothing is missing that no gap stands for')
+  t.ok(queued <= outboxBytes + 2 * 65_536, 'what waits is bounded')
+  t.ok(kept < 20 * 2 ** 20, 'so is memory')
+  await check()
+})
+
+t.test('how much a client reads before the server sees any of it', async t => {
   const { join, check } = await scene(t, { stallTimeoutMs: 0 })
   const slow = await join('slow')
   await block(slow)
