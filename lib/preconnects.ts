@@ -1,15 +1,15 @@
 import type { Server, ServerResponse } from 'node:http'
-import type { Http2Session } from 'node:http2'
+import type { Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-import { closeSession } from './transport.js'
+import { closeSession, isWhole, type HttpResponse } from './transport.js'
 
 const SWEEP_MS = 100
 
 /**
- * Connections of a server on which nothing is being answered: browsers open them ahead, and anybody may send half a request.
- * Node takes each for one whose request is on its way, and so a closing server waits for them until `headersTimeout` (FACTS 2.4),
- * for half a body or an idle HTTP/2 session for ever.
+ * Connections of a server on which nothing is being answered: browsers open them ahead, and anybody may send half a handshake
+ * or half a request. Node takes each for one whose request is on its way, and so a closing server waits for them until
+ * `headersTimeout` (FACTS 2.4), for half a handshake two minutes, and for half a body or an idle HTTP/2 session for ever.
  */
 export class Preconnects {
   readonly #server: Server
@@ -18,20 +18,22 @@ export class Preconnects {
   /** Whose bytes belong to TLS or HTTP/2 on top of them. */
   readonly #carriers = new Set<Socket>()
   readonly #sessions = new Set<Http2Session>()
+  /** Responses that are being made on sessions. */
+  readonly #responses = new Set<Http2ServerResponse>()
 
   constructor (server: Server) {
     this.#server = server
     // TLS and HTTP/2 have their own idea of a connection, on top of the socket.
     const layered = 'setSecureContext' in server || 'updateSettings' in server
-    const { sockets, carriers, sessions } = { sockets: this.#sockets, carriers: this.#carriers, sessions: this.#sessions }
+    const { sockets, carriers, sessions, responses } = { sockets: this.#sockets, carriers: this.#carriers, sessions: this.#sessions, responses: this.#responses }
     // One listener for all sockets, and one for all responses: no closure for each.
     function forget (this: Socket): void {
       sockets.delete(this)
       carriers.delete(this)
     }
-    function answered (this: ServerResponse): void {
-      const { socket } = this.req
-      if (sockets.get(socket) === this) sockets.set(socket, null)
+    function answered (this: HttpResponse): void {
+      if ('stream' in this) responses.delete(this)
+      else if (sockets.get(this.req.socket) === this) sockets.set(this.req.socket, null)
     }
     const watch = (socket: Socket) => {
       sockets.set(socket, null)
@@ -43,9 +45,9 @@ export class Preconnects {
       socket.on('close', forget)
     })
     server.on('secureConnection', (socket: TLSSocket) => { if (socket.alpnProtocol !== 'h2') watch(socket) })
-    server.on('request', ({ socket }: { socket: Socket }, response: ServerResponse) => {
-      if (!sockets.has(socket)) return
-      sockets.set(socket, response)
+    server.on('request', (_request: unknown, response: HttpResponse) => {
+      if ('stream' in response) responses.add(response)
+      else if (sockets.has(response.req.socket)) sockets.set(response.req.socket, response)
       response.once('close', answered)
     })
     server.on('session', (session: Http2Session) => {
@@ -55,8 +57,8 @@ export class Preconnects {
   }
 
   /**
-   * Ends them: what has sent nothing at once, half a request after `drainMs`. HTTP/2 sessions take no new streams, and
-   * sockets no new requests once those are answered that are at work now.
+   * Ends them: what has sent nothing at once, half a handshake or request after `drainMs`. HTTP/2 sessions take no new
+   * streams, and sockets no new requests once those are answered that are at work now.
    */
   close (drainMs: number): void {
     const server = this.#server
@@ -64,20 +66,35 @@ export class Preconnects {
     for (const session of this.#sessions) closeSession(session, drainMs)
     for (const socket of [...this.#sockets.keys(), ...this.#carriers]) if (socket.bytesRead === 0) socket.destroy()
     let late = false
-    const cut = () => { for (const [socket, response] of this.#sockets) if (response === null || !response.req.complete) socket.destroy() }
     const timer = setTimeout(() => {
       late = true
-      cut()
+      this.#cut()
     }, drainMs).unref()
     const sweep = setInterval(() => {
       // Node does this once, when it stops listening; a socket whose request is answered after that is kept alive.
       if ('closeIdleConnections' in server) server.closeIdleConnections()
       // Half a request may stand behind one that was at work.
-      if (late) cut()
+      if (late) this.#cut()
     }, SWEEP_MS).unref()
     server.once('close', () => {
       clearTimeout(timer)
       clearInterval(sweep)
     })
   }
+
+  /** Cuts all on which no whole request is being answered. */
+  #cut (): void {
+    for (const [socket, response] of this.#sockets) if (response === null || !isWhole(response.req)) socket.destroy()
+    const busy = new Set(Array.from(this.#responses, response => isWhole(response.req) ? response.stream?.session : undefined))
+    for (const session of this.#sessions) if (!busy.has(session)) session.destroy()
+    // What carries neither has not got to the end of its handshake.
+    const known = new Set(Array.from(this.#sockets.keys(), peerOf))
+    for (const session of this.#sessions) if (!session.destroyed) known.add(peerOf(session.socket))
+    for (const carrier of this.#carriers) if (!known.has(peerOf(carrier))) carrier.destroy()
+  }
+}
+
+/** What a socket and its carrier have in common. */
+function peerOf ({ remoteAddress, remotePort }: Pick<Socket, 'remoteAddress' | 'remotePort'>): string {
+  return `${remoteAddress} ${remotePort}`
 }

@@ -30,6 +30,12 @@ export function isGone (response: HttpResponse): boolean {
   return response.destroyed || response.writableEnded || (response.socket ?? socketAhead(response))?.destroyed === true
 }
 
+/** Whether all of a request has come, its body included. */
+export function isWhole (request: HttpRequest): boolean {
+  // Of HTTP/2's, `complete` is only true once it was read, and nobody reads the body of a GET.
+  return request.complete || ('stream' in request && (request.stream?.endAfterHeaders ?? true))
+}
+
 /** The socket of a pipelined response that is not its turn yet: if that closes first, the response never sees a `close`. */
 export function socketAhead (response: HttpResponse): Socket | null {
   // Tests by `inject` have a request of their own making.

@@ -147,30 +147,63 @@ t.test('a bare connection or an idle session holds up nothing', async t => {
   }
 })
 
-t.test('half a request holds up nothing, wherever it breaks off', async t => {
-  const halves: Record<string, (socket: RawSocket) => Promise<unknown>> = {
-    'the first on its socket': async socket => { socket.socket.write('GET / HTTP/1.1\r\nho') },
-    'the second': async socket => {
-      socket.send({ path: '/' })
-      await socket.waitForAnswers(1)
-      socket.socket.write('GET / HTTP/1.1\r\nho')
-    },
-    'one behind a request that is at work': async socket => {
-      socket.send({ path: '/slow' })
-      socket.socket.write('GET / HTTP/1.1\r\nho')
-    },
-    'half a body': async socket => { socket.socket.write('POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{') }
+t.test('half a handshake, or half a request, holds up nothing, wherever it breaks off', async t => {
+  const certificate = createCertificate(await mkdtemp(join(tmpdir(), 'shutdown-')))
+  const http = async (url: string, ...parts: (string | Buffer)[]) => {
+    const socket = new RawSocket(url)
+    await once(socket.socket, url.startsWith('https') ? 'secureConnect' : 'connect')
+    for (const part of parts) socket.socket.write(part)
+    return socket
   }
-  for (const [name, send] of Object.entries(halves)) {
+  const bare = (url: string, ...parts: (string | Buffer)[]) => http(url.replace('https', 'http'), ...parts)
+  const GET = (path: string) => `GET ${path} HTTP/1.1\r\nhost: x\r\n\r\n`
+  const HALF = 'GET / HTTP/1.1\r\nho'
+  const HELLO = Buffer.from([0x16, 3, 1, 2, 0])
+  const PREFACE = 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'
+  const SETTINGS = Buffer.from([0, 0, 0, 4, 0, 0, 0, 0, 0])
+  // Without END_HEADERS.
+  const HEADERS = Buffer.from([0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82])
+  const over = { http2: true, https: { ...certificate, allowHTTP1: true } }
+  const cases: Record<string, { server?: object, open: (url: string) => Promise<{ close: () => unknown }> }> = {
+    'the first request on its socket': { open: url => http(url, HALF) },
+    'the second': {
+      open: async url => {
+        const socket = await http(url, GET('/missing'))
+        await socket.waitForAnswers(1)
+        socket.socket.write(HALF)
+        return socket
+      }
+    },
+    'one behind a request that is at work': { open: url => http(url, GET('/slow'), HALF) },
+    'a body': { open: url => http(url, 'POST / HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{') },
+    'a request over TLS': { server: { https: certificate }, open: url => http(url, HALF) },
+    'a handshake of TLS': { server: { https: certificate }, open: url => bare(url, HELLO) },
+    'a handshake of TLS under HTTP/2': { server: over, open: url => bare(url, HELLO) },
+    'a request of HTTP/1 beside HTTP/2': { server: over, open: url => http(url, HALF) },
+    'the preface of HTTP/2': { server: { http2: true }, open: url => bare(url, PREFACE.slice(0, 9)) },
+    'a head of HTTP/2': { server: { http2: true }, open: url => bare(url, PREFACE, SETTINGS, HEADERS) },
+    'a body of HTTP/2, beside a request at work': {
+      server: over,
+      open: async url => {
+        const session = connectH2(url)
+        session.on('error', () => {})
+        const request = session.request({ ':method': 'POST', ':path': '/missing', 'content-type': 'application/json', 'content-length': '10' })
+        request.on('error', () => {}).write('{')
+        const slow = session.request({ ':path': '/slow' })
+        slow.resume().on('response', headers => { t.equal(headers[':status'], 200, 'what is at work is answered') })
+        await once(session, 'remoteSettings')
+        return { close: () => session.destroy() }
+      }
+    }
+  }
+  for (const [name, { server = {}, open }] of Object.entries(cases)) {
     await t.test(name, async t => {
-      const service = await serve(t, {}, { drainMs: 200 })
-      const socket = new RawSocket(service.url)
-      await once(socket.socket, 'connect')
-      await send(socket)
+      const service = await serve(t, server, { drainMs: 400 })
+      const half = await open(service.url)
+      t.teardown(() => { half.close() })
       await until(() => new Promise<boolean>((resolve, reject) => service.app.server.getConnections((error, count) => error === null ? resolve(count === 1) : reject(error))))
-      await sleep(20)
+      await sleep(50)
       await service.close(t)
-      await socket.waitForClose()
     })
   }
 })
