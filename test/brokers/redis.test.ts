@@ -318,6 +318,20 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     t.strictSame(foreign.gaps, ['trimmed'])
     t.equal(await foreign.read(1), 'trimmed')
     t.strictSame(await foreign.read(2), ['after'])
+    // What looks like ours and cannot be delivered, by a fault or of another version: it stops nothing.
+    const good = { event: 'e', priority: 1, target: {}, nonce: 'other' }
+    let seq = 3
+    for (const head of ['{', 'null', '7', ...[{ ...good, event: 'a\nid: 9' }, { ...good, event: '' }, { ...good, priority: 4 }, { ...good, retry: 0 }, { ...good, target: undefined }, { ...good, target: { userIds: 'ada' } }, { ...good, nonce: undefined }].map(head => JSON.stringify(head))]) {
+      await server.ask('XADD', '{foreign}:log', `${epoch}-${++seq}`, 't', String(Date.now()), 'b', '0', 'o', '0', 'h', head, 'd', 'bad')
+      await server.ask('HSET', '{foreign}:meta', 'seq', String(seq))
+      await foreign.publish(head)
+      seq++
+      t.equal(texts(foreign).at(-1), head)
+      t.equal(await foreign.read(seq - 2), 'trimmed')
+    }
+    t.equal(foreign.gaps.length, 11, 'each is told')
+    t.notOk(texts(foreign).includes('bad'))
+    t.strictSame(foreign.states, ['up'], 'and the connections stay')
   })
 
   await t.test('scripts are sent again to a Redis that has forgotten them', async t => {

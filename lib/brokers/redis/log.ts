@@ -1,3 +1,5 @@
+import { Type } from '@sinclair/typebox'
+import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { History, Message, OutgoingMessage } from '../../broker.js'
 import { BrokerUnavailable } from '../../errors.js'
 import { bytesOf } from '../../ring.js'
@@ -154,11 +156,31 @@ function texts (reply: unknown): string[] {
   return (reply as unknown[]).map(String)
 }
 
+const Ids = Type.Optional(Type.Array(Type.String()))
+/** All of a message but its data. Of another process, perhaps of another version: what cannot be delivered must not stop what comes after it. */
+const head = TypeCompiler.Compile(Type.Object({
+  event: Type.String({ pattern: '^[^\\r\\n\\0]+$' }),
+  priority: Type.Integer({ minimum: 0, maximum: 3 }),
+  retry: Type.Optional(Type.Integer({ minimum: 100, maximum: 3_600_000 })),
+  key: Type.Optional(Type.String()),
+  target: Type.Object({ userIds: Ids, subscriptionIds: Ids, clientIds: Ids, exceptClientIds: Ids }),
+  nonce: Type.String()
+}))
+
 function decode (raw: unknown, ephemeral: boolean): { epoch: number, entry: Entry } {
   const [id, fields] = raw as [unknown, unknown[]]
   const [epoch, number] = String(id).split('-').map(Number) as [number, number]
-  const [t, time, b, , o, other, h, head, d, data] = fields as string[]
+  const [t, time, b, , o, other, h, text, d, data] = fields as string[]
   const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd'
-  const message: Message | null = ours ? Object.assign(JSON.parse(head!), { data: data!, ephemeral, seq: ephemeral ? 0 : number }) : null
+  const parsed = ours ? parse(text!) : null
+  const message = head.Check(parsed) ? Object.assign(parsed, { data: data!, ephemeral, seq: ephemeral ? 0 : number }) as Message : null
   return { epoch, entry: { message, time: Number(time), number, other: Number(other) } }
+}
+
+function parse (text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return null
+  }
 }
