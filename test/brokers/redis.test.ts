@@ -7,7 +7,7 @@ import type { Broker, GapReason, History, Message, OutgoingMessage } from '../..
 import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/brokers/redis-streams.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
 import { brokerContract } from '../../lib/testing/contract.js'
-import { serve } from '../helpers/app.js'
+import { serve, type Service } from '../helpers/app.js'
 import { Proxy } from '../helpers/proxy.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
@@ -402,6 +402,32 @@ t.test('while it is frozen', { skip: withoutRedis }, async t => {
   server.signal('SIGSTOP')
   await Promise.all([node, waiting, witness].map(({ broker }) => broker.close()))
   server.signal('SIGCONT')
+})
+
+t.test('neither the password nor what was published gets into the log', { skip: withoutRedis }, async t => {
+  const server = await start(t)
+  await server.ask('ACL', 'SETUSER', 'sse', 'on', '>right', '~*', '&*', '+@all')
+  const url = (password: string) => `redis://sse:${password}@127.0.0.1:${server.port}`
+  const clients: Record<string, (url: string) => RedisStreamsOptions['client']> = { ioredis: url => new Redis(url, { lazyConnect: true }), 'node-redis': url => createClient({ url }), 'a URL': url => url }
+  for (const [name, client] of Object.entries(clients)) {
+    const lines: string[] = []
+    const logged = (password: string, startDegraded: boolean) => serve(t, { broker: redisStreamsBroker({ client: client(url(password)), startTimeoutMs: startDegraded ? 200 : 20_000, startDegraded }) }, { logger: { level: 'trace', stream: { write: line => { lines.push(line) } } } })
+    const fail = async ({ app }: Service) => {
+      const error: unknown = await app.sse.broadcastEvent({ data: 'confidential' }, { userIds: ['somebody'] }).then(() => null, error => error)
+      t.match(error, unavailable)
+      app.log.error(error)
+    }
+    const locked = await logged('hunter2', true)
+    await fail(locked)
+    t.match(locked.app.sse.health().reason, /WRONGPASS/)
+    const service = await logged('right', false)
+    await server.ask('CONFIG', 'SET', 'maxmemory', '1')
+    await fail(service)
+    await until(() => service.app.sse.health().status === 'degraded')
+    await server.ask('CONFIG', 'SET', 'maxmemory', '0')
+    for (const reason of ['WRONGPASS', 'OOM']) t.ok(lines.some(line => line.includes(reason)), `${name}: the reason is there`)
+    for (const secret of ['hunter2', 'confidential', 'somebody']) t.strictSame(lines.filter(line => line.includes(secret)), [], `${name}: ${secret}`)
+  }
 })
 
 t.test('at boot', { skip: withoutRedis }, async t => {

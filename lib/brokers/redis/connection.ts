@@ -111,18 +111,24 @@ async function connectIoredis (client: IoredisClient, { database, connectTimeout
   }) as OwnIoredis
   // The promise only says that the connection was closed; why, the event does. A failed SELECT is an event alone.
   const failures: Error[] = []
-  redis.on('error', error => { failures[0] = error })
+  redis.on('error', error => { failures[0] = withoutCommand(error) })
   const connection: Connection = {
-    send: (command, timeoutMs) => inTime(redis.call(command[0]!, ...command.slice(1)), timeoutMs),
+    send: (command, timeoutMs) => inTime(redis.call(command[0]!, ...command.slice(1)).catch(error => { throw withoutCommand(error) }), timeoutMs),
     destroy: () => redis.disconnect()
   }
-  await established(redis.connect(), connection, connectTimeoutMs, signal).catch(error => { throw failures[0] ?? error })
+  await established(redis.connect(), connection, connectTimeoutMs, signal).catch(error => { throw failures[0] ?? withoutCommand(error) })
   if (failures[0] !== undefined) {
     connection.destroy()
     throw failures[0]
   }
   redis.on('end', () => onLost(failures[0] ?? new BrokerUnavailable('has closed the connection')))
   return connection
+}
+
+/** ioredis puts on its errors what was asked, and they are logged: the password, or the data of all that was published together. */
+function withoutCommand (error: Error): Error {
+  Reflect.deleteProperty(error, 'command')
+  return error
 }
 
 async function connectNodeRedis (client: NodeRedisClient, { database, connectTimeoutMs, onLost, signal }: Attempt): Promise<Connection> {
