@@ -690,7 +690,7 @@ t.test('a response can only be begun once', async t => {
 })
 
 t.test('hooks', async t => {
-  t.test('onSend hooks run, also asynchronous ones; onResponse runs at a normal end', async t => {
+  t.test('onSend hooks run, also asynchronous ones; onResponse runs when the server ends the stream, onRequestAbort when the client does', async t => {
     const ran: string[] = []
     let connection: SSEConnection | undefined
     const { url } = await start(t, app => {
@@ -704,9 +704,11 @@ t.test('hooks', async t => {
         return payload
       })
       app.addHook('onResponse', async (request, reply) => { ran.push(`onResponse ${reply.statusCode}`) })
+      app.addHook('onRequestAbort', async request => { ran.push('onRequestAbort') })
       app.get('/', async (request, reply) => {
         reply.header('x-handler', '1').code(200)
         connection = await reply.sse()
+        connection.signal.addEventListener('abort', () => { ran.push('signal') })
       })
     })
     const socket = raw(t, url, {})
@@ -715,8 +717,13 @@ t.test('hooks', async t => {
     t.strictSame(ran, [])
     connection!.close()
     await socket.waitForAnswers(1)
-    await until(() => ran.length > 0)
-    t.strictSame(ran, ['onResponse 200'])
+    await until(() => ran.length === 2)
+    t.strictSame(ran.splice(0).sort(), ['onResponse 200', 'signal'])
+    const leaving = raw(t, url, {})
+    await leaving.waitFor('id: ')
+    leaving.close()
+    await until(() => ran.length === 2)
+    t.strictSame(ran.sort(), ['onRequestAbort', 'signal'])
   })
 
   t.test('the application keeps its listeners on the response, whenever it added them', async t => {
