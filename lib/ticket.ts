@@ -83,7 +83,7 @@ export class Tickets {
     subscriptions?.forEach(assertSubscription)
     const until = Math.min(Date.now() + ttlMs, expiresAt ?? Infinity)
     const content: Content = { id: randomBytes(16).toString('base64url'), log: this.#broker.epoch, user: userId, until, claims, rights: expiresAt, subscriptions }
-    const text = Buffer.from(JSON.stringify(content)).toString('base64url')
+    const text = encode(content)
     const ticket = `${text}.${sign(text, secret).toString('base64url')}`
     if (ticket.length > MAX_LENGTH) refuse(`it would have ${ticket.length} characters, at most ${MAX_LENGTH} fit into a URL`)
     return ticket
@@ -107,6 +107,14 @@ export class Tickets {
     const given = Buffer.from(signature, 'base64url')
     if (!this.#secrets.some(secret => timingSafeEqual(sign(text, secret), given))) return null
     return JSON.parse(Buffer.from(text, 'base64url').toString()) as Content
+  }
+}
+
+function encode (content: Content): string {
+  try {
+    return Buffer.from(JSON.stringify(content)).toString('base64url')
+  } catch (cause) {
+    throw new TicketNotIssued('claims have no JSON form', { cause })
   }
 }
 

@@ -130,6 +130,22 @@ t.test('commands', { skip: withoutRedis }, async t => {
     t.ok(others.every(({ connection }) => connection.isConnected))
   })
 
+  t.test('who is on the way in at one node is turned away from another; a ticket opens one stream on all of them', async t => {
+    let release: (() => void) | null = null
+    const [a, b] = await nodes(t, 2, {
+      ticketSecret: 'thirty-two characters of a random generator',
+      authorizeSubscription: () => new Promise(resolve => { release = () => resolve(true) })
+    }) as [Service, Service]
+    const turnedAway = t.rejects(b.join('ada', ['slow']), { message: /SSE_ERR_UNAUTHENTICATED/ })
+    const letIn = await until(() => release)
+    t.equal(await a.app.sse.disconnectUser('ada'), 0)
+    letIn()
+    await turnedAway
+    const ticket = a.app.sse.issueTicket({ userId: 'ada' })
+    const clients = await Promise.all([b, a, b, a].map(({ open }) => open(`/sse?ticket=${ticket}`)))
+    t.same(clients.map(({ status }) => status).sort(), [200, 401, 401, 401])
+  })
+
   t.test('subscriptions are added and taken on the node that has the connection, which asks for the right', async t => {
     const asked: unknown[][] = []
     const authorizeSubscription = (name: string): NonNullable<SSEOptions['authorizeSubscription']> => ({ userId, subscriptionId }) => {

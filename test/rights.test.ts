@@ -789,8 +789,8 @@ t.test('tickets', async t => {
   })
 
   await t.test('what cannot go into one is refused; without a key there are none', async t => {
-    for (const grant of [{ userId: '' }, { userId: 7 }, { userId: 'a', ttlMs: 10 }, { userId: 'a', ttlMs: 700_000 }, { userId: 'a', expiresAt: NaN }, { userId: 'a', subscriptions: 'b' }, { userId: 'a', subscriptions: ['1', '2', '3', '4'] }, { userId: 'a', claims: 'x'.repeat(4000) }]) {
-      t.throws(() => app.sse.issueTicket(grant as never), { code: 'SSE_ERR_TICKET_NOT_ISSUED' }, JSON.stringify(grant).slice(0, 60))
+    for (const grant of [{ userId: '' }, { userId: 7 }, { userId: 'a', ttlMs: 10 }, { userId: 'a', ttlMs: 700_000 }, { userId: 'a', expiresAt: NaN }, { userId: 'a', subscriptions: 'b' }, { userId: 'a', subscriptions: ['1', '2', '3', '4'] }, { userId: 'a', claims: 'x'.repeat(4000) }, { userId: 'a', claims: 1n }]) {
+      t.throws(() => app.sse.issueTicket(grant as never), { code: 'SSE_ERR_TICKET_NOT_ISSUED' })
     }
     t.throws(() => app.sse.issueTicket({ userId: 'a', subscriptions: ['b::c'] }), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' })
     const none = await serve(t)
