@@ -34,9 +34,6 @@ export interface Candidate extends CreateConnection {
   requireAuthentication?: boolean
 }
 
-/** On a response: who is known to ask for it, until there is a stream. */
-type Awaiting = Record<symbol, { readonly arrival: Arrival, readonly forget: () => void } | undefined>
-
 /** The door: everything that can refuse a stream, in order, before its head. */
 export class Admission {
   readonly #options: ResolvedOptions
@@ -46,8 +43,8 @@ export class Admission {
   readonly #host: ConnectionHost
   readonly #capacity: Capacity
   readonly #seats = new WeakMap<HttpResponse, Seat>()
-  /** Not a weak map: those cost each stream more. */
-  readonly #kExpected = Symbol('fastify-sse-manager.expected')
+  /** Who is known to ask, until there is a stream or an end. */
+  readonly #expected = new Map<HttpResponse, { readonly arrival: Arrival, readonly forget: () => void }>()
   #closed = false
 
   constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, tickets: Tickets, host: ConnectionHost) {
@@ -93,12 +90,16 @@ export class Admission {
   /** It is known who asks, long perhaps before the stream is asked for: `disconnectUser` concerns it from here on. */
   expect (response: HttpResponse, userId: string): void {
     const arrival = this.#rights.expect(userId)
-    const stop = whenClosed(response, () => this.#rights.forget(arrival))
-    const forget = () => {
-      stop()
+    const leave = () => {
+      this.#expected.delete(response)
       this.#rights.forget(arrival)
     }
-    ;(response as unknown as Awaiting)[this.#kExpected] = { arrival, forget }
+    const stop = whenClosed(response, leave)
+    const forget = () => {
+      stop()
+      leave()
+    }
+    this.#expected.set(response, { arrival, forget })
     if (isGone(response)) forget()
   }
 
@@ -138,10 +139,9 @@ export class Admission {
     if (isGone(response)) throw new ClientGone()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
-    const expected = (response as unknown as Awaiting)[this.#kExpected]
+    const expected = this.#expected.get(response)
     if (expected?.arrival.turnedAway === true) throw new Unauthenticated()
     expected?.forget()
-    ;(response as unknown as Awaiting)[this.#kExpected] = undefined
     const connection = new SSEConnection(this.#host, candidate.response, {
       clientId: randomUUID(),
       userId: user?.userId ?? null,

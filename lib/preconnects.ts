@@ -48,7 +48,8 @@ export class Preconnects {
     server.on('request', (_request: unknown, response: HttpResponse) => {
       if ('stream' in response) responses.add(response)
       else if (sockets.has(response.req.socket)) sockets.set(response.req.socket, response)
-      response.once('close', answered)
+      // Not `once`, which makes an object for each; it comes once all the same.
+      response.on('close', answered)
     })
     server.on('session', (session: Http2Session) => {
       sessions.add(session)
