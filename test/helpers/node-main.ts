@@ -39,5 +39,6 @@ process.once('SIGTERM', async () => {
   process.disconnect()
 })
 
-await app.listen({ port, host: '127.0.0.1' })
+// Room for all clients of another node at once: who finds none tries again seconds later.
+await app.listen({ port, host: '127.0.0.1', backlog: 4_096 })
 process.send!('listening')
