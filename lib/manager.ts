@@ -353,10 +353,14 @@ export class SSEManager {
     if (this.#registry.size === 0) return
     const { drainMs } = this.#options
     await new Promise<void>(resolve => {
+      let stop: NodeJS.Timeout | undefined
       // By the millisecond: the wheel may be a tick late.
-      const cut = setTimeout(() => { for (const connection of [...this.#registry.all()]) connection.cutShort() }, drainMs)
-      // One whose head was never sent has no end of its own here.
-      const stop = setTimeout(resolve, drainMs + 100)
+      const cut = setTimeout(() => {
+        for (const connection of [...this.#registry.all()]) connection.cutShort()
+        // One whose head was never sent has no end of its own here. The others' come in a later turn of the event loop, which
+        // must not be overtaken: on a busy machine a timer that had been set before would be due already.
+        setImmediate(() => { if (this.#registry.size > 0) stop = setTimeout(resolve, 100) })
+      }, drainMs)
       this.#onEmpty = () => {
         clearTimeout(cut)
         clearTimeout(stop)

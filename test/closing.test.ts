@@ -304,12 +304,27 @@ t.test('closing the server', async t => {
     t.equal(stalled.client.ended, false, 'its stream was cut')
   })
 
+  t.test('has closed when its streams have ended, however busy the machine', async t => {
+    const { app, join } = await serve(t, { drainMs: 300, stallTimeoutMs: 0 })
+    const stalled = await join('ada')
+    await block(stalled)
+    const closing = app.close()
+    await until(() => stalled.connection.closeReason !== null)
+    // The event loop stands still until all that closing waits for is overdue.
+    const began = performance.now()
+    while (performance.now() - began < 600);
+    await closing
+    t.equal(app.sse.connectionCount, 0)
+    t.equal(stalled.connection.signal.reason, 'shutdown')
+  })
+
   t.test('a slow client that reads on in time is told everything, and its kept-alive socket holds up nothing', async t => {
     const service = await serve(t, { drainMs: 5000 })
     const slow = await service.join('ada')
     await block(slow)
+    const reading = await service.join('bob')
     const closing = service.app.close()
-    await sleep(50)
+    await reading.client.waitForEnd()
     slow.client.resume()
     let closed = false
     closing.then(() => { closed = true })
@@ -388,22 +403,21 @@ t.test('closing the server', async t => {
   })
 
   t.test('a stream that is about to open is ended as well', async t => {
-    let release: () => void = () => {}
-    let waiting = false
-    const { app, url } = await serve(t, { drainMs: 1000 }, {}, app => {
+    let release: (() => void) | null = null
+    const { app, url, join } = await serve(t, { drainMs: 1000 }, {}, app => {
       app.addHook('onSend', async (request, reply, payload) => {
-        waiting = true
-        await new Promise<void>(resolve => { release = resolve })
+        if ('late' in (request.query as object)) await new Promise<void>(resolve => { release = resolve })
         return payload
       })
     })
-    const client = new SSEClient(`${url}/sse`)
+    const before = await join('ada')
+    const client = new SSEClient(`${url}/sse?late`)
     t.teardown(() => client.close())
-    await until(() => waiting)
+    await until(() => release !== null)
     let closed = false
     app.close().then(() => { closed = true })
-    await sleep(20)
-    release()
+    await before.client.waitForEnd()
+    release!()
     await client.waitForEnd()
     t.strictSame(closes(client), [{ reason: 'shutdown', reconnect: true }])
     await until(() => closed)

@@ -20,7 +20,7 @@ import { listen } from './helpers/app.js'
 import { createCertificate } from './helpers/certificate.js'
 import { connectH2, H2Stream } from './helpers/h2.js'
 import { collect } from './helpers/heap.js'
-import { blocksOf, dataOf, RawSocket, readAnswers, requestText } from './helpers/raw.js'
+import { blocksOf, dataOf, RawSocket, requestText } from './helpers/raw.js'
 import { SSEClient } from './helpers/sse.js'
 import { until } from './helpers/wait.js'
 
@@ -441,7 +441,7 @@ t.test('a slow reader learns of the error as well', async t => {
   await once(socket.socket, 'connect')
   socket.socket.pause()
   socket.send({})
-  await sleep(50)
+  await until(() => app.sse.stats().queuedBytes > 0)
   socket.socket.resume()
   const [answer] = await socket.waitForAnswers(1)
   t.equal(failed, true)
@@ -620,10 +620,16 @@ t.test('POST streams as well, and the body of the request is read first', async 
 
   // On an HTTP/1 POST the request's own events fire at once; the stream stays.
   let connection: SSEConnection | undefined
-  const managed = await start(t, app => { app.post('/', async (request, reply) => { connection = await reply.sse() }) })
+  let over = false
+  const managed = await start(t, app => {
+    app.post('/', async (request, reply) => {
+      request.raw.once('close', () => { over = true })
+      connection = await reply.sse()
+    })
+  })
   const post = raw(t, managed.url, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{}' })
   await post.waitFor('id: ')
-  await sleep(20)
+  await until(() => over)
   t.equal(connection!.isConnected, true)
   connection!.sendEvent({ data: 'still here' })
   await post.waitFor('still here')
@@ -948,7 +954,7 @@ t.test('neighbours', async t => {
         gunzip.on('data', bytes => { text += String(bytes) })
         gunzip.on('error', () => {})
         socket.socket.on('data', () => {
-          const chunks = readAnswers(socket.bytes)[0]?.chunks ?? []
+          const chunks = socket.answers[0]?.chunks ?? []
           if (chunks.length === 0) return
           // Bytes as they are: the decoded text of a chunk would have lost them.
           const all = rawBody(socket.bytes)
@@ -1080,22 +1086,27 @@ t.test('sockets', async t => {
   })
 
   t.test('streams behind a stream end with their socket', async t => {
+    let release: (() => void) | null = null
+    const codes: string[] = []
     const { app, url } = await start(t, app => {
       routes(app)
       app.get('/slow', async (request, reply) => {
-        await sleep(100)
-        await reply.sse()
+        await new Promise<void>(resolve => { release = resolve })
+        await reply.sse().catch((error: SSEError) => { codes.push(error.code) })
       })
     })
     for (const leave of ['FIN', 'RST'] as const) {
       const socket = raw(t, url)
       socket.socket.write(requestText({ path: '/managed' }) + requestText({ path: '/managed' }) + requestText({ path: '/source' }) + requestText({ path: '/slow' }))
-      await until(() => app.sse.connectionCount === 3)
+      await until(() => app.sse.connectionCount === 3 && release !== null)
       if (leave === 'FIN') socket.close()
       else socket.socket.resetAndDestroy()
       await until(() => app.sse.connectionCount === 0, 5000, 'all streams of the socket to end')
-      await sleep(150)
-      t.equal(app.sse.connectionCount, 0, `${leave}: nor does one begin later`)
+      release!()
+      release = null
+      await until(() => codes.length > 0)
+      t.strictSame(codes.splice(0), ['SSE_ERR_CLIENT_GONE'], `${leave}: nor does one begin later`)
+      t.equal(app.sse.connectionCount, 0)
     }
   })
 
@@ -1436,11 +1447,11 @@ t.test('createConnection', async t => {
   })
 
   t.test('a client that left meanwhile', async t => {
-    let asked = 0
+    let asked = false
     const manager = new SSEManager({
-      authHandler: async () => {
-        asked++
-        await sleep(50)
+      authHandler: async (authData, request) => {
+        asked = true
+        await once(request.socket, 'close')
         return 'ada'
       },
       drainMs: 300
@@ -1451,7 +1462,7 @@ t.test('createConnection', async t => {
     }))
     t.teardown(() => manager.close())
     const socket = raw(t, url, {})
-    await until(() => asked === 1)
+    await until(() => asked)
     socket.close()
     await until(() => codes.length === 1)
     t.strictSame(codes, ['SSE_ERR_CLIENT_GONE'])

@@ -24,6 +24,9 @@ export class RawSocket {
   closed = false
   length = 0
   #chunks: Buffer[] = []
+  /** What `answers` has not looked at yet. */
+  #unread: Buffer[] = []
+  readonly #reader = new AnswersReader()
   readonly #checks = new Set<() => void>()
 
   constructor (url: string, request?: RawRequest) {
@@ -33,6 +36,7 @@ export class RawSocket {
       : connect(Number(port), hostname)
     this.socket.on('data', bytes => {
       this.#chunks.push(bytes)
+      this.#unread.push(bytes)
       this.length += bytes.length
       this.#check()
     })
@@ -60,7 +64,8 @@ export class RawSocket {
 
   /** The answers on this socket so far, the last one perhaps unfinished. */
   get answers (): Answer[] {
-    return readAnswers(this.bytes)
+    for (const bytes of this.#unread.splice(0)) this.#reader.push(bytes)
+    return this.#reader.answers
   }
 
   /** Waits for what the socket brings, without polling: there may be hundreds of these. */
@@ -104,66 +109,90 @@ export class RawSocket {
   }
 }
 
-export interface Answer {
-  status: number
-  headers: Record<string, string>
-  /** Each chunk of a chunked body. */
-  chunks: string[]
-  body: string
+export class Answer {
+  readonly status: number
+  readonly headers: Record<string, string>
   /** Its end has been seen: the last chunk, or all of its content-length. Never set for a body that the close delimits. */
-  complete: boolean
+  complete = false
+  readonly chunked: boolean
+  readonly #parts: Buffer[] = []
+  #bytes = 0
+
+  constructor (status: number, headers: Record<string, string>) {
+    this.status = status
+    this.headers = headers
+    this.chunked = headers['transfer-encoding'] === 'chunked'
+  }
+
+  /** Each chunk of a chunked body. */
+  get chunks (): string[] {
+    return this.chunked ? this.#parts.map(String) : []
+  }
+
+  get body (): string {
+    return Buffer.concat(this.#parts).toString()
+  }
+
+  /** Bytes that are to come, as its head has it. */
+  get missing (): number {
+    return Number(this.headers['content-length'] ?? Infinity) - this.#bytes
+  }
+
+  take (bytes: Buffer): void {
+    this.#parts.push(bytes)
+    this.#bytes += bytes.length
+  }
 }
 
-/** Reads HTTP/1.1 answers as RFC 9112 has it, and throws at the first byte out of place. */
-export function readAnswers (bytes: Buffer): Answer[] {
-  const answers: Answer[] = []
-  let at = 0
-  while (at < bytes.length) {
-    const headEnd = bytes.indexOf('\r\n\r\n', at)
-    if (headEnd < 0) break
-    const [first, ...lines] = bytes.toString('latin1', at, headEnd).split('\r\n')
+/** Reads HTTP/1.1 answers as RFC 9112 has it, each byte once, and throws at the first out of place. */
+class AnswersReader {
+  /** The last one perhaps unfinished. */
+  readonly answers: Answer[] = []
+  #rest: Buffer = Buffer.alloc(0)
+
+  push (bytes: Buffer): void {
+    this.#rest = this.#rest.length === 0 ? bytes : Buffer.concat([this.#rest, bytes])
+    for (;;) {
+      const answer = this.answers.at(-1)
+      const taken = answer === undefined || answer.complete ? this.#readHead() : answer.chunked ? this.#readChunk(answer) : this.#readLength(answer)
+      if (!taken) return
+    }
+  }
+
+  #readHead (): boolean {
+    const end = this.#rest.indexOf('\r\n\r\n')
+    if (end < 0) return false
+    const [first, ...lines] = this.#rest.toString('latin1', 0, end).split('\r\n')
     const status = /^HTTP\/1\.[01] (\d{3}) /.exec(first!)
     if (status === null) throw new Error(`No status line: ${JSON.stringify(first!.slice(0, 80))}`)
-    const answer: Answer = { status: Number(status[1]), headers: {}, chunks: [], body: '', complete: false }
-    for (const line of lines) answer.headers[line.slice(0, line.indexOf(':')).toLowerCase()] = line.slice(line.indexOf(':') + 1).trim()
-    answers.push(answer)
-    at = headEnd + 4
-    if (answer.headers['transfer-encoding'] === 'chunked') at = readChunks(bytes, at, answer)
-    else at = readLength(bytes, at, answer)
+    this.answers.push(new Answer(Number(status[1]), Object.fromEntries(lines.map(line => [line.slice(0, line.indexOf(':')).toLowerCase(), line.slice(line.indexOf(':') + 1).trim()]))))
+    this.#rest = this.#rest.subarray(end + 4)
+    return true
   }
-  return answers
-}
 
-function readChunks (bytes: Buffer, from: number, answer: Answer): number {
-  let at = from
-  const parts: Buffer[] = []
-  while (!answer.complete) {
-    const lineEnd = bytes.indexOf('\r\n', at)
-    if (lineEnd < 0) break
-    const line = bytes.toString('latin1', at, lineEnd)
+  #readChunk (answer: Answer): boolean {
+    const rest = this.#rest
+    const lineEnd = rest.indexOf('\r\n')
+    if (lineEnd < 0) return false
+    const line = rest.toString('latin1', 0, lineEnd)
     if (!/^[0-9a-f]{1,8}$/i.test(line)) throw new Error(`No chunk size: ${JSON.stringify(line.slice(0, 80))}`)
     const size = parseInt(line, 16)
     const end = lineEnd + 2 + size
-    if (bytes.length < end + 2) break
-    if (bytes.toString('latin1', end, end + 2) !== '\r\n') throw new Error('A chunk does not end where it says')
+    if (rest.length < end + 2) return false
+    if (rest.toString('latin1', end, end + 2) !== '\r\n') throw new Error('A chunk does not end where it says')
     if (size === 0) answer.complete = true
-    else parts.push(bytes.subarray(lineEnd + 2, end))
-    at = end + 2
+    else answer.take(rest.subarray(lineEnd + 2, end))
+    this.#rest = rest.subarray(end + 2)
+    return true
   }
-  answer.chunks = parts.map(part => part.toString())
-  answer.body = Buffer.concat(parts).toString()
-  return answer.complete ? at : bytes.length
-}
 
-function readLength (bytes: Buffer, from: number, answer: Answer): number {
-  const length = answer.headers['content-length']
-  if (length === undefined) {
-    answer.body = bytes.toString('utf8', from)
-    return bytes.length
+  #readLength (answer: Answer): boolean {
+    const part = this.#rest.subarray(0, answer.missing)
+    answer.take(part)
+    answer.complete = answer.missing === 0
+    this.#rest = this.#rest.subarray(part.length)
+    return answer.complete
   }
-  answer.body = bytes.toString('utf8', from, from + Number(length))
-  answer.complete = bytes.length >= from + Number(length)
-  return from + Number(length)
 }
 
 /** The blocks of a complete or unfinished event stream. */
