@@ -11,6 +11,8 @@ import { InvalidOption } from './errors.js'
 import { MAX_BEAT_MS } from './node-message.js'
 import { assertSubscription } from './topic.js'
 
+export type { RedisStreamsOptions, SSEOptions } from '../types/options.js'
+
 /** What a request brings that an authentication may rest on. */
 export interface AuthData {
   /** The token of `Authorization: Bearer …`, or null. */
@@ -57,7 +59,7 @@ const bytes = (description: string, value: number, minimum = 1024) => Type.Integ
 const fn = <T>(description: string) => Type.Optional(Type.Unsafe<T>(Type.Function([], Type.Unknown(), { description })))
 const any = <T>(description: string) => Type.Optional(Type.Unsafe<T>(Type.Unknown({ description })))
 
-/** Every option: its type, range, default and meaning. README's table and the boot check are made from it. */
+/** Every option: its type, range, default and meaning. README's table, the boot check and the public type are made from it. */
 export const OptionsSchema = Type.Object({
   // authentication
   requireAuthentication: Type.Boolean({ default: false, description: 'No stream without a user: 401 otherwise.' }),
@@ -117,7 +119,7 @@ export const OptionsSchema = Type.Object({
   }, { default: {}, additionalProperties: false, description: 'Names of the decorators.' })
 }, { additionalProperties: false })
 
-/** Every option of `redisStreamsBroker`. README's table and the boot check are made from it. */
+/** Every option of `redisStreamsBroker`; see `OptionsSchema`. */
 export const RedisStreamsOptionsSchema = Type.Object({
   client: Type.Unsafe<IoredisClient | NodeRedisClient | string>(Type.Unknown({ description: 'Client of `ioredis` (also `fastify.redis`) or node-redis for one server, or, with `ioredis` installed, a URL. It is copied, not used.' })),
   keyPrefix: Type.String({ minLength: 1, maxLength: 128, pattern: '^[^{}\\s]+$', default: 'sse', description: 'What the keys begin with, in braces: one log for each prefix.' }),
@@ -131,17 +133,7 @@ export const RedisStreamsOptionsSchema = Type.Object({
 }, { additionalProperties: false })
 
 export type ResolvedRedisOptions = Static<typeof RedisStreamsOptionsSchema>
-/** Options of `redisStreamsBroker`: all but `client` are optional, see `RedisStreamsOptionsSchema` for defaults and ranges. */
-export type RedisStreamsOptions = Partial<ResolvedRedisOptions> & Pick<ResolvedRedisOptions, 'client'>
-
 export type ResolvedOptions = Static<typeof OptionsSchema>
-/** Options as the application gives them: all optional, see `OptionsSchema` for defaults and ranges. */
-export type SSEOptions = Partial<Omit<ResolvedOptions, 'history' | 'cluster' | 'presenceEvents' | 'decorators'>> & {
-  history?: Partial<ResolvedOptions['history']>
-  cluster?: Partial<ResolvedOptions['cluster']>
-  presenceEvents?: Partial<ResolvedOptions['presenceEvents']>
-  decorators?: Partial<ResolvedOptions['decorators']>
-}
 
 const compiled = TypeCompiler.Compile(OptionsSchema)
 const compiledRedis = TypeCompiler.Compile(RedisStreamsOptionsSchema)

@@ -20,7 +20,7 @@ import { listen, serve } from './helpers/app.js'
 import { createCertificate } from './helpers/certificate.js'
 import { connectH2, H2Stream } from './helpers/h2.js'
 import { RedisServer, withoutRedis } from './helpers/redis.js'
-import { compile, optionsTable, README, ROOT, samplesOf, tableOf, transpile } from './helpers/readme.js'
+import { compile, documentationIn, OPTIONS, optionsInterface, optionsTable, README, ROOT, samplesOf, tableOf, transpile } from './helpers/readme.js'
 import { SSEClient, type ClientOptions } from './helpers/sse.js'
 import { until } from './helpers/wait.js'
 
@@ -36,8 +36,31 @@ t.test('tables and lists', async t => {
       const [, before, , after] = new RegExp(`^(.*<!-- ${marker}: [^\\n]*-->\\n)(.*?)(<!-- /${marker} -->.*)$`, 's').exec(wanted)!
       wanted = `${before}${optionsTable(schema)}\n${after}`
     }
-    if (process.env.UPDATE_README === '1') await writeFile(README, wanted)
-    else t.equal(readme, wanted, 'UPDATE_README=1 brings the tables up to date')
+    const types = [
+      "import type { ResolvedOptions, ResolvedRedisOptions } from '../lib/options.js'",
+      '// Made from the schemas of lib/options.ts by test/readme.test.ts; UPDATE_README=1 writes it.',
+      optionsInterface('SSEOptions', 'Options of the plugin and of `SSEManager`, all optional.', OptionsSchema, 'ResolvedOptions'),
+      optionsInterface('RedisStreamsOptions', 'Options of `redisStreamsBroker`, all but `client` optional.', RedisStreamsOptionsSchema, 'ResolvedRedisOptions')
+    ].join('\n\n') + '\n'
+    if (process.env.UPDATE_README === '1') return await Promise.all([writeFile(README, wanted), writeFile(OPTIONS, types)])
+    t.equal(readme, wanted, 'UPDATE_README=1 brings the tables up to date')
+    t.equal(await readFile(OPTIONS, 'utf8'), types, 'and the types')
+  })
+
+  t.test('options, as an editor shows them', async t => {
+    const { history, ...others } = OptionsSchema.properties
+    const lines = [...Object.keys(others).map(name => `${name}: null!`), `history: { ${Object.keys(history.properties).map(name => `${name}: 1`).join(', ')} }`]
+    const shown = documentationIn(`
+      import ssePlugin from 'fastify-sse-manager'
+      import type { FastifyInstance, FastifyReply } from 'fastify'
+      export async function use (app: FastifyInstance, reply: FastifyReply) {
+        await app.register(ssePlugin, { ${lines.join(', ')} })
+        await app.sse.broadcastEvent({ data: 1 }, { ephemeral: true, userIds: [] })
+        await reply.sse({ subscriptions: [], clientInfo: {}, lastEventId: null })
+      }`, [...Object.keys(OptionsSchema.properties), ...Object.keys(history.properties), 'ephemeral', 'userIds', 'subscriptions', 'clientInfo', 'lastEventId'])
+    t.same([...shown].filter(([, text]) => text === ''), [])
+    t.equal(shown.get('keepAliveIntervalMs'), 'Silence after which a keep-alive is sent, in milliseconds. Integer from 10. Default `15_000`.')
+    t.equal(shown.get('maxAgeMs'), 'Age to which events are kept for replay, in milliseconds. Integer from 1. Default `300_000`.')
   })
 
   t.test('errors, with their status', async t => {
@@ -97,7 +120,7 @@ t.test('tables and lists', async t => {
 
   t.test('files', async t => {
     const files = (await readdir(join(ROOT, 'lib'), { recursive: true })).filter(file => file.endsWith('.ts')).map(file => `lib/${file.replaceAll('\\', '/')}`)
-    t.same(tableOf(readme, 'File').map(([file]) => file).sort(), [...files, 'types/index.ts'].sort())
+    t.same(tableOf(readme, 'File').map(([file]) => file).sort(), [...files, 'types/index.ts', 'types/options.ts'].sort())
   })
 
   t.test('links within the page lead somewhere', async t => {

@@ -6,6 +6,7 @@ import ssePlugin, {
   type AuthData, type Broker, type BroadcastOptions, type Catalogue, type ClientInfo, type CloseReason, type Delivery, type EventInput, type EventName, type Notification,
   type ReplySSE, type ResourceName, type ResourcePayload, type Source, type SSEOptions, type SSEUser
 } from '../lib/index.js'
+import type { ResolvedOptions } from '../lib/options.js'
 
 // Without a registered catalogue; types/registered has one.
 
@@ -25,6 +26,7 @@ describe('registration', () => {
     expect<SSEOptions>().type.toBeAssignableFrom<{ flush: 'immediate' }>()
     expect<SSEOptions>().type.not.toBeAssignableFrom<{ flush: 'later' }>()
     expect<SSEOptions>().type.toBeAssignableFrom<{ clientSubscriptions: 'patterns' }>()
+    expect<keyof SSEOptions>().type.toBe<keyof ResolvedOptions>()
     expect<{ broker: Broker }>().type.toBeAssignableTo<SSEOptions>()
     expect(memoryBroker()).type.toBe<Broker>()
   })

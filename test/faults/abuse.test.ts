@@ -178,9 +178,9 @@ for (const [history, outcome] of [[{}, 'everything'], [{ maxEvents: 100 }, 'a ga
 }
 
 t.test('a client that is always behind and always makes progress is no stalled one: only its age ends it', async t => {
-  const stallTimeoutMs = 500
+  const stallTimeoutMs = 2_000
   const outboxBytes = 50_000
-  const { app, check, join } = await scene(t, { stallTimeoutMs, outboxBytes, maxConnectionAgeMs: 6_000, drainMs: 5_000, history: { maxEvents: 50 } })
+  const { app, check, join } = await scene(t, { stallTimeoutMs, outboxBytes, maxConnectionAgeMs: 9_000, drainMs: 5_000, history: { maxEvents: 50 } })
   const slow = await join('slow', ['flood'])
   const read: number[] = []
   const controls: string[] = []

@@ -62,8 +62,8 @@ async function serve (t: Test, server: FastifyServerOptions | object, options: S
     app,
     url: `${'https' in server ? 'https' : 'http'}://127.0.0.1:${port}`,
     sockets,
-    async hasRead ({ socket: { localPort, bytesWritten } }) {
-      await until(() => [...sockets].some(({ remotePort, bytesRead }) => remotePort === localPort && bytesRead === bytesWritten))
+    async hasRead ({ socket }) {
+      await until(() => [...sockets].some(({ remotePort, bytesRead }) => remotePort === socket.localPort && bytesRead === socket.bytesWritten))
     },
     async close (t) {
       const began = performance.now()

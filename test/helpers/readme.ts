@@ -8,6 +8,8 @@ export const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 /** What the package exports, and where that is made. */
 const ENTRIES = { 'fastify-sse-manager': 'lib/index.ts', 'fastify-sse-manager/redis': 'lib/brokers/redis-streams.ts', 'fastify-sse-manager/testing': 'lib/testing/contract.ts' }
 export const README = join(ROOT, 'README.md')
+/** The options as an editor shows them. */
+export const OPTIONS = join(ROOT, 'types/options.ts')
 
 export interface Sample {
   language: 'ts' | 'js'
@@ -48,6 +50,31 @@ export function optionsTable (options: TSchema): string {
   return rows.join('\n')
 }
 
+/**
+ * The options of a schema as an interface, each with its meaning, range and default: a type that is inferred from a schema has none to show.
+ * @param resolved the type that is inferred.
+ */
+export function optionsInterface (name: string, about: string, options: TSchema, resolved: string): string {
+  const members = (schema: TSchema, type: string, indent: string): string[] => Object.entries(schema.properties as Record<string, TSchema>).flatMap(([name, property]) => {
+    const nested = property.properties !== undefined
+    const range = property.type === 'integer' ? ` ${typeOf(property).replace(/^i/, 'I')}.` : ''
+    const standard = nested || property.default === undefined ? '' : ` Default ${code(property.default)}.`
+    const required = (schema.required as string[]).includes(name) && property.default === undefined
+    const member = `${indent}${name}${required ? '' : '?'}: `
+    return [
+      ...comment(`${property.description}${range}${standard}`, indent),
+      ...nested ? [`${member}{`, ...members(property, `${type}['${name}']`, `${indent}  `), `${indent}}`] : [`${member}${type}['${name}']`]
+    ]
+  })
+  return [...comment(about, ''), `export interface ${name} {`, ...members(options, resolved, '  '), '}'].join('\n')
+}
+
+function comment (text: string, indent: string): string[] {
+  if (text.length < 120) return [`${indent}/** ${text} */`]
+  const lines = Array.from(text.matchAll(/(.{1,120})(?: |$)/g), ([, line]) => `${indent} * ${line}`)
+  return [`${indent}/**`, ...lines, `${indent} */`]
+}
+
 function typeOf (schema: TSchema): string {
   if (schema.anyOf !== undefined) return (schema.anyOf as TSchema[]).map(typeOf).join(' or ')
   if (schema.const !== undefined) return code(schema.const)
@@ -76,12 +103,25 @@ const parsed = new Map<string, ts.SourceFile | undefined>()
  * leading to lib/. `globals` are the names that samples use and do not declare.
  */
 export function compile (samples: readonly Sample[], globals: string): string[] {
+  const files = new Map(samples.map(({ name, text }) => [join(DIRECTORY, `${name}.ts`), `${text}\nexport {}\n`]))
+  files.set(join(DIRECTORY, 'globals.d.ts'), globals)
+  const { host, options } = programOf(files)
+  const program = ts.createProgram([...files.keys()], options, host)
+  return [...program.getOptionsDiagnostics(), ...[...files.keys()].flatMap(path => {
+    const file = program.getSourceFile(path)
+    return [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)]
+  })].map(({ file, start = 0, messageText }) => {
+    const place = file === undefined ? '' : `${file.fileName.slice(DIRECTORY.length + 1)}:${file.getLineAndCharacterOfPosition(start).line + 1}: `
+    return place + ts.flattenDiagnosticMessageText(messageText, '\n')
+  })
+}
+
+/** Files of a program that are nowhere but here, and the options under which they are compiled. */
+function programOf (files: ReadonlyMap<string, string>): { host: ts.CompilerHost, options: ts.CompilerOptions } {
   const { config } = ts.readConfigFile(join(ROOT, 'tsconfig.json'), path => readFileSync(path, 'utf8'))
   const { options } = ts.parseJsonConfigFileContent({ ...config, files: [], include: undefined }, ts.sys, ROOT)
   options.noEmit = true
   options.paths = Object.fromEntries(Object.entries(ENTRIES).map(([name, file]) => [name, [join(ROOT, file)]]))
-  const files = new Map(samples.map(({ name, text }) => [join(DIRECTORY, `${name}.ts`), `${text}\nexport {}\n`]))
-  files.set(join(DIRECTORY, 'globals.d.ts'), globals)
   const host = ts.createCompilerHost(options)
   const { fileExists, getSourceFile, readFile } = host
   host.fileExists = path => files.has(path) || fileExists.call(host, path)
@@ -92,14 +132,30 @@ export function compile (samples: readonly Sample[], globals: string): string[] 
     if (!parsed.has(path)) parsed.set(path, getSourceFile.call(host, path, ...rest))
     return parsed.get(path)
   }
-  const program = ts.createProgram([...files.keys()], options, host)
-  return [...program.getOptionsDiagnostics(), ...[...files.keys()].flatMap(path => {
-    const file = program.getSourceFile(path)
-    return [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)]
-  })].map(({ file, start = 0, messageText }) => {
-    const place = file === undefined ? '' : `${file.fileName.slice(DIRECTORY.length + 1)}:${file.getLineAndCharacterOfPosition(start).line + 1}: `
-    return place + ts.flattenDiagnosticMessageText(messageText, '\n')
+  return { host, options }
+}
+
+/** What an editor shows in a program of one file, where each of the names first stands: its documentation. */
+export function documentationIn (text: string, names: readonly string[]): Map<string, string> {
+  const path = join(DIRECTORY, 'hover.ts')
+  const { host, options } = programOf(new Map([[path, text]]))
+  const service = ts.createLanguageService({
+    getCompilationSettings: () => options,
+    getCurrentDirectory: () => ROOT,
+    getDefaultLibFileName: options => host.getDefaultLibFileName(options),
+    getScriptFileNames: () => [path],
+    getScriptVersion: () => '',
+    getScriptSnapshot: path => {
+      const text = host.readFile(path)
+      return text === undefined ? undefined : ts.ScriptSnapshot.fromString(text)
+    },
+    fileExists: host.fileExists,
+    readFile: host.readFile
   })
+  return new Map(names.map(name => {
+    const info = service.getQuickInfoAtPosition(path, new RegExp(`\\b${name}: `).exec(text)!.index)
+    return [name, ts.displayPartsToString(info?.documentation)]
+  }))
 }
 
 /** The sample as JavaScript that runs here: the package's name leads to lib/, ports are free ones. */
