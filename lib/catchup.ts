@@ -6,6 +6,12 @@ export interface Reader {
   readPage (broker: Broker): Promise<void>
 }
 
+/** Is told when reads begin to fail, and when nobody is left whose last one has. */
+export interface CatchUpListener {
+  stuck (error: unknown): void
+  free (): void
+}
+
 /** What a turn of the loop may spend on reading, over all connections: a herd of returning clients shares it with live delivery. */
 const TURN_MS = 4
 const RETRY_MS = 500
@@ -19,20 +25,22 @@ interface Turn {
 export class CatchUp {
   readonly #broker: Broker
   readonly #concurrentReads: number
-  readonly #onError: (error: unknown) => void
+  readonly #listener: CatchUpListener
   readonly #waiting = new Set<Reader>()
+  /** Who waits for the next attempt of all. */
   readonly #failed = new Set<Reader>()
+  /** Whose last read has failed. */
+  readonly #stuck = new Set<Reader>()
   #scheduled = false
 
   /** @param concurrentReads pages that are being read at once, of those begun in one turn; one that takes longer than its turn is not waited for. */
-  constructor (broker: Broker, concurrentReads: number, onError: (error: unknown) => void) {
+  constructor (broker: Broker, concurrentReads: number, listener: CatchUpListener) {
     this.#broker = broker
     this.#concurrentReads = concurrentReads
-    this.#onError = onError
+    this.#listener = listener
   }
 
   want (reader: Reader): void {
-    // One that has failed waits for the next attempt of all.
     if (this.#failed.has(reader)) return
     this.#waiting.add(reader)
     this.#schedule()
@@ -53,9 +61,12 @@ export class CatchUp {
     for (const reader of this.#waiting) {
       if (turn.reads === this.#concurrentReads || performance.now() >= turn.endsAt) return
       this.#waiting.delete(reader)
-      if (!reader.isConnected) continue
+      if (!reader.isConnected) {
+        this.#free(reader)
+        continue
+      }
       turn.reads++
-      reader.readPage(this.#broker).catch((error: unknown) => this.#fail(reader, error)).then(() => {
+      reader.readPage(this.#broker).then(() => this.#free(reader), (error: unknown) => this.#fail(reader, error)).then(() => {
         turn.reads--
         this.#go(turn)
       })
@@ -66,12 +77,17 @@ export class CatchUp {
     // It may have asked again on its way out.
     this.#waiting.delete(reader)
     this.#failed.add(reader)
+    if (this.#stuck.size === 0) this.#listener.stuck(error)
+    this.#stuck.add(reader)
     if (this.#failed.size > 1) return
-    this.#onError(error)
     setTimeout(() => {
       for (const reader of this.#failed) this.#waiting.add(reader)
       this.#failed.clear()
       this.#schedule()
     }, RETRY_MS).unref()
+  }
+
+  #free (reader: Reader): void {
+    if (this.#stuck.delete(reader) && this.#stuck.size === 0) this.#listener.free()
   }
 }

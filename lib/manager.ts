@@ -95,7 +95,10 @@ export class SSEManager {
     }, log)
     this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(), log)
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
-    this.#catchUp = new CatchUp(broker, resolved.maxConcurrentReplays, err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'))
+    this.#catchUp = new CatchUp(broker, resolved.maxConcurrentReplays, {
+      stuck: err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'),
+      free: () => log.info({}, 'No connection waits for the event log any more')
+    })
     this.#wheel = new Wheel(tickMsFor(resolved), () => performance.now())
     this.#tickets = new Tickets(resolved, broker)
     this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, this.#createHost())

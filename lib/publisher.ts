@@ -103,7 +103,7 @@ export class Publisher {
       },
       state: (state, err) => {
         if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
-        else this.#log.debug({}, 'The event log is reached')
+        else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')
         this.#health = state === 'up' ? up() : degraded(err?.message ?? 'The event log cannot be reached', this.#health)
         this.#listener.state(state)
       }

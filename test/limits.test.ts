@@ -207,7 +207,7 @@ t.test('clients come and go by the thousand, and nothing of them is left', async
         return n % 5 === 0 ? null : `user${n % 3}`
       },
       authorizeSubscription: async ({ subscriptionId }) => subscriptionId !== 'no'
-    }, { error: () => {}, warn: () => {}, debug: () => {} })
+    }, { error: () => {}, warn: () => {}, info: () => {}, debug: () => {} })
     t.teardown(() => sse.close())
     const outcomes: Record<string, number> = {}
     const cycle = async (i: number): Promise<void> => {

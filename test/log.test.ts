@@ -930,7 +930,7 @@ class BusyReader implements Reader {
 }
 
 t.test('catch-up: a bounded time in a turn, everybody served', async t => {
-  const catchUp = new CatchUp(null as unknown as Broker, 8, error => t.error(error))
+  const catchUp = new CatchUp(null as unknown as Broker, 8, { stuck: error => t.error(error), free: () => {} })
   const readers = Array.from({ length: 40 }, () => new BusyReader(3))
   for (const reader of readers) catchUp.want(reader)
   catchUp.want(readers[0]!)
@@ -947,28 +947,42 @@ t.test('catch-up: a bounded time in a turn, everybody served', async t => {
 })
 
 t.test('catch-up: reads that do not come back keep nobody waiting', async t => {
-  const catchUp = new CatchUp(null as unknown as Broker, 8, error => t.error(error))
+  const catchUp = new CatchUp(null as unknown as Broker, 8, { stuck: error => t.error(error), free: () => {} })
   for (let i = 0; i < 50; i++) catchUp.want({ isConnected: true, readPage: () => new Promise(() => {}) })
   const readers = Array.from({ length: 50 }, () => new BusyReader(0))
   for (const reader of readers) catchUp.want(reader)
   await until(() => readers.every(({ reads }) => reads === 1))
 })
 
-t.test('catch-up: a log that cannot be read is asked again, and nobody is forgotten', async t => {
-  const errors: unknown[] = []
-  const catchUp = new CatchUp(null as unknown as Broker, 32, error => errors.push(error))
-  let calls = 0
-  const reader: Reader = { isConnected: true, readPage: async () => { if (++calls < 3) throw new Error('away') } }
+t.test('catch-up: a log that cannot be read is asked again, nobody is forgotten, and it is said once', async t => {
+  const said: unknown[] = []
+  const catchUp = new CatchUp(null as unknown as Broker, 32, { stuck: error => said.push((error as Error).message), free: () => said.push('free') })
+  const create = (failures: number) => {
+    const reader = { isConnected: true, calls: 0, readPage: async () => { if (++reader.calls <= failures) throw new Error('away') } }
+    return reader
+  }
+  const [reader, later, gone] = [create(2), create(3), create(Infinity)]
   // The retry timer does not keep a process alive; this one does.
   const alive = setInterval(() => {}, 1000)
   t.teardown(() => clearInterval(alive))
   catchUp.want(reader)
-  await until(() => calls === 1)
+  await until(() => reader.calls === 1)
   catchUp.want(reader)
+  catchUp.want(later)
   await turns(3)
-  t.equal(calls, 1, 'not at once, whoever asks')
-  await until(() => calls === 3)
-  t.equal(errors.length, 2)
+  t.equal(reader.calls, 1, 'not at once, whoever asks')
+  await until(() => reader.calls === 3 && later.calls === 3)
+  catchUp.want(create(0))
+  await turns(3)
+  t.strictSame(said, ['away'], 'who needs nothing of what is away is no proof')
+  await until(() => later.calls === 4)
+  t.strictSame(said, ['away', 'free'])
+  catchUp.want(gone)
+  await until(() => gone.calls === 1)
+  gone.isConnected = false
+  await until(() => said.length === 4)
+  t.strictSame(said, ['away', 'free', 'away', 'free'])
+  t.equal(gone.calls, 1)
 })
 
 // --- Flusher ---

@@ -1385,7 +1385,7 @@ t.test('createConnection', async t => {
   })
 
   t.test('what wraps a response may throw: that stream ends, the others go on', async t => {
-    const manager = new SSEManager({ drainMs: 300 }, { error: (details, message) => { logged.push(message) }, warn () {}, debug () {} })
+    const manager = new SSEManager({ drainMs: 300 }, { error: (details, message) => { logged.push(message) }, warn () {}, info () {}, debug () {} })
     const logged: string[] = []
     const url = await serveHttp(t, createServer((request, response) => {
       if (request.url === '/broken') {

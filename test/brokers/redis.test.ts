@@ -5,6 +5,7 @@ import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import type { Broker, GapReason, History, Message, OutgoingMessage } from '../../lib/broker.js'
 import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/brokers/redis-streams.js'
+import { formatPlace } from '../../lib/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
 import { brokerContract } from '../../lib/testing/contract.js'
 import { serve, type Service } from '../helpers/app.js'
@@ -428,6 +429,27 @@ t.test('neither the password nor what was published gets into the log', { skip: 
     for (const reason of ['WRONGPASS', 'OOM']) t.ok(lines.some(line => line.includes(reason)), `${name}: the reason is there`)
     for (const secret of ['hunter2', 'confidential', 'somebody']) t.strictSame(lines.filter(line => line.includes(secret)), [], `${name}: ${secret}`)
   }
+})
+
+t.test('an outage is logged once, and its end', { skip: withoutRedis }, async t => {
+  const server = await start(t, '--appendonly', 'yes')
+  const one = await open(t, { client: server.url })
+  const after = await one.publish('seen')
+  for (const n of numbers(10)) await one.publish(n)
+  const lines: { level: number, msg: string }[] = []
+  const said = (level: number) => lines.filter(line => line.level === level && /event log/.test(line.msg)).map(({ msg }) => msg)
+  const { app, join } = await serve(t, { broker: redisStreamsBroker({ client: server.url, startTimeoutMs: 20_000 }) }, { logger: { stream: { write: line => { lines.push(JSON.parse(line)) } } } })
+  await server.kill()
+  await until(() => app.sse.health().status === 'degraded')
+  // What they have missed this node has not read yet.
+  const clients = await Promise.all(numbers(3).map(async () => (await join(null, [], { cursor: formatPlace(one.broker.epoch, after.seq!) })).client))
+  await until(() => said(40).length > 0)
+  const askedAt = performance.now()
+  await until(() => performance.now() - askedAt > 1_500, 10_000, 'it was asked for again')
+  await server.run()
+  for (const client of clients) t.strictSame((await client.waitFor('e', 10)).map(({ data }) => data), numbers(10))
+  await until(() => said(30).length === 2)
+  t.strictSame([50, 40, 30].map(level => said(level).sort()), [['The event log cannot be reached'], ['The event log cannot be read; connections that lag wait'], ['No connection waits for the event log any more', 'The event log is reached']])
 })
 
 t.test('at boot', { skip: withoutRedis }, async t => {
