@@ -464,7 +464,19 @@ t.test('the wheel turns by itself between start and stop', async t => {
   wheel.stop()
   wheel.stop()
   wheel.schedule(item, performance.now())
-  await new Promise(resolve => setTimeout(resolve, 40))
+  // Another goes on, by the same clock.
+  const other = new Wheel(5, () => performance.now())
+  let turns = 0
+  const clock = new Item({ now: Infinity })
+  clock.scheduled = true
+  clock.react = now => {
+    turns++
+    other.schedule(clock, now + 5)
+  }
+  other.start()
+  t.teardown(() => other.stop())
+  other.schedule(clock, performance.now() + 5)
+  await until(() => turns === 3)
   t.equal(times, 3)
 })
 
