@@ -45,7 +45,7 @@ function launch (t: Test, app: FastifyInstance): Promise<Browser> {
   return launching
 }
 
-t.test('the board in a browser', { skip, timeout: 110_000 }, async t => {
+t.test('the board in a browser', { skip, timeout: 200_000 }, async t => {
   const directory = t.testdir({ 'app.log': 'first line of the log\n' })
   const logFile = join(directory, 'app.log')
   const app = await build({ logFile })
@@ -132,7 +132,8 @@ t.test('the board in a browser', { skip, timeout: 110_000 }, async t => {
     await ada.getByRole('button', { name: 'Cut me off' }).click()
     await ada.locator('#state[data-state=reconnecting]').waitFor()
     const missed = ['one', 'two', 'three', 'four', 'five'].map(word => `${word} while you were away`)
-    for (const text of missed) await say(grace, 'General', text)
+    // Not in her page: five seconds are few for a browser on a busy machine.
+    for (const text of missed) t.ok((await fetch(`${url}/rooms/general/messages`, as('grace', { text }))).ok)
     t.equal(await ada.locator('#state').getAttribute('data-state'), 'reconnecting', 'all were said during the cut')
 
     await ada.locator('#state[data-state=live]').waitFor({ timeout: 15_000 })
@@ -210,7 +211,7 @@ t.test('the board in a browser', { skip, timeout: 110_000 }, async t => {
   t.strictSame(complaints, [], 'no page has complained')
 })
 
-t.test('the keyboard is enough', { skip, timeout: 60_000 }, async t => {
+t.test('the keyboard is enough', { skip, timeout: 120_000 }, async t => {
   const app = await build()
   const url = await listen(app)
   const browser = await launch(t, app)
@@ -301,7 +302,7 @@ t.test('the tail reads what is written, whatever happens to the file', async t =
   t.equal(event!.lines[0], 'y'.repeat(99), 'no half lines')
 })
 
-t.test('started as a program, it listens on loopback, and ends by SIGTERM', { timeout: 30_000 }, async t => {
+t.test('started as a program, it listens on loopback, and ends by SIGTERM', { timeout: 120_000 }, async t => {
   const child = spawn(process.execPath, ['--import=@tapjs/typescript/import', 'example-app/server.ts'], { env: { ...process.env, PORT: '0', HOST: '' }, stdio: ['ignore', 'pipe', 'inherit'] })
   t.teardown(() => { child.kill('SIGKILL') })
   const [line] = await once(createInterface(child.stdout), 'line') as [string]
@@ -329,7 +330,7 @@ async function openPage (browser: Browser, url: string, complaints: string[], op
   return page
 }
 
-t.test('two nodes in a browser: the one that serves you is killed, and the stream resumes on the other', { skip: skip || withoutRedis, timeout: 120_000 }, async t => {
+t.test('two nodes in a browser: the one that serves you is killed, and the stream resumes on the other', { skip: skip || withoutRedis, timeout: 200_000 }, async t => {
   const launching = chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS })
   const starting = startCluster({ port: 0 })
   t.teardown(async () => {
