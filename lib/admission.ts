@@ -1,13 +1,14 @@
-import { randomUUID } from 'node:crypto'
-import { assertOrigin, authenticate, currentUser, queryOf } from './auth.js'
+import { assertOrigin, authenticate, currentUser, parameterOf } from './auth.js'
 import { Capacity, type Seat } from './capacity.js'
 import { SSEConnection, type ConnectionHost } from './connection.js'
+import type { Disconnections } from './disconnections.js'
 import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManySubscriptions, Unauthenticated } from './errors.js'
 import { assertRetry } from './event.js'
 import { isAcceptable } from './head.js'
+import { createId } from './id.js'
 import type { AnyRequest, ResolvedOptions, SSEUser } from './options.js'
 import type { Registry } from './registry.js'
-import type { Arrival, Rights } from './rights.js'
+import type { Rights } from './rights.js'
 import { Ticket, type Tickets } from './ticket.js'
 import { assertSubscription } from './topic.js'
 import { isGone, whenClosed, type HttpRequest, type HttpResponse } from './transport.js'
@@ -24,14 +25,21 @@ export interface CreateConnection extends ConnectOptions {
   authData?: Record<string, unknown>
 }
 
-/** What `reply.sse()` knows beside that. @internal */
-export interface Candidate extends CreateConnection {
+/** Who is at the door; what `reply.sse()` does not know comes from `createConnection`. @internal */
+export interface Candidate {
+  request: HttpRequest
+  response: HttpResponse
+  user?: SSEUser | null | undefined
+  authData?: Record<string, unknown> | undefined
   /** The request as the application knows it. */
   subject?: AnyRequest
   ip?: string
   managed?: boolean
+  /** The moment before anybody was asked who this is; absent: now. */
+  since?: number
   /** Whether `user` may be nobody; absent: as the option says. */
   requireAuthentication?: boolean
+  options: ConnectOptions
 }
 
 /** The door: everything that can refuse a stream, in order, before its head. */
@@ -40,18 +48,18 @@ export class Admission {
   readonly #registry: Registry<SSEConnection>
   readonly #rights: Rights
   readonly #tickets: Tickets
+  readonly #disconnections: Disconnections
   readonly #host: ConnectionHost
   readonly #capacity: Capacity
   readonly #seats = new WeakMap<HttpResponse, Seat>()
-  /** Who is known to ask, until there is a stream or an end. */
-  readonly #expected = new Map<HttpResponse, { readonly arrival: Arrival, readonly forget: () => void }>()
   #closed = false
 
-  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, tickets: Tickets, host: ConnectionHost) {
+  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, tickets: Tickets, disconnections: Disconnections, host: ConnectionHost) {
     this.#options = options
     this.#registry = registry
     this.#rights = rights
     this.#tickets = tickets
+    this.#disconnections = disconnections
     this.#host = host
     this.#capacity = new Capacity(options)
   }
@@ -81,44 +89,36 @@ export class Admission {
    * The user that the ticket in the request's URL names; null when there is none, or there are no tickets here. A ticket is
    * for an EventSource, which asks by GET: what issues tickets, or publishes, does not take one. See `Tickets.redeem`.
    */
-  async redeem (request: AnyRequest): Promise<Ticket | null> {
+  redeem (request: AnyRequest): Promise<Ticket> | null {
     if (!this.#tickets.enabled || request.method !== 'GET') return null
-    const { ticket } = queryOf('raw' in request ? request.raw : request)
-    return ticket === undefined ? null : await this.#tickets.redeem(ticket)
+    const ticket = parameterOf('raw' in request ? request.raw : request, 'ticket')
+    return ticket === null ? null : this.#tickets.redeem(ticket)
   }
 
-  /** It is known who asks, long perhaps before the stream is asked for: `disconnectUser` concerns it from here on. */
-  expect (response: HttpResponse, userId: string): void {
-    const arrival = this.#rights.expect(userId)
-    const leave = () => {
-      this.#expected.delete(response)
-      this.#rights.forget(arrival)
-    }
-    const stop = whenClosed(response, leave)
-    const forget = () => {
-      stop()
-      leave()
-    }
-    this.#expected.set(response, { arrival, forget })
-    if (isGone(response)) forget()
+  /** To be noted before anybody is asked who a client is: `disconnectUser` concerns it from here on. */
+  get moment (): number {
+    return this.#disconnections.moment
   }
 
   /** Lets a stream in. It is counted, and receives, from here on; what is missing is `connection.open()`. */
   async admit (candidate: Candidate): Promise<SSEConnection> {
-    const { request, response, subject = request, ip = request.socket.remoteAddress ?? '' } = candidate
+    const { request, response, options, subject = request, ip = request.socket.remoteAddress ?? '', since = this.moment } = candidate
     this.#assertOpen()
     if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
     assertOrigin(this.#options, subject)
     const seat = this.seat(response, ip)
     try {
-      const user = candidate.user !== undefined ? this.#vouched(candidate) : await this.redeem(subject) ?? await authenticate(this.#options, subject, candidate.authData)
+      const user = candidate.user !== undefined ? this.#vouched(candidate) : await (this.redeem(subject) ?? authenticate(this.#options, subject, candidate.authData))
       const { userId = null, claims } = user ?? {}
       seat?.assign(userId)
       const granted = user instanceof Ticket ? user.subscriptions : []
-      const subscriptions = this.#checked(candidate.subscriptions, granted)
-      const asked = [...subscriptions].filter(subscription => !granted.includes(subscription))
-      if (candidate.retryMs !== undefined) assertRetry(candidate.retryMs)
-      return await this.#rights.grant({ request: subject, userId, claims }, asked, () => this.#enter(candidate, user, subscriptions, ip))
+      const subscriptions = this.#checked(options.subscriptions, granted)
+      if (options.retryMs !== undefined) assertRetry(options.retryMs)
+      const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
+      return await this.#rights.grant({ request: subject, userId, claims }, asked, () => {
+        if (userId !== null && this.#disconnections.hit(userId, since)) throw new Unauthenticated()
+        return this.#enter(candidate, user, subscriptions, ip)
+      })
     } catch (error) {
       // Not that of a stream that the response carries already, if this was a second call.
       if (!isTaken(response)) seat?.leave()
@@ -133,34 +133,31 @@ export class Admission {
     return current
   }
 
-  #enter (candidate: Candidate, user: SSEUser | null, subscriptions: ReadonlySet<string>, ip: string): SSEConnection {
-    const { request, response, managed = true } = candidate
+  #enter (candidate: Candidate, user: SSEUser | null, held: Set<string>, ip: string): SSEConnection {
+    const { request, response, options, managed = true } = candidate
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
-    const expected = this.#expected.get(response)
-    if (expected?.arrival.turnedAway === true) throw new Unauthenticated()
-    expected?.forget()
-    const connection = new SSEConnection(this.#host, candidate.response, {
-      clientId: randomUUID(),
+    const connection = new SSEConnection(this.#host, response, {
+      clientId: createId(),
       userId: user?.userId ?? null,
       claims: user?.claims,
       expiresAt: user?.expiresAt,
-      clientInfo: { ...candidate.clientInfo, ip, userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
+      clientInfo: { ...options.clientInfo, ip, userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
       // An empty one is what a client sends that has been told no place.
-      lastEventId: (candidate.lastEventId === undefined ? lastEventIdOf(request) : candidate.lastEventId) || null,
+      lastEventId: (options.lastEventId === undefined ? lastEventIdOf(request) : options.lastEventId) || null,
       managed,
+      held,
       headOnly: request.method === 'HEAD',
-      retryMs: candidate.retryMs ?? this.#options.retryMs
+      retryMs: options.retryMs ?? this.#options.retryMs
     })
     this.#registry.add(connection)
-    if (managed) for (const subscription of subscriptions) this.#registry.subscribe(connection, subscription)
     return connection
   }
 
   /** The subscriptions asked for and granted, each once. */
-  #checked (asked: readonly string[] | undefined, granted: readonly string[]): ReadonlySet<string> {
+  #checked (asked: readonly string[] | undefined, granted: readonly string[]): Set<string> {
     // A string is iterable too: its letters would be the subscriptions.
     if (asked !== undefined && !Array.isArray(asked)) throw new InvalidSubscription(`list of type ${typeof asked}`, 'must be an array')
     const subscriptions = new Set([...granted, ...asked ?? []])
@@ -178,6 +175,5 @@ export class Admission {
 /** The header wins; a browser cannot send it on a first connect, so a first cursor comes in the query (FACTS 1.9). */
 function lastEventIdOf (request: HttpRequest): string | null {
   const header = request.headers['last-event-id']
-  const query = queryOf(request)
-  return (Array.isArray(header) ? header[0] : header) ?? query['lastEventId'] ?? query['last_event_id'] ?? null
+  return (Array.isArray(header) ? header[0] : header) ?? parameterOf(request, 'lastEventId') ?? parameterOf(request, 'last_event_id')
 }

@@ -13,6 +13,14 @@ export function authDataOf (request: AnyRequest, extract?: ResolvedOptions['extr
   return { token, cookies, query, headers, ...extract?.(request) }
 }
 
+/** The first value of a parameter of a request's URL; null when there is none. */
+export function parameterOf ({ url = '' }: { url?: string | undefined }, name: string): string | null {
+  const start = url.indexOf('?')
+  // Most requests do not have it, which is seen without taking the query apart.
+  if (start < 0 || !url.includes(name, start)) return null
+  return new URLSearchParams(url.slice(start)).get(name)
+}
+
 /** The query of a plain request; the first value of each name. */
 export function queryOf (request: { url?: string | undefined }): Record<string, string> {
   const url = request.url ?? ''

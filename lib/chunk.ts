@@ -22,3 +22,17 @@ export class Chunk implements Held {
     return (this.#plain ??= this.framed.subarray(this.#prefixBytes, -2))
   }
 }
+
+/** The last chunk that was made, for as long as the same is asked for. */
+export class ChunkMemo {
+  #text: string | null = null
+  #chunk: Chunk | null = null
+
+  of (text: string): Chunk {
+    if (this.#chunk === null || text !== this.#text) {
+      this.#text = text
+      this.#chunk = new Chunk(text)
+    }
+    return this.#chunk
+  }
+}

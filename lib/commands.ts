@@ -1,6 +1,7 @@
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
 import type { SSEConnection } from './connection.js'
+import type { Disconnections } from './disconnections.js'
 import { TooManySubscriptions } from './errors.js'
 import type { ResolvedOptions } from './options.js'
 import type { Registry } from './registry.js'
@@ -45,7 +46,7 @@ export interface Presence {
 const add = (one: number, other: number) => one + other
 
 /** The closed list of what nodes do for each other. An operation is its line here, and its name in the manager. */
-export function createOperations (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights) {
+export function createOperations (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, disconnections: Disconnections) {
   const managed = (clientId: string): SSEConnection | null => {
     const connection = registry.client(clientId)
     return connection?.managed === true ? connection : null
@@ -58,7 +59,7 @@ export function createOperations (options: ResolvedOptions, registry: Registry<S
     }),
 
     disconnectUser: ofAll([Text, Text], Count, (userId, reason) => {
-      rights.turnAway(userId)
+      disconnections.add(userId)
       const connections = [...registry.user(userId)]
       for (const connection of connections) connection.close(reason)
       return connections.length

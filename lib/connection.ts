@@ -1,15 +1,15 @@
 import type { Writable } from 'node:stream'
 import { Backlog, type BacklogHost } from './backlog.js'
 import type { Broker, GapReason, Target } from './broker.js'
-import { Chunk } from './chunk.js'
+import { Chunk, type ChunkMemo } from './chunk.js'
 import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from './event.js'
 import type { Flushable } from './flush.js'
 import { Frame } from './frame.js'
 import type { Log } from './log.js'
 import { assertTopic } from './topic.js'
-import { destroyTransport, isGone, type HttpResponse } from './transport.js'
-import { Writer } from './writer.js'
+import { destroyTransport, isGone, sendHead, type HttpResponse } from './transport.js'
+import { Writer, type Opening } from './writer.js'
 import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
 
 /** Who is connected, from where and since when; and what the application adds. */
@@ -42,6 +42,8 @@ export interface ConnectionProfile {
   readonly clientInfo: ClientInfo
   readonly lastEventId: string | null
   readonly managed: boolean
+  /** The topics and patterns it holds from the start. It is the connection's own from here on. */
+  readonly held: Set<string>
   /** A HEAD request: there is no body. */
   readonly headOnly: boolean
   readonly retryMs: number
@@ -68,7 +70,9 @@ export interface ConnectionHost extends BacklogHost {
   isTarget (connection: SSEConnection, target: Target): boolean
   covers (connection: SSEConnection, topic: string): boolean
   readonly keepAliveChunk: Chunk
-  keepPlace (): Chunk
+  /** First blocks, and those that keep a place: the same for all that open, or are silent, while nothing is published. */
+  readonly greetings: ChunkMemo
+  readonly places: ChunkMemo
   addSubscription (clientId: string, subscription: string): Promise<void>
   removeSubscription (clientId: string, subscription: string): Promise<boolean>
   ended (connection: SSEConnection, reason: string): void
@@ -77,6 +81,7 @@ export interface ConnectionHost extends BacklogHost {
 type State = 'opening' | 'open' | 'closing' | 'closed'
 
 const PUMP_BYTES = 16 * 1024
+const GREETING = encodeComment('stream')
 
 // A Member of the registry and Timed by the wheel. `implements` would say so in the published types too, which leave out what is internal.
 /**
@@ -95,7 +100,7 @@ export class SSEConnection {
   /** What the client sent as `Last-Event-ID` (header, or `lastEventId` in the query), null on a first connect. */
   readonly lastEventId: string | null
   /** @internal */ readonly managed: boolean
-  /** @internal */ readonly held = new Set<string>()
+  /** @internal */ readonly held: Set<string>
   /** @internal */ index = -1
   /** @internal */ mark = 0
   /** @internal */ dueAt = Infinity
@@ -132,6 +137,7 @@ export class SSEConnection {
     this.clientInfo = profile.clientInfo
     this.lastEventId = profile.lastEventId
     this.managed = profile.managed
+    this.held = profile.held
     this.#retryMs = profile.retryMs
     this.#headOnly = profile.headOnly
     const now = host.now()
@@ -268,22 +274,23 @@ export class SSEConnection {
   /**
    * Sends the head and the first block, and goes live from this moment, or from the client's cursor.
    * @param destination where to write: the response, or a stream that leads to it, such as a compressor.
-   * @param end ends what leads to the response; absent: the response is ended.
    * @internal
    */
-  open (destination: Writable, end: (() => void) | null = null): void {
+  open (destination: Writable, opening: Opening = {}): void {
     // Somebody may have answered in the meantime, such as a handlerTimeout: then only the end is to come.
     if (this.#state !== 'opening' || isGone(this.#response)) return
     if (this.#headOnly) {
       this.#reason = 'head'
       this.#state = 'closing'
+      if (opening.headers !== undefined) sendHead(this.#response, opening.headers)
       this.#response.end()
       return this.#tellOpened(false)
     }
-    this.#state = 'open'
     const host = this.#host
     this.#placeSent = host.position
-    this.#writer.open(destination, end, new Chunk(encodeComment('stream') + encodeRetry(this.#retryMs) + this.#place()))
+    this.#writer.open(destination, opening, host.greetings.of(GREETING + encodeRetry(this.#retryMs) + this.#place()))
+    // What wraps the response may have thrown.
+    if (this.#state === 'opening') this.#state = 'open'
     this.#wrote()
     host.schedule(this, this.#nextDue(host.lately))
     if (this.#backlog.behind) host.mark(this)
@@ -447,7 +454,7 @@ export class SSEConnection {
     // The log has moved on with nothing for this client: a block without an event keeps its place.
     if (this.managed && this.#placeSent !== position && this.#backlog.empty) {
       this.#placeSent = position
-      this.#write(this.#host.keepPlace())
+      this.#write(this.#host.places.of(this.#place()))
     } else if (keepAlive && now - this.#lastWriteAt >= keepAliveIntervalMs) {
       this.#write(this.#host.keepAliveChunk)
     }

@@ -5,14 +5,14 @@ import { memoryBroker } from './brokers/memory.js'
 import { Budget } from './budget.js'
 import type { Seat } from './capacity.js'
 import { CatchUp } from './catchup.js'
-import { Chunk } from './chunk.js'
+import { Chunk, ChunkMemo } from './chunk.js'
 import { assertCloseReason, isCloseReason, type CloseReason } from './close-reason.js'
 import { Cluster, type ClusterHost, type ClusterStats } from './cluster.js'
 import { createOperations, type Operations, type Presence } from './commands.js'
 import type { ConnectionHost, SSEConnection } from './connection.js'
-import { formatPlace } from './cursor.js'
+import { Disconnections } from './disconnections.js'
 import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
-import { encodeComment, encodeCursor } from './event.js'
+import { encodeComment } from './event.js'
 import { Flusher } from './flush.js'
 import { FrameCache } from './frame-cache.js'
 import { Frame, type Batch } from './frame.js'
@@ -87,7 +87,8 @@ export class SSEManager {
     const broker = resolved.broker ?? memoryBroker()
     this.#log = log
     this.#rights = new Rights(resolved, this.#registry, log)
-    this.#operations = createOperations(resolved, this.#registry, this.#rights)
+    const disconnections = new Disconnections()
+    this.#operations = createOperations(resolved, this.#registry, this.#rights, disconnections)
     this.#publisher = new Publisher(resolved, broker, this.#registry, this.#rights, {
       opened: () => this.#cluster.open(),
       state: state => this.#cluster.onLog(state),
@@ -101,7 +102,7 @@ export class SSEManager {
     })
     this.#wheel = new Wheel(tickMsFor(resolved), () => performance.now())
     this.#tickets = new Tickets(resolved, broker)
-    this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, this.#createHost())
+    this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, disconnections, this.#createHost())
   }
 
   // --- Connections ---
@@ -112,13 +113,11 @@ export class SSEManager {
    * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED: the response is untouched; `refuse` answers it.
    */
   async createConnection (options: CreateConnection): Promise<SSEConnection> {
-    const { request, response } = options
+    const { request, response, user, authData } = options
     if (response.headersSent) throw new HeadAlreadySent()
-    const connection = await this.admit(options)
-    for (const [name, value] of Object.entries(streamHeaders(request))) response.setHeader(name, value)
-    response.statusCode = 200
+    const connection = await this.admit({ request, response, user, authData, options })
     response.removeHeader('content-length')
-    connection.open(response as unknown as Writable)
+    connection.open(response as unknown as Writable, { headers: streamHeaders(request) })
     return connection
   }
 
@@ -143,13 +142,13 @@ export class SSEManager {
   }
 
   /** Who the ticket of a request names. @internal */
-  redeem (request: AnyRequest): Promise<Ticket | null> {
+  redeem (request: AnyRequest): Promise<Ticket> | null {
     return this.#admission.redeem(request)
   }
 
-  /** Who a request is from is known, before a stream is asked for. @internal */
-  expect (response: HttpResponse, userId: string): void {
-    this.#admission.expect(response, userId)
+  /** Noted before it is found out who a request is from. @internal */
+  get moment (): number {
+    return this.#admission.moment
   }
 
   /** Counts a client in, before anything slow is done for it. @internal */
@@ -159,7 +158,7 @@ export class SSEManager {
 
   /** Everything that can refuse a stream, before the head. @internal */
   async admit (candidate: Candidate): Promise<SSEConnection> {
-    await this.open()
+    if (!this.#publisher.isOpen) await this.open()
     return await this.#admission.admit(candidate)
   }
 
@@ -413,8 +412,6 @@ export class SSEManager {
     const flusher = this.#flusher
     const sources = new Flusher(0)
     const wheel = this.#wheel
-    const keepAlive = new Chunk(encodeComment('keep-alive'))
-    let place = { cursor: '', chunk: keepAlive }
     return {
       outboxBytes,
       budget: new Budget(maxQueuedBytes),
@@ -422,7 +419,9 @@ export class SSEManager {
       log: this.#log,
       keepAlive: this.#options.keepAlive,
       keepAliveIntervalMs: this.#options.keepAliveIntervalMs,
-      keepAliveChunk: keepAlive,
+      keepAliveChunk: new Chunk(encodeComment('keep-alive')),
+      greetings: new ChunkMemo(),
+      places: new ChunkMemo(),
       stallTimeoutMs,
       maxConnectionAgeMs,
       maxReplayEvents,
@@ -440,11 +439,6 @@ export class SSEManager {
       frameOf: (connection, event) => Frame.ofMessage({ ...composeMessage(event, { ephemeral: true }, '', this.#options), target: { clientIds: [connection.clientId] } }, publisher.epoch),
       isTarget: (connection, target) => this.#registry.isTargeted(connection, target) && publisher.admits(target, connection),
       covers: (connection, topic) => this.#rights.covers(connection, topic),
-      keepPlace: () => {
-        const cursor = formatPlace(publisher.epoch, publisher.position)
-        if (place.cursor !== cursor) place = { cursor, chunk: new Chunk(encodeCursor(cursor)) }
-        return place.chunk
-      },
       addSubscription: async (clientId, subscription) => {
         assertSubscription(subscription)
         this.#owned(clientId, { value: await this.#operations.addSubscription.run(clientId, subscription), complete: true })

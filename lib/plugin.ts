@@ -1,8 +1,9 @@
 import type { Server } from 'node:http'
 import fastifyAuth from '@fastify/auth'
-import type { FastifyInstance, FastifyReply, FastifyRequest, onRequestAsyncHookHandler, RouteOptions } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, onRequestHookHandler, RouteOptions } from 'fastify'
 import fp from 'fastify-plugin'
 import { assertOrigin, currentUser, findUser, isRefusal } from './auth.js'
+import { openBodyLast } from './body.js'
 import { AlreadyRegistered, AuthenticationFailed, DecoratorTaken, InvalidOption, SubscriptionForbidden, Unauthenticated } from './errors.js'
 import { isAcceptable } from './head.js'
 import { SSEManager } from './manager.js'
@@ -10,7 +11,7 @@ import { resolveOptions, type ResolvedOptions, type SSEOptions, type SSEUser } f
 import { Preconnects } from './preconnects.js'
 import { redacting, requestSerializer } from './redaction.js'
 import { streamRefusal } from './refusal.js'
-import { replySSE, type Guard } from './reply.js'
+import { replySSE, type Guard, type Recognition } from './reply.js'
 import { assertChosenSubscription, isPattern, quote } from './topic.js'
 import type { SSERouteOptions } from '../types/index.js'
 
@@ -39,10 +40,12 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
     const wanted = (route as unknown as Record<string, unknown>)[names.reply] as boolean | SSERouteOptions | undefined
     if (wanted === undefined || wanted === false) return
     assertRouteOption(wanted, names.reply, route.url)
-    const hook: onRequestAsyncHookHandler = async (request, reply) => {
-      await guard(request, reply, wanted === true ? undefined : wanted.requireAuthentication)
+    const required = wanted === true ? undefined : wanted.requireAuthentication
+    const hook: onRequestHookHandler = (request, reply, done) => {
+      guard(request, reply, required).then(() => done(), done)
     }
     route.onRequest = [hook, ...[route.onRequest ?? []].flat()] as NonNullable<RouteOptions['onRequest']>
+    openBodyLast(route)
     route.errorHandler = refuseInStream(options, route.errorHandler)
     route.logSerializers = { ...route.logSerializers, req: requestSerializerOf(fastify, route) }
   })
@@ -108,15 +111,16 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions, 
   const strategies = await composeStrategies(fastify, options)
   // Where a request keeps its answer. Not weak maps: those cost each stream more than all the rest of its authentication.
   const kAnswer = Symbol('fastify-sse-manager.answer')
-  type Asked = FastifyRequest & { [kAnswer]: Promise<SSEUser | null> | null }
+  type Asked = FastifyRequest & { [kAnswer]: Promise<Recognition> | null }
   if (!fastify.hasRequestDecorator(kFound)) fastify.decorateRequest(kFound, null)
   fastify.decorateRequest(kAnswer, null)
 
   const identify = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
     if (request.sseUser !== null && request.sseUser === (request as Known)[kFound]) request.sseUser = null
     // A ticket speaks for the request, and for nobody else: what the cookies say does not matter then.
-    const ticket = await manager.redeem(request)
-    if (ticket !== null) {
+    const redeemed = manager.redeem(request)
+    if (redeemed !== null) {
+      const ticket = await redeemed
       request.sseUser = (request as Known)[kFound] = ticket
       return ticket
     }
@@ -145,15 +149,15 @@ async function createGuard (fastify: FastifyInstance, options: ResolvedOptions, 
     if (given === null && request.sseUser !== null) (request as Known)[kFound] = request.sseUser
     return request.sseUser
   }
-  const admit = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<SSEUser | null> => {
+  const admit = async (request: FastifyRequest, reply: FastifyReply, requireAuthentication: boolean): Promise<Recognition> => {
     assertOrigin(options, request)
     // A route may have other answers, too: whoever rules out a stream is not counted.
     const seat = isAcceptable(request.headers.accept) ? manager.seat(reply.raw, request.ip) : null
+    const since = manager.moment
     try {
       const user = await identify(request, reply, requireAuthentication)
       seat?.assign(user?.userId ?? null)
-      if (user !== null) manager.expect(reply.raw, user.userId)
-      return user
+      return { user, since }
     } catch (error) {
       seat?.leave()
       throw error

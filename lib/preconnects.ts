@@ -2,9 +2,10 @@ import type { Server, ServerResponse } from 'node:http'
 import type { Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-import { closeSession, isWhole, type HttpResponse } from './transport.js'
+import { closeSession, isWhole, socketAhead, whenClosed, type HttpResponse } from './transport.js'
 
-const SWEEP_MS = 100
+const IDLE_CHECK_MS = 100
+const LEAST_SWEPT = 512
 
 /**
  * Connections of a server on which nothing is being answered: browsers open them ahead, and anybody may send half a handshake
@@ -13,48 +14,56 @@ const SWEEP_MS = 100
  */
 export class Preconnects {
   readonly #server: Server
-  /** Sockets of HTTP/1, each with the response that is being made on it. */
+  /** Sockets of HTTP/1, each with the response that is being made on it; idle ones that have closed, too, until they are swept. */
   readonly #sockets = new Map<Socket, ServerResponse | null>()
   /** Whose bytes belong to TLS or HTTP/2 on top of them. */
   readonly #carriers = new Set<Socket>()
   readonly #sessions = new Set<Http2Session>()
   /** Responses that are being made on sessions. */
   readonly #responses = new Set<Http2ServerResponse>()
+  #sweepAt = LEAST_SWEPT
 
   constructor (server: Server) {
     this.#server = server
     // TLS and HTTP/2 have their own idea of a connection, on top of the socket.
     const layered = 'setSecureContext' in server || 'updateSettings' in server
     const { sockets, carriers, sessions, responses } = { sockets: this.#sockets, carriers: this.#carriers, sessions: this.#sessions, responses: this.#responses }
-    // One listener for all sockets, and one for all responses: no closure for each.
-    function forget (this: Socket): void {
-      sockets.delete(this)
-      carriers.delete(this)
-    }
+    // Listeners shared by all: no closure for each.
     function answered (this: HttpResponse): void {
       if ('stream' in this) responses.delete(this)
+      // What has closed under its response still has it, and whatever that leads to.
+      else if (this.req.socket.destroyed) sockets.delete(this.req.socket)
       else if (sockets.get(this.req.socket) === this) sockets.set(this.req.socket, null)
     }
-    const watch = (socket: Socket) => {
-      sockets.set(socket, null)
-      socket.on('close', forget)
+    function forget (this: Socket): void {
+      carriers.delete(this)
     }
     server.on('connection', (socket: Socket) => {
-      if (!layered) return watch(socket)
+      this.#sweep()
+      if (!layered) return sockets.set(socket, null)
       carriers.add(socket)
       socket.on('close', forget)
     })
-    server.on('secureConnection', (socket: TLSSocket) => { if (socket.alpnProtocol !== 'h2') watch(socket) })
+    server.on('secureConnection', (socket: TLSSocket) => { if (socket.alpnProtocol !== 'h2') sockets.set(socket, null) })
     server.on('request', (_request: unknown, response: HttpResponse) => {
       if ('stream' in response) responses.add(response)
       else if (sockets.has(response.req.socket)) sockets.set(response.req.socket, response)
-      // Not `once`, which makes an object for each; it comes once all the same.
-      response.on('close', answered)
+      // Not `once`, which makes an object for each; it comes once all the same. To one that waits for its turn it may never come.
+      if (socketAhead(response) === null) response.on('close', answered)
+      else whenClosed(response, answered.bind(response))
     })
     server.on('session', (session: Http2Session) => {
       sessions.add(session)
       session.once('close', () => sessions.delete(session))
     })
+  }
+
+  /** Forgets the idle sockets that have closed, when they may be half of all: a listener would cost each stream 160 bytes. */
+  #sweep (): void {
+    const sockets = this.#sockets
+    if (sockets.size < this.#sweepAt) return
+    for (const socket of sockets.keys()) if (socket.destroyed) sockets.delete(socket)
+    this.#sweepAt = Math.max(LEAST_SWEPT, 2 * sockets.size)
   }
 
   /**
@@ -71,15 +80,15 @@ export class Preconnects {
       late = true
       this.#cut()
     }, drainMs).unref()
-    const sweep = setInterval(() => {
+    const check = setInterval(() => {
       // Node does this once, when it stops listening; a socket whose request is answered after that is kept alive.
       if ('closeIdleConnections' in server) server.closeIdleConnections()
       // Half a request may stand behind one that was at work.
       if (late) this.#cut()
-    }, SWEEP_MS).unref()
+    }, IDLE_CHECK_MS).unref()
     server.once('close', () => {
       clearTimeout(timer)
-      clearInterval(sweep)
+      clearInterval(check)
     })
   }
 

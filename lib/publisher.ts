@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto'
 import type { Broker, GapReason, Message, Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
 import { formatPlace } from './cursor.js'
@@ -6,6 +5,7 @@ import { Closed, FilterNotShared, InvalidTarget } from './errors.js'
 import { EventPriority } from './event.js'
 import { Frame } from './frame.js'
 import { degraded, up, type Health } from './health.js'
+import { createId } from './id.js'
 import type { Log } from './log.js'
 import { NODE_EVENT } from './node-message.js'
 import { composeMessage } from './message.js'
@@ -31,7 +31,7 @@ export class Publisher {
   readonly #rights: Rights
   readonly #listener: Listener
   readonly #log: Log
-  readonly nodeId = randomUUID()
+  readonly nodeId = createId()
   /** Of each publish under way, how many connections have got it. */
   readonly #receipts = new Map<string, number>()
   #health = degraded('The event log is not open')
@@ -78,6 +78,10 @@ export class Publisher {
 
   get health (): Health {
     return this.#health
+  }
+
+  get isOpen (): boolean {
+    return this.#opened
   }
 
   /** Opens the log, once. */

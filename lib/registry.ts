@@ -8,7 +8,7 @@ export interface Member {
   readonly userId: string | null
   /** False for a stream of its own source: broadcasts do not reach it. */
   readonly managed: boolean
-  /** Changed only by the registry. */
+  /** Changed only by the registry, once it has been added. */
   readonly held: Set<string>
   /** Place in the dense array of receivers. */
   index: number
@@ -49,12 +49,14 @@ export class Registry<M extends Member> {
     this.#observer = observer
   }
 
+  /** With what it holds already. */
   add (member: M): void {
     this.#byClient.set(member.clientId, member)
     if (member.userId !== null) this.#byUser.add(member.userId, member)
     if (!member.managed) return
     member.index = this.#receivers.length
     this.#receivers.push(member)
+    for (const subscription of member.held) this.#subscribe(member, subscription)
   }
 
   remove (member: M): void {
@@ -73,6 +75,10 @@ export class Registry<M extends Member> {
   subscribe (member: M, subscription: string): void {
     if (member.held.has(subscription)) return
     member.held.add(subscription)
+    this.#subscribe(member, subscription)
+  }
+
+  #subscribe (member: M, subscription: string): void {
     if (this.#bySubscription.add(subscription, member) === 1 && isPattern(subscription)) this.#patterns.set(subscription, subscription)
     this.#observer?.held(member, subscription)
   }

@@ -1,18 +1,16 @@
 import { authorize } from './auth.js'
 import type { Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
-import { SubscriptionForbidden, Unauthenticated } from './errors.js'
+import { SubscriptionForbidden } from './errors.js'
 import type { Log } from './log.js'
 import type { AnyRequest, ResolvedOptions } from './options.js'
 import type { Registry } from './registry.js'
 
 /** Somebody who is on the way in, or to another subscription. */
-export interface Arrival {
+interface Arrival {
   readonly userId: string | null
   /** The user's rights have changed since the application was asked about them. */
   stale: boolean
-  /** The user has been disconnected since it was known who this is. */
-  turnedAway: boolean
 }
 
 /** Who asks to hold subscriptions. */
@@ -35,39 +33,26 @@ export class Rights {
     this.#log = log
   }
 
-  /** It is known who this is: what is decided about the user from here on concerns this arrival, until it is forgotten. */
-  expect (userId: string | null): Arrival {
-    const arrival: Arrival = { userId, stale: true, turnedAway: false }
-    this.#arrivals.add(arrival)
-    return arrival
-  }
-
-  forget (arrival: Arrival): void {
-    this.#arrivals.delete(arrival)
-  }
-
-  /** Whoever is on the way in as this user does not get in. */
-  turnAway (userId: string): void {
-    for (const arrival of this.#arrivals) if (arrival.userId === userId) arrival.turnedAway = true
-  }
-
   /**
    * Asks whether the applicant may hold the subscriptions, again for as long as rights of that user are taken away
    * meanwhile. `grant` is called in the same instant as the last answer is known to hold: no revocation fits between.
-   * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED; SSE_ERR_UNAUTHENTICATED when the user was disconnected meanwhile.
+   * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED.
    */
-  async grant<T> (applicant: Applicant, subscriptions: Iterable<string>, grant: () => T): Promise<T> {
-    if (this.#options.authorizeSubscription === undefined) return grant()
-    const arrival = this.expect(applicant.userId)
+  grant<T> (applicant: Applicant, subscriptions: Iterable<string>, grant: () => T): T | Promise<T> {
+    return this.#options.authorizeSubscription === undefined ? grant() : this.#ask(applicant, subscriptions, grant)
+  }
+
+  async #ask<T> (applicant: Applicant, subscriptions: Iterable<string>, grant: () => T): Promise<T> {
+    const arrival: Arrival = { userId: applicant.userId, stale: true }
+    this.#arrivals.add(arrival)
     try {
       while (arrival.stale) {
         arrival.stale = false
         await Promise.all(Array.from(subscriptions, subscriptionId => authorize(this.#options, { ...applicant, subscriptionId })))
       }
-      if (arrival.turnedAway) throw new Unauthenticated()
       return grant()
     } finally {
-      this.forget(arrival)
+      this.#arrivals.delete(arrival)
     }
   }
 

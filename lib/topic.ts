@@ -139,7 +139,7 @@ export class PatternTrie<T> {
     if ((rest ? node.rest : node.value) === undefined) this.#size++
     if (rest) node.rest = value
     else node.value = value
-    this.#matches.clear()
+    this.#forget()
   }
 
   delete (pattern: string): void {
@@ -158,7 +158,13 @@ export class PatternTrie<T> {
     else last.value = undefined
     for (let i = segments.length; i > 0 && path[i]!.empty; i--) path[i - 1]!.prune(segments[i - 1]!)
     this.#size--
-    this.#matches.clear()
+    this.#forget()
+  }
+
+  /** What was found need not hold any more. */
+  #forget (): void {
+    // An empty map that is cleared is made anew.
+    if (this.#matches.size > 0) this.#matches.clear()
   }
 
   /** The values of all patterns that cover `topic`. */

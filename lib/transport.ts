@@ -1,4 +1,4 @@
-import { ServerResponse, STATUS_CODES, type IncomingMessage } from 'node:http'
+import { ServerResponse, STATUS_CODES, type IncomingMessage, type OutgoingHttpHeaders } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
 
@@ -7,11 +7,16 @@ import type { Socket } from 'node:net'
 export type HttpRequest = IncomingMessage | Http2ServerRequest
 export type HttpResponse = ServerResponse | Http2ServerResponse
 
-/** Sends the head at once: `writeHead` alone waits for the first byte of the body (FACTS 2.3). */
-export function flushHead (response: HttpResponse): void {
+/**
+ * Sends the head at once: `writeHead` alone waits for the first byte of the body (FACTS 2.3).
+ * @param headers given here and not one by one, none of them is kept; null: they have been set already.
+ */
+export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
   if (response.headersSent) return
   // Said outright, because then it is known that what follows are chunks; not before, as an onSend hook may send something else.
-  if (response instanceof ServerResponse && response.req.httpVersion === '1.1') response.setHeader('transfer-encoding', 'chunked')
+  const chunked = response instanceof ServerResponse && response.req.httpVersion === '1.1'
+  if (headers !== null) response.writeHead(200, chunked ? { ...headers, 'transfer-encoding': 'chunked' } : headers)
+  else if (chunked) response.setHeader('transfer-encoding', 'chunked')
   // Node's HTTP/2 has it too; its types do not.
   ;(response as ServerResponse).flushHeaders()
 }
@@ -20,8 +25,7 @@ export function flushHead (response: HttpResponse): void {
 export function isPlainChunked (response: HttpResponse): response is ServerResponse {
   return response instanceof ServerResponse &&
     response.write === ServerResponse.prototype.write &&
-    response.socket !== null && response.headersSent &&
-    response.getHeader('transfer-encoding') === 'chunked'
+    response.socket !== null && response.headersSent && response.chunkedEncoding
 }
 
 /** Whether the client has gone already, so that no `close` event will come. */

@@ -1,8 +1,17 @@
+import type { OutgoingHttpHeaders } from 'node:http'
 import type { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
 import type { Budget } from './budget.js'
 import type { Chunk } from './chunk.js'
-import { closeTransport, flushHead, isPlainChunked, socketAhead, type HttpResponse } from './transport.js'
+import { closeTransport, isPlainChunked, sendHead, socketAhead, type HttpResponse } from './transport.js'
+
+/** How a stream begins and ends where it leads to. */
+export interface Opening {
+  /** Of the response, if they are not set yet. */
+  readonly headers?: OutgoingHttpHeaders
+  /** Ends what leads to the response. Absent: the response is ended. */
+  readonly end?: () => void
+}
 
 /** Whose bytes a writer writes. */
 export interface WriterOwner {
@@ -65,16 +74,15 @@ export class Writer {
   /**
    * Sends the head and the first block, in one packet.
    * @param destination the response, or a stream that leads to it, such as a compressor.
-   * @param end ends what leads to the response; null: the response is ended.
    */
-  open (destination: Writable, end: (() => void) | null, first: Chunk): void {
+  open (destination: Writable, { headers, end }: Opening, first: Chunk): void {
     const response = this.#response
-    this.#end = end
+    this.#end = end ?? null
     const wrapped = destination as unknown !== response
     const socket = wrapped || 'stream' in response ? null : response.socket
     socket?.cork()
     if (wrapped) destination.on('error', onError)
-    else flushHead(response)
+    else sendHead(response, headers ?? null)
     this.#framed = !wrapped && isPlainChunked(response)
     const target: Writable = this.#framed ? response.socket! : destination
     this.#destination = target

@@ -9,13 +9,13 @@ import ts from 'typescript'
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
   ['errors'],
-  ['broker', 'brokers/redis/connection', 'budget', 'capacity', 'catchup', 'chunk', 'close-reason', 'conflation', 'event', 'head', 'health', 'log', 'membership', 'multimap', 'node-message', 'redaction', 'scatter', 'topic', 'transport', 'wheel'],
+  ['broker', 'brokers/redis/connection', 'budget', 'capacity', 'catchup', 'chunk', 'close-reason', 'conflation', 'disconnections', 'event', 'head', 'health', 'id', 'log', 'membership', 'multimap', 'node-message', 'redaction', 'scatter', 'topic', 'transport', 'wheel'],
   ['auth', 'brokers/redis/link', 'brokers/redis/script', 'catalogue', 'commands', 'cursor', 'presence', 'registry', 'ring', 'target', 'writer'],
   ['brokers/memory', 'brokers/redis/log', 'brokers/redis/replay', 'cluster', 'frame', 'lane', 'message', 'options', 'preconnects', 'testing/contract'],
   ['brokers/redis/appender', 'brokers/redis/reader', 'flush', 'frame-cache', 'outbox', 'refusal', 'rights', 'source', 'ticket'],
   ['backlog'],
   ['brokers/redis-streams', 'connection'],
-  ['admission', 'publisher'],
+  ['admission', 'body', 'publisher'],
   ['manager'],
   ['reply'],
   ['plugin'],
@@ -23,9 +23,9 @@ const LAYERS = [
 ]
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
 const FASTIFY_VALUES = ['plugin']
-const FASTIFY_TYPES = ['options', 'plugin', 'redaction', 'reply']
+const FASTIFY_TYPES = ['body', 'options', 'plugin', 'redaction', 'reply']
 /** Who may load parts of Node that reach sockets. */
-const SOCKETS = ['reply', 'transport']
+const SOCKETS = ['body', 'transport']
 
 const LIB = fileURLToPath(new URL('../lib', import.meta.url))
 

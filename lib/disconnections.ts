@@ -1,0 +1,29 @@
+const MAX_REMEMBERED = 10_000
+
+/** Which users have been disconnected, in order: whoever was to be recognised before that is refused on entry. */
+export class Disconnections {
+  readonly #lastOf = new Map<string, number>()
+  #count = 0
+  /** The last one that has been forgotten: it may have been anybody's. */
+  #forgotten = 0
+
+  /** Noted before anybody is asked who a client is. */
+  get moment (): number {
+    return this.#count
+  }
+
+  add (userId: string): void {
+    // Last in line, wherever it was.
+    this.#lastOf.delete(userId)
+    this.#lastOf.set(userId, ++this.#count)
+    if (this.#lastOf.size <= MAX_REMEMBERED) return
+    const [[oldest, at]] = this.#lastOf as Iterable<[string, number]> as [[string, number]]
+    this.#lastOf.delete(oldest)
+    this.#forgotten = at
+  }
+
+  /** Whether the user has been disconnected since that moment; true, too, when so many have been that it cannot be known. */
+  hit (userId: string, since: number): boolean {
+    return since < (this.#lastOf.get(userId) ?? this.#forgotten)
+  }
+}
