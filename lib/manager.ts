@@ -260,8 +260,8 @@ export class SSEManager {
   }
 
   /**
-   * Ends all streams of a user, on all nodes, and refuses (401) what was recognised as this user's before and has no stream
-   * yet. Tickets stay good: see to it first that the user is not recognised any more. Resolves with how many streams there
+   * Ends all streams of a user, on all nodes, and refuses (401) the requests of theirs that were being authenticated before and
+   * have no stream yet. Tickets stay good: see to it first that the user is not recognised any more. Resolves with how many streams there
    * were on those nodes that answer within `cluster.answerTimeoutMs`; a silent one may still end more.
    * @throws SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
    */

@@ -11,7 +11,7 @@ import cookie from '@fastify/cookie'
 import cors from '@fastify/cors'
 import helmet from '@fastify/helmet'
 import express from 'express'
-import Fastify, { type FastifyInstance, type FastifyRequest, type FastifyServerOptions } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions, type RouteOptions } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventSource, fetch } from 'undici'
 import ssePlugin, { SSEError, SSEManager, type SSEConnection, type SSEOptions } from '../lib/index.js'
@@ -751,6 +751,57 @@ t.test('hooks', async t => {
     await socket.waitForAnswers(1)
     await until(() => heard.length === 2)
     t.strictSame(heard, ['finish', 'close'])
+  })
+
+  t.test('onSend hooks of a route with `sse`, however and whenever they were added, see the body before it is opened', async t => {
+    const { url } = await start(t, app => {
+      const ran = (name: string) => async (_request: unknown, reply: FastifyReply, payload: unknown) => {
+        reply.header(`x-${name}`, typeof payload)
+        return payload
+      }
+      const kept: RouteOptions[] = []
+      app.addHook('onRoute', route => {
+        if (!route.url.startsWith('/hooked')) return
+        if (route.url === '/hooked/list') route.onSend = [route.onSend ?? []].flat().concat(ran('list'))
+        if (route.url === '/hooked/push') (route.onSend as unknown[]).push(ran('push'))
+        if (route.url === '/hooked/alone') route.onSend = ran('alone')
+        kept.push(route)
+      })
+      const handler = async (_request: FastifyRequest, reply: FastifyReply) => { await reply.sse() }
+      for (const name of ['list', 'push', 'alone']) app.get(`/hooked/${name}`, { sse: true, onSend: ran('own') }, handler)
+      app.get('/hooked/late', { sse: true }, handler)
+      for (const route of kept) if (route.url === '/hooked/late') (route.onSend as unknown[]).push(ran('late'))
+      app.addHook('onSend', ran('instance'))
+    })
+    const seen = { list: ['own', 'list', 'instance'], push: ['own', 'push', 'instance'], alone: ['alone', 'instance'], late: ['late', 'instance'] }
+    for (const [path, names] of Object.entries(seen)) {
+      const socket = raw(t, url, { path: `/hooked/${path}` })
+      await socket.waitFor('id: ')
+      const { headers } = socket.answers[0]!
+      t.strictSame(Object.keys(headers).filter(name => name.startsWith('x-') && headers[name] === 'object').sort(), names.map(name => `x-${name}`).sort(), path)
+      t.match(headers, { 'content-type': 'text/event-stream', 'transfer-encoding': 'chunked' })
+    }
+  })
+
+  t.test('headers that were set on the response itself are sent, too', async t => {
+    const { url } = await start(t, app => {
+      app.addHook('onRequest', async (_request, reply) => { reply.raw.setHeader('x-raw', '1') })
+      app.get('/', { sse: true }, async (_request, reply) => { await reply.header('set-cookie', ['a=1', 'b=2']).sse() })
+    })
+    const socket = raw(t, url, {})
+    await socket.waitFor('id: ')
+    t.match(socket.answers[0]!.headers, { 'x-raw': '1', 'transfer-encoding': 'chunked' })
+    t.match(socket.text, /set-cookie: a=1\r\nset-cookie: b=2\r\n/)
+  })
+
+  t.test('a head that cannot be written is an error of the request, and its connection ends', async t => {
+    const { url, app } = await start(t, app => {
+      app.get('/', { sse: true }, async (_request, reply) => { await reply.header('x-bad', 'a\r\nb').sse() })
+    })
+    const socket = raw(t, url, {})
+    await socket.waitForAnswers(1)
+    t.equal(socket.answers[0]!.status, 500)
+    await until(() => app.sse.connectionCount === 0)
   })
 
   t.test('a stream has status 200 and no length, whatever the handler said', async t => {

@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventPriority, memoryBroker, requestSerializer, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
+import { Disconnections } from '../lib/disconnections.js'
 import { redacting, redactUrl } from '../lib/redaction.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
 import { RawSocket } from './helpers/raw.js'
@@ -362,6 +363,30 @@ t.test('a user who is disconnected while on the way in stays outside', async t =
   const { connection } = await join('ada')
   t.ok(connection.isConnected, 'who is recognised afterwards gets in')
   t.equal(await app.sse.disconnectUser('ada'), 1)
+})
+
+t.test('an answer of the application that was on its way when the user was disconnected is none', async t => {
+  const answers: (() => void)[] = []
+  const { app, open } = await serve(t, { authHandler: ({ query }) => new Promise<string>(resolve => { answers.push(() => resolve(query['user'] as string)) }) })
+  const asked = open('/sse?user=ada')
+  await until(() => answers.length === 1)
+  await app.sse.disconnectUser('ada')
+  answers[0]!()
+  t.equal((await asked).status, 401)
+})
+
+t.test('who was disconnected is remembered for ten thousand users; beyond that whoever came before is taken for one of them', t => {
+  const disconnections = new Disconnections()
+  const start = disconnections.moment
+  disconnections.add('ada')
+  const later = disconnections.moment
+  t.strictSame([disconnections.hit('ada', start), disconnections.hit('ada', later), disconnections.hit('grace', start)], [true, false, false])
+  for (let i = 0; i < 9_999; i++) disconnections.add(`user ${i}`)
+  t.strictSame([disconnections.hit('ada', start), disconnections.hit('ada', later), disconnections.hit('grace', start)], [true, false, false])
+  disconnections.add('one more')
+  t.strictSame([disconnections.hit('ada', start), disconnections.hit('ada', later), disconnections.hit('grace', start)], [true, false, true])
+  t.notOk(disconnections.hit('grace', disconnections.moment))
+  t.end()
 })
 
 t.test('a stream ends within a second of its rights, at the intervals of production', async t => {
