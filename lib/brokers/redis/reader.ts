@@ -1,3 +1,4 @@
+import { setImmediate as endOfTurn } from 'node:timers/promises'
 import type { GapReason, Message } from '../../broker.js'
 import type { Connection } from './connection.js'
 import { READ_COUNT, type Entry, type News, type RedisLog } from './log.js'
@@ -42,6 +43,8 @@ export class LogReader {
       else if (news.epoch === this.#epoch) this.#take(news)
       else if (news.logged.length === 0) await this.#greet(connection)
       else this.#begin(news)
+      // What came is written to clients first. What is published meanwhile comes together, and goes out together.
+      await endOfTurn()
     }
   }
 
