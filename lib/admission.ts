@@ -148,7 +148,8 @@ export class Admission {
       // An empty one is what a client sends that has been told no place.
       lastEventId: (options.lastEventId === undefined ? lastEventIdOf(request) : options.lastEventId) || null,
       managed,
-      held,
+      // Broadcasts do not reach a stream of its own source: whatever its ticket grants, there is nothing to take away.
+      held: managed ? held : new Set(),
       headOnly: request.method === 'HEAD',
       retryMs: options.retryMs ?? this.#options.retryMs
     })

@@ -748,6 +748,23 @@ t.test('tickets', async t => {
     held.close()
   })
 
+  await t.test('a stream of its own source holds nothing that could be taken away, whatever the ticket grants', async t => {
+    let end: () => void = () => {}
+    const { app, open } = await serve(t, { ticketSecret: SECRET, authorizeSubscription: () => false }, {}, app => {
+      app.get('/source', { sse: true }, (_request: FastifyRequest, reply: FastifyReply) => reply.sse((async function * () {
+        yield 'first'
+        await new Promise<void>(resolve => { end = resolve })
+      })()))
+    })
+    const client = await open(`/source?ticket=${app.sse.issueTicket({ userId: 'ada', subscriptions: ['room:1'] })}`)
+    await client.waitFor('message')
+    t.equal(await app.sse.revokeSubscription('ada', 'room:1'), 0)
+    t.equal(await app.sse.reauthorize('ada'), 0)
+    end()
+    await client.waitForEnd()
+    t.strictSame(client.events.map(({ event }) => event), ['message', 'sse:close'])
+  })
+
   await t.test('one of many that show it at once gets in', async t => {
     const ticket = app.sse.issueTicket({ userId: 'ada' })
     const clients = await Promise.all(Array.from({ length: 30 }, () => visit(ticket)))
