@@ -157,9 +157,8 @@ export class SSEManager {
   }
 
   /** Everything that can refuse a stream, before the head. @internal */
-  async admit (candidate: Candidate): Promise<SSEConnection> {
-    if (!this.#publisher.isOpen) await this.open()
-    return await this.#admission.admit(candidate)
+  admit (candidate: Candidate): Promise<SSEConnection> {
+    return this.#publisher.isOpen ? this.#admission.admit(candidate) : this.open().then(() => this.#admission.admit(candidate))
   }
 
   /** The open stream with this client id, on this node. */

@@ -1,6 +1,6 @@
 import type { Target } from './broker.js'
 import { MultiMap } from './multimap.js'
-import { covers, isPattern, PatternTrie } from './topic.js'
+import { covers, isPattern, PatternIndex } from './topic.js'
 
 /** What the registry knows of a connection. */
 export interface Member {
@@ -28,7 +28,7 @@ export class Registry<M extends Member> {
   readonly #byUser = new MultiMap<M>()
   readonly #receivers: M[] = []
   readonly #bySubscription = new MultiMap<M>()
-  readonly #patterns = new PatternTrie<string>()
+  readonly #patterns = new PatternIndex<string>()
   #observer: RegistryObserver | null = null
   #marks = 0
   #selected: M[] = []

@@ -76,6 +76,6 @@ async function connect (manager: SSEManager, guard: Guard, request: FastifyReque
   reply.code(200).removeHeader('content-length')
   reply.headers(streamHeaders(request.raw))
   reply.send(new Body(reply, connection))
-  await connection.opened()
+  if (!connection.isConnected) await connection.opened()
   return connection
 }

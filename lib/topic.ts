@@ -120,29 +120,43 @@ class Node<T> {
   }
 }
 
-/** Patterns, each with a value, found by the topics they cover. A match costs the topic's segments, never the patterns. */
-export class PatternTrie<T> {
+/**
+ * Patterns, each with a value, found by the topics they cover. A match costs the topic's segments, never the patterns.
+ * Most end with their only wildcard, such as `user:7:**`: of these there are few that can cover a topic, and they are
+ * looked up by their text. Only those with a wildcard further in are kept as a tree.
+ */
+export class PatternIndex<T> {
+  readonly #tails = new Map<string, T>()
   readonly #root = new Node<T>()
   readonly #matches = new Map<string, readonly T[]>()
-  #size = 0
+  #inTree = 0
 
   get size (): number {
-    return this.#size
+    return this.#tails.size + this.#inTree
   }
 
   set (pattern: string, value: T): void {
+    this.#forget()
+    if (isTail(pattern)) {
+      this.#tails.set(pattern, value)
+      return
+    }
     let node = this.#root
     const segments = pattern.split(':')
     const rest = segments.at(-1) === '**'
     if (rest) segments.pop()
     for (const segment of segments) node = node.grow(segment)
-    if ((rest ? node.rest : node.value) === undefined) this.#size++
+    if ((rest ? node.rest : node.value) === undefined) this.#inTree++
     if (rest) node.rest = value
     else node.value = value
-    this.#forget()
   }
 
   delete (pattern: string): void {
+    this.#forget()
+    if (isTail(pattern)) {
+      this.#tails.delete(pattern)
+      return
+    }
     const segments = pattern.split(':')
     const rest = segments.at(-1) === '**'
     if (rest) segments.pop()
@@ -157,8 +171,7 @@ export class PatternTrie<T> {
     if (rest) last.rest = undefined
     else last.value = undefined
     for (let i = segments.length; i > 0 && path[i]!.empty; i--) path[i - 1]!.prune(segments[i - 1]!)
-    this.#size--
-    this.#forget()
+    this.#inTree--
   }
 
   /** What was found need not hold any more. */
@@ -171,12 +184,31 @@ export class PatternTrie<T> {
   match (topic: string): readonly T[] {
     let found = this.#matches.get(topic)
     if (found === undefined) {
-      found = collect(this.#root, topic.split(':'), 0, [])
+      const all: T[] = []
+      if (this.#tails.size > 0) for (const pattern of tailsOf(topic)) if (this.#tails.has(pattern)) all.push(this.#tails.get(pattern)!)
+      found = this.#inTree === 0 ? all : collect(this.#root, topic.split(':'), 0, all)
       if (this.#matches.size >= MAX_CACHED_TOPICS) this.#matches.clear()
       this.#matches.set(topic, found)
     }
     return found
   }
+}
+
+/** Whether the only wildcard of a pattern is its last segment. */
+function isTail (pattern: string): boolean {
+  return !pattern.includes(':', pattern.indexOf('*'))
+}
+
+/** The patterns that end with their only wildcard and cover the topic. */
+function tailsOf (topic: string): string[] {
+  const tails = ['**', `${topic}:**`]
+  let last = 0
+  for (let colon = topic.indexOf(':'); colon >= 0; colon = topic.indexOf(':', last)) {
+    tails.push(`${topic.slice(0, colon)}:**`)
+    last = colon + 1
+  }
+  tails.push(`${topic.slice(0, last)}*`)
+  return tails
 }
 
 function collect<T> (node: Node<T>, segments: readonly string[], depth: number, found: T[]): T[] {

@@ -9,14 +9,18 @@ export type HttpResponse = ServerResponse | Http2ServerResponse
 
 /**
  * Sends the head at once: `writeHead` alone waits for the first byte of the body (FACTS 2.3).
- * @param headers given here and not one by one, none of them is kept; null: they have been set already.
+ * @param headers given here and not one by one, none of them is kept; the object is the callee's from here on. Null: they have been set already.
  */
 export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
   if (response.headersSent) return
   // Said outright, because then it is known that what follows are chunks; not before, as an onSend hook may send something else.
   const chunked = response instanceof ServerResponse && response.req.httpVersion === '1.1'
-  if (headers !== null) response.writeHead(200, chunked ? { ...headers, 'transfer-encoding': 'chunked' } : headers)
-  else if (chunked) response.setHeader('transfer-encoding', 'chunked')
+  if (headers === null) {
+    if (chunked) response.setHeader('transfer-encoding', 'chunked')
+  } else {
+    if (chunked) headers['transfer-encoding'] = 'chunked'
+    response.writeHead(200, headers)
+  }
   // Node's HTTP/2 has it too; its types do not.
   ;(response as ServerResponse).flushHeaders()
 }

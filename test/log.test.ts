@@ -12,7 +12,7 @@ import { Frame } from '../lib/frame.js'
 import { Outbox } from '../lib/outbox.js'
 import { Registry, type Member } from '../lib/registry.js'
 import { bytesOf, Ring } from '../lib/ring.js'
-import { assertSubscription, assertTopic, covers, isPattern, PatternTrie } from '../lib/topic.js'
+import { assertSubscription, assertTopic, covers, isPattern, PatternIndex } from '../lib/topic.js'
 import { Wheel, type Timed } from '../lib/wheel.js'
 import { EventStreamParser } from './helpers/parser.js'
 import { turns, until } from './helpers/wait.js'
@@ -89,25 +89,25 @@ t.test('a subscription covers what the grammar says', async t => {
   t.notOk(covers('user:1:**', 'user:10') || covers('user:*', 'user') || covers('user:*', 'user:1:a') || covers('user', 'user:1') || covers('*', 'a:b'))
 })
 
-t.test('the trie finds those patterns that cover a topic, through any history of changes', async t => {
+t.test('the index of patterns finds those that cover a topic, through any history of changes', async t => {
   const step = fc.record({ pattern, remove: fc.boolean(), topic })
   t.doesNotThrow(() => fc.assert(fc.property(fc.array(step, { maxLength: 60, size: 'max' }), steps => {
-    const trie = new PatternTrie<string>()
+    const index = new PatternIndex<string>()
     const model = new Set<string>()
     for (const { pattern, remove, topic } of steps) {
       if (remove) {
-        trie.delete(pattern)
+        index.delete(pattern)
         model.delete(pattern)
       } else {
-        trie.set(pattern, pattern)
+        index.set(pattern, pattern)
         model.add(pattern)
       }
-      assert.equal(trie.size, model.size)
+      assert.equal(index.size, model.size)
       // Twice: the second answer comes from the cache.
-      for (let i = 0; i < 2; i++) assert.deepEqual([...trie.match(topic)].sort(), [...model].filter(pattern => covers(pattern, topic)).sort())
+      for (let i = 0; i < 2; i++) assert.deepEqual([...index.match(topic)].sort(), [...model].filter(pattern => covers(pattern, topic)).sort())
     }
-    for (const pattern of model) trie.delete(pattern)
-    assert.equal(trie.size, 0)
+    for (const pattern of model) index.delete(pattern)
+    assert.equal(index.size, 0)
   }), { numRuns: RUNS }))
 })
 
@@ -119,14 +119,14 @@ t.test('hostile topics and patterns cost what they are long', async t => {
   for (const long of ['a:'.repeat(5_000_000), '*'.repeat(10_000_000), ' '.repeat(10_000_000), 'e\u0301'.repeat(5_000_000)]) {
     t.throws(() => assertSubscription(long), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' })
   }
-  const trie = new PatternTrie<number>()
+  const index = new PatternIndex<number>()
   let random = 1
   const bit = () => (random = (random * 48271) % 2147483647) % 2 === 0
-  for (let i = 0; i < 2000; i++) trie.set(Array.from({ length: 31 }, () => bit() ? '*' : 'a').join(':') + (i % 2 === 0 ? ':b' : ':a'), i)
-  const found = trie.match(a32).length
+  for (let i = 0; i < 2000; i++) index.set(Array.from({ length: 31 }, () => bit() ? '*' : 'a').join(':') + (i % 2 === 0 ? ':b' : ':a'), i)
+  const found = index.match(a32).length
   t.ok(found > 900 && found <= 1000, 'half of them end otherwise')
-  for (let i = 0; i < 30_000; i++) trie.match(`t:${i}`)
-  t.equal(trie.match(a32).length, found, 'however many topics have been asked for')
+  for (let i = 0; i < 30_000; i++) index.match(`t:${i}`)
+  t.equal(index.match(a32).length, found, 'however many topics have been asked for')
 })
 
 // --- registry.ts ---
