@@ -196,7 +196,7 @@ export class PatternIndex<T> {
 
 /** Whether the only wildcard of a pattern is its last segment. */
 function isTail (pattern: string): boolean {
-  return !pattern.includes(':', pattern.indexOf('*'))
+  return isPattern(pattern) && !pattern.includes(':', pattern.indexOf('*'))
 }
 
 /** The patterns that end with their only wildcard and cover the topic. */
