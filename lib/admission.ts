@@ -35,8 +35,8 @@ export interface Candidate {
   subject?: AnyRequest
   ip?: string
   managed?: boolean
-  /** The moment before anybody was asked who this is; absent: now. */
-  since?: number
+  /** The moment before anybody was asked who this is. */
+  since: number
   /** Whether `user` may be nobody; absent: as the option says. */
   requireAuthentication?: boolean
   options: ConnectOptions
@@ -102,7 +102,7 @@ export class Admission {
 
   /** Lets a stream in. It is counted, and receives, from here on; what is missing is `connection.open()`. */
   async admit (candidate: Candidate): Promise<SSEConnection> {
-    const { request, response, options, subject = request, ip = request.socket.remoteAddress ?? '', since = this.moment } = candidate
+    const { request, response, options, subject = request, ip = request.socket.remoteAddress ?? '', since } = candidate
     this.#assertOpen()
     if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
     assertOrigin(this.#options, subject)

@@ -20,25 +20,31 @@ export class Body extends Stream {
   /** Sends the head of the reply as it is now, and the stream after it. */
   open (): void {
     const reply = this.#reply
+    // A stream has no length, whoever said so; with one beside the chunks the answer would be void (RFC 9112, 6.3).
+    reply.removeHeader('content-length')
     this.#connection.open(reply.raw as unknown as Writable, { headers: reply.getHeaders() as OutgoingHttpHeaders })
     // Takes the reply from Fastify: no handlerTimeout from here on.
     reply.hijack()
   }
 
   override pipe<T extends NodeJS.WritableStream> (destination: T, options?: { end?: boolean }): T {
-    this.#reply.hijack()
-    // Whoever piped without `end`, as a pipeline does, ends the destination when it hears this.
+    const reply = this.#reply
+    if (isTimedOut(reply)) return destination
+    reply.hijack()
+    reply.removeHeader('content-length')
+    const ends = options?.end !== false
+    // Whoever piped without `end`, as a pipeline does, or Fastify when there are trailers, ends the destination when it hears this.
     const finish = (): void => {
       this.emit('end')
       this.emit('close')
     }
-    if (destination as unknown === this.#reply.raw) {
+    if (ends && destination as unknown === reply.raw) {
       this.#connection.open(destination as unknown as Writable)
       // The body has done its work: nobody need watch it for as long as the stream lasts.
       finish()
     } else {
       const end = (): void => {
-        if (options?.end !== false) destination.end()
+        if (ends) destination.end()
         finish()
       }
       this.#connection.open(destination as unknown as Writable, { end })
@@ -49,6 +55,12 @@ export class Body extends Stream {
   // What Fastify may ask of a body it does not send: that of a HEAD request, or of a client that has left.
   resume (): this { return this }
   destroy (): this { return this }
+}
+
+/** Whether handlerTimeout has passed while onSend hooks were at work: its answer has set the status, and is on its way. */
+function isTimedOut ({ statusCode, request }: FastifyReply): boolean {
+  // The status first, as a request that is asked for its signal makes one. Fastify 5.7 has no signals, and no handlerTimeout.
+  return statusCode !== 200 && (request as Partial<FastifyRequest>).signal?.reason?.code === 'FST_ERR_HANDLER_TIMEOUT'
 }
 
 /**

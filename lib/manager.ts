@@ -115,7 +115,7 @@ export class SSEManager {
   async createConnection (options: CreateConnection): Promise<SSEConnection> {
     const { request, response, user, authData } = options
     if (response.headersSent) throw new HeadAlreadySent()
-    const connection = await this.admit({ request, response, user, authData, options })
+    const connection = await this.admit({ request, response, user, authData, since: this.moment, options })
     response.removeHeader('content-length')
     connection.open(response as unknown as Writable, { headers: streamHeaders(request) })
     return connection

@@ -72,10 +72,8 @@ async function connect (manager: SSEManager, guard: Guard, request: FastifyReque
   const connection = await manager.admit({ request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, since, requireAuthentication: false, managed, options })
   // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
   request.raw.headers['x-no-compression'] ??= '1'
-  // Only 200 opens an EventSource, and a body of chunks has no length.
-  reply.code(200).removeHeader('content-length')
-  reply.headers(streamHeaders(request.raw))
-  reply.send(new Body(reply, connection))
+  // Only 200 opens an EventSource.
+  reply.code(200).headers(streamHeaders(request.raw)).send(new Body(reply, connection))
   if (!connection.isConnected) await connection.opened()
   return connection
 }

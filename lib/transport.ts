@@ -52,12 +52,12 @@ export function socketAhead (response: HttpResponse): Socket | null {
 
 const waiting = new WeakMap<Socket, Set<() => void>>()
 
-/** Calls back once the response has closed, or the socket that it still waits for; perhaps twice. Returns what ends the waiting. */
-export function whenClosed (response: HttpResponse, callback: () => void): () => void {
+/** Calls back once the response has closed, or the socket that it still waits for; perhaps twice. */
+export function whenClosed (response: HttpResponse, callback: () => void): void {
   const ahead = socketAhead(response)
   if (ahead === null) {
     response.once('close', callback)
-    return () => { response.off('close', callback) }
+    return
   }
   // One listener for as many as a client cares to pipeline.
   let callbacks = waiting.get(ahead)
@@ -67,15 +67,10 @@ export function whenClosed (response: HttpResponse, callback: () => void): () =>
     ahead.once('close', () => { for (const callback of all) callback() })
   }
   const known = callbacks.add(callback)
-  const onClose = () => {
+  response.once('close', () => {
     known.delete(callback)
     callback()
-  }
-  response.once('close', onClose)
-  return () => {
-    known.delete(callback)
-    response.off('close', onClose)
-  }
+  })
 }
 
 /** What a status says in words. */

@@ -81,15 +81,19 @@ export class Writer {
     const wrapped = destination as unknown !== response
     const socket = wrapped || 'stream' in response ? null : response.socket
     socket?.cork()
-    if (wrapped) destination.on('error', onError)
-    else sendHead(response, headers ?? null)
-    this.#framed = !wrapped && isPlainChunked(response)
-    const target: Writable = this.#framed ? response.socket! : destination
-    this.#destination = target
-    ;(target as Owned)[kWriter] = this
-    this.blocked = false
-    this.write(first)
-    socket?.uncork()
+    try {
+      if (wrapped) destination.on('error', onError)
+      else sendHead(response, headers ?? null)
+      this.#framed = !wrapped && isPlainChunked(response)
+      const target: Writable = this.#framed ? response.socket! : destination
+      this.#destination = target
+      ;(target as Owned)[kWriter] = this
+      this.blocked = false
+      this.write(first)
+    } finally {
+      // Also when the head cannot be written: whatever is answered then has the same socket.
+      socket?.uncork()
+    }
   }
 
   /** Writes a chunk. Only while not blocked. */

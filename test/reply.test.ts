@@ -22,7 +22,7 @@ import { connectH2, H2Stream } from './helpers/h2.js'
 import { collect } from './helpers/heap.js'
 import { blocksOf, dataOf, RawSocket, requestText } from './helpers/raw.js'
 import { SSEClient } from './helpers/sse.js'
-import { until } from './helpers/wait.js'
+import { turns, until } from './helpers/wait.js'
 
 // The response: what `reply.sse()` and `createConnection()` put on the wire, and what becomes of a source.
 
@@ -804,14 +804,56 @@ t.test('hooks', async t => {
     await until(() => app.sse.connectionCount === 0)
   })
 
-  t.test('a stream has status 200 and no length, whatever the handler said', async t => {
-    const { url } = await start(t, app => {
-      app.get('/', async (request, reply) => { await reply.code(201).header('content-length', '5').sse() })
+  t.test('the answer to a head that cannot be written is sent as it comes', async t => {
+    const answer = new Readable({ read () {} })
+    const { url, app } = await start(t, app => {
+      app.setErrorHandler((_error, _request, reply) => reply.header('x-bad', 'good').type('text/plain').send(answer))
+      app.get('/', { sse: true }, async (_request, reply) => { await reply.header('x-bad', 'a\r\nb').sse() })
     })
     const socket = raw(t, url, {})
-    await socket.waitFor('id: ')
-    t.equal(socket.answers[0]!.status, 200)
-    t.notOk('content-length' in socket.answers[0]!.headers)
+    answer.push('first')
+    await socket.waitFor('first')
+    answer.push(null)
+    await socket.waitForAnswers(1)
+    await until(() => app.sse.connectionCount === 0)
+  })
+
+  t.test('a stream has status 200 and no length, whatever the handler or a hook said', async t => {
+    const { url } = await start(t, app => {
+      app.addHook('onSend', async (request, reply) => {
+        const { said } = request.query as { said?: string }
+        if (said === 'reply') reply.header('content-length', '5')
+        if (said === 'raw') reply.raw.setHeader('Content-Length', '5')
+      })
+      const handler = async (_request: FastifyRequest, reply: FastifyReply) => { await reply.code(201).header('content-length', '5').sse() }
+      app.get('/', handler)
+      app.get('/sse', { sse: true }, handler)
+    })
+    for (const path of ['/', '/?said=reply', '/?said=raw', '/sse', '/sse?said=reply', '/sse?said=raw']) {
+      const socket = raw(t, url, { path })
+      await socket.waitFor('id: ')
+      t.equal(socket.answers[0]!.status, 200, path)
+      t.notOk('content-length' in socket.answers[0]!.headers, path)
+    }
+  })
+
+  t.test('trailers do not end a stream; where they are announced they come after it', async t => {
+    const { url, app } = await start(t, app => {
+      const handler = async (_request: FastifyRequest, reply: FastifyReply) => { await reply.trailer('x-sum', async () => 'abc').sse() }
+      app.get('/', handler)
+      app.get('/sse', { sse: true }, handler)
+    })
+    for (const path of ['/', '/sse']) {
+      const socket = raw(t, url, { path })
+      await socket.waitFor('id: ')
+      await app.sse.broadcastEvent({ data: 'later' })
+      await socket.waitFor('later')
+      const { trailer } = socket.answers[0]!.headers
+      for (const connection of app.sse.connections()) connection.close()
+      await socket.waitFor('sse:close')
+      await until(() => app.sse.connectionCount === 0)
+      await socket.waitFor(trailer === undefined ? '0\r\n\r\n' : '0\r\nx-sum: abc\r\n\r\n')
+    }
   })
 
   t.test('an onSend hook that fails answers 500, and the connection has ended', async t => {
@@ -907,6 +949,31 @@ t.test('hooks', async t => {
     t.equal(connection!.signal.aborted, false)
     connection!.close()
     await socket.waitForAnswers(1)
+  })
+
+  t.test('a handlerTimeout that passes during onSend has the last word', async t => {
+    const { url, app } = await start(t, app => {
+      const overdue = new WeakMap<FastifyReply, Promise<unknown>>()
+      app.addHook('onSend', async (_request, reply, payload) => {
+        if (typeof payload === 'object') overdue.set(reply, until(() => reply.statusCode === 503))
+        await overdue.get(reply)
+        // The answer about the timeout comes after the body.
+        if (typeof payload === 'string') await turns(3)
+      })
+      const handler = async (_request: FastifyRequest, reply: FastifyReply) => { await reply.sse() }
+      app.get('/', { handlerTimeout: 20 }, handler)
+      app.get('/sse', { sse: true, handlerTimeout: 20 }, handler)
+    })
+    for (const path of ['/', '/sse']) {
+      const socket = raw(t, url, { path })
+      const [answer] = await socket.waitForAnswers(1)
+      t.equal(answer!.status, 503, path)
+      t.match(JSON.parse(answer!.body), { code: 'FST_ERR_HANDLER_TIMEOUT' }, path)
+      t.notOk('transfer-encoding' in answer!.headers, path)
+      await until(() => app.sse.connectionCount === 0)
+      socket.send({ path: '/nothing' })
+      t.equal((await socket.waitForAnswers(2))[1]!.status, 404, path)
+    }
   })
 
   t.test('a handler may return the promise, await it, or leave it', async t => {

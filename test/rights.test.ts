@@ -1,12 +1,15 @@
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import fc from 'fast-check'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
-import { EventPriority, memoryBroker, requestSerializer, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
+import { EventPriority, memoryBroker, requestSerializer, SSEManager, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
 import { Disconnections } from '../lib/disconnections.js'
 import { redacting, redactUrl } from '../lib/redaction.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
 import { RawSocket } from './helpers/raw.js'
-import type { SSEClient } from './helpers/sse.js'
+import { SSEClient } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
 
 // Who may hear what, now: at delivery, at replay, after a right was given or taken.
@@ -373,6 +376,37 @@ t.test('an answer of the application that was on its way when the user was disco
   await app.sse.disconnectUser('ada')
   answers[0]!()
   t.equal((await asked).status, 401)
+})
+
+t.test('so is what the application knew before the log was open', async t => {
+  const broker = memoryBroker()
+  const openLog = broker.open.bind(broker)
+  let opening: () => void = () => {}
+  broker.open = async (...given) => {
+    await new Promise<void>(resolve => { opening = resolve })
+    await openLog(...given)
+  }
+  const manager = new SSEManager({ broker })
+  const codes: string[] = []
+  const server = createServer((request, response) => {
+    manager.createConnection({ request, response, user: { userId: 'ada' } }).catch(error => {
+      codes.push(error.code)
+      manager.refuse({ request, response }, error)
+    })
+  }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(async () => {
+    await manager.close()
+    server.close()
+  })
+  const asked = SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
+  await once(server, 'request')
+  t.equal(await manager.disconnectUser('ada'), 0)
+  opening()
+  const client = await asked
+  t.teardown(() => client.close())
+  t.equal(client.status, 401)
+  t.strictSame(codes, ['SSE_ERR_UNAUTHENTICATED'])
 })
 
 t.test('who was disconnected is remembered for ten thousand users; beyond that whoever came before is taken for one of them', t => {
