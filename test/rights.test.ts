@@ -340,7 +340,11 @@ t.test('a user who is disconnected while on the way in stays outside', async t =
   for (const [path, waits, status] of [['/handler', 1, 401], ['/bare', 2, 401], ['/other', 1, 200]] as const) {
     const asked = open(`${path}?user=ada`)
     const bystander = open(`${path}?user=grace`)
-    for (let i = 1; i < waits; i++) for (let both = 0; both < 2; both++) await pass()
+    for (let i = 1; i < waits; i++) {
+      await until(() => gates.length === 2)
+      await pass()
+      await pass()
+    }
     await until(() => gates.length === 2)
     t.equal(await app.sse.disconnectUser('ada'), 0)
     await pass()
