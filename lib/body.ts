@@ -63,13 +63,19 @@ function isTimedOut ({ statusCode, request }: FastifyReply): boolean {
   return statusCode !== 200 && (request as Partial<FastifyRequest>).signal?.reason?.code === 'FST_ERR_HANDLER_TIMEOUT'
 }
 
+const prepared = new WeakSet<RouteOptions>()
+
 /**
  * Sees to it that a body which nobody has wrapped or replaced is opened by the last onSend hook of its route. Fastify would
  * set each header by itself and watch over body and response for as long as the stream lasts, at a seventh of the memory and time that it costs.
- * Hooks may be added to the route as long as it is not ready: whenever they are read, ours comes last.
+ * Hooks may be added to the route, and wrapped, as long as it is not ready: whenever they are read, ours comes last, once.
  */
 export function openBodyLast (route: RouteOptions): void {
+  // Two managers may want it.
+  if (prepared.has(route)) return
+  prepared.add(route)
   let hooks: onSendHookHandler[] = []
+  let last: onSendHookHandler | null = null
   const give = (given: RouteOptions['onSend']): void => { hooks = [given ?? []].flat() as onSendHookHandler[] }
   give(route.onSend)
   Object.defineProperty(route, 'onSend', {
@@ -77,16 +83,17 @@ export function openBodyLast (route: RouteOptions): void {
     configurable: true,
     get: () => {
       // The same list each time: others add to it.
-      const at = hooks.indexOf(openBody)
+      if (last !== null && hooks.at(-1) === last) return hooks
+      const at = last === null ? -1 : hooks.indexOf(last)
       if (at >= 0) hooks.splice(at, 1)
-      hooks.push(openBody)
+      // A new one, as the old may be in somebody's wrapping, with others after it by now.
+      const opener: onSendHookHandler = (_request, reply, payload, done) => {
+        if (opener === last && payload instanceof Body && reply.statusCode === 200) payload.open()
+        else done()
+      }
+      hooks.push(last = opener)
       return hooks
     },
     set: give
   })
-}
-
-function openBody (_request: FastifyRequest, reply: FastifyReply, payload: unknown, done: () => void): void {
-  if (payload instanceof Body && reply.statusCode === 200) payload.open()
-  else done()
 }

@@ -765,15 +765,19 @@ t.test('hooks', async t => {
         if (route.url === '/hooked/list') route.onSend = [route.onSend ?? []].flat().concat(ran('list'))
         if (route.url === '/hooked/push') (route.onSend as unknown[]).push(ran('push'))
         if (route.url === '/hooked/alone') route.onSend = ran('alone')
+        if (route.url === '/hooked/wrapped') route.onSend = [route.onSend ?? []].flat().map(hook => function (this: FastifyInstance, ...given: Parameters<typeof hook>) { return hook.apply(this, given) })
         kept.push(route)
       })
+      app.addHook('onRoute', route => {
+        if (route.url === '/hooked/wrapped') (route.onSend as unknown[]).push(ran('after'))
+      })
       const handler = async (_request: FastifyRequest, reply: FastifyReply) => { await reply.sse() }
-      for (const name of ['list', 'push', 'alone']) app.get(`/hooked/${name}`, { sse: true, onSend: ran('own') }, handler)
+      for (const name of ['list', 'push', 'alone', 'wrapped']) app.get(`/hooked/${name}`, { sse: true, onSend: ran('own') }, handler)
       app.get('/hooked/late', { sse: true }, handler)
       for (const route of kept) if (route.url === '/hooked/late') (route.onSend as unknown[]).push(ran('late'))
       app.addHook('onSend', ran('instance'))
     })
-    const seen = { list: ['own', 'list', 'instance'], push: ['own', 'push', 'instance'], alone: ['alone', 'instance'], late: ['late', 'instance'] }
+    const seen = { list: ['own', 'list', 'instance'], push: ['own', 'push', 'instance'], alone: ['alone', 'instance'], wrapped: ['own', 'after', 'instance'], late: ['late', 'instance'] }
     for (const [path, names] of Object.entries(seen)) {
       const socket = raw(t, url, { path: `/hooked/${path}` })
       await socket.waitFor('id: ')
