@@ -11,6 +11,8 @@ export interface BacklogHost {
   readonly epoch: string
   /** Newest sequence number that has been delivered on this node. */
   readonly position: number
+  /** The same of each priority. */
+  readonly newest: readonly number[]
   /** The empty batch that all batches of this turn grow from. */
   readonly rootBatch: Batch
   readonly outboxBytes: number
@@ -194,7 +196,7 @@ export class Backlog {
   async readPage (broker: Broker, wants: (message: Message) => boolean): Promise<void> {
     const host = this.#host
     if (this.#reading) return
-    const lane = this.#outbox?.ask() ?? null
+    const lane = this.#outbox?.ask(host.newest, host.position) ?? null
     if (lane === null) return
     this.#reading = true
     try {

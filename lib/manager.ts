@@ -428,6 +428,7 @@ export class SSEManager {
       drainMs,
       get epoch () { return publisher.epoch },
       get position () { return publisher.position },
+      newest: publisher.newest,
       get rootBatch (): Batch { return flusher.root },
       now: () => performance.now(),
       get lately () { return wheel.now },

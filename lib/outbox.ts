@@ -60,8 +60,14 @@ export class Outbox {
     return this.#level < 0 && this.#gap === null && this.#lanes.every(lane => lane.empty)
   }
 
-  /** As `lagging`, to read a page from there. */
-  ask (): { priority: EventPriority, after: number } | null {
+  /**
+   * As `lagging`, to read a page from there.
+   * @param newest of each priority the newest place in the log: a lane that has been read up to it is level with the log,
+   * however long it waits for those above. What it has not read would fall out of the log otherwise, and there is nothing.
+   */
+  ask (newest: readonly number[], position: number): { priority: EventPriority, after: number } | null {
+    for (const [priority, lane] of this.#lanes.entries()) if (priority <= this.#level && lane.read >= newest[priority]!) lane.read = Math.max(lane.read, position)
+    this.#goLive(position)
     this.#overtaking = this.#level < 0 ? null : new Map()
     return this.lagging
   }
@@ -120,6 +126,11 @@ export class Outbox {
   advance (priority: EventPriority, seq: number, position: number): void {
     const lane = this.#lanes[priority]!
     lane.read = Math.max(lane.read, seq)
+    this.#goLive(position)
+  }
+
+  /** Lanes that have been read up to `position` do not lag, nor do those above. */
+  #goLive (position: number): void {
     while (this.#level >= 0 && this.#lanes[this.#level]!.read >= position) this.#level--
     if (this.#level < 0) this.#overtaking = null
   }

@@ -2,7 +2,7 @@ import type { Broker, GapReason, Message, Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
 import { formatPlace } from './cursor.js'
 import { Closed, FilterNotShared, InvalidTarget } from './errors.js'
-import { EventPriority } from './event.js'
+import { EventPriority, PRIORITIES } from './event.js'
 import { Frame } from './frame.js'
 import { degraded, up, type Health } from './health.js'
 import { createId } from './id.js'
@@ -36,6 +36,8 @@ export class Publisher {
   readonly #receipts = new Map<string, number>()
   #health = degraded('The event log is not open')
   #position = 0
+  /** Of each priority; where nothing is known of it, the position when that was so. */
+  readonly newest: number[] = new Array(PRIORITIES).fill(0)
   #published = 0
   #messages = 0
   #deliveries = 0
@@ -112,7 +114,7 @@ export class Publisher {
         this.#listener.state(state)
       }
     }, this.#options.history)
-    this.#position = this.#broker.position
+    this.#goTo(this.#broker.position)
     this.#opened = true
     this.#listener.opened()
   }
@@ -169,7 +171,7 @@ export class Publisher {
       frame ??= Frame.ofMessage(message, this.#broker.epoch)
       if (connection.receive(frame)) delivered++
     }
-    if (message.seq > 0) this.#position = message.seq
+    if (message.seq > 0) this.#position = this.newest[message.priority] = message.seq
     this.#messages++
     this.#deliveries += delivered
     if (this.#receipts.has(message.nonce)) this.#receipts.set(message.nonce, delivered)
@@ -197,8 +199,14 @@ export class Publisher {
     }
   }
 
+  /** What the log has up to there may be of any priority. */
+  #goTo (position: number): void {
+    this.#position = position
+    this.newest.fill(position)
+  }
+
   #loseContinuity (reason: GapReason): void {
-    this.#position = this.#broker.position
+    this.#goTo(this.#broker.position)
     for (const connection of this.#registry.all()) connection.fallOut(reason)
   }
 }

@@ -604,6 +604,8 @@ class World {
   asked: { priority: EventPriority, after: number, page: Page } | null = null
   last: Lanes = [0, 0, 0, 0]
   readonly latest = [0, 0, 0, 0]
+  /** Of each priority, as the publisher knows it. */
+  readonly newest = [0, 0, 0, 0]
   statistics: Record<string, number>
 
   constructor (limit: number, history = UNLIMITED, budget = Infinity, statistics: Record<string, number> = {}) {
@@ -691,7 +693,7 @@ class World {
       if (this.outbox.lagging !== null) this.#count('lagging')
     }
     // As in the manager: a connection is given a message before the node's place moves on.
-    if (!ephemeral) this.position = n
+    if (!ephemeral) this.position = this.newest[priority] = n
   }
 
   /** What one write would carry. */
@@ -766,7 +768,7 @@ class World {
   /** The first half of reading a page: the question. */
   read (limit: number): void {
     if (this.asked !== null) return
-    const lane = this.outbox.ask()
+    const lane = this.outbox.ask(this.newest, this.position)
     if (lane === null) return
     this.asked = { ...lane, page: this.ring.read({ ...lane, limit }) }
   }
@@ -819,7 +821,7 @@ class World {
     const parser = new EventStreamParser()
     for (let i = 0; !again.idle; i++) {
       assert.ok(i < 10_000, 'catching up comes to an end')
-      const lane = again.ask()
+      const lane = again.ask(this.newest, this.position)
       const before = again.bytes
       const applied = lane !== null && fillFrom(again, lane.priority, this.ring.read({ ...lane, limit: 3 }), this.position)
       if (!applied || again.bytes === before) parser.push(Buffer.from(again.take(1, EPOCH, this.position).text))

@@ -322,6 +322,19 @@ t.test('a gap for what the history has let go', async t => {
     await gap(t, service, start.replace(/0$/, '1~1~1~1'))
   })
 
+  await t.test('but none for a priority of which there was nothing to let go', async t => {
+    const service = await serve(t, { history: { maxEvents: 20 } })
+    const start = (await service.open('/sse')).lastEventId
+    await service.app.sse.broadcastEvent({ event: 'urgent', data: 0, priority: EventPriority.CRITICAL })
+    for (let i = 1; i <= 50; i++) await service.app.sse.broadcastEvent({ event: 'old', data: i })
+    // So slow in the middle that the other lanes have never come to be read.
+    const { client } = await service.join('ada', [], { cursor: start.replace(/0$/, `0~${(41).toString(36)}~0~1`) })
+    await service.app.sse.broadcastEvent({ event: 'live', data: 1 })
+    await client.waitFor('live')
+    t.strictSame(client.events.map(({ event }) => event), [...new Array(10).fill('old'), 'live'])
+    t.equal(client.lastEventId, start.replace(/0$/, (52).toString(36)))
+  })
+
   await t.test('by age', async t => {
     const service = await serve(t, { history: { maxAgeMs: 50 } })
     const start = (await service.open('/sse')).lastEventId

@@ -142,14 +142,18 @@ function annoy (): void {
 const people = Array.from({ length: Number(count) }, (_, index) => new Person(index))
 for (const [i, person] of people.entries()) setTimeout(() => person.enter(), i * 3)
 
-let counters: Base = {}
+/** What everybody is to have at the end; nothing is published after it. */
+let counters: Base | null = null
+/** Who has been seen to have it: at any moment some are on their way from one stream to the next. */
+const satisfied = new Set<Person>()
 const second = setInterval(() => {
   if (churning) {
     for (const person of people) person.live()
     if (role === 'rooms') annoy()
   }
   tally.clients = people.filter(({ client }) => client?.isStream === true).length
-  tally.behind = people.filter(person => !person.hasAll(counters)).length
+  if (counters !== null) for (const person of people) if (person.hasAll(counters)) satisfied.add(person)
+  tally.behind = people.length - satisfied.size
   process.send!({ tally } satisfies FromClients)
 }, 1000)
 
