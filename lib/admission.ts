@@ -42,7 +42,7 @@ export interface Candidate {
   options: ConnectOptions
 }
 
-/** The door: everything that can refuse a stream, in order, before its head. */
+/** The door: everything that can refuse a stream, in order, before its head. @internal */
 export class Admission {
   readonly #options: ResolvedOptions
   readonly #registry: Registry<SSEConnection>

@@ -59,7 +59,7 @@ const SETTLE_MS = 500
 /** Many nodes may greet at once: they are answered together. */
 const ANSWER_DELAY_MS = 20
 
-/** This node among the others: what they tell each other, and what comes of it. */
+/** This node among the others: what they tell each other, and what comes of it. @internal */
 export class Cluster {
   readonly #host: ClusterHost
   readonly #options: ResolvedOptions['cluster']

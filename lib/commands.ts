@@ -45,7 +45,7 @@ export interface Presence {
 }
 const add = (one: number, other: number) => one + other
 
-/** The closed list of what nodes do for each other. An operation is its line here, and its name in the manager. */
+/** The closed list of what nodes do for each other. An operation is its line here, and its name in the manager. @internal */
 export function createOperations (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, disconnections: Disconnections) {
   const managed = (clientId: string): SSEConnection | null => {
     const connection = registry.client(clientId)
@@ -91,8 +91,11 @@ export function createOperations (options: ResolvedOptions, registry: Registry<S
   }
 }
 
+/** @internal */
 export type Operations = ReturnType<typeof createOperations>
+/** @internal */
 export type ArgumentsOf<N extends keyof Operations> = Parameters<Operations[N]['run']>
+/** @internal */
 export type ResultOf<N extends keyof Operations> = NonNullable<Awaited<ReturnType<Operations[N]['run']>>>
 
 type Values<T extends TSchema[]> = { [I in keyof T]: Static<T[I]> }

@@ -20,7 +20,7 @@ export interface Applicant {
   readonly claims: unknown
 }
 
-/** What connections may hear: granted when they ask, looked at for each event that only a pattern covers, and taken away. */
+/** What connections may hear: granted when they ask, looked at for each event that only a pattern covers, and taken away. @internal */
 export class Rights {
   readonly #options: ResolvedOptions
   readonly #registry: Registry<SSEConnection>
