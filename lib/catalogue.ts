@@ -1,5 +1,5 @@
 import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
-import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
+import { TypeCompiler, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import { InvalidCatalogue, InvalidPayload, UnknownEvent, UnknownResource } from './errors.js'
 import { assertEventName } from './event.js'
 
@@ -106,5 +106,10 @@ function compile (kind: string, schemas: Schemas): Map<string, TypeCheck<TSchema
 function assertFits (check: TypeCheck<TSchema>, name: string, data: unknown): void {
   if (check.Check(data)) return
   const first = check.Errors(data).First()
-  throw new InvalidPayload(name, `${first?.path || '/'}: ${first?.message ?? 'does not fit its schema'}`)
+  throw new InvalidPayload(name, `${first?.path || '/'}: ${first === undefined ? 'does not fit its schema' : expectation(first)}`)
+}
+
+function expectation ({ message, schema }: ValueError): string {
+  if (!TypeGuard.IsUnion(schema) || !schema.anyOf.every(TypeGuard.IsLiteral)) return message
+  return `Expected one of ${schema.anyOf.map(literal => JSON.stringify(literal.const)).join(', ')}`
 }

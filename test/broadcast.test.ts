@@ -528,7 +528,7 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_EVENT_TOO_LARGE', { event: 'x', data: 'é'.repeat(501) }, {}, /1002 bytes, maxEventBytes is 1000/],
     ['SSE_ERR_EVENT_TOO_LARGE', { event: 'x', data: { text: 'x'.repeat(990) } }],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a' } }, {}, /"notification" is invalid at \/message: /],
-    ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a', message: 'b', level: 'fatal' } }, {}, /\/level/],
+    ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a', message: 'b', level: 'fatal' } }, {}, /\/level: Expected one of "info", "success", "warning", "error"$/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a', message: 'b', extra: 1 } }, {}, /\/extra/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a', message: 'b', actions: ['x'] } }, {}, /\/actions\/0/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: 'text' }],
