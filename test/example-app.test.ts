@@ -205,6 +205,7 @@ t.test('the board in a browser', { skip, timeout: 200_000 }, async t => {
     await grace.getByText('You signed out.').waitFor()
     await grace.screenshot({ path: join(SCREENSHOTS, 'sign-in.png') })
     t.equal(await grace.locator('#main').isHidden(), true)
+    t.equal(await grace.locator('.toast').count(), 0, 'what she was notified of is not for the next user')
     t.equal(app.sse.getConnectionsByUser('grace').length, 0)
   })
 

@@ -1,6 +1,7 @@
 import { $, call, clock, h, plural } from './dom.js'
 
 const SHOWN_EVENTS = 8
+const NOTHING_CUT = 'Nothing has been cut yet. While you are away the server keeps publishing; when you are back it sends what you missed.'
 
 const BRIEFS = {
   machine: ({ cpuPercent, load }) => `processor ${Math.round(cpuPercent)} %, load ${load[0]}`,
@@ -22,6 +23,7 @@ export class AccountPanel {
     this.#stream = stream
     $('cut').onsubmit = event => { event.preventDefault(); this.#cut().catch(failed) }
     $('wire').replaceChildren()
+    this.#say('', NOTHING_CUT)
   }
 
   counted (ledger) {

@@ -26,6 +26,7 @@ function signIn ({ users }, note) {
   stream?.close()
   stream = null
   tokens?.stop()
+  $('toasts').replaceChildren()
   state('offline')
   $('main').hidden = true
   $('who').hidden = true
@@ -157,7 +158,7 @@ function snippets (user) {
   const examples = {
     ...(user.role === 'guest' ? {} : { 'Send a notification': `curl ${location.origin}/notify ${bearer} ${json} \\\n  -d '{"title":"Disk","message":"90 % full on db-1","level":"warning"}'` }),
     'Say something in a room': `curl ${location.origin}/rooms/general/messages ${bearer} ${json} \\\n  -d '{"text":"Hello from a shell"}'`,
-    'Listen, as every page does': `curl -N '${location.origin}/sse?topic=chat:general' ${bearer}`
+    'Listen to a room': `curl -N '${location.origin}/sse?topic=chat:general' ${bearer}`
   }
   $('snippets').replaceChildren(...Object.entries(examples).map(([title, text]) => {
     const copy = h('button', { type: 'button', class: 'quiet', 'aria-label': `Copy: ${title}`, onclick: () => copyText(text, copy) }, 'Copy')

@@ -10,6 +10,8 @@ export class TokenPanel {
   constructor ({ failed }) {
     $('ask').onsubmit = event => { event.preventDefault(); this.#ask(new FormData($('ask')).get('prompt')).catch(failed) }
     $('ask-stop').onclick = () => this.stop()
+    $('answer').textContent = ''
+    $('answer-note').textContent = 'A tiny model, made of one page of text. Its words come one by one.'
   }
 
   stop () {

@@ -79,7 +79,7 @@ on('sse:gap', () => {
 function state (name) {
   $('state').dataset.state = name
   $('state-text').textContent = { connecting: 'Connecting', live: 'Live', reconnecting: 'Reconnecting', closed: 'Closed' }[name]
-  $('served').toggleAttribute('data-away', name !== 'live')
+  for (const id of ['served', 'nodes']) $(id).toggleAttribute('data-away', name !== 'live')
   $('kill').disabled = name !== 'live'
   if (name !== 'reconnecting') return
   $('resumed').dataset.state = 'away'
