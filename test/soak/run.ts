@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
 import { Redis } from 'ioredis'
-import ssePlugin, { memoryBroker, type EventPriority } from '../../lib/index.js'
+import ssePlugin, { memoryBroker, type EventPriority, type SSEError } from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/brokers/redis-streams.js'
 import { collect } from '../helpers/heap.js'
 import { RedisServer } from '../helpers/redis.js'
@@ -133,9 +133,14 @@ async function misfortune (): Promise<void> {
   const [, bulk] = crowds
   const connections = [...app.sse.connections()]
   const some = connections[Math.floor(Math.random() * connections.length)]
-  if (some !== undefined) {
-    if (Math.random() < 0.5) await app.sse.closeConnection(some.clientId, 'kicked')
-    else if (some.userId !== null) await app.sse.disconnectUser(some.userId)
+  try {
+    if (some !== undefined) {
+      if (Math.random() < 0.5) await app.sse.closeConnection(some.clientId, 'kicked')
+      else if (some.userId !== null) await app.sse.disconnectUser(some.userId)
+    }
+  } catch (error) {
+    // Redis has not come back from its last outage yet.
+    if (redis === null || (error as SSEError).code !== 'SSE_ERR_BROKER_UNAVAILABLE') throw error
   }
   if (Math.random() < 0.15) {
     freezes++
@@ -182,7 +187,8 @@ function slope (): number {
 const watch = setInterval(line, 10_000)
 while (Date.now() - began < minutes * 60_000) {
   await sleep(2000)
-  await misfortune()
+  // Thrown from here it would only end this loop: what handles uncaught exceptions keeps the process alive.
+  await misfortune().catch((error: Error) => trouble.push(`misfortune: ${error.stack ?? error}`))
 }
 
 // --- The end: all is quiet, and everybody must have everything ---
