@@ -21,10 +21,15 @@ export type Guard = (request: FastifyRequest, reply: FastifyReply, requireAuthen
 
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
 export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
+  const { sent } = reply
   const answer = isSource(first) ? stream(manager, guard, request, reply, first, second) : connect(manager, guard, request, reply, true, first)
   // A handler that neither awaits nor returns this promise must not let any client end the process.
   answer.catch(err => {
-    setImmediate(() => { if (!reply.sent) request.log.warn({ err }, 'reply.sse() failed, and its request is unanswered: the handler must await or return its promise') })
+    if (reply.sent) {
+      if (!sent) request.log.warn({ err }, 'reply.sse() failed, as its request was answered meanwhile: the handler must await or return its promise')
+    } else {
+      setImmediate(() => { if (!reply.sent) request.log.warn({ err }, 'reply.sse() failed, and its request is unanswered: the handler must await or return its promise') })
+    }
   })
   return answer
 }

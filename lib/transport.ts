@@ -52,6 +52,18 @@ export function socketAhead (response: HttpResponse): Socket | null {
 
 const waiting = new WeakMap<Socket, Set<() => void>>()
 
+/** Calls back once the socket has closed: one listener for as many as a client cares to pipeline. Returns what ends the waiting. */
+export function whenSocketClosed (socket: Socket, callback: () => void): () => void {
+  let callbacks = waiting.get(socket)
+  if (callbacks === undefined) {
+    const all = callbacks = new Set()
+    waiting.set(socket, all)
+    socket.once('close', () => { for (const callback of all) callback() })
+  }
+  const known = callbacks.add(callback)
+  return () => { known.delete(callback) }
+}
+
 /** Calls back once the response has closed, or the socket that it still waits for; perhaps twice. */
 export function whenClosed (response: HttpResponse, callback: () => void): void {
   const ahead = socketAhead(response)
@@ -59,16 +71,9 @@ export function whenClosed (response: HttpResponse, callback: () => void): void 
     response.once('close', callback)
     return
   }
-  // One listener for as many as a client cares to pipeline.
-  let callbacks = waiting.get(ahead)
-  if (callbacks === undefined) {
-    const all = callbacks = new Set()
-    waiting.set(ahead, all)
-    ahead.once('close', () => { for (const callback of all) callback() })
-  }
-  const known = callbacks.add(callback)
+  const stop = whenSocketClosed(ahead, callback)
   response.once('close', () => {
-    known.delete(callback)
+    stop()
     callback()
   })
 }

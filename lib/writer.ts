@@ -1,9 +1,8 @@
 import type { OutgoingHttpHeaders } from 'node:http'
-import type { Socket } from 'node:net'
 import type { Writable } from 'node:stream'
 import type { Budget } from './budget.js'
 import type { Chunk } from './chunk.js'
-import { closeTransport, isPlainChunked, sendHead, socketAhead, type HttpResponse } from './transport.js'
+import { closeTransport, isPlainChunked, sendHead, socketAhead, whenSocketClosed, type HttpResponse } from './transport.js'
 
 /** How a stream begins and ends where it leads to. */
 export interface Opening {
@@ -44,8 +43,8 @@ export class Writer {
   /** What is being written in pieces, and what is left of it. */
   #chunk: Chunk | null = null
   #rest: Buffer | null = null
-  /** Those that wait with it for the socket, as pipelined responses do. */
-  readonly #queue: Set<Writer> | null
+  /** Ends the waiting for the socket of a pipelined response. */
+  readonly #leaveSocket: (() => void) | null
   /** Whether to wait for `onDrain` before the next write. */
   blocked = true
 
@@ -57,8 +56,8 @@ export class Writer {
     ;(response as Owned)[kWriter] = this
     response.on('close', onClose)
     response.on('error', onError)
-    this.#queue = queueOf(socketAhead(response))
-    this.#queue?.add(this)
+    const ahead = socketAhead(response)
+    this.#leaveSocket = ahead === null ? null : whenSocketClosed(ahead, () => owner.finish())
   }
 
   /** Whether something is kept back for the next time the destination takes bytes. */
@@ -169,7 +168,7 @@ export class Writer {
   release (): void {
     this.#response.off('close', onClose)
     ;(this.#response as Owned)[kWriter] = undefined
-    this.#queue?.delete(this)
+    this.#leaveSocket?.()
     if (this.#destination !== null) {
       this.#destination.off('drain', onDrain)
       ;(this.#destination as Owned)[kWriter] = undefined
@@ -183,19 +182,6 @@ export class Writer {
   get owner (): WriterOwner {
     return this.#owner
   }
-}
-
-const kQueue = Symbol.for('fastify-sse-manager.queue')
-
-/** The streams that wait for a socket, all ended by its end: one listener for as many as a client cares to pipeline. */
-function queueOf (socket: (Socket & { [kQueue]?: Set<Writer> }) | null): Set<Writer> | null {
-  if (socket === null) return null
-  let queue = socket[kQueue]
-  if (queue === undefined) {
-    const waiting = queue = socket[kQueue] = new Set()
-    socket.once('close', () => { for (const writer of waiting) writer.owner.finish() })
-  }
-  return queue
 }
 
 /** Whether the response is a stream's already, or somebody else's. */
