@@ -130,13 +130,18 @@ function frameOfText (text: string): Frame | null {
   return text === '' ? null : new Frame('', encodeEvent('message', text), EventPriority.NORMAL)
 }
 
+const EVENT_KEYS = new Set(['event', 'data', 'id', 'retry'])
+const YIELDS = 'it yields strings, bytes or { event?, data, id?, retry? }'
+
 function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): Frame | null {
   if (typeof item === 'string') return new Frame('', encodeEvent('message', serialize(item)), EventPriority.NORMAL)
   if (item instanceof Uint8Array) {
     // A character may be cut by the end of a buffer: its rest comes with the next.
     return frameOfText(decoder.decode(item, { stream: true }))
   }
-  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : `a ${typeof item}`}: it yields strings, bytes or { event?, data, id?, retry? }`)
+  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : `a ${typeof item}`}: ${YIELDS}`)
+  // A misspelt name would send something else.
+  for (const key of Object.keys(item)) if (!EVENT_KEYS.has(key)) throw new InvalidSource(`yielded an object with an unknown property ${JSON.stringify(key.slice(0, 80))}: ${YIELDS}`)
   const { event = 'message', data, id, retry } = item as SourceEvent
   assertEventName(event)
   if (retry !== undefined) assertRetry(retry)

@@ -394,6 +394,7 @@ t.test('an error in the source is a sse:error without internals, and the log has
     'number item': () => [1],
     'null item': () => [null],
     'item without data': () => [{ event: 'x' }],
+    'item with a misspelt name': () => [{ name: 'x', data: 1 }],
     'data without a JSON form': () => [{ data: () => secret }],
     'cyclic data': () => { const data: Record<string, unknown> = {}; data['self'] = data; return [{ data }] },
     'event name of EventSource': () => [{ event: 'error', data: 1 }],
