@@ -105,10 +105,8 @@ class Person {
       client.pause()
       const timer = setInterval(() => {
         client.resume()
-        setImmediate(() => client.pause())
-        if (++reads < 20 && !client.closed) return
-        clearInterval(timer)
-        client.resume()
+        if (++reads < 20 && !client.closed) setImmediate(() => client.pause())
+        else clearInterval(timer)
       }, 250)
     }
   }
