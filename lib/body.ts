@@ -67,7 +67,8 @@ const prepared = new WeakSet<RouteOptions>()
 
 /**
  * Sees to it that a body which nobody has wrapped or replaced is opened by the last onSend hook of its route. Fastify would
- * set each header by itself and watch over body and response for as long as the stream lasts, at a seventh of the memory and time that it costs.
+ * set each header by itself, and watch over body and response for as long as the stream lasts: a seventh of what a stream
+ * takes in memory, and of the time to open it.
  * Hooks may be added to the route, and wrapped, as long as it is not ready: whenever they are read, ours comes last, once.
  */
 export function openBodyLast (route: RouteOptions): void {
