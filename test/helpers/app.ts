@@ -7,7 +7,8 @@ import { turns } from './wait.js'
 
 /** Listens on a free port of the loopback interface and returns the base URL. */
 export async function listen (app: FastifyInstance): Promise<string> {
-  await app.listen({ host: '127.0.0.1', port: 0 })
+  // Of a thousand that come at once the usual 511 would leave the rest to try again, after up to a minute.
+  await app.listen({ host: '127.0.0.1', port: 0, backlog: 4096 })
   return `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`
 }
 
