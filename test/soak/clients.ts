@@ -1,6 +1,6 @@
 import { connect } from 'node:net'
 import { SSEClient, type Block } from '../helpers/sse.js'
-import { BULK, COUNTED, laneOf, ROOMS, type Base, type Counted, type FromClients, type Tally, type ToClients } from './protocol.js'
+import { BULK, BULK_BYTES, COUNTED, HISTORY_BYTES, laneOf, ROOMS, type Base, type Counted, type FromClients, type Tally, type ToClients } from './protocol.js'
 
 // The clients of a soak, in a process of their own: node clients.ts URL COUNT ROLE, with ROLE `rooms` or `bulk`.
 
@@ -70,9 +70,10 @@ class Person {
     if (id !== null) this.#cursor = id
     if (data === null) return
     if (event === 'sse:gap') {
-      if (this.#provoked) tally.gapsProvoked++
+      const earned = this.#provoked || this.#outlived()
+      if (earned) tally.gapsProvoked++
       else tally.gaps++
-      if (!this.#provoked && tally.firstFault === '') tally.firstFault = `gap, ${this.#name}: ${data}`
+      if (!earned && tally.firstFault === '') tally.firstFault = `gap, ${this.#name}: ${data}, seen ${JSON.stringify([...this.#seen ?? []])}, published ${JSON.stringify(published)}`
       this.#provoked = false
       // Something is gone: each sequence goes on with whatever comes.
       this.#seen = new Map()
@@ -92,6 +93,13 @@ class Person {
       if (last !== undefined && last < previous) this.#fault('lost', previous - last, `${lane} ${n} after ${last}, before it ${previous}`)
       this.#seen.set(lane, n)
     }
+  }
+
+  /** Whether what it has seen last has left history by now: as far as this process knows, which is a second late. */
+  #outlived (): boolean {
+    const lane = laneOf(BULK, 1)
+    const last = this.#seen?.get(lane)
+    return last !== undefined && ((published[lane] ?? 0) + 5 - last) * BULK_BYTES > HISTORY_BYTES
   }
 
   /** Misfortune of this second. */
@@ -146,6 +154,8 @@ function annoy (): void {
 const people = Array.from({ length: Number(count) }, (_, index) => new Person(index))
 for (const [i, person] of people.entries()) setTimeout(() => person.enter(), i * 3)
 
+/** What has been published, as of the last second. */
+let published: Base = {}
 /** What everybody is to have at the end; nothing is published after it. */
 let counters: Base | null = null
 /** Who has been seen to have it: at any moment some are on their way from one stream to the next. */
@@ -163,6 +173,7 @@ const second = setInterval(() => {
 
 process.on('message', (message: ToClients) => {
   if (message.do === 'churn') churning = message.on
+  else if (message.do === 'published') published = message.counters
   else if (message.do === 'final') counters = message.counters
   else {
     clearInterval(second)

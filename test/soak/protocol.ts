@@ -4,6 +4,9 @@ import type { EventPriority } from '../../lib/index.js'
 
 export const ROOMS = 20
 export const BULK = 'bulk'
+export const BULK_BYTES = 200_000
+/** Bytes of history: a few minutes of bulk. */
+export const HISTORY_BYTES = 64 << 20
 /** Counted events come in these priorities; each is a sequence of its own, so that order within a priority shows as well. */
 export const COUNTED: readonly EventPriority[] = [1, 2]
 
@@ -27,7 +30,7 @@ export interface Tally {
   received: number
   lost: number
   duplicates: number
-  /** Gaps that a made-up cursor had earned, and others. */
+  /** Gaps that a made-up cursor or being further behind than history reaches had earned, and others. */
   gapsProvoked: number
   gaps: number
   streams: number
@@ -37,5 +40,5 @@ export interface Tally {
   firstFault: string
 }
 
-export type ToClients = { do: 'churn', on: boolean } | { do: 'final', counters: Base } | { do: 'leave' }
+export type ToClients = { do: 'churn', on: boolean } | { do: 'published', counters: Base } | { do: 'final', counters: Base } | { do: 'leave' }
 export type FromClients = { tally: Tally }

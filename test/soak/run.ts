@@ -9,7 +9,7 @@ import ssePlugin, { memoryBroker, type EventPriority, type SSEError } from '../.
 import { redisStreamsBroker } from '../../lib/brokers/redis-streams.js'
 import { collect } from '../helpers/heap.js'
 import { RedisServer } from '../helpers/redis.js'
-import { BULK, COUNTED, laneOf, ROOMS, type Base, type FromClients, type Tally, type ToClients } from './protocol.js'
+import { BULK, BULK_BYTES, COUNTED, HISTORY_BYTES, laneOf, ROOMS, type Base, type FromClients, type Tally, type ToClients } from './protocol.js'
 
 // npm run soak -- --minutes 20 [--clients 1000] [--redis]
 // One server, its clients in two processes of their own, and every misfortune there is; then a verdict.
@@ -41,7 +41,7 @@ await app.register(ssePlugin, {
   maxConnectionAgeMs: 120_000,
   retryMs: 500,
   outboxBytes: 256 * 1024,
-  history: { maxEvents: 20_000, maxAgeMs: 3_600_000, maxBytes: 64 << 20 },
+  history: { maxEvents: 20_000, maxAgeMs: 3_600_000, maxBytes: HISTORY_BYTES },
   drainMs: 3000
 })
 const counters: Base = {}
@@ -88,7 +88,8 @@ const publisher = setInterval(() => {
   tick++
   const priority = COUNTED[tick % 5 === 0 ? 1 : 0]!
   enqueue(tick % 50 === 0 ? 'everyone' : `room:${Math.floor(Math.random() * ROOMS)}`, priority, 50 + Math.random() * 300)
-  if (tick % 25 === 0) enqueue(BULK, 1, 200_000)
+  if (tick % 25 === 0) enqueue(BULK, 1, BULK_BYTES)
+  if (tick % EVENTS_PER_SECOND === 0) for (const crowd of crowds) crowd.tell({ do: 'published', counters })
   if (tick % 10 === 0) app.sse.broadcastEvent({ event: 'typing', data: 'x' }, { subscriptionIds: [`room:${tick % ROOMS}`], ephemeral: true }).catch(() => {})
   if (tick % 77 === 0 && redis === null) app.sse.broadcastEvent({ event: 'odd', data: 1 }, { filter: () => { throw new RangeError('a filter that throws') } }).catch(() => {})
 }, 1000 / EVENTS_PER_SECOND)
