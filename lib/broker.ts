@@ -26,7 +26,7 @@ export interface OutgoingMessage {
   readonly target: Target
   /** Not logged: no id, no replay, may be dropped under pressure. */
   readonly ephemeral: boolean
-  /** Unique to this publish: lets a broker append once when asked twice, and a node recognise its own. */
+  /** Unique to this publish: lets a broker append once when asked twice, and recognise what it is asked for. */
   readonly nonce: string
 }
 
@@ -45,9 +45,20 @@ export interface Message extends OutgoingMessage {
  */
 export type GapReason = 'malformed' | 'epoch' | 'unknown' | 'trimmed' | 'limit'
 
+/** What became of a publish. */
+export interface Published {
+  /** Its place in the log, null when it has none. */
+  readonly seq: number | null
+  /** What `deliver` has answered on this node; 0 when it was not delivered here. */
+  readonly delivered: number
+}
+
 export interface Sink {
-  /** Messages in log order. Called once for each message on each node, the node's own included. Never throws. */
-  deliver (batch: readonly Message[]): void
+  /**
+   * Messages in log order, one at a time. Called once for each message on each node, the node's own included. Returns how
+   * many connections of this node have got it. Never throws.
+   */
+  deliver (message: Message): number
   /** The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. */
   gap (reason: GapReason): void
   /**
@@ -110,7 +121,7 @@ export interface Broker {
   readonly position: number
   /** Begins to deliver, at the newest message. Rejects when the log cannot be reached. */
   open (sink: Sink, history: History): Promise<void>
-  publish (message: OutgoingMessage): Promise<{ seq: number | null }>
+  publish (message: OutgoingMessage): Promise<Published>
   read (request: ReadRequest): Promise<Page>
   /** Whether nobody on any node has claimed this key within the time that the first to do so asked for. */
   claim (key: string, ttlMs: number): Promise<boolean>

@@ -1,20 +1,41 @@
 import type { Held } from './budget.js'
 
-/** The bytes of one write, made once for all connections: as an HTTP/1.1 chunk, and the same without its framing. */
+/** What one write carries, made once for all connections: as an HTTP/1.1 chunk, and the same without its framing. */
 export class Chunk implements Held {
-  readonly framed: Buffer
+  /** Of the HTTP/1.1 chunk. */
+  readonly bytes: number
+  /** That of text. */
+  readonly encoding: 'latin1' | 'utf8'
   holders = 0
   readonly #prefixBytes: number
+  /** The HTTP/1.1 chunk, until there are bytes of it. */
+  #text: string
+  #asked = false
+  #framed: Buffer | null = null
   #plain: Buffer | null = null
 
   constructor (text: string, bytes = Buffer.byteLength(text)) {
     const size = bytes.toString(16)
-    this.framed = Buffer.from(`${size}\r\n${text}\r\n`)
+    this.#text = `${size}\r\n${text}\r\n`
     this.#prefixBytes = size.length + 2
+    this.encoding = bytes === text.length ? 'latin1' : 'utf8'
+    this.bytes = this.#prefixBytes + bytes + 2
   }
 
-  get bytes (): number {
-    return this.framed.length
+  /** What the next socket is to write: text for the first, which costs half if it is the only one; for all others bytes that they share. */
+  next (): string | Buffer {
+    if (this.#asked) return this.framed
+    this.#asked = true
+    return this.#text
+  }
+
+  get framed (): Buffer {
+    if (this.#framed === null) {
+      this.#framed = Buffer.from(this.#text, this.encoding)
+      this.#text = ''
+      this.#asked = true
+    }
+    return this.#framed
   }
 
   /** Only where the destination does its own framing: most streams never ask for it. */

@@ -100,7 +100,7 @@ export class SSEManager {
       stuck: err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'),
       free: () => log.info({}, 'No connection waits for the event log any more')
     })
-    this.#wheel = new Wheel(tickMsFor(resolved), () => performance.now())
+    this.#wheel = new Wheel(tickMsFor(resolved), now)
     this.#tickets = new Tickets(resolved, broker)
     this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, disconnections, this.#createHost())
   }
@@ -430,7 +430,7 @@ export class SSEManager {
       get position () { return publisher.position },
       newest: publisher.newest,
       get rootBatch (): Batch { return flusher.root },
-      now: () => performance.now(),
+      now,
       get lately () { return wheel.now },
       // A source goes on when what it has made is written: an interval would be its speed.
       mark: connection => (connection.managed ? flusher : sources).mark(connection),
@@ -457,6 +457,11 @@ export class SSEManager {
     this.#closed[counted] = (this.#closed[counted] ?? 0) + 1
     if (this.#registry.size === 0) this.#onEmpty?.()
   }
+}
+
+/** In whole milliseconds: each connection notes when it was written to, and a fraction would take an object of its own. */
+function now (): number {
+  return Math.floor(performance.now())
 }
 
 // The end of somebody's rights is kept to half a second, twice this.

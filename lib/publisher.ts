@@ -32,8 +32,6 @@ export class Publisher {
   readonly #listener: Listener
   readonly #log: Log
   readonly nodeId = createId()
-  /** Of each publish under way, how many connections have got it. */
-  readonly #receipts = new Map<string, number>()
   #health = degraded('The event log is not open')
   #position = 0
   /** Of each priority; where nothing is known of it, the position when that was so. */
@@ -97,11 +95,10 @@ export class Publisher {
 
   async #open (): Promise<void> {
     await this.#broker.open({
-      deliver: batch => {
-        for (const message of batch) {
-          if (message.event === NODE_EVENT) this.#listener.told(message.data)
-          else this.#deliver(message)
-        }
+      deliver: message => {
+        if (message.event !== NODE_EVENT) return this.#deliver(message)
+        this.#listener.told(message.data)
+        return 0
       },
       gap: reason => {
         this.#loseContinuity(reason)
@@ -133,13 +130,8 @@ export class Publisher {
     if (local || !this.#opened) await this.open()
     if (this.#closed) throw new Closed()
     if (local) return { id: null, delivered: this.#deliver(message) }
-    this.#receipts.set(message.nonce, 0)
-    try {
-      const { seq } = await this.#broker.publish(message)
-      return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered: this.#receipts.get(message.nonce)! }
-    } finally {
-      this.#receipts.delete(message.nonce)
-    }
+    const { seq, delivered } = await this.#broker.publish(message)
+    return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered }
   }
 
   /** Delivers a message on this node only, past the log. */
@@ -174,7 +166,6 @@ export class Publisher {
     if (message.seq > 0) this.#position = this.newest[message.priority] = message.seq
     this.#messages++
     this.#deliveries += delivered
-    if (this.#receipts.has(message.nonce)) this.#receipts.set(message.nonce, delivered)
     return delivered
   }
 

@@ -53,24 +53,25 @@ export class Ring {
     return this.#full
   }
 
-  /** @param time when it was logged, in milliseconds since the epoch. */
-  append (message: Message, time: number = this.#now()): void {
+  /** @param time when it was logged, in milliseconds since the epoch; absent: now. */
+  append (message: Message, time?: number): void {
+    const now = this.#now()
     this.#last = message.seq
-    this.#put(message, time)
-    this.#trim()
+    this.#put(message, time ?? now)
+    this.#trim(now)
   }
 
   /** Adds the message before the oldest. False when it is out of bounds. */
   prepend (message: Message, time: number): boolean {
     this.#first = message.seq
     this.#put(message, time)
-    this.#trim()
+    this.#trim(this.#now())
     return this.#first === message.seq
   }
 
   /** The messages of one lane after `after`, oldest first, without those that a newer one replaces. */
   read ({ after, priority, limit }: { after: number, priority: EventPriority, limit: number }): Page {
-    this.#trim()
+    this.#trim(this.#now())
     if (after > this.#last) return { messages: [], next: this.#last, gap: 'unknown' }
     if (after < this.#first - 1) return { messages: [], next: this.#last, gap: 'trimmed' }
     const messages: Message[] = []
@@ -92,9 +93,9 @@ export class Ring {
     if (entry.key !== null) this.#newest.set(entry.key, Math.max(message.seq, this.#newest.get(entry.key) ?? 0))
   }
 
-  #trim (): void {
+  #trim (now: number): void {
     const { maxEvents, maxAgeMs, maxBytes } = this.#history
-    const oldest = this.#now() - maxAgeMs
+    const oldest = now - maxAgeMs
     const mask = this.#entries.length - 1
     while (this.#first <= this.#last &&
       (this.#last - this.#first + 1 > maxEvents || (this.#bytes > maxBytes && this.#first < this.#last) || this.#entries[this.#first & mask]!.time < oldest)) {
@@ -125,10 +126,12 @@ export function bytesOf ({ data, event, key, target }: OutgoingMessage): number 
   return key === undefined ? bytes : bytes + 2 * key.length + bytesOfIds(target)
 }
 
-export function bytesOfIds (target: Target): number {
+export function bytesOfIds ({ userIds, subscriptionIds, clientIds, exceptClientIds }: Target): number {
+  return bytesOfList(userIds) + bytesOfList(subscriptionIds) + bytesOfList(clientIds) + bytesOfList(exceptClientIds)
+}
+
+function bytesOfList (ids: readonly string[] | undefined): number {
   let bytes = 0
-  for (const ids of [target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds]) {
-    if (ids !== undefined) for (const id of ids) bytes += ID_BYTES + id.length
-  }
+  if (ids !== undefined) for (const id of ids) bytes += ID_BYTES + id.length
   return bytes
 }

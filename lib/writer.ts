@@ -97,7 +97,8 @@ export class Writer {
 
   /** Writes a chunk. Only while not blocked. */
   write (chunk: Chunk): void {
-    this.#writeBytes(this.#framed ? chunk.framed : chunk.plain)
+    if (this.#framed && chunk.bytes <= PIECE_BYTES) return this.#put(chunk.next(), chunk.encoding)
+    this.#writePiece(this.#framed ? chunk.framed : chunk.plain)
     if (this.#rest === null) return
     this.#chunk = chunk
     this.#budget.hold(chunk)
@@ -108,7 +109,7 @@ export class Writer {
     const rest = this.#rest
     if (rest === null) return false
     this.#rest = null
-    this.#writeBytes(rest)
+    this.#writePiece(rest)
     if (this.#rest === null) this.#dropRest()
     return true
   }
@@ -119,17 +120,21 @@ export class Writer {
     this.#chunk = null
   }
 
-  #writeBytes (bytes: Buffer): void {
-    // Ended behind our back: bytes after the last chunk would be taken for the next response.
-    if (this.#response.writableEnded) return
+  #writePiece (bytes: Buffer): void {
     if (bytes.length > PIECE_BYTES) {
       this.#rest = bytes.subarray(PIECE_BYTES)
       bytes = bytes.subarray(0, PIECE_BYTES)
     }
+    this.#put(bytes)
+  }
+
+  #put (bytes: Buffer | string, encoding?: BufferEncoding): void {
+    // Ended behind our back: bytes after the last chunk would be taken for the next response.
+    if (this.#response.writableEnded) return
     const destination = this.#destination!
     let room: boolean
     try {
-      room = destination.write(bytes)
+      room = destination.write(bytes, encoding!)
       // A compressor keeps what it was given until it is told otherwise.
       if ('flush' in destination && typeof destination.flush === 'function') destination.flush()
     } catch (error) {

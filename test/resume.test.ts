@@ -3,7 +3,7 @@ import type { Socket } from 'node:net'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
 import { EventPriority, type Broker, type SSEOptions } from '../lib/index.js'
-import type { GapReason, Message, OutgoingMessage, Page, ReadRequest, Sink } from '../lib/broker.js'
+import type { GapReason, Message, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../lib/broker.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
 import { SSEClient, type Block } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
@@ -677,11 +677,10 @@ class WipedLog implements Broker {
     return true
   }
 
-  async publish (outgoing: OutgoingMessage): Promise<{ seq: number | null }> {
+  async publish (outgoing: OutgoingMessage): Promise<Published> {
     const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : ++this.position }
     this.#log.push(message)
-    this.#sink!.deliver([message])
-    return { seq: message.seq === 0 ? null : message.seq }
+    return { seq: message.seq === 0 ? null : message.seq, delivered: this.#sink!.deliver(message) }
   }
 
   async read ({ epoch, after, priority }: ReadRequest): Promise<Page> {

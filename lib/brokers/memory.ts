@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import type { Broker, History, Message, OutgoingMessage, Page, ReadRequest, Sink } from '../broker.js'
+import type { Broker, History, Message, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../broker.js'
 import { Closed, InvalidOption } from '../errors.js'
 import { Ring } from '../ring.js'
 
@@ -13,8 +13,9 @@ class MemoryBroker implements Broker {
   readonly epoch = randomUUID().slice(0, 8)
   #ring: Ring | null = null
   #sink: Sink | null = null
-  #queue: Message[] = []
   #delivering = false
+  /** Published from inside a delivery. */
+  readonly #waiting: { readonly message: Message, resolve (published: Published): void }[] = []
   /** Until when, oldest claim first. */
   readonly #claims = new Map<string, number>()
 
@@ -29,26 +30,24 @@ class MemoryBroker implements Broker {
     sink.state('up')
   }
 
-  async publish (outgoing: OutgoingMessage): Promise<{ seq: number | null }> {
-    if (this.#sink === null) throw new Closed()
+  publish (outgoing: OutgoingMessage): Promise<Published> {
+    if (this.#sink === null) return Promise.reject(new Closed())
     const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : this.position + 1 }
     if (!outgoing.ephemeral) this.#ring!.append(message)
-    this.#queue.push(message)
-    if (!this.#delivering) this.#deliver()
-    return { seq: outgoing.ephemeral ? null : message.seq }
-  }
-
-  #deliver (): void {
+    if (this.#delivering) return new Promise(resolve => this.#waiting.push({ message, resolve }))
     this.#delivering = true
     try {
-      while (this.#queue.length > 0 && this.#sink !== null) {
-        const batch = this.#queue
-        this.#queue = []
-        this.#sink.deliver(batch)
-      }
+      const published = this.#deliver(message)
+      for (const { message, resolve } of this.#waiting) resolve(this.#deliver(message))
+      return Promise.resolve(published)
     } finally {
+      this.#waiting.length = 0
       this.#delivering = false
     }
+  }
+
+  #deliver (message: Message): Published {
+    return { seq: message.ephemeral ? null : message.seq, delivered: this.#sink?.deliver(message) ?? 0 }
   }
 
   async read (request: ReadRequest): Promise<Page> {
@@ -73,6 +72,5 @@ class MemoryBroker implements Broker {
   async close (): Promise<void> {
     this.#sink = null
     this.#ring = null
-    this.#queue = []
   }
 }

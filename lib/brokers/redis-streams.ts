@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import type { Broker, GapReason, History, OutgoingMessage, Page, ReadRequest, Sink } from '../broker.js'
+import type { Broker, GapReason, History, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../broker.js'
 import { BrokerUnavailable, Closed } from '../errors.js'
 import { resolveRedisOptions, type RedisStreamsOptions, type ResolvedRedisOptions } from '../options.js'
 import { Appender } from './redis/appender.js'
@@ -93,7 +93,7 @@ class RedisStreamsBroker implements Broker {
     }
   }
 
-  async publish (message: OutgoingMessage): Promise<{ seq: number | null }> {
+  async publish (message: OutgoingMessage): Promise<Published> {
     if (this.#appender === null || this.#closing !== null) throw new Closed()
     return await this.#appender.publish(message)
   }
@@ -165,7 +165,9 @@ class RedisStreamsBroker implements Broker {
   #arrive (arrivals: readonly Arrival[]): void {
     const replay = this.#replay!
     for (const { message, time } of arrivals) if (message.seq > 0) replay.append(message, this.#log.localTime(time))
-    this.#sink?.deliver(arrivals.map(({ message }) => message))
-    for (const { message } of arrivals) this.#appender!.seen(message.nonce, message.ephemeral ? null : message.seq)
+    for (const { message } of arrivals) {
+      const delivered = this.#sink?.deliver(message) ?? 0
+      this.#appender!.seen(message.nonce, { seq: message.ephemeral ? null : message.seq, delivered })
+    }
   }
 }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Broker, GapReason, History, Message, OutgoingMessage } from '../broker.js'
+import type { Broker, GapReason, History, Message, OutgoingMessage, Published } from '../broker.js'
 import { EventPriority } from '../event.js'
 
 // What every Broker promises (see the interface), as tests. For a broker of your own:
@@ -33,21 +33,20 @@ class Node {
 
   async open (history: History): Promise<void> {
     await this.broker.open({
-      deliver: batch => {
+      deliver: message => {
         assert.equal(this.#inside, false, 'deliver is not re-entered')
         this.#inside = true
-        for (const message of batch) {
-          this.delivered.push(message)
-          this.onDeliver?.(message)
-        }
+        const count = this.delivered.push(message)
+        this.onDeliver?.(message)
         this.#inside = false
+        return count
       },
       gap: reason => { this.gaps.push(reason) },
       state: () => {}
     }, history)
   }
 
-  publish (data: string, more: Partial<OutgoingMessage> = {}): Promise<{ seq: number | null }> {
+  publish (data: string, more: Partial<OutgoingMessage> = {}): Promise<Published> {
     return this.broker.publish(message(data, more))
   }
 
@@ -125,8 +124,9 @@ function ofEachNode (check: Check, shared: boolean): void {
   check('has delivered a message here when its publish resolves', async join => {
     const node = await join()
     for (const ephemeral of [false, true]) {
-      await node.publish(`ephemeral: ${ephemeral}`, { ephemeral })
+      const { delivered } = await node.publish(`ephemeral: ${ephemeral}`, { ephemeral })
       assert.equal(node.texts.at(-1), `ephemeral: ${ephemeral}`)
+      assert.equal(delivered, node.delivered.length, 'with the answer of its delivery')
     }
   })
 
@@ -142,7 +142,7 @@ function ofEachNode (check: Check, shared: boolean): void {
   check('an ephemeral message has no place in the log', async join => {
     const node = await join()
     const first = await node.publish('logged')
-    assert.deepEqual(await node.publish('not', { ephemeral: true }), { seq: null })
+    assert.deepEqual(await node.publish('not', { ephemeral: true }), { seq: null, delivered: 2 })
     const second = await node.publish('logged too')
     await node.has(3)
     assert.deepEqual(node.delivered.map(({ data, seq }) => [data, seq]), [['logged', first.seq], ['not', 0], ['logged too', second.seq]])

@@ -3,7 +3,7 @@ import { createClient, RESP_TYPES } from '@redis/client'
 import Fastify from 'fastify'
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
-import type { Broker, GapReason, History, Message, OutgoingMessage } from '../../lib/broker.js'
+import type { Broker, GapReason, History, Message, OutgoingMessage, Published } from '../../lib/broker.js'
 import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/brokers/redis-streams.js'
 import { formatPlace } from '../../lib/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
@@ -22,7 +22,7 @@ interface Node {
   delivered: Message[]
   gaps: GapReason[]
   states: string[]
-  publish (data: string, more?: Partial<OutgoingMessage>): Promise<{ seq: number | null }>
+  publish (data: string, more?: Partial<OutgoingMessage>): Promise<Published>
   read (after: number, limit?: number): Promise<string[] | GapReason>
 }
 
@@ -45,7 +45,7 @@ async function open (t: Test, options: RedisStreamsOptions, history: Partial<His
   const node = nodeOf(redisStreamsBroker({ startTimeoutMs: 20_000, publishTimeoutMs: 20_000, replyTimeoutMs: 20_000, ...options }))
   t.teardown(() => node.broker.close())
   await node.broker.open({
-    deliver: batch => { node.delivered.push(...batch) },
+    deliver: message => node.delivered.push(message),
     gap: reason => { node.gaps.push(reason) },
     state: (state, error) => { node.states.push(error === undefined ? state : `${state}: ${error.message}`) }
   }, { ...HISTORY, ...history })

@@ -314,7 +314,7 @@ t.test('a replica is promoted', { skip: withoutRedis, timeout: 60_000 }, async t
   const delivered: string[] = []
   const gaps: string[] = []
   await broker.open({
-    deliver: batch => { for (const { data } of batch) delivered.push(data) },
+    deliver: ({ data }) => delivered.push(data),
     gap: reason => { gaps.push(reason) },
     state: () => {}
   }, { maxEvents: 10_000, maxAgeMs: 60_000, maxBytes: 1 << 20 })

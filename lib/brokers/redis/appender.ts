@@ -1,4 +1,4 @@
-import type { History, OutgoingMessage } from '../../broker.js'
+import type { History, OutgoingMessage, Published } from '../../broker.js'
 import { BrokerUnavailable, Closed } from '../../errors.js'
 import { bytesOf } from '../../ring.js'
 import { isErrorReply, type Connection } from './connection.js'
@@ -14,7 +14,7 @@ interface Pending {
   sent: boolean
   /** Where Redis has logged it; not yet seen by this node's reader. */
   logged: { epoch: number, seq: number | null } | null
-  resolve (result: { seq: number | null }): void
+  resolve (published: Published): void
   reject (error: Error): void
 }
 
@@ -84,7 +84,7 @@ export class Appender {
     for (const pending of this.#queue.splice(0)) this.#reject(pending, NOTHING, cause)
   }
 
-  publish (message: OutgoingMessage): Promise<{ seq: number | null }> {
+  publish (message: OutgoingMessage): Promise<Published> {
     const bytes = OVERHEAD_BYTES + bytesOf(message)
     if (this.#connection === null && !this.#options.waitWhenDown) throw new BrokerUnavailable(NOTHING, { cause: this.#downBecause })
     if (this.#pending.size > 0 && this.#bytes + bytes > this.#options.maxPendingBytes) throw new BrokerUnavailable('is too slow: too much waits for it already; nothing was published')
@@ -99,9 +99,9 @@ export class Appender {
   }
 
   /** This node has seen a message in the log. */
-  seen (nonce: string, seq: number | null): void {
+  seen (nonce: string, published: Published): void {
     const pending = this.#pending.get(nonce)
-    if (pending !== undefined) this.#settle(pending).resolve({ seq })
+    if (pending !== undefined) this.#settle(pending).resolve(published)
   }
 
   /** This node goes on behind `position`, and will not see what has been logged before it. */
@@ -147,7 +147,7 @@ export class Appender {
     const { logged } = pending
     if (logged === null || !this.#pending.has(pending.message.nonce)) return
     if (logged.epoch < this.#skipped.epoch) this.#reject(pending, 'was lost together with the event')
-    else if (logged.epoch === this.#skipped.epoch && logged.seq !== null && logged.seq <= this.#skipped.position) this.#settle(pending).resolve({ seq: logged.seq })
+    else if (logged.epoch === this.#skipped.epoch && logged.seq !== null && logged.seq <= this.#skipped.position) this.#settle(pending).resolve({ seq: logged.seq, delivered: 0 })
   }
 
   #nextBatch (): PendingBatch | null {
@@ -199,7 +199,7 @@ export class Appender {
         break
       }
       // It is in the log that this node follows, whose reader is late.
-      if (pending.logged?.epoch === this.#skipped.epoch) this.#settle(pending).resolve({ seq: pending.logged.seq })
+      if (pending.logged?.epoch === this.#skipped.epoch) this.#settle(pending).resolve({ seq: pending.logged.seq, delivered: 0 })
       else this.#reject(pending, pending.sent ? UNKNOWN : NOTHING, this.#connection === null ? this.#downBecause : undefined)
     }
     // Nobody waits for them any more, and Redis may not take the next batch for long.
