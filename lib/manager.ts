@@ -6,13 +6,14 @@ import { Budget } from './budget.js'
 import type { Seat } from './capacity.js'
 import { CatchUp } from './catchup.js'
 import { Chunk, ChunkMemo } from './chunk.js'
-import { assertCloseReason, isCloseReason, type CloseReason } from './close-reason.js'
+import { assertCloseReason } from './close-reason.js'
 import { Cluster, type ClusterHost, type ClusterStats } from './cluster.js'
 import { createOperations, type Operations, type Presence } from './commands.js'
 import type { ConnectionHost, SSEConnection } from './connection.js'
 import { Disconnections } from './disconnections.js'
 import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
 import { encodeComment } from './event.js'
+import { Farewell } from './farewell.js'
 import { Flusher } from './flush.js'
 import { FrameCache } from './frame-cache.js'
 import { Frame, type Batch } from './frame.js'
@@ -26,34 +27,14 @@ import { refusalOf } from './refusal.js'
 import { Registry } from './registry.js'
 import { Rights } from './rights.js'
 import type { Outcome } from './scatter.js'
+import { Statistics, type ManagerStats } from './statistics.js'
 import { Tickets, type Ticket, type TicketGrant } from './ticket.js'
 import { assertSubscription, quote } from './topic.js'
 import { isGone, type HttpResponse } from './transport.js'
 import { Wheel } from './wheel.js'
 import type { BroadcastOptions, Delivery, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
 
-export interface ManagerStats {
-  /** Open streams of this node, those with a source of their own included. */
-  readonly connections: number
-  readonly users: number
-  /** Distinct topics and patterns held. */
-  readonly subscriptions: number
-  /** Messages delivered to this node so far. */
-  readonly messages: number
-  /** Deliveries: one for each message and connection. */
-  readonly delivered: number
-  /** Ephemeral events dropped for slow clients. */
-  readonly dropped: number
-  /** Connections that read older events from the log. */
-  readonly lagging: number
-  /** Bytes that wait for slow clients, the kernel's own buffers not counted. */
-  readonly queuedBytes: number
-  /** Streams ended so far, by reason; beyond 64 reasons the application's own count as `other`. */
-  readonly closed: Readonly<Record<string, number>>
-}
-
 const TICKS_PER_INTERVAL = 10
-const MAX_COUNTED_REASONS = 64
 
 /**
  * Who is connected to this node, and every way to reach them. Decorates Fastify as `fastify.sse`; without Fastify make
@@ -72,11 +53,9 @@ export class SSEManager {
   readonly #flusher: Flusher
   readonly #wheel: Wheel
   readonly #catchUp: CatchUp
-  readonly #closed: Record<string, number> = Object.create(null)
-  #dropped = 0
-  #draining: Promise<void> | null = null
+  readonly #statistics: Statistics
+  readonly #farewell: Farewell
   #closing: Promise<void> | null = null
-  #onEmpty: (() => void) | null = null
 
   /**
    * @param options see `OptionsSchema`; those that only concern Fastify (`path`, `decorators`, `authStrategies`) have no effect here.
@@ -95,6 +74,8 @@ export class SSEManager {
       told: text => this.#cluster.receive(text)
     }, log)
     this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(), log)
+    this.#statistics = new Statistics(this.#registry, this.#publisher)
+    this.#farewell = new Farewell(this.#registry, resolved.drainMs)
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
     this.#catchUp = new CatchUp(broker, resolved.maxConcurrentReplays, {
       stuck: err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'),
@@ -188,18 +169,7 @@ export class SSEManager {
 
   /** Counts and sums of this node, as of now. Costs a look at each connection. */
   stats (): ManagerStats {
-    let lagging = 0
-    let queuedBytes = 0
-    let dropped = this.#dropped
-    for (const connection of this.#registry.all()) {
-      const stats = connection.stats()
-      if (stats.lagging) lagging++
-      queuedBytes += stats.queuedBytes
-      dropped += stats.droppedEvents
-    }
-    const { size: connections, users, subscriptions } = this.#registry
-    const { messages, deliveries: delivered } = this.#publisher
-    return { connections, users, subscriptions, messages, delivered, dropped, lagging, queuedBytes, closed: { ...this.#closed } }
+    return this.#statistics.stats
   }
 
   /**
@@ -345,29 +315,8 @@ export class SSEManager {
    * Resolves when all are gone, after `drainMs` at the latest.
    */
   drain (): Promise<void> {
-    return (this.#draining ??= this.#drain())
-  }
-
-  async #drain (): Promise<void> {
     this.#admission.close()
-    for (const connection of this.#registry.all()) connection.close('shutdown' satisfies CloseReason)
-    if (this.#registry.size === 0) return
-    const { drainMs } = this.#options
-    await new Promise<void>(resolve => {
-      let stop: NodeJS.Timeout | undefined
-      // By the millisecond: the wheel may be a tick late.
-      const cut = setTimeout(() => {
-        for (const connection of [...this.#registry.all()]) connection.cutShort()
-        // One whose head was never sent has no end of its own here. The others' come in a later turn of the event loop, which
-        // must not be overtaken: on a busy machine a timer that had been set before would be due already.
-        setImmediate(() => { if (this.#registry.size > 0) stop = setTimeout(resolve, 100) })
-      }, drainMs)
-      this.#onEmpty = () => {
-        clearTimeout(cut)
-        clearTimeout(stop)
-        resolve()
-      }
-    })
+    return this.#farewell.begin()
   }
 
   /** Drains, then closes the log. A second call waits for the first. */
@@ -451,11 +400,8 @@ export class SSEManager {
   #forget (connection: SSEConnection, reason: string): void {
     this.#wheel.cancel(connection)
     this.#registry.remove(connection)
-    this.#dropped += connection.stats().droppedEvents
-    const known = isCloseReason(reason) || reason in this.#closed || Object.keys(this.#closed).length < MAX_COUNTED_REASONS
-    const counted = known ? reason : 'other'
-    this.#closed[counted] = (this.#closed[counted] ?? 0) + 1
-    if (this.#registry.size === 0) this.#onEmpty?.()
+    this.#statistics.ended(connection, reason)
+    this.#farewell.left()
   }
 }
 

@@ -15,7 +15,7 @@ const LAYERS = [
   ['brokers/redis/appender', 'brokers/redis/reader', 'flush', 'frame-cache', 'outbox', 'refusal', 'rights', 'source', 'ticket'],
   ['backlog'],
   ['brokers/redis-streams', 'connection'],
-  ['admission', 'body', 'publisher'],
+  ['admission', 'body', 'farewell', 'publisher', 'statistics'],
   ['manager'],
   ['reply'],
   ['plugin'],

@@ -1,6 +1,6 @@
-import { randomUUID } from 'node:crypto'
 import type { Broker, History, Message, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../broker.js'
 import { Closed, InvalidOption } from '../errors.js'
+import { createId } from '../id.js'
 import { Ring } from '../ring.js'
 
 /** The log of a single node, in memory. It ends with the process; clients that return to the next one get a gap. */
@@ -10,7 +10,7 @@ export function memoryBroker (): Broker {
 
 class MemoryBroker implements Broker {
   readonly shared = false
-  readonly epoch = randomUUID().slice(0, 8)
+  readonly epoch = createId().slice(0, 8)
   #ring: Ring | null = null
   #sink: Sink | null = null
   #delivering = false

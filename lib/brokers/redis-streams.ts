@@ -1,6 +1,6 @@
-import { randomUUID } from 'node:crypto'
 import type { Broker, GapReason, History, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../broker.js'
 import { BrokerUnavailable, Closed } from '../errors.js'
+import { createId } from '../id.js'
 import { resolveRedisOptions, type RedisStreamsOptions, type ResolvedRedisOptions } from '../options.js'
 import { Appender } from './redis/appender.js'
 import { connector, inTime, type Connect, type Connection } from './redis/connection.js'
@@ -51,7 +51,7 @@ class RedisStreamsBroker implements Broker {
   constructor (options: ResolvedRedisOptions, connect: Connect) {
     this.#options = options
     this.#connect = connect
-    this.#log = new RedisLog(options.keyPrefix, randomUUID(), options.replyTimeoutMs)
+    this.#log = new RedisLog(options.keyPrefix, createId(), options.replyTimeoutMs)
     this.#reader = new LogReader(this.#log, {
       moved: (epoch, position, reason) => this.#move(epoch, position, reason),
       arrived: arrivals => this.#arrive(arrivals)

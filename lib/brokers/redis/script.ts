@@ -29,14 +29,16 @@ const PLACE = `
 local function integer (value) return string.format('%.0f', value) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local meta = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals')
+local meta = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals', 'logBytes', 'logFirstBytes', 'logFirstTime', 'ephemeralBytes', 'ephemeralFirstBytes', 'ephemeralFirstTime')
 local epoch, seq, ephemerals = tonumber(meta[1]), tonumber(meta[2]), tonumber(meta[3])
+local length = redis.call('XLEN', KEYS[2])
 local function renew ()
   epoch, seq, ephemerals = math.max(now, (epoch or 0) + 1), 0, 0
+  meta, length = {}, 0
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
   redis.call('HSET', KEYS[1], 'epoch', integer(epoch), 'seq', 0, 'ephemerals', 0)
 end
-if not epoch or not seq or not ephemerals or (seq > 0 and redis.call('EXISTS', KEYS[2]) == 0) then renew() end
+if not epoch or not seq or not ephemerals or (seq > 0 and length == 0 and redis.call('EXISTS', KEYS[2]) == 0) then renew() end
 `
 
 /**
@@ -71,10 +73,9 @@ if now > tonumber(ARGV[2]) then return { 'late', integer(now) } end
 
 -- Bytes are counted from the beginning of the stream; an entry carries how many there were before it (b), and how far the
 -- other stream was (o), so that the order of both is known.
-local function open (key, name, at)
-  local state = redis.call('HMGET', KEYS[1], name .. 'Bytes', name .. 'FirstBytes', name .. 'FirstTime')
-  local stream = { key = key, name = name, bytes = tonumber(state[1]) or 0, length = redis.call('XLEN', key) }
-  stream.firstBytes, stream.firstTime = tonumber(state[2]), tonumber(state[3])
+local function open (key, name, length, inMeta, at)
+  local stream = { key = key, name = name, length = length, bytes = tonumber(meta[inMeta]) or 0 }
+  stream.firstBytes, stream.firstTime = tonumber(meta[inMeta + 1]), tonumber(meta[inMeta + 2])
   stream.maxEvents, stream.maxAgeMs, stream.maxBytes = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   return stream
 end
@@ -97,7 +98,7 @@ local function close (stream, count)
     keep(stream, stream.length - 1)
     limit = limit - 1
   end
-  redis.call('HSET', KEYS[1], stream.name .. 'Bytes', integer(stream.bytes), stream.name .. 'FirstBytes', integer(stream.firstBytes), stream.name .. 'FirstTime', integer(stream.firstTime))
+  return stream.name .. 'Bytes', integer(stream.bytes), stream.name .. 'FirstBytes', integer(stream.firstBytes), stream.name .. 'FirstTime', integer(stream.firstTime)
 end
 
 local log, ephemeral = nil, nil
@@ -105,18 +106,18 @@ local first, count = integer(seq + 1), 0
 for i = 10, #ARGV, 4 do
   count = count + 1
   if ARGV[i] == '1' then
-    log = log or open(KEYS[2], 'log', 4)
+    log = log or open(KEYS[2], 'log', length, 4, 4)
     seq = seq + 1
     add(log, seq, ephemerals, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   else
-    ephemeral = ephemeral or open(KEYS[3], 'ephemeral', 7)
+    ephemeral = ephemeral or open(KEYS[3], 'ephemeral', redis.call('XLEN', KEYS[3]), 7, 7)
     ephemerals = ephemerals + 1
     add(ephemeral, ephemerals, seq, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   end
 end
-if log then close(log, count) end
-if ephemeral then close(ephemeral, count) end
-redis.call('HSET', KEYS[1], 'seq', integer(seq), 'ephemerals', integer(ephemerals))
+local function save (...) redis.call('HSET', KEYS[1], 'seq', integer(seq), 'ephemerals', integer(ephemerals), ...) end
+if log then save(close(log, count)) end
+if ephemeral then save(close(ephemeral, count)) end
 redis.call('SET', KEYS[4], ARGV[1] .. ':' .. integer(epoch) .. ':' .. first, 'PX', ARGV[3])
 return { 'done', integer(now), integer(epoch), first }
 `)
