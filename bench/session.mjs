@@ -17,10 +17,10 @@ export class Session {
   connections = 0
 
   /** @param options.redis what the servers share: its CPU time counts as theirs. */
-  constructor (implementation, { nodeOptions = [], servers = 1, redis = null } = {}) {
+  constructor (implementation, { nodeOptions = [], servers = 1, redis = null, env = {} } = {}) {
     this.implementation = implementation
     this.#redis = redis
-    const options = { cpu: SERVER_CPU, nodeOptions: ['--expose-gc', ...nodeOptions], env: redis === null ? {} : { BENCH_REDIS: redis.url } }
+    const options = { cpu: SERVER_CPU, nodeOptions: ['--expose-gc', ...nodeOptions], env: redis === null ? env : { ...env, BENCH_REDIS: redis.url } }
     this.#servers = Array.from({ length: servers }, () => new Child('./server.mjs', [implementation, this.#file.path], options))
     this.#load = new Child('./load.mjs', [this.#file.path], { cpu: LOAD_CPU })
   }

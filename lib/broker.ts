@@ -98,7 +98,7 @@ export interface Page {
 
 /**
  * The ordered, bounded log that all nodes share, and the fan-out from it. Promises every implementation keeps
- * (`fastify-sse-manager/testing` checks them):
+ * (`fastify-sse-manager/testing` checks most of them):
  *
  * - `deliver` is called once for each message on each node, in log order, own messages included, and is never re-entered;
  *   a publish from inside it is delivered after it.
@@ -110,16 +110,22 @@ export interface Page {
  * - `read` after a cursor of another epoch, one the log has not reached, or one that has been trimmed away reports a gap.
  * - Of all calls of `claim` with one key, on all nodes, one resolves with true within `ttlMs`. It rejects with
  *   SSE_ERR_BROKER_UNAVAILABLE when that cannot be known.
- * - After `close` every call rejects, and nothing is delivered any more.
+ * - After `close` every call rejects with SSE_ERR_CLOSED, and nothing is delivered any more.
+ *
+ * An error with a code is one like `Object.assign(new Error('…'), { code: 'SSE_ERR_BROKER_UNAVAILABLE', statusCode: 503 })`. Any
+ * other that a publish rejects with reaches the application as SSE_ERR_BROKER_UNAVAILABLE, with itself as the cause.
  */
 export interface Broker {
   /** Whether other nodes share this log. */
   readonly shared: boolean
   /** The life of the log: `[A-Za-z0-9_-]{1,32}`. A log that was wiped, or has lost something it had told, gets another. */
   readonly epoch: string
-  /** Sequence number of the newest logged message, 0 in an empty log. */
+  /** Sequence number of the newest logged message that has come to this node, the one that is being delivered included; 0 in an empty log. */
   readonly position: number
-  /** Begins to deliver, at the newest message. Rejects when the log cannot be reached. */
+  /**
+   * Begins to deliver, at the newest message, after it has called `sink.state('up')`: until then the node counts as degraded.
+   * Called once. Rejects when the log cannot be reached.
+   */
   open (sink: Sink, history: History): Promise<void>
   publish (message: OutgoingMessage): Promise<Published>
   read (request: ReadRequest): Promise<Page>

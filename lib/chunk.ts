@@ -1,16 +1,16 @@
 import type { Held } from './budget.js'
 
+export const TEXT_ENCODING = 'latin1'
+
 /** What one write carries, made once for all connections: as an HTTP/1.1 chunk, and the same without its framing. */
 export class Chunk implements Held {
   /** Of the HTTP/1.1 chunk. */
   readonly bytes: number
-  /** That of text. */
-  readonly encoding: 'latin1' | 'utf8'
   holders = 0
   readonly #prefixBytes: number
   /** The HTTP/1.1 chunk, until there are bytes of it. */
   #text: string
-  #asked = false
+  #textLeft: boolean
   #framed: Buffer | null = null
   #plain: Buffer | null = null
 
@@ -18,22 +18,26 @@ export class Chunk implements Held {
     const size = bytes.toString(16)
     this.#text = `${size}\r\n${text}\r\n`
     this.#prefixBytes = size.length + 2
-    this.encoding = bytes === text.length ? 'latin1' : 'utf8'
+    // A socket counts text by the letter: only of ASCII is that as many bytes.
+    this.#textLeft = bytes === text.length
     this.bytes = this.#prefixBytes + bytes + 2
   }
 
-  /** What the next socket is to write: text for the first, which costs half if it is the only one; for all others bytes that they share. */
-  next (): string | Buffer {
-    if (this.#asked) return this.framed
-    this.#asked = true
+  /**
+   * What one more socket is to write: ASCII text for the first, in `TEXT_ENCODING`, which costs half if it is the only one; for
+   * all others bytes that they share.
+   */
+  forOneMore (): string | Buffer {
+    if (!this.#textLeft) return this.framed
+    this.#textLeft = false
     return this.#text
   }
 
   get framed (): Buffer {
     if (this.#framed === null) {
-      this.#framed = Buffer.from(this.#text, this.encoding)
+      this.#framed = Buffer.from(this.#text)
       this.#text = ''
-      this.#asked = true
+      this.#textLeft = false
     }
     return this.#framed
   }

@@ -61,7 +61,7 @@ export const NotAcceptable = define('SSE_ERR_NOT_ACCEPTABLE', 'This resource is 
 export const TooManyConnections = define('SSE_ERR_TOO_MANY_CONNECTIONS', 'Too many open streams', 503)
 export const TooManyUserConnections = define('SSE_ERR_TOO_MANY_USER_CONNECTIONS', 'Too many open streams for this user', 429)
 export const TooManyIpConnections = define('SSE_ERR_TOO_MANY_IP_CONNECTIONS', 'Too many open streams from this address', 429)
-export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response has already begun')
+export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response has already begun: reply.sse() was called before, or something else was sent')
 export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source %s')
 export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client left before the stream began', 499)
 
@@ -71,5 +71,5 @@ export const CommandFailed = define('SSE_ERR_COMMAND_FAILED', 'Another node fail
 export const TooManyCommands = define('SSE_ERR_TOO_MANY_COMMANDS', 'More than %s commands wait for the answers of other nodes', 503)
 
 // Service
-export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing', 503)
+export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing or closed', 503)
 export const BrokerUnavailable = define('SSE_ERR_BROKER_UNAVAILABLE', 'The event log %s', 503)

@@ -8,7 +8,7 @@ export { SSEManager } from './manager.js'
 export { requestSerializer } from './redaction.js'
 export { createDataEvent, createNotificationEvent } from './message.js'
 
-export type { Broker, GapReason, History, Message, OutgoingMessage, Page, ReadRequest, Sink, Target } from './broker.js'
+export type { Broker, GapReason, History, Message, OutgoingMessage, Page, Published, ReadRequest, Sink, Target } from './broker.js'
 export type { Catalogue, Notification, NotificationLevel } from './catalogue.js'
 export type { CreateConnection } from './admission.js'
 export type { CloseReason } from './close-reason.js'

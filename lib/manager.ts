@@ -11,9 +11,9 @@ import { Cluster, type ClusterHost, type ClusterStats } from './cluster.js'
 import { createOperations, type Operations, type Presence } from './commands.js'
 import type { ConnectionHost, SSEConnection } from './connection.js'
 import { Disconnections } from './disconnections.js'
+import { Drain } from './drain.js'
 import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
 import { encodeComment } from './event.js'
-import { Farewell } from './farewell.js'
 import { Flusher } from './flush.js'
 import { FrameCache } from './frame-cache.js'
 import { Frame, type Batch } from './frame.js'
@@ -54,7 +54,7 @@ export class SSEManager {
   readonly #wheel: Wheel
   readonly #catchUp: CatchUp
   readonly #statistics: Statistics
-  readonly #farewell: Farewell
+  readonly #drain: Drain
   #closing: Promise<void> | null = null
 
   /**
@@ -75,7 +75,7 @@ export class SSEManager {
     }, log)
     this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(), log)
     this.#statistics = new Statistics(this.#registry, this.#publisher)
-    this.#farewell = new Farewell(this.#registry, resolved.drainMs)
+    this.#drain = new Drain(this.#registry, resolved.drainMs)
     this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
     this.#catchUp = new CatchUp(broker, resolved.maxConcurrentReplays, {
       stuck: err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'),
@@ -169,7 +169,7 @@ export class SSEManager {
 
   /** Counts and sums of this node, as of now. Costs a look at each connection. */
   stats (): ManagerStats {
-    return this.#statistics.stats
+    return this.#statistics.read()
   }
 
   /**
@@ -316,7 +316,7 @@ export class SSEManager {
    */
   drain (): Promise<void> {
     this.#admission.close()
-    return this.#farewell.begin()
+    return this.#drain.begin()
   }
 
   /** Drains, then closes the log. A second call waits for the first. */
@@ -401,7 +401,7 @@ export class SSEManager {
     this.#wheel.cancel(connection)
     this.#registry.remove(connection)
     this.#statistics.ended(connection, reason)
-    this.#farewell.left()
+    this.#drain.left()
   }
 }
 

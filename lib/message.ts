@@ -17,8 +17,8 @@ const MAX_BYTES_PER_CHARACTER = 3
  * @throws SSE_ERR_INVALID_*, SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE, SSE_ERR_EVENT_TOO_LARGE
  */
 export function composeMessage (input: EventInput, options: BroadcastOptions, nonce: string, { events, maxEventBytes }: Pick<ResolvedOptions, 'events' | 'maxEventBytes'>): Message {
-  const target = createTarget(options)
   assertKeys(input)
+  const target = createTarget(options)
   const { event = 'message', priority: ownPriority = EventPriority.NORMAL } = input
   const { priority = ownPriority, retry = input.retry, key = input.key } = options
   assertEventName(event)

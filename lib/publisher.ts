@@ -1,7 +1,7 @@
-import type { Broker, GapReason, Message, Target } from './broker.js'
+import type { Broker, GapReason, Message, OutgoingMessage, Published, Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
 import { formatPlace } from './cursor.js'
-import { Closed, FilterNotShared, InvalidTarget } from './errors.js'
+import { BrokerUnavailable, Closed, FilterNotShared, InvalidOption, InvalidTarget, SSEError } from './errors.js'
 import { EventPriority, PRIORITIES } from './event.js'
 import { Frame } from './frame.js'
 import { degraded, up, type Health } from './health.js'
@@ -12,6 +12,7 @@ import { composeMessage } from './message.js'
 import type { ResolvedOptions } from './options.js'
 import type { Registry } from './registry.js'
 import type { Rights } from './rights.js'
+import { isYes } from './yes.js'
 import type { BroadcastOptions, Delivery, EventInput } from '../types/index.js'
 
 /** Who is told of what is not for connections. */
@@ -22,6 +23,9 @@ export interface Listener {
   /** A node has told the others something. */
   told (text: string): void
 }
+
+/** It is part of every id. */
+const EPOCH = /^[A-Za-z0-9_-]{1,32}$/
 
 /** This node's side of the log: events go in checked, and come back, from all nodes alike, to those they are for. */
 export class Publisher {
@@ -111,6 +115,7 @@ export class Publisher {
         this.#listener.state(state)
       }
     }, this.#options.history)
+    if (!EPOCH.test(this.#broker.epoch)) throw new InvalidOption('broker', `has the epoch ${JSON.stringify(this.#broker.epoch)}: it must match ${EPOCH.source}`)
     this.#goTo(this.#broker.position)
     this.#opened = true
     this.#listener.opened()
@@ -130,8 +135,19 @@ export class Publisher {
     if (local || !this.#opened) await this.open()
     if (this.#closed) throw new Closed()
     if (local) return { id: null, delivered: this.#deliver(message) }
-    const { seq, delivered } = await this.#broker.publish(message)
+    const { seq, delivered } = await this.#append(message)
     return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered }
+  }
+
+  /** What a broker of somebody else's says of its failure is for the log, not for whoever called the route. */
+  async #append (message: OutgoingMessage): Promise<Published> {
+    try {
+      const { seq, delivered } = await this.#broker.publish(message)
+      return { seq, delivered }
+    } catch (cause) {
+      if (cause instanceof SSEError) throw cause
+      throw new BrokerUnavailable('failed; whether the event was published is not known', { cause })
+    }
   }
 
   /** Delivers a message on this node only, past the log. */
@@ -177,13 +193,7 @@ export class Publisher {
   /** One that throws leaves the connection out. */
   #passes (filter: NonNullable<Target['filter']>, connection: SSEConnection): boolean {
     try {
-      const answer: unknown = filter(connection)
-      // Only `true` is a yes. A promise is no answer, and whoever wrote an async filter would wonder.
-      if (answer instanceof Promise) {
-        answer.catch(() => {})
-        throw new InvalidTarget('has an async filter: it must answer true or false at once')
-      }
-      return answer === true
+      return isYes(filter(connection), () => new InvalidTarget('has an async filter: it must answer true or false at once'))
     } catch (err) {
       this.#log.error({ err, clientId: connection.clientId }, 'A broadcast filter threw; the connection is left out')
       return false

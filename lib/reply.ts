@@ -41,7 +41,7 @@ const CONNECT_OPTIONS = ['subscriptions', ...SOURCE_OPTIONS]
 function assertOptions (options: unknown, names: readonly string[]): asserts options is ConnectOptions {
   if (typeof options !== 'object' || options === null) throw new InvalidSource(`or options of reply.sse() must be an object, not ${options === null ? 'null' : `a ${typeof options}`}`)
   if ('then' in options) throw new InvalidSource('is still a promise: await it first')
-  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(`${name} of reply.sse()`, 'is not an option')
+  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(name, `of reply.sse() is not an option: it has ${names.join(', ')}`)
 }
 
 async function stream (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options: unknown): Promise<void> {

@@ -1,10 +1,11 @@
 import { authorize } from './auth.js'
 import type { Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
-import { SubscriptionForbidden } from './errors.js'
+import { InvalidOption, SubscriptionForbidden } from './errors.js'
 import type { Log } from './log.js'
 import type { AnyRequest, ResolvedOptions } from './options.js'
 import type { Registry } from './registry.js'
+import { isYes } from './yes.js'
 
 /** Somebody who is on the way in, or to another subscription. */
 interface Arrival {
@@ -76,8 +77,7 @@ export class Rights {
   #allows (connection: SSEConnection, topic: string): boolean {
     const { userId, claims } = connection
     try {
-      // Only `true` is a yes: a promise is no answer.
-      return this.#options.authorizeTopic!({ userId, claims, topic, connection }) === true
+      return isYes(this.#options.authorizeTopic!({ userId, claims, topic, connection }), () => new InvalidOption('authorizeTopic', 'must answer true or false at once, not by a promise'))
     } catch (err) {
       this.#log.error({ err, clientId: connection.clientId, topic }, 'authorizeTopic threw; the event is withheld from the connection')
       return false

@@ -25,7 +25,7 @@ export interface ManagerStats {
 
 const MAX_COUNTED_REASONS = 64
 
-/** What this node has seen, and what its connections say of themselves. */
+/** What this node has seen, and what its connections say of themselves. @internal */
 export class Statistics {
   readonly #registry: Registry<SSEConnection>
   readonly #publisher: Publisher
@@ -46,7 +46,7 @@ export class Statistics {
   }
 
   /** As of now. Costs a look at each connection. */
-  get stats (): ManagerStats {
+  read (): ManagerStats {
     let lagging = 0
     let queuedBytes = 0
     let dropped = this.#dropped

@@ -9,7 +9,7 @@ import type { BroadcastOptions } from '../types/index.js'
  * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_TOPIC
  */
 export function createTarget (options: BroadcastOptions): Target {
-  if (!isPlain(options)) throw new InvalidTarget('options must be a plain object')
+  if (!isPlain(options)) throw new InvalidTarget('options must be a plain object, not a promise of one')
   const target: { -readonly [K in keyof Target]: Target[K] } = {}
   for (const name of Object.keys(options)) {
     switch (name) {
@@ -32,7 +32,7 @@ export function createTarget (options: BroadcastOptions): Target {
       case 'key':
         break
       default:
-        throw new InvalidTarget(`has an unknown property ${JSON.stringify(name)}`)
+        throw new InvalidTarget(`has an unknown property ${JSON.stringify(name.slice(0, 80))}: it has userIds, subscriptionIds, clientIds, exceptClientIds, filter, priority, retry, key, ephemeral and local`)
     }
   }
   target.subscriptionIds?.forEach(assertTopic)

@@ -44,6 +44,7 @@ interface Content {
   readonly subscriptions?: readonly string[] | undefined
 }
 
+const GRANT = ['userId', 'claims', 'expiresAt', 'ttlMs', 'subscriptions']
 // A URL with more is refused on its way.
 const MAX_LENGTH = 4096
 const MIN_TTL_MS = 1_000
@@ -73,8 +74,11 @@ export class Tickets {
   }
 
   /** Throws SSE_ERR_TICKET_NOT_ISSUED. */
-  issue ({ userId, claims, expiresAt, ttlMs = this.#options.ticketTtlMs, subscriptions }: TicketGrant): string {
+  issue (grant: TicketGrant): string {
     const refuse = (reason: string): never => { throw new TicketNotIssued(reason) }
+    // A misspelt expiresAt would be rights that never end.
+    for (const name of Object.keys(grant)) if (!GRANT.includes(name)) refuse(`it has no ${JSON.stringify(name.slice(0, 80))}, only ${GRANT.join(', ')}`)
+    const { userId, claims, expiresAt, ttlMs = this.#options.ticketTtlMs, subscriptions } = grant
     const [secret = refuse('it needs the option ticketSecret')] = this.#secrets
     if (typeof userId !== 'string' || userId === '') refuse('userId must be a string')
     if (!Number.isInteger(ttlMs) || ttlMs < MIN_TTL_MS || ttlMs > MAX_TTL_MS) refuse(`ttlMs must be an integer from ${MIN_TTL_MS} to ${MAX_TTL_MS}`)

@@ -1,7 +1,7 @@
 import type { OutgoingHttpHeaders } from 'node:http'
 import type { Writable } from 'node:stream'
 import type { Budget } from './budget.js'
-import type { Chunk } from './chunk.js'
+import { TEXT_ENCODING, type Chunk } from './chunk.js'
 import { closeTransport, isPlainChunked, sendHead, socketAhead, whenSocketClosed, type HttpResponse } from './transport.js'
 
 /** How a stream begins and ends where it leads to. */
@@ -97,7 +97,7 @@ export class Writer {
 
   /** Writes a chunk. Only while not blocked. */
   write (chunk: Chunk): void {
-    if (this.#framed && chunk.bytes <= PIECE_BYTES) return this.#put(chunk.next(), chunk.encoding)
+    if (this.#framed && chunk.bytes <= PIECE_BYTES) return this.#put(chunk.forOneMore())
     this.#writePiece(this.#framed ? chunk.framed : chunk.plain)
     if (this.#rest === null) return
     this.#chunk = chunk
@@ -128,13 +128,14 @@ export class Writer {
     this.#put(bytes)
   }
 
-  #put (bytes: Buffer | string, encoding?: BufferEncoding): void {
+  /** Text is one byte a letter. */
+  #put (bytes: Buffer | string): void {
     // Ended behind our back: bytes after the last chunk would be taken for the next response.
     if (this.#response.writableEnded) return
     const destination = this.#destination!
     let room: boolean
     try {
-      room = destination.write(bytes, encoding!)
+      room = destination.write(bytes, TEXT_ENCODING)
       // A compressor keeps what it was given until it is told otherwise.
       if ('flush' in destination && typeof destination.flush === 'function') destination.flush()
     } catch (error) {

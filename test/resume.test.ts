@@ -699,6 +699,21 @@ class WipedLog implements Broker {
   }
 }
 
+t.test('what a broker of one\'s own fails with is for the log; an epoch that cannot be part of an id is refused at boot', async t => {
+  const broker = new WipedLog()
+  const { app } = await serve(t, { broker })
+  const secret = new Error('password of the disk')
+  for (const wrong of [() => Promise.reject(secret), () => Promise.resolve(undefined)]) {
+    broker.publish = wrong as never
+    const error = await app.sse.broadcastEvent({ event: 'x', data: 1 }).then(() => null, error => error)
+    t.match(error, { code: 'SSE_ERR_BROKER_UNAVAILABLE', statusCode: 503, cause: Error })
+    t.notMatch(error.message, 'password')
+  }
+  const odd = new WipedLog()
+  odd.epoch = 'not valid.~'
+  await t.rejects(serve(t, { broker: odd }), { code: 'SSE_ERR_INVALID_OPTION', message: /epoch "not valid.~"/ })
+})
+
 t.test('a log that is wiped under a slow client: the gap is told, or its place is not', async t => {
   for (const reads of [true, false]) {
     const broker = new WipedLog()

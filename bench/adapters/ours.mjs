@@ -8,7 +8,9 @@ export const build = process.env.BENCH_BUILD === undefined
   ? new URL('../../dist/esm/', import.meta.url)
   : pathToFileURL(resolve(process.env.BENCH_BUILD) + '/')
 
-export default () => startOurs()
+const { BENCH_HISTORY_BYTES: historyBytes } = process.env
+
+export default () => startOurs(historyBytes === undefined ? {} : { history: { maxBytes: Number(historyBytes) } })
 
 export async function startOurs (options = {}) {
   const { default: ssePlugin } = await import(new URL('lib/index.js', build))

@@ -1,8 +1,11 @@
 import { interleave } from '../rounds.mjs'
+import { Session } from '../session.mjs'
 
 const BYTES_PER_SECOND = 320_000
 const HZ = 20
 const CONTROL_SECONDS = 10
+// Full before anybody stalls: what the log takes is not what stalled readers take.
+const HISTORY_BYTES = 3_000_000
 
 /** A few clients read nothing any more while everybody gets 320 KB/s: what they cost the server, and the others. */
 export async function stalled (bench) {
@@ -14,6 +17,7 @@ export async function stalled (bench) {
     rounds: 1,
     // Who has stalled does not read again.
     tries: 1,
+    create: implementation => new Session(implementation, { env: { BENCH_HISTORY_BYTES: HISTORY_BYTES } }),
     open: session => session.connect(connections),
     operations: [{
       scenario: `stalled-${count}-of-${connections}`,

@@ -8,14 +8,20 @@ export function memoryBroker (): Broker {
   return new MemoryBroker()
 }
 
+interface Waiting {
+  readonly message: Message
+  resolve (published: Published): void
+  reject (error: unknown): void
+}
+
 class MemoryBroker implements Broker {
   readonly shared = false
   readonly epoch = createId().slice(0, 8)
   #ring: Ring | null = null
   #sink: Sink | null = null
+  /** Published and not delivered: more than one when it was published from inside a delivery. */
+  #waiting: Waiting[] = []
   #delivering = false
-  /** Published from inside a delivery. */
-  readonly #waiting: { readonly message: Message, resolve (published: Published): void }[] = []
   /** Until when, oldest claim first. */
   readonly #claims = new Map<string, number>()
 
@@ -31,23 +37,27 @@ class MemoryBroker implements Broker {
   }
 
   publish (outgoing: OutgoingMessage): Promise<Published> {
-    if (this.#sink === null) return Promise.reject(new Closed())
-    const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : this.position + 1 }
-    if (!outgoing.ephemeral) this.#ring!.append(message)
-    if (this.#delivering) return new Promise(resolve => this.#waiting.push({ message, resolve }))
-    this.#delivering = true
-    try {
-      const published = this.#deliver(message)
-      for (const { message, resolve } of this.#waiting) resolve(this.#deliver(message))
-      return Promise.resolve(published)
-    } finally {
-      this.#waiting.length = 0
-      this.#delivering = false
-    }
+    return new Promise((resolve, reject) => {
+      if (this.#sink === null) throw new Closed()
+      const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : this.position + 1 }
+      if (!outgoing.ephemeral) this.#ring!.append(message)
+      this.#waiting.push({ message, resolve, reject })
+      if (!this.#delivering) this.#deliver()
+    })
   }
 
-  #deliver (message: Message): Published {
-    return { seq: message.ephemeral ? null : message.seq, delivered: this.#sink?.deliver(message) ?? 0 }
+  #deliver (): void {
+    this.#delivering = true
+    while (this.#waiting.length > 0) {
+      for (const { message, resolve, reject } of this.#waiting.splice(0)) {
+        try {
+          resolve({ seq: message.ephemeral ? null : message.seq, delivered: this.#sink?.deliver(message) ?? 0 })
+        } catch (error) {
+          reject(error)
+        }
+      }
+    }
+    this.#delivering = false
   }
 
   async read (request: ReadRequest): Promise<Page> {

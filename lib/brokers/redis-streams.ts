@@ -167,7 +167,7 @@ class RedisStreamsBroker implements Broker {
     for (const { message, time } of arrivals) if (message.seq > 0) replay.append(message, this.#log.localTime(time))
     for (const { message } of arrivals) {
       const delivered = this.#sink?.deliver(message) ?? 0
-      this.#appender!.seen(message.nonce, { seq: message.ephemeral ? null : message.seq, delivered })
+      this.#appender!.seen(message.nonce, message.ephemeral ? null : message.seq, delivered)
     }
   }
 }

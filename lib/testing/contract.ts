@@ -24,6 +24,7 @@ class Node {
   readonly broker: Broker
   readonly delivered: Message[] = []
   readonly gaps: GapReason[] = []
+  readonly states: string[] = []
   onDeliver: ((message: Message) => void) | null = null
   #inside = false
 
@@ -42,7 +43,7 @@ class Node {
         return count
       },
       gap: reason => { this.gaps.push(reason) },
-      state: () => {}
+      state: state => { this.states.push(state) }
     }, history)
   }
 
@@ -119,6 +120,25 @@ function ofEachNode (check: Check, shared: boolean): void {
     assert.match(broker.epoch, /^[A-Za-z0-9_-]{1,32}$/)
     assert.equal(broker.shared, shared)
     assert.deepEqual(node.gaps, [])
+  })
+
+  check('is up once it is open', async join => {
+    assert.deepEqual((await join()).states, ['up'])
+  })
+
+  check('answers each publish with what its own delivery has answered', async join => {
+    const node = await join()
+    const results = await Promise.all(numbers(20).map(n => node.publish(n, { ephemeral: Number(n) % 3 === 0 })))
+    assert.deepEqual(results.map(({ delivered }) => delivered), numbers(20).map(n => Number(n) + 1))
+  })
+
+  check('reads of those with the same key and target only the newest', async join => {
+    const node = await join()
+    const start = node.broker.position
+    const target = { subscriptionIds: ['a'] }
+    for (const [data, more] of [['1', { key: 'k', target }], ['2', {}], ['3', { key: 'k' }], ['4', { key: 'l', target }], ['5', { key: 'k', target }]] as const) await node.publish(data, more)
+    await node.has(5)
+    assert.deepEqual(texts((await node.read(start)).messages), ['2', '3', '4', '5'])
   })
 
   check('has delivered a message here when its publish resolves', async join => {

@@ -1,5 +1,29 @@
 import { test } from 'tap'
+import type { OutgoingMessage } from '../../lib/broker.js'
 import { memoryBroker } from '../../lib/brokers/memory.js'
+import { EventPriority } from '../../lib/event.js'
 import { brokerContract } from '../../lib/testing/contract.js'
 
 brokerContract(test, 'memory', memoryBroker)
+
+test('a delivery that throws against its promise rejects its own publish, and no other', async t => {
+  const broker = memoryBroker()
+  const message = (data: string): OutgoingMessage => ({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: data })
+  const delivered: string[] = []
+  const inner: Promise<unknown>[] = []
+  await broker.open({
+    deliver: ({ data }) => {
+      delivered.push(data)
+      if (data === 'outer') inner.push(broker.publish(message('first')), broker.publish(message('second')))
+      if (data !== 'second') throw new Error(`${data} fails`)
+      return 7
+    },
+    gap: () => {},
+    state: () => {}
+  }, { maxEvents: 10, maxAgeMs: 60_000, maxBytes: 1_000 })
+  await t.rejects(broker.publish(message('outer')), { message: 'outer fails' })
+  const [first, second] = await Promise.allSettled(inner)
+  t.match(first, { status: 'rejected', reason: { message: 'first fails' } })
+  t.strictSame(second, { status: 'fulfilled', value: { seq: 3, delivered: 7 } })
+  t.strictSame(delivered, ['outer', 'first', 'second'])
+})

@@ -99,9 +99,9 @@ export class Appender {
   }
 
   /** This node has seen a message in the log. */
-  seen (nonce: string, published: Published): void {
+  seen (nonce: string, seq: number | null, delivered: number): void {
     const pending = this.#pending.get(nonce)
-    if (pending !== undefined) this.#settle(pending).resolve(published)
+    if (pending !== undefined) this.#settle(pending).resolve({ seq, delivered })
   }
 
   /** This node goes on behind `position`, and will not see what has been logged before it. */

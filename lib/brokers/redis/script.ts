@@ -73,9 +73,10 @@ if now > tonumber(ARGV[2]) then return { 'late', integer(now) } end
 
 -- Bytes are counted from the beginning of the stream; an entry carries how many there were before it (b), and how far the
 -- other stream was (o), so that the order of both is known.
-local function open (key, name, length, inMeta, at)
-  local stream = { key = key, name = name, length = length, bytes = tonumber(meta[inMeta]) or 0 }
-  stream.firstBytes, stream.firstTime = tonumber(meta[inMeta + 1]), tonumber(meta[inMeta + 2])
+-- What is known of a stream and how it is limited stand at the same places, in the meta data and in ARGV.
+local function open (key, name, length, at)
+  local stream = { key = key, name = name, length = length, bytes = tonumber(meta[at]) or 0 }
+  stream.firstBytes, stream.firstTime = tonumber(meta[at + 1]), tonumber(meta[at + 2])
   stream.maxEvents, stream.maxAgeMs, stream.maxBytes = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   return stream
 end
@@ -90,7 +91,7 @@ local function keep (stream, length)
   local first = redis.call('XRANGE', stream.key, '-', '+', 'COUNT', 1)[1]
   if first then stream.firstTime, stream.firstBytes = tonumber(first[2][2]), tonumber(first[2][4]) end
 end
-local function close (stream, count)
+local function close (stream, count, state)
   if stream.length > stream.maxEvents then keep(stream, stream.maxEvents) end
   -- What is too old is dropped a little at a time: Redis does nothing else meanwhile.
   local limit = count + 256
@@ -98,7 +99,10 @@ local function close (stream, count)
     keep(stream, stream.length - 1)
     limit = limit - 1
   end
-  return stream.name .. 'Bytes', integer(stream.bytes), stream.name .. 'FirstBytes', integer(stream.firstBytes), stream.name .. 'FirstTime', integer(stream.firstTime)
+  for field, value in pairs({ Bytes = stream.bytes, FirstBytes = stream.firstBytes, FirstTime = stream.firstTime }) do
+    table.insert(state, stream.name .. field)
+    table.insert(state, integer(value))
+  end
 end
 
 local log, ephemeral = nil, nil
@@ -106,18 +110,19 @@ local first, count = integer(seq + 1), 0
 for i = 10, #ARGV, 4 do
   count = count + 1
   if ARGV[i] == '1' then
-    log = log or open(KEYS[2], 'log', length, 4, 4)
+    log = log or open(KEYS[2], 'log', length, 4)
     seq = seq + 1
     add(log, seq, ephemerals, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   else
-    ephemeral = ephemeral or open(KEYS[3], 'ephemeral', redis.call('XLEN', KEYS[3]), 7, 7)
+    ephemeral = ephemeral or open(KEYS[3], 'ephemeral', redis.call('XLEN', KEYS[3]), 7)
     ephemerals = ephemerals + 1
     add(ephemeral, ephemerals, seq, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   end
 end
-local function save (...) redis.call('HSET', KEYS[1], 'seq', integer(seq), 'ephemerals', integer(ephemerals), ...) end
-if log then save(close(log, count)) end
-if ephemeral then save(close(ephemeral, count)) end
+local state = { 'seq', integer(seq), 'ephemerals', integer(ephemerals) }
+if log then close(log, count, state) end
+if ephemeral then close(ephemeral, count, state) end
+redis.call('HSET', KEYS[1], unpack(state))
 redis.call('SET', KEYS[4], ARGV[1] .. ':' .. integer(epoch) .. ':' .. first, 'PX', ARGV[3])
 return { 'done', integer(now), integer(epoch), first }
 `)

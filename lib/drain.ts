@@ -6,7 +6,7 @@ import type { Registry } from './registry.js'
 const HEADLESS_MS = 100
 
 /** The end of all streams of a node. */
-export class Farewell {
+export class Drain {
   readonly #registry: Registry<SSEConnection>
   readonly #drainMs: number
   #ending: Promise<void> | null = null
