@@ -699,6 +699,19 @@ class WipedLog implements Broker {
   }
 }
 
+t.test('what waits is counted in bytes, however many a letter takes', async t => {
+  const service = await serve(t)
+  const { client, connection } = await service.join('ada')
+  client.pause()
+  const data = '漢'.repeat(5_000)
+  // The kernel takes the first megabytes.
+  for (let i = 0; i < 5_000 && connection.stats().queuedBytes === 0; i++) {
+    connection.sendEvent({ event: 'x', data })
+    await turns(3)
+  }
+  t.ok(connection.stats().queuedBytes >= 3 * data.length, `${connection.stats().queuedBytes} bytes`)
+})
+
 t.test('what a broker of one\'s own fails with is for the log; an epoch that cannot be part of an id is refused at boot', async t => {
   const broker = new WipedLog()
   const { app } = await serve(t, { broker })
