@@ -204,10 +204,10 @@ function assertFree (fastify: FastifyInstance, names: ResolvedOptions['decorator
 function assertRouteOption (wanted: unknown, name: string, url: string): void {
   if (wanted === true) return
   const keys = typeof wanted === 'object' && wanted !== null ? Object.keys(wanted) : null
-  if (keys === null) throw new InvalidOption(`${name} of route ${url}`, 'must be true, false or an object')
+  if (keys === null) throw new InvalidOption(name, `of route ${url} must be true, false or an object`)
   for (const key of keys) if (key !== 'requireAuthentication') throw new InvalidOption(`${name}.${key}`, `of route ${url} is not an option: it has requireAuthentication`)
   const { requireAuthentication } = wanted as SSERouteOptions
-  if (requireAuthentication !== undefined && typeof requireAuthentication !== 'boolean') throw new InvalidOption(`${name}.requireAuthentication of route ${url}`, 'must be a boolean')
+  if (requireAuthentication !== undefined && typeof requireAuthentication !== 'boolean') throw new InvalidOption(`${name}.requireAuthentication`, `of route ${url} must be a boolean`)
 }
 
 export default fp(ssePlugin, { name: 'fastify-sse-manager', fastify: '5.x' })

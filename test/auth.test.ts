@@ -149,7 +149,7 @@ t.test('requireAuthentication of the plugin, and of a route', async t => {
       const app = Fastify()
       t.teardown(() => app.close())
       await app.register(ssePlugin)
-      t.throws(() => app.get('/stream', { sse } as never, async () => {}), { code: 'SSE_ERR_INVALID_OPTION', message: new RegExp(`"${path} of route /stream"`) as never })
+      t.throws(() => app.get('/stream', { sse } as never, async () => {}), { code: 'SSE_ERR_INVALID_OPTION', message: new RegExp(`"${path}" of route /stream`) as never })
     })
   }
 })
@@ -761,7 +761,7 @@ t.test('encapsulation', async t => {
       app.get('/crossed', { open: true } as object, async (_request, reply) => { await (reply as Named).strict() })
       app.get('/both', { open: true, strict: true } as object, async (_request, reply) => { await (reply as Named).strict() })
       app.get('/swapped', { open: true, strict: true } as object, async (_request, reply) => { await (reply as Named).open() })
-      t.throws(() => app.get('/x', { strict: 7 } as object, async () => {}), { code: 'SSE_ERR_INVALID_OPTION', message: 'Option "strict of route /x" must be true, false or an object' })
+      t.throws(() => app.get('/x', { strict: 7 } as object, async () => {}), { code: 'SSE_ERR_INVALID_OPTION', message: 'Option "strict" of route /x must be true, false or an object' })
     })
     const { openly, strictly } = server.app as unknown as Record<'openly' | 'strictly', SSEManager>
     t.not(openly, strictly)

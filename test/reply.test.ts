@@ -533,7 +533,7 @@ t.test('what is neither a source nor options opens no stream', async t => {
     [[Promise.resolve(['a'])], 'SSE_ERR_INVALID_SOURCE', /await it/],
     [['text'], 'SSE_ERR_INVALID_SOURCE', /a string/],
     [[null], 'SSE_ERR_INVALID_SOURCE', /null/],
-    [[{ subscription: 'a' }], 'SSE_ERR_INVALID_OPTION', /"subscription of reply.sse\(\)" is not an option/],
+    [[{ subscription: 'a' }], 'SSE_ERR_INVALID_OPTION', /"subscription" of reply.sse\(\) is not an option/],
     [[['a'], { subscriptions: ['a'] }], 'SSE_ERR_INVALID_OPTION', /subscriptions/],
     [[{ subscriptions: 'chat' }], 'SSE_ERR_INVALID_SUBSCRIPTION', /must be an array/],
     [[{ subscriptions: [7] }], 'SSE_ERR_INVALID_SUBSCRIPTION', /must be a string/]
