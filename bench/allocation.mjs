@@ -15,7 +15,7 @@ export async function allocation ({ connections, events, size, from }, adapter, 
     for (let i = 0; i < count; i++) {
       await adapter.publish({ t: microseconds(), q: from++, pad })
       // A write to all takes more than one; to wait for their delivery here would allocate as well, the more the longer it takes.
-      for (let i = 0; i < TURNS_PER_EVENT; i++) await turn()
+      for (let turns = 0; turns < TURNS_PER_EVENT; turns++) await turn()
     }
     if (!await delivered(from * connections)) throw new Error('not everything was delivered')
   }

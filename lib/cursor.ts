@@ -14,6 +14,8 @@ export interface Cursor {
   readonly lanes: Lanes
 }
 
+/** The form of an epoch: it is part of every cursor. */
+export const EPOCH = /^[A-Za-z0-9_-]{1,32}$/
 const FORM = /^([A-Za-z0-9_-]{1,32})\.([0-9a-z]{1,11}(?:~[0-9a-z]{1,11}){0,3})$/
 
 export function formatCursor (epoch: string, lanes: Lanes): string {

@@ -1,6 +1,6 @@
-import type { Broker, GapReason, Message, OutgoingMessage, Published, Target } from './broker.js'
+import type { Broker, GapReason, Message, Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
-import { formatPlace } from './cursor.js'
+import { EPOCH, formatPlace } from './cursor.js'
 import { BrokerUnavailable, Closed, FilterNotShared, InvalidOption, InvalidTarget, SSEError } from './errors.js'
 import { EventPriority, PRIORITIES } from './event.js'
 import { Frame } from './frame.js'
@@ -23,9 +23,6 @@ export interface Listener {
   /** A node has told the others something. */
   told (text: string): void
 }
-
-/** It is part of every id. */
-const EPOCH = /^[A-Za-z0-9_-]{1,32}$/
 
 /** This node's side of the log: events go in checked, and come back, from all nodes alike, to those they are for. */
 export class Publisher {
@@ -135,17 +132,12 @@ export class Publisher {
     if (local || !this.#opened) await this.open()
     if (this.#closed) throw new Closed()
     if (local) return { id: null, delivered: this.#deliver(message) }
-    const { seq, delivered } = await this.#append(message)
-    return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered }
-  }
-
-  /** What a broker of somebody else's says of its failure is for the log, not for whoever called the route. */
-  async #append (message: OutgoingMessage): Promise<Published> {
     try {
       const { seq, delivered } = await this.#broker.publish(message)
-      return { seq, delivered }
+      return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered }
     } catch (cause) {
       if (cause instanceof SSEError) throw cause
+      // What a broker of somebody else's says of its failure is for the log, not for whoever called the route.
       throw new BrokerUnavailable('failed; whether the event was published is not known', { cause })
     }
   }

@@ -20,7 +20,7 @@ class MemoryBroker implements Broker {
   #ring: Ring | null = null
   #sink: Sink | null = null
   /** Published and not delivered: more than one when it was published from inside a delivery. */
-  #waiting: Waiting[] = []
+  readonly #waiting: Waiting[] = []
   #delivering = false
   /** Until when, oldest claim first. */
   readonly #claims = new Map<string, number>()
