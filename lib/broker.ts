@@ -26,8 +26,6 @@ export interface OutgoingMessage {
   readonly target: Target
   /** Not logged: no id, no replay, may be dropped under pressure. */
   readonly ephemeral: boolean
-  /** Unique to this publish: lets a broker append once when asked twice, and recognise what it is asked for. */
-  readonly nonce: string
 }
 
 export interface Message extends OutgoingMessage {
@@ -103,14 +101,14 @@ export interface Page {
  * - `deliver` is called once for each message on each node, in log order, own messages included, and is never re-entered;
  *   a publish from inside it is delivered after it.
  * - Sequence numbers grow by one for each logged message within an epoch.
- * - `publish` resolves once the message is logged, or handed on when it is ephemeral, and this node has delivered it. In a
- *   bounded time it rejects with SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached. It may resolve before the
- *   delivery when the log has lost its continuity in between, or this node is late.
+ * - `publish` answers once the message is logged, or handed on when it is ephemeral, and this node has delivered it: at once,
+ *   or with a promise. In a bounded time it rejects with SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached. It may
+ *   answer before the delivery when the log has lost its continuity in between, or this node is late.
  * - `read` leaves out messages that a newer one in the log replaces: of those with the same key and target, and no filter, only the newest is read.
  * - `read` after a cursor of another epoch, one the log has not reached, or one that has been trimmed away reports a gap.
  * - Of all calls of `claim` with one key, on all nodes, one resolves with true within `ttlMs`. It rejects with
  *   SSE_ERR_BROKER_UNAVAILABLE when that cannot be known.
- * - After `close` every call rejects with SSE_ERR_CLOSED, and nothing is delivered any more.
+ * - After `close` every call throws, or rejects with, SSE_ERR_CLOSED, and nothing is delivered any more.
  *
  * An error with a code is one like `Object.assign(new Error('…'), { code: 'SSE_ERR_BROKER_UNAVAILABLE', statusCode: 503 })`. Any
  * other that a publish rejects with reaches the application as SSE_ERR_BROKER_UNAVAILABLE, with itself as the cause.
@@ -127,7 +125,8 @@ export interface Broker {
    * Called once. Rejects when the log cannot be reached.
    */
   open (sink: Sink, history: History): Promise<void>
-  publish (message: OutgoingMessage): Promise<Published>
+  /** @param message the broker's own from here on: it may keep it, and add to it. */
+  publish (message: OutgoingMessage): Published | Promise<Published>
   read (request: ReadRequest): Promise<Page>
   /** Whether nobody on any node has claimed this key within the time that the first to do so asked for. */
   claim (key: string, ttlMs: number): Promise<boolean>

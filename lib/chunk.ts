@@ -1,3 +1,4 @@
+import { Buffer } from 'node:buffer'
 import type { Held } from './budget.js'
 
 export const TEXT_ENCODING = 'latin1'

@@ -195,7 +195,7 @@ export class SSEConnection {
    * @throws SSE_ERR_INVALID_* when the event cannot be sent to anybody, SSE_ERR_EVENT_TOO_LARGE above `maxEventBytes`.
    */
   sendEvent (event: EventInput): boolean {
-    if (this.#ended) return false
+    if (this.#hasEnded()) return false
     return this.receive(this.#host.frameOf(this, event))
   }
 
@@ -232,7 +232,7 @@ export class SSEConnection {
    */
   close (reason: string = 'closed'): void {
     assertCloseReason(reason)
-    if (this.#ended) return
+    if (this.#hasEnded()) return
     this.#reason = reason
     if (this.#state === 'opening') return
     this.flush()
@@ -259,7 +259,8 @@ export class SSEConnection {
     return place === null ? '' : encodeCursor(place)
   }
 
-  get #ended (): boolean {
+  // A private getter costs a call into the engine's runtime at each event.
+  #hasEnded (): boolean {
     return this.#reason !== null
   }
 
@@ -304,7 +305,7 @@ export class SSEConnection {
 
   /** Takes a frame for the end of this turn. False when it was dropped. @internal */
   receive (frame: Frame): boolean {
-    if (this.#ended) return false
+    if (this.#hasEnded()) return false
     if (!this.#writer.blocked && this.#backlog.overflows(frame)) this.flush()
     const taken = this.#backlog.receive(frame, this.#writer.blocked)
     if (!this.#writer.blocked || !this.#backlog.behind) this.#host.mark(this)
@@ -337,7 +338,7 @@ export class SSEConnection {
 
   /** The log has lost its continuity: what this connection holds of it is void. @internal */
   fallOut (reason: GapReason): void {
-    if (!this.managed || this.#ended) return
+    if (!this.managed || this.#hasEnded()) return
     this.#backlog.fallOut(reason)
     this.#host.mark(this)
   }
@@ -360,25 +361,25 @@ export class SSEConnection {
 
   /** The source has failed: the client is told no more than that, and the stream ends. @internal */
   fail (): void {
-    if (this.#ended) return
+    if (this.#hasEnded()) return
     this.receive(new Frame('', encodeControl('error', { message: 'The source of this stream failed' }), EventPriority.NORMAL))
     this.close('source-error')
   }
 
   /** Resolves when everything taken so far is with the HTTP layer, or the connection has ended. @internal */
   drained (): Promise<void> {
-    if (this.#ended || !this.#waiting) return Promise.resolve()
+    if (this.#hasEnded() || !this.#isWaiting()) return Promise.resolve()
     return new Promise(resolve => { this.#waiter = resolve })
   }
 
   /** Whether a source should wait before it adds this frame: of what a source made, nothing is dropped. @internal */
   crowdedFor (frame: Frame): boolean {
-    if (this.#ended) return false
+    if (this.#hasEnded()) return false
     const { behind, bytes } = this.#backlog
     return this.#writer.blocked || behind || (bytes > 0 && bytes + frame.bytes > Math.min(PUMP_BYTES, this.#host.outboxBytes))
   }
 
-  get #waiting (): boolean {
+  #isWaiting (): boolean {
     return this.#writer.blocked || !this.#backlog.empty
   }
 
@@ -446,7 +447,7 @@ export class SSEConnection {
     if (this.#writer.blocked) return
     if (this.#backlog.wantsPage) this.#host.wantsPage(this)
     this.#backlog.settle()
-    if (!this.#waiting) this.#wake()
+    if (!this.#isWaiting()) this.#wake()
   }
 
   #keepAlive (now: number): void {

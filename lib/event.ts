@@ -26,6 +26,7 @@ export function assertEventName (name: unknown): asserts name is string {
 }
 
 function faultOfName (name: unknown): string | null {
+  if (name === 'message') return null
   if (typeof name !== 'string' || name.length === 0 || name.length > MAX_NAME_LENGTH) return `must be a string of 1 to ${MAX_NAME_LENGTH} characters`
   if (FORBIDDEN.test(name) || !name.isWellFormed()) return 'must not have CR, LF, NUL or lone surrogates'
   if (OWN_EVENTS.has(name)) return 'is an event of EventSource itself'
@@ -69,8 +70,11 @@ export function serialize (data: unknown): string {
 
 /** One block without its id: event, retry and data lines and the blank line that ends it. */
 export function encodeEvent (name: string, data: string, retry?: number): string {
-  if (FORBIDDEN.test(name)) throw new InvalidEventName(JSON.stringify(name.slice(0, 80)), 'must not have CR, LF or NUL')
-  let text = name === 'message' ? '' : `event: ${name}\n`
+  let text = ''
+  if (name !== 'message') {
+    if (FORBIDDEN.test(name)) throw new InvalidEventName(JSON.stringify(name.slice(0, 80)), 'must not have CR, LF or NUL')
+    text = `event: ${name}\n`
+  }
   if (retry !== undefined) {
     assertRetry(retry)
     text += `retry: ${retry}\n`
@@ -86,7 +90,12 @@ export function encodeId (id: string): string {
   if (typeof id !== 'string' || id.length > MAX_ID_LENGTH) throw new InvalidId(`must be a string of at most ${MAX_ID_LENGTH} characters`)
   // Node decodes request headers as latin1, so other characters would come back as something else (FACTS 1.4).
   if (!PRINTABLE_ASCII.test(id)) throw new InvalidId('must be printable ASCII')
-  return `id: ${id}\n`
+  return encodePlace(id)
+}
+
+/** The same for a cursor of our own making: it cannot have anything else in it. */
+export function encodePlace (cursor: string): string {
+  return `id: ${cursor}\n`
 }
 
 /** A block that dispatches nothing but moves Last-Event-ID. */

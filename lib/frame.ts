@@ -1,9 +1,10 @@
 import type { Held } from './budget.js'
 import type { GapReason, Message, Target } from './broker.js'
+import { byteLength } from './bytes.js'
 import { Chunk } from './chunk.js'
 import { conflationKey } from './conflation.js'
 import { formatPlace } from './cursor.js'
-import { encodeControl, encodeEvent, encodeId, EventPriority } from './event.js'
+import { encodeControl, encodeEvent, encodePlace, EventPriority } from './event.js'
 
 /** The encoded form of one event, made once and shared by all connections of this node that get it. */
 export class Frame implements Held {
@@ -21,19 +22,24 @@ export class Frame implements Held {
   readonly bytes: number
   holders = 0
 
-  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, target: Target | null = null) {
+  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, target: Target | null = null, textBytes = byteLength(text)) {
     this.head = head
     this.text = text
     this.priority = priority
     this.seq = seq
     this.key = key
     this.target = target
-    this.bytes = head.length + Buffer.byteLength(text)
+    this.bytes = head.length + textBytes
   }
 
   static ofMessage (message: Message, epoch: string): Frame {
-    const head = message.seq === 0 ? '' : encodeId(formatPlace(epoch, message.seq))
-    return new Frame(head, encodeEvent(message.event, message.data, message.retry), message.priority, message.seq, conflationKey(message), message.target)
+    const { event, data, priority, seq, target, retry } = message
+    const head = seq === 0 ? '' : encodePlace(formatPlace(epoch, seq))
+    const text = encodeEvent(event, data, retry)
+    // All that is not the application's is ASCII; the text itself would have to be made one string to be measured.
+    const added = text.length - data.length
+    const bytes = event === 'message' ? added + byteLength(data) : byteLength(text)
+    return new Frame(head, text, priority, seq, conflationKey(message), target, bytes)
   }
 
   /** Its place is told with it: the one where the stream goes on. */

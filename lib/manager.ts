@@ -385,7 +385,7 @@ export class SSEManager {
       mark: connection => (connection.managed ? flusher : sources).mark(connection),
       schedule: (connection, dueAt) => wheel.schedule(connection, dueAt),
       wantsPage: connection => this.#catchUp.want(connection),
-      frameOf: (connection, event) => Frame.ofMessage({ ...composeMessage(event, { ephemeral: true }, '', this.#options), target: { clientIds: [connection.clientId] } }, publisher.epoch),
+      frameOf: (connection, event) => Frame.ofMessage({ ...composeMessage(event, { ephemeral: true }, this.#options), target: { clientIds: [connection.clientId] } }, publisher.epoch),
       isTarget: (connection, target) => this.#registry.isTargeted(connection, target) && publisher.admits(target, connection),
       covers: (connection, topic) => this.#rights.covers(connection, topic),
       addSubscription: async (clientId, subscription) => {

@@ -1,5 +1,6 @@
 import type { Message, Target } from './broker.js'
 import { checkBuiltIn, type NotificationLevel } from './catalogue.js'
+import { byteLength } from './bytes.js'
 import { EventTooLarge, InvalidEvent, InvalidId, InvalidKey } from './errors.js'
 import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from './event.js'
 import type { ResolvedOptions } from './options.js'
@@ -16,7 +17,7 @@ const MAX_BYTES_PER_CHARACTER = 3
  * nothing in them that is not needed: the log keeps them.
  * @throws SSE_ERR_INVALID_*, SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE, SSE_ERR_EVENT_TOO_LARGE
  */
-export function composeMessage (input: EventInput, options: BroadcastOptions, nonce: string, { events, maxEventBytes }: Pick<ResolvedOptions, 'events' | 'maxEventBytes'>): Message {
+export function composeMessage (input: EventInput, options: BroadcastOptions, { events, maxEventBytes }: Pick<ResolvedOptions, 'events' | 'maxEventBytes'>): Message {
   assertKeys(input)
   const target = createTarget(options)
   const { event = 'message', priority: ownPriority = EventPriority.NORMAL } = input
@@ -30,7 +31,7 @@ export function composeMessage (input: EventInput, options: BroadcastOptions, no
   else events.check(event, data)
   const text = serialize(data)
   assertSize(text, target, maxEventBytes)
-  return { event, data: text, priority, retry, key, target, ephemeral: options.ephemeral === true || options.local === true, nonce, seq: 0 }
+  return { event, data: text, priority, retry, key, target, ephemeral: options.ephemeral === true || options.local === true, seq: 0 }
 }
 
 /** A misspelt name, or a target that belongs beside the event, would send something else to somebody else. */
@@ -49,7 +50,7 @@ function complete (event: string, data: unknown): unknown {
 function assertSize (text: string, target: Target, maxEventBytes: number): void {
   const idBytes = bytesOfIds(target)
   if (text.length * MAX_BYTES_PER_CHARACTER + idBytes <= maxEventBytes) return
-  const bytes = Buffer.byteLength(text) + idBytes
+  const bytes = byteLength(text) + idBytes
   if (bytes > maxEventBytes) throw new EventTooLarge(bytes, maxEventBytes)
 }
 

@@ -1,7 +1,7 @@
 import type { Budget } from './budget.js'
 import type { Target } from './broker.js'
 import { formatCursor, type Lanes } from './cursor.js'
-import { encodeId, PRIORITIES, type EventPriority } from './event.js'
+import { encodePlace, PRIORITIES, type EventPriority } from './event.js'
 import type { Frame } from './frame.js'
 import { Lane } from './lane.js'
 
@@ -112,7 +112,7 @@ export class Outbox {
   /** Takes a frame read from the log for the lane that lags. False when there is no room: read it again later. */
   refill (frame: Frame): boolean {
     if (frame.key === null || this.#newestOf(frame.key) < frame.seq) {
-      if (this.#crowded(frame) && this.#hasReady) return false
+      if (this.#crowded(frame) && this.#hasReady()) return false
       // Nothing else will make room: what stays behind this lane gives way.
       this.#shed(frame.priority, () => this.#crowded(frame))
       this.#conflate(frame)
@@ -164,7 +164,7 @@ export class Outbox {
   take (bytes: number, epoch: string, position: number): { text: string, frames: readonly Frame[] } {
     let text = ''
     const frames: Frame[] = []
-    const place = (): string => encodeId(formatCursor(epoch, this.#seen(position)))
+    const place = (): string => encodePlace(formatCursor(epoch, this.#seen(position)))
     if (this.#gap !== null) {
       const gap = this.#gap
       this.#gap = null
@@ -187,7 +187,7 @@ export class Outbox {
   }
 
   /** Whether something may leave without more of the log being read. */
-  get #hasReady (): boolean {
+  #hasReady (): boolean {
     return this.#gap !== null || this.#lanes.some((lane, priority) => priority > this.#level ? !lane.empty : priority === this.#level && lane.hasLogged)
   }
 

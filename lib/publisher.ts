@@ -37,7 +37,6 @@ export class Publisher {
   #position = 0
   /** Of each priority; where nothing is known of it, the position when that was so. */
   readonly newest: number[] = new Array(PRIORITIES).fill(0)
-  #published = 0
   #messages = 0
   #deliveries = 0
   #opening: Promise<void> | null = null
@@ -125,7 +124,7 @@ export class Publisher {
   }
 
   async publish (event: EventInput, options: BroadcastOptions): Promise<Delivery> {
-    const message = composeMessage(event, options, this.#nonce(), this.#options)
+    const message = composeMessage(event, options, this.#options)
     const local = options.local === true
     if (message.target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
     // One that does not go through the broker waits all the same: published from inside a delivery, it comes after it.
@@ -133,7 +132,8 @@ export class Publisher {
     if (this.#closed) throw new Closed()
     if (local) return { id: null, delivered: this.#deliver(message) }
     try {
-      const { seq, delivered } = await this.#broker.publish(message)
+      const answer = this.#broker.publish(message)
+      const { seq, delivered } = 'then' in answer ? await answer : answer
       return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered }
     } catch (cause) {
       if (cause instanceof SSEError) throw cause
@@ -144,20 +144,14 @@ export class Publisher {
 
   /** Delivers a message on this node only, past the log. */
   announce (message: Pick<Message, 'event' | 'data' | 'target'>): void {
-    this.#deliver({ ...message, priority: EventPriority.NORMAL, retry: undefined, key: undefined, ephemeral: true, nonce: '', seq: 0 })
+    this.#deliver({ ...message, priority: EventPriority.NORMAL, retry: undefined, key: undefined, ephemeral: true, seq: 0 })
   }
 
   /** Tells all nodes something, past the log. */
   async tell (text: string): Promise<void> {
     await this.open()
     if (this.#closed) throw new Closed()
-    await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: {}, ephemeral: true, nonce: this.#nonce() })
-  }
-
-  /** Short where nobody else publishes: the log keeps it. */
-  #nonce (): string {
-    const number = (++this.#published).toString(36)
-    return this.#broker.shared ? `${this.nodeId}-${number}` : number
+    await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: {}, ephemeral: true })
   }
 
   #deliver (message: Message): number {

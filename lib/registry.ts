@@ -31,7 +31,6 @@ export class Registry<M extends Member> {
   readonly #patterns = new PatternIndex<string>()
   #observer: RegistryObserver | null = null
   #marks = 0
-  #selected: M[] = []
 
   get size (): number {
     return this.#byClient.size
@@ -111,12 +110,11 @@ export class Registry<M extends Member> {
     return this.#byClient.values()
   }
 
-  /** Who gets a message now, each once. The answer holds until the next call; `filter` is not applied. */
+  /** Who gets a message now, each once; `filter` is not applied. */
   select (target: Target): readonly M[] {
     const { userIds, subscriptionIds, clientIds, exceptClientIds } = target
     if (userIds === undefined && subscriptionIds === undefined && clientIds === undefined && exceptClientIds === undefined) return this.#receivers
-    const selected = this.#selected
-    selected.length = 0
+    const selected: M[] = []
     const mark = ++this.#marks
     if (exceptClientIds !== undefined) {
       for (const clientId of exceptClientIds) {
@@ -128,37 +126,37 @@ export class Registry<M extends Member> {
     if (clientIds !== undefined) {
       for (const clientId of clientIds) {
         const member = this.#byClient.get(clientId)
-        if (member !== undefined) this.#take(member, mark, userIds, subscriptionIds)
+        if (member !== undefined) this.#take(selected, member, mark, userIds, subscriptionIds)
       }
     } else if (userIds !== undefined) {
       for (const userId of userIds) {
         const members = this.#byUser.get(userId)
-        if (members instanceof Set) for (const member of members) this.#take(member, mark, undefined, subscriptionIds)
-        else if (members !== undefined) this.#take(members, mark, undefined, subscriptionIds)
+        if (members instanceof Set) for (const member of members) this.#take(selected, member, mark, undefined, subscriptionIds)
+        else if (members !== undefined) this.#take(selected, members, mark, undefined, subscriptionIds)
       }
     } else if (subscriptionIds !== undefined) {
       for (const topic of subscriptionIds) {
-        this.#takeHolders(topic, mark)
-        if (this.#patterns.size > 0) for (const pattern of this.#patterns.match(topic)) this.#takeHolders(pattern, mark)
+        this.#takeHolders(selected, topic, mark)
+        if (this.#patterns.size > 0) for (const pattern of this.#patterns.match(topic)) this.#takeHolders(selected, pattern, mark)
       }
     } else {
-      for (const member of this.#receivers) this.#take(member, mark)
+      for (const member of this.#receivers) this.#take(selected, member, mark)
     }
     return selected
   }
 
-  #takeHolders (subscription: string, mark: number): void {
+  #takeHolders (selected: M[], subscription: string, mark: number): void {
     const members = this.#bySubscription.get(subscription)
-    if (members instanceof Set) for (const member of members) this.#take(member, mark)
-    else if (members !== undefined) this.#take(members, mark)
+    if (members instanceof Set) for (const member of members) this.#take(selected, member, mark)
+    else if (members !== undefined) this.#take(selected, members, mark)
   }
 
-  #take (member: M, mark: number, userIds?: readonly string[], subscriptionIds?: readonly string[]): void {
+  #take (selected: M[], member: M, mark: number, userIds?: readonly string[], subscriptionIds?: readonly string[]): void {
     if (member.mark === mark || !member.managed) return
     if (userIds !== undefined && (member.userId === null || !userIds.includes(member.userId))) return
     if (subscriptionIds !== undefined && !this.#holdsAny(member, subscriptionIds)) return
     member.mark = mark
-    this.#selected.push(member)
+    selected.push(member)
   }
 
   /** Whether one connection is among those a target names; `filter` is not applied. */

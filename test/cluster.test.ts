@@ -322,8 +322,7 @@ t.test('who is there', { skip: withoutRedis }, async t => {
     const answers: string[] = []
     await stranger.open({ deliver: ({ data }) => data.includes('"to":"stranger"') ? answers.push(data) : 0, gap: () => {}, state: () => {} }, { maxEvents: 10, maxAgeMs: 1_000, maxBytes: 1_000 })
     t.teardown(() => stranger.close())
-    let nonces = 0
-    const say = (data: string) => stranger.publish({ event: 'sse:node', data, priority: EventPriority.NORMAL, target: {}, ephemeral: true, nonce: `stranger-${++nonces}` })
+    const say = (data: string) => stranger.publish({ event: 'sse:node', data, priority: EventPriority.NORMAL, target: {}, ephemeral: true })
     const command = (id: number, operation: unknown, args: unknown) => say(JSON.stringify({ kind: 'command', from: 'stranger', id, operation, args }))
     for (const text of ['', 'nonsense', 'null', '[]', '{}', '{"kind":"bye"}', '{"kind":"beat","from":"x","report":{}}', '{"kind":"answer","from":"x","to":"y","id":-1}', '{"kind":"later","from":"x"}']) await say(text)
     await say(JSON.stringify({ kind: 'answer', from: 'x', to: a.app.sse.nodeId, id: 1, value: 'surprise' }))
@@ -414,8 +413,7 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     await hears(watcher, 'join watcher')
     const stranger = redisStreamsBroker({ client: new Redis(server!.url, { lazyConnect: true }), keyPrefix: `cluster-${process.pid}-${prefixes}` })
     let greetings = 0
-    let nonces = 0
-    const say = (message: object) => stranger.publish({ event: 'sse:node', data: JSON.stringify({ from: 'x', ...message }), priority: EventPriority.NORMAL, target: {}, ephemeral: true, nonce: `x-${++nonces}` })
+    const say = (message: object) => stranger.publish({ event: 'sse:node', data: JSON.stringify({ from: 'x', ...message }), priority: EventPriority.NORMAL, target: {}, ephemeral: true })
     await stranger.open({ deliver: ({ data }) => data.includes('"hello"') && !data.includes('"from":"x"') ? ++greetings : 0, gap: () => {}, state: () => {} }, { maxEvents: 10, maxAgeMs: 1_000, maxBytes: 1_000 })
     t.teardown(() => stranger.close())
     const users = Array.from({ length: 1_200 }, (_, i) => `user-${i}`)

@@ -8,6 +8,7 @@ export function memoryBroker (): Broker {
   return new MemoryBroker()
 }
 
+/** Published from inside a delivery: delivered after it. */
 interface Waiting {
   readonly message: Message
   resolve (published: Published): void
@@ -19,8 +20,7 @@ class MemoryBroker implements Broker {
   readonly epoch = createId().slice(0, 8)
   #ring: Ring | null = null
   #sink: Sink | null = null
-  /** Published and not delivered: more than one when it was published from inside a delivery. */
-  readonly #waiting: Waiting[] = []
+  #waiting: Waiting[] = []
   #delivering = false
   /** Until when, oldest claim first. */
   readonly #claims = new Map<string, number>()
@@ -36,28 +36,43 @@ class MemoryBroker implements Broker {
     sink.state('up')
   }
 
-  publish (outgoing: OutgoingMessage): Promise<Published> {
-    return new Promise((resolve, reject) => {
-      if (this.#sink === null) throw new Closed()
-      const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : this.position + 1 }
-      if (!outgoing.ephemeral) this.#ring!.append(message)
-      this.#waiting.push({ message, resolve, reject })
-      if (!this.#delivering) this.#deliver()
-    })
+  publish (outgoing: OutgoingMessage): Published | Promise<Published> {
+    if (this.#sink === null) throw new Closed()
+    const message = this.#log(outgoing)
+    if (this.#delivering) return new Promise((resolve, reject) => { this.#waiting.push({ message, resolve, reject }) })
+    this.#delivering = true
+    try {
+      return this.#deliver(message)
+    } finally {
+      this.#deliverWaiting()
+      this.#delivering = false
+    }
   }
 
-  #deliver (): void {
-    this.#delivering = true
+  /** Gives the message its number, and keeps it as it is: a copy would cost as much as all checks of it. */
+  #log (outgoing: OutgoingMessage): Message {
+    const message = outgoing as { -readonly [K in keyof Message]: Message[K] }
+    message.seq = message.ephemeral ? 0 : this.position + 1
+    if (!message.ephemeral) this.#ring!.append(message)
+    return message
+  }
+
+  #deliver (message: Message): Published {
+    return { seq: message.ephemeral ? null : message.seq, delivered: this.#sink?.deliver(message) ?? 0 }
+  }
+
+  #deliverWaiting (): void {
     while (this.#waiting.length > 0) {
-      for (const { message, resolve, reject } of this.#waiting.splice(0)) {
+      const waiting = this.#waiting
+      this.#waiting = []
+      for (const { message, resolve, reject } of waiting) {
         try {
-          resolve({ seq: message.ephemeral ? null : message.seq, delivered: this.#sink?.deliver(message) ?? 0 })
+          resolve(this.#deliver(message))
         } catch (error) {
           reject(error)
         }
       }
     }
-    this.#delivering = false
   }
 
   async read (request: ReadRequest): Promise<Page> {

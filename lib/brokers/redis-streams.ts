@@ -165,9 +165,9 @@ class RedisStreamsBroker implements Broker {
   #arrive (arrivals: readonly Arrival[]): void {
     const replay = this.#replay!
     for (const { message, time } of arrivals) if (message.seq > 0) replay.append(message, this.#log.localTime(time))
-    for (const { message } of arrivals) {
+    for (const { message, nonce } of arrivals) {
       const delivered = this.#sink?.deliver(message) ?? 0
-      this.#appender!.seen(message.nonce, message.ephemeral ? null : message.seq, delivered)
+      this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
     }
   }
 }

@@ -48,8 +48,8 @@ class Node {
     }, history)
   }
 
-  publish (data: string, more: Partial<OutgoingMessage> = {}): Promise<Published> {
-    return this.broker.publish(message(data, more))
+  async publish (data: string, more: Partial<OutgoingMessage> = {}): Promise<Published> {
+    return await this.broker.publish(message(data, more))
   }
 
   /** The page of NORMAL messages after `after`. */
@@ -71,7 +71,7 @@ class Node {
 }
 
 function message (data: string, more: Partial<OutgoingMessage> = {}): OutgoingMessage {
-  return { event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: `n${++counter}`, ...more }
+  return { event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, ...more }
 }
 
 function texts (messages: readonly Message[]): string[] {

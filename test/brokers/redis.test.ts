@@ -14,7 +14,6 @@ import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
 
 const HISTORY: History = { maxEvents: 10_000, maxAgeMs: 60_000, maxBytes: 1 << 20 }
-let counter = 0
 
 /** An open broker and what it has told. */
 interface Node {
@@ -32,7 +31,7 @@ function nodeOf (broker: Broker): Node {
     delivered: [],
     gaps: [],
     states: [],
-    publish: (data, more) => broker.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: `n${++counter}`, ...more }),
+    publish: async (data, more) => await broker.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, ...more }),
     read: async (after, limit = 1_000) => {
       const { messages, gap } = await broker.read({ epoch: broker.epoch, after, priority: EventPriority.NORMAL, limit })
       return gap ?? messages.map(({ data }) => data)

@@ -322,7 +322,7 @@ t.test('a replica is promoted', { skip: withoutRedis, timeout: 60_000 }, async t
   const acknowledged: string[] = []
   const publish = async () => {
     const data = String(++n)
-    await broker.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: data })
+    await broker.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false })
     acknowledged.push(data)
   }
   for (let i = 0; i < 50; i++) await publish()

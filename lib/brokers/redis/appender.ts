@@ -2,11 +2,10 @@ import type { History, OutgoingMessage, Published } from '../../broker.js'
 import { BrokerUnavailable, Closed } from '../../errors.js'
 import { bytesOf } from '../../ring.js'
 import { isErrorReply, type Connection } from './connection.js'
-import type { Batch, RedisLog } from './log.js'
+import type { Batch, Outgoing, RedisLog } from './log.js'
 
 /** A publish that has not been answered yet. */
-interface Pending {
-  readonly message: OutgoingMessage
+interface Pending extends Outgoing {
   readonly bytes: number
   /** By `performance.now()`. */
   readonly deadline: number
@@ -49,6 +48,7 @@ export class Appender {
   /** The one that is under way. */
   #batch: PendingBatch | null = null
   #batches = 0
+  #published = 0
   #bytes = 0
   #connection: Connection | null = null
   #fail: ((error: unknown) => void) | null = null
@@ -89,8 +89,8 @@ export class Appender {
     if (this.#connection === null && !this.#options.waitWhenDown) throw new BrokerUnavailable(NOTHING, { cause: this.#downBecause })
     if (this.#pending.size > 0 && this.#bytes + bytes > this.#options.maxPendingBytes) throw new BrokerUnavailable('is too slow: too much waits for it already; nothing was published')
     return new Promise((resolve, reject) => {
-      const pending: Pending = { message, bytes, deadline: performance.now() + this.#options.publishTimeoutMs, sent: false, logged: null, resolve, reject }
-      this.#pending.set(message.nonce, pending)
+      const pending: Pending = { message, nonce: `${this.#log.writerId}-${(++this.#published).toString(36)}`, bytes, deadline: performance.now() + this.#options.publishTimeoutMs, sent: false, logged: null, resolve, reject }
+      this.#pending.set(pending.nonce, pending)
       this.#bytes += bytes
       this.#queue.push(pending)
       this.#timer ??= setTimeout(() => this.#expire(), this.#options.publishTimeoutMs)
@@ -145,7 +145,7 @@ export class Appender {
 
   #checkSkipped (pending: Pending): void {
     const { logged } = pending
-    if (logged === null || !this.#pending.has(pending.message.nonce)) return
+    if (logged === null || !this.#pending.has(pending.nonce)) return
     if (logged.epoch < this.#skipped.epoch) this.#reject(pending, 'was lost together with the event')
     else if (logged.epoch === this.#skipped.epoch && logged.seq !== null && logged.seq <= this.#skipped.position) this.#settle(pending).resolve({ seq: logged.seq, delivered: 0 })
   }
@@ -157,14 +157,14 @@ export class Appender {
     for (; taken < this.#queue.length; taken++) {
       const item = this.#queue[taken]!
       // It was told already that it failed.
-      if (!this.#pending.has(item.message.nonce)) continue
+      if (!this.#pending.has(item.nonce)) continue
       if (items.length > 0 && (items.length === BATCH_MESSAGES || bytes + item.bytes > BATCH_BYTES)) break
       items.push(item)
       bytes += item.bytes
     }
     this.#queue.splice(0, taken)
     if (items.length === 0) return null
-    return { number: ++this.#batches, remainingMs: () => items[0]!.deadline - performance.now(), messages: items.map(({ message }) => message), items }
+    return { number: ++this.#batches, remainingMs: () => items[0]!.deadline - performance.now(), items }
   }
 
   #logged (items: readonly Pending[], { epoch, first }: { epoch: number, first: number }): void {
@@ -203,16 +203,16 @@ export class Appender {
       else this.#reject(pending, pending.sent ? UNKNOWN : NOTHING, this.#connection === null ? this.#downBecause : undefined)
     }
     // Nobody waits for them any more, and Redis may not take the next batch for long.
-    const alive = this.#queue.findIndex(item => this.#pending.has(item.message.nonce))
+    const alive = this.#queue.findIndex(item => this.#pending.has(item.nonce))
     this.#queue.splice(0, alive < 0 ? this.#queue.length : alive)
   }
 
   #reject (pending: Pending, why: string, cause?: Error): void {
-    if (this.#pending.has(pending.message.nonce)) this.#settle(pending).reject(new BrokerUnavailable(why, { cause }))
+    if (this.#pending.has(pending.nonce)) this.#settle(pending).reject(new BrokerUnavailable(why, { cause }))
   }
 
   #settle (pending: Pending): Pending {
-    this.#pending.delete(pending.message.nonce)
+    this.#pending.delete(pending.nonce)
     this.#bytes -= pending.bytes
     if (this.#pending.size === 0) this.#onIdle?.()
     return pending

@@ -2,6 +2,7 @@ import { Type } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { History, Message, OutgoingMessage } from '../../broker.js'
 import { BrokerUnavailable } from '../../errors.js'
+import type { EventPriority } from '../../event.js'
 import { bytesOf } from '../../ring.js'
 import type { Connection } from './connection.js'
 import { APPEND, GREET } from './script.js'
@@ -10,6 +11,8 @@ import { APPEND, GREET } from './script.js'
 export interface Entry {
   /** Null when it is not of our making. */
   readonly message: Message | null
+  /** See `Outgoing`. */
+  readonly nonce: string
   /** When it was logged, by Redis's clock, in milliseconds. */
   readonly time: number
   /** Its number among the logged, or among the ephemeral ones. */
@@ -40,12 +43,19 @@ export interface Place {
   readonly newestTime: number | null
 }
 
+/** A message on its way to Redis. */
+export interface Outgoing {
+  readonly message: OutgoingMessage
+  /** Unique to this publish: by it the writer knows its own when it comes back. */
+  readonly nonce: string
+}
+
 export interface Batch {
   /** Grows; a batch that is sent again keeps its number. */
   readonly number: number
   /** Time left, in milliseconds, after which it must not be appended any more. */
   remainingMs (): number
-  readonly messages: readonly OutgoingMessage[]
+  readonly items: readonly Outgoing[]
 }
 
 /** What became of a batch: its place, or null when it came too late and nothing was appended. */
@@ -59,6 +69,7 @@ const EPHEMERAL_HISTORY: History = { maxEvents: 1_000, maxAgeMs: 10_000, maxByte
 
 /** The log as Redis keeps it: two streams, of logged and of ephemeral messages, and what is known of them and of each writer. */
 export class RedisLog {
+  readonly writerId: string
   readonly #meta: string
   readonly #log: string
   readonly #ephemeral: string
@@ -70,6 +81,7 @@ export class RedisLog {
 
   /** @param keyPrefix becomes a hash tag: all keys are in one slot. */
   constructor (keyPrefix: string, writerId: string, replyTimeoutMs: number) {
+    this.writerId = writerId
     this.#meta = `{${keyPrefix}}:meta`
     this.#log = `{${keyPrefix}}:log`
     this.#ephemeral = `{${keyPrefix}}:ephemeral`
@@ -106,12 +118,12 @@ export class RedisLog {
     return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime }
   }
 
-  async append (connection: Connection, { number, remainingMs, messages }: Batch, history: History): Promise<Appended> {
+  async append (connection: Connection, { number, remainingMs, items }: Batch, history: History): Promise<Appended> {
     const deadline = Math.floor(Date.now() + this.#aheadMs + remainingMs())
     const args = [number, deadline, WRITER_MS, ...limits(history), ...limits(EPHEMERAL_HISTORY)].map(String)
-    for (const message of messages) {
-      const { data, ephemeral, ...head } = message
-      args.push(ephemeral ? '0' : '1', String(bytesOf(message)), JSON.stringify(head), data)
+    for (const { message, nonce } of items) {
+      const { event, data, priority, retry, key, target, ephemeral } = message
+      args.push(ephemeral ? '0' : '1', String(bytesOf(message)), JSON.stringify({ event, priority, retry, key, target, nonce }), data)
     }
     const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs))
     this.#observe(Number(reply[1]))
@@ -173,8 +185,11 @@ function decode (raw: unknown, ephemeral: boolean): { epoch: number, entry: Entr
   const [t, time, b, , o, other, h, text, d, data] = fields as string[]
   const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd'
   const parsed = ours ? parse(text!) : null
-  const message = head.Check(parsed) ? Object.assign(parsed, { data: data!, ephemeral, seq: ephemeral ? 0 : number }) as Message : null
-  return { epoch, entry: { message, time: Number(time), number, other: Number(other) } }
+  const place = { time: Number(time), number, other: Number(other) }
+  if (!head.Check(parsed)) return { epoch, entry: { message: null, nonce: '', ...place } }
+  const { event, priority, retry, key, target, nonce } = parsed
+  const message = { event, data: data!, priority: priority as EventPriority, retry, key, target, ephemeral, seq: ephemeral ? 0 : number }
+  return { epoch, entry: { message, nonce, ...place } }
 }
 
 function parse (text: string): unknown {
