@@ -1,6 +1,6 @@
+import { Buffer } from 'node:buffer'
 import type { Held } from './budget.js'
 import type { GapReason, Message, Target } from './broker.js'
-import { byteLength } from './bytes.js'
 import { Chunk } from './chunk.js'
 import { conflationKey } from './conflation.js'
 import { formatPlace } from './cursor.js'
@@ -22,7 +22,7 @@ export class Frame implements Held {
   readonly bytes: number
   holders = 0
 
-  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, target: Target | null = null, textBytes = byteLength(text)) {
+  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, target: Target | null = null, textBytes = Buffer.byteLength(text)) {
     this.head = head
     this.text = text
     this.priority = priority
@@ -38,7 +38,7 @@ export class Frame implements Held {
     const text = encodeEvent(event, data, retry)
     // All that is not the application's is ASCII; the text itself would have to be made one string to be measured.
     const added = text.length - data.length
-    const bytes = event === 'message' ? added + byteLength(data) : byteLength(text)
+    const bytes = event === 'message' ? added + Buffer.byteLength(data) : Buffer.byteLength(text)
     return new Frame(head, text, priority, seq, conflationKey(message), target, bytes)
   }
 

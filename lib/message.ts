@@ -1,6 +1,6 @@
+import { Buffer } from 'node:buffer'
 import type { Message, Target } from './broker.js'
 import { checkBuiltIn, type NotificationLevel } from './catalogue.js'
-import { byteLength } from './bytes.js'
 import { EventTooLarge, InvalidEvent, InvalidId, InvalidKey } from './errors.js'
 import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from './event.js'
 import type { ResolvedOptions } from './options.js'
@@ -50,7 +50,7 @@ function complete (event: string, data: unknown): unknown {
 function assertSize (text: string, target: Target, maxEventBytes: number): void {
   const idBytes = bytesOfIds(target)
   if (text.length * MAX_BYTES_PER_CHARACTER + idBytes <= maxEventBytes) return
-  const bytes = byteLength(text) + idBytes
+  const bytes = Buffer.byteLength(text) + idBytes
   if (bytes > maxEventBytes) throw new EventTooLarge(bytes, maxEventBytes)
 }
 

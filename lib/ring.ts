@@ -1,4 +1,4 @@
-import { byteLength } from './bytes.js'
+import { Buffer } from 'node:buffer'
 import type { History, Message, OutgoingMessage, Page, Target } from './broker.js'
 import { conflationKey } from './conflation.js'
 import type { EventPriority } from './event.js'
@@ -122,7 +122,7 @@ export class Ring {
 
 /** What keeping a message takes in memory, about: `maxEvents` bounds what they all take alike. */
 export function bytesOf ({ data, event, key, target }: OutgoingMessage): number {
-  const bytes = byteLength(data) + event.length + bytesOfIds(target)
+  const bytes = Buffer.byteLength(data) + event.length + bytesOfIds(target)
   // What is conflated is known by its key and target together: both are there twice.
   return key === undefined ? bytes : bytes + 2 * key.length + bytesOfIds(target)
 }
