@@ -89,6 +89,21 @@ const GREETING = encodeComment('stream')
  * Sending to a connection that has ended returns `false`; it never throws and never waits.
  */
 export class SSEConnection {
+  // What each event touches stands first: side by side in memory, it is fetched together.
+  /** @internal */ readonly managed: boolean
+  /** @internal */ mark = 0
+  /** @internal */ next: Flushable | null = null
+  #reason: string | null = null
+  #state: State = 'opening'
+  readonly #host: ConnectionHost
+  readonly #writer: Writer
+  readonly #backlog: Backlog
+  #placeSent = 0
+  #sent = 0
+  #lastWriteAt = 0
+  /** What is being written in pieces, for as long as it is. */
+  #unfinished: readonly Frame[] | null = null
+  #waiter: (() => void) | null = null
   /** Made for this stream; a client that comes back gets another. */
   readonly clientId: string
   /** Who it is; null for nobody. */
@@ -99,32 +114,18 @@ export class SSEConnection {
   readonly clientInfo: ClientInfo
   /** What the client sent as `Last-Event-ID` (header, or `lastEventId` in the query), null on a first connect. */
   readonly lastEventId: string | null
-  /** @internal */ readonly managed: boolean
   /** @internal */ readonly held: Set<string>
   /** @internal */ index = -1
-  /** @internal */ mark = 0
   /** @internal */ dueAt = Infinity
   /** @internal */ slot = -1
   /** @internal */ slotIndex = 0
-  /** @internal */ next: Flushable | null = null
-  readonly #host: ConnectionHost
   readonly #response: HttpResponse
-  readonly #writer: Writer
-  readonly #backlog: Backlog
   readonly #retryMs: number
   readonly #headOnly: boolean
   readonly #endsAt: number
   readonly #expires: boolean
-  #state: State = 'opening'
-  #lastWriteAt = 0
   #blockedSince = 0
-  /** What is being written in pieces, for as long as it is. */
-  #unfinished: readonly Frame[] | null = null
-  #placeSent = 0
-  #sent = 0
-  #reason: string | null = null
   #abort: AbortController | null = null
-  #waiter: (() => void) | null = null
   #onOpened: ((open: boolean) => void) | null = null
 
   /** @internal */

@@ -33,20 +33,21 @@ type Owned = { [kWriter]?: Writer | undefined }
  * socket; otherwise the same bytes go through the response, or through what wraps it.
  */
 export class Writer {
-  readonly #response: HttpResponse
-  readonly #owner: WriterOwner
-  readonly #budget: Budget
-  #destination: Writable | null = null
-  /** Whether the destination is the socket, which takes HTTP chunks. */
-  #framed = false
-  #end: (() => void) | null = null
-  /** What is being written in pieces, and what is left of it. */
-  #chunk: Chunk | null = null
-  #rest: Buffer | null = null
-  /** Ends the waiting for the socket of a pipelined response. */
-  readonly #leaveSocket: (() => void) | null
+  // What each write touches stands first.
   /** Whether to wait for `onDrain` before the next write. */
   blocked = true
+  /** Whether the destination is the socket, which takes HTTP chunks. */
+  #framed = false
+  #destination: Writable | null = null
+  readonly #response: HttpResponse
+  /** What is being written in pieces, and what is left of it. */
+  #rest: Buffer | null = null
+  #chunk: Chunk | null = null
+  readonly #owner: WriterOwner
+  readonly #budget: Budget
+  #end: (() => void) | null = null
+  /** Ends the waiting for the socket of a pipelined response. */
+  readonly #leaveSocket: (() => void) | null
 
   /** @param budget what is kept back counts in. */
   constructor (response: HttpResponse, owner: WriterOwner, budget: Budget) {
