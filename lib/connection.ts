@@ -323,6 +323,8 @@ export class SSEConnection {
       this.#write(batch.chunk)
       this.#sent += batch.events
       if (this.#writer.hasRest) this.#unfinished = batch.frames
+      // Usually that was all.
+      else if (!this.#backlog.behind && this.#waiter === null) return
     }
     this.#pump()
   }

@@ -27,6 +27,7 @@ const PIECE_BYTES = 64 * 1024
 const kWriter = Symbol.for('fastify-sse-manager.writer')
 // Listeners shared by all writers find theirs here: no closure per connection.
 type Owned = { [kWriter]?: Writer | undefined }
+type Compressor = Writable & { flush (): void }
 
 /**
  * The way of one stream's bytes to its client. Where it can be, HTTP chunks made once for everybody go straight to the
@@ -38,6 +39,8 @@ export class Writer {
   blocked = true
   /** Whether the destination is the socket, which takes HTTP chunks. */
   #framed = false
+  /** Whether the destination keeps what it is given until it is told otherwise, as a compressor does. */
+  #keeps = false
   #destination: Writable | null = null
   readonly #response: HttpResponse
   /** What is being written in pieces, and what is left of it. */
@@ -87,6 +90,7 @@ export class Writer {
       this.#framed = !wrapped && isPlainChunked(response)
       const target: Writable = this.#framed ? response.socket! : destination
       this.#destination = target
+      this.#keeps = 'flush' in target && typeof target.flush === 'function'
       ;(target as Owned)[kWriter] = this
       this.blocked = false
       this.write(first)
@@ -137,8 +141,7 @@ export class Writer {
     let room: boolean
     try {
       room = destination.write(bytes, TEXT_ENCODING)
-      // A compressor keeps what it was given until it is told otherwise.
-      if ('flush' in destination && typeof destination.flush === 'function') destination.flush()
+      if (this.#keeps) (destination as Compressor).flush()
     } catch (error) {
       // One application's stream must not stop the flush of all others.
       return this.#owner.onWriteError(error)
