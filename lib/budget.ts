@@ -1,7 +1,7 @@
 /** What many connections may hold at once: a frame, a batch, a chunk. */
 export interface Held {
   readonly bytes: number
-  /** How many hold it now. Changed only by the budget. */
+  /** How many hold it now. Changed together with the budget. */
   holders: number
 }
 

@@ -309,7 +309,7 @@ export class SSEConnection {
     if (this.#hasEnded()) return false
     if (!this.#writer.blocked && this.#backlog.overflows(frame)) this.flush()
     const taken = this.#backlog.receive(frame, this.#writer.blocked)
-    if (!this.#writer.blocked || !this.#backlog.behind) this.#host.mark(this)
+    if (this.next === null && (!this.#writer.blocked || !this.#backlog.behind)) this.#host.mark(this)
     return taken
   }
 

@@ -2,25 +2,19 @@ import type { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
 import { Admission, type Candidate, type CreateConnection } from './admission.js'
 import { memoryBroker } from './brokers/memory.js'
-import { Budget } from './budget.js'
 import type { Seat } from './capacity.js'
-import { CatchUp } from './catchup.js'
-import { Chunk, ChunkMemo } from './chunk.js'
 import { assertCloseReason } from './close-reason.js'
 import { Cluster, type ClusterHost, type ClusterStats } from './cluster.js'
 import { createOperations, type Operations, type Presence } from './commands.js'
-import type { ConnectionHost, SSEConnection } from './connection.js'
+import type { SSEConnection } from './connection.js'
 import { Disconnections } from './disconnections.js'
 import { Drain } from './drain.js'
 import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
-import { encodeComment } from './event.js'
-import { Flusher } from './flush.js'
-import { FrameCache } from './frame-cache.js'
-import { Frame, type Batch } from './frame.js'
 import { streamHeaders } from './head.js'
 import type { Health } from './health.js'
+import { Host } from './host.js'
 import { warnings, type Log } from './log.js'
-import { composeMessage, createNotificationEvent } from './message.js'
+import { createNotificationEvent } from './message.js'
 import { resolveOptions, type AnyRequest, type ResolvedOptions, type SSEOptions } from './options.js'
 import { Publisher } from './publisher.js'
 import { refusalOf } from './refusal.js'
@@ -31,10 +25,7 @@ import { Statistics, type ManagerStats } from './statistics.js'
 import { Tickets, type Ticket, type TicketGrant } from './ticket.js'
 import { assertSubscription, quote } from './topic.js'
 import { isGone, type HttpResponse } from './transport.js'
-import { Wheel } from './wheel.js'
 import type { BroadcastOptions, Delivery, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
-
-const TICKS_PER_INTERVAL = 10
 
 /**
  * Who is connected to this node, and every way to reach them. Decorates Fastify as `fastify.sse`; without Fastify make
@@ -50,9 +41,7 @@ export class SSEManager {
   readonly #cluster: Cluster
   readonly #tickets: Tickets
   readonly #admission: Admission
-  readonly #flusher: Flusher
-  readonly #wheel: Wheel
-  readonly #catchUp: CatchUp
+  readonly #host: Host
   readonly #statistics: Statistics
   readonly #drain: Drain
   #closing: Promise<void> | null = null
@@ -76,14 +65,22 @@ export class SSEManager {
     this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(), log)
     this.#statistics = new Statistics(this.#registry, this.#publisher)
     this.#drain = new Drain(this.#registry, resolved.drainMs)
-    this.#flusher = new Flusher(resolved.flush === 'immediate' ? 0 : resolved.flush.intervalMs)
-    this.#catchUp = new CatchUp(broker, resolved.maxConcurrentReplays, {
-      stuck: err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'),
-      free: () => log.info({}, 'No connection waits for the event log any more')
+    this.#host = new Host({
+      options: resolved,
+      log,
+      broker,
+      publisher: this.#publisher,
+      registry: this.#registry,
+      rights: this.#rights,
+      operations: this.#operations,
+      ended: (connection, reason) => {
+        this.#registry.remove(connection)
+        this.#statistics.ended(connection, reason)
+        this.#drain.left()
+      }
     })
-    this.#wheel = new Wheel(tickMsFor(resolved), now)
     this.#tickets = new Tickets(resolved, broker)
-    this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, disconnections, this.#createHost())
+    this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, disconnections, this.#host)
   }
 
   // --- Connections ---
@@ -306,7 +303,7 @@ export class SSEManager {
 
   /** Opens the log. Called by everything that needs it; the plugin calls it at boot. */
   open (): Promise<void> {
-    if (this.#closing === null) this.#wheel.start()
+    if (this.#closing === null) this.#host.start()
     return this.#publisher.open()
   }
 
@@ -326,7 +323,7 @@ export class SSEManager {
 
   async #close (): Promise<void> {
     await this.drain()
-    this.#wheel.stop()
+    this.#host.stop()
     await this.#cluster.close()
     await this.#publisher.close()
   }
@@ -353,68 +350,4 @@ export class SSEManager {
       publish: text => publisher.tell(text)
     }
   }
-
-  #createHost (): ConnectionHost {
-    const { outboxBytes, maxQueuedBytes, stallTimeoutMs, maxConnectionAgeMs, maxReplayEvents, maxReplayBytes, drainMs } = this.#options
-    const publisher = this.#publisher
-    const flusher = this.#flusher
-    const sources = new Flusher(0)
-    const wheel = this.#wheel
-    return {
-      outboxBytes,
-      budget: new Budget(maxQueuedBytes),
-      frames: new FrameCache(),
-      log: this.#log,
-      keepAlive: this.#options.keepAlive,
-      keepAliveIntervalMs: this.#options.keepAliveIntervalMs,
-      keepAliveChunk: new Chunk(encodeComment('keep-alive')),
-      greetings: new ChunkMemo(),
-      places: new ChunkMemo(),
-      stallTimeoutMs,
-      maxConnectionAgeMs,
-      maxReplayEvents,
-      maxReplayBytes,
-      drainMs,
-      get epoch () { return publisher.epoch },
-      get position () { return publisher.position },
-      newest: publisher.newest,
-      get rootBatch (): Batch { return flusher.root },
-      now,
-      get lately () { return wheel.now },
-      // A source goes on when what it has made is written: an interval would be its speed.
-      mark: connection => (connection.managed ? flusher : sources).mark(connection),
-      schedule: (connection, dueAt) => wheel.schedule(connection, dueAt),
-      wantsPage: connection => this.#catchUp.want(connection),
-      frameOf: (connection, event) => Frame.ofMessage({ ...composeMessage(event, { ephemeral: true }, this.#options), target: { clientIds: [connection.clientId] } }, publisher.epoch),
-      isTarget: (connection, target) => this.#registry.isTargeted(connection, target) && publisher.admits(target, connection),
-      covers: (connection, topic) => this.#rights.covers(connection, topic),
-      addSubscription: async (clientId, subscription) => {
-        assertSubscription(subscription)
-        this.#owned(clientId, { value: await this.#operations.addSubscription.run(clientId, subscription), complete: true })
-      },
-      removeSubscription: async (clientId, subscription) => this.#owned(clientId, { value: await this.#operations.removeSubscription.run(clientId, subscription), complete: true }),
-      ended: (connection, reason) => this.#forget(connection, reason)
-    }
-  }
-
-  #forget (connection: SSEConnection, reason: string): void {
-    this.#wheel.cancel(connection)
-    this.#registry.remove(connection)
-    this.#statistics.ended(connection, reason)
-    this.#drain.left()
-  }
-}
-
-/** In whole milliseconds: each connection notes when it was written to, and a fraction would take an object of its own. */
-function now (): number {
-  return Math.floor(performance.now())
-}
-
-// The end of somebody's rights is kept to half a second, twice this.
-const MAX_TICK_MS = 250
-
-/** A fraction of the shortest interval that anything is timed by. */
-function tickMsFor (options: ResolvedOptions): number {
-  const intervals = [options.keepAliveIntervalMs, options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
-  return Math.min(MAX_TICK_MS, Math.max(10, Math.floor(Math.min(...intervals) / TICKS_PER_INTERVAL)))
 }

@@ -192,5 +192,6 @@ function withDefaults (schema: TSchema, given: Record<string, unknown>): Record<
     const value = result[key]
     if (property.properties !== undefined && typeof value === 'object' && value !== null && !Array.isArray(value)) result[key] = withDefaults(property, value as Record<string, unknown>)
   }
-  return result
+  // Filled one by one, it has become a dictionary to the engine, slow to read at each event; a copy is an object again.
+  return { ...result }
 }
