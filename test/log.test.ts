@@ -500,7 +500,7 @@ class Noting implements Flushable {
 }
 
 t.test('a flush takes 512 a turn, first marked first, each once, and leaves nobody in line', async t => {
-  const flusher = new Flusher(0)
+  const flusher = new Flusher(0, () => 0)
   const flushed: Noting[] = []
   const items = Array.from({ length: 1300 }, () => new Noting(flushed))
   for (const item of items) flusher.mark(item)
@@ -517,6 +517,23 @@ t.test('a flush takes 512 a turn, first marked first, each once, and leaves nobo
   flusher.mark(items[7]!)
   await turns(1)
   t.equal(flushed.length, 1301, 'and it begins again')
+})
+
+t.test('a flush ends its turn where writing takes long, and goes on in the next', async t => {
+  let now = 0
+  const flusher = new Flusher(0, () => now)
+  const flushed: Noting[] = []
+  const items = Array.from({ length: 300 }, () => new Noting(flushed, () => { now += 0.05 }))
+  for (const item of items) flusher.mark(item)
+  let before = -1
+  while (flushed.length < 300) {
+    await turns(1)
+    t.ok(flushed.length > before, 'each turn makes progress')
+    t.ok(flushed.length - Math.max(before, 0) <= 160, 'of 0.05 ms each, those of 6 ms, and no more than a stretch beyond')
+    before = flushed.length
+  }
+  t.strictSame(flushed, items)
+  t.ok(items.every(({ next }) => next === null))
 })
 
 t.test('who is marked while others are flushed waits for the next turn, itself included', async t => {
