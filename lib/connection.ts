@@ -92,6 +92,7 @@ export class SSEConnection {
   // What each event touches stands first: side by side in memory, it is fetched together.
   /** @internal */ readonly managed: boolean
   /** @internal */ mark = 0
+  /** @internal */ blocked = true
   /** @internal */ next: Flushable | null = null
   #reason: string | null = null
   #state: State = 'opening'
@@ -307,16 +308,16 @@ export class SSEConnection {
   /** Takes a frame for the end of this turn. False when it was dropped. @internal */
   receive (frame: Frame): boolean {
     if (this.#hasEnded()) return false
-    if (!this.#writer.blocked && this.#backlog.overflows(frame)) this.flush()
-    const taken = this.#backlog.receive(frame, this.#writer.blocked)
-    if (this.next === null && (!this.#writer.blocked || !this.#backlog.behind)) this.#host.mark(this)
+    if (!this.blocked && this.#backlog.overflows(frame)) this.flush()
+    const taken = this.#backlog.receive(frame, this.blocked)
+    if (this.next === null && (!this.blocked || !this.#backlog.behind)) this.#host.mark(this)
     return taken
   }
 
   /** Writes what has come in this turn. @internal */
   flush (): void {
     if (this.#state !== 'open') return
-    if (this.#writer.blocked) this.#backlog.spill()
+    if (this.blocked) this.#backlog.spill()
     const batch = this.#backlog.takeBatch()
     if (batch !== null) {
       if (batch.frame!.seq > 0) this.#placeSent = batch.frame!.seq
@@ -379,11 +380,11 @@ export class SSEConnection {
   crowdedFor (frame: Frame): boolean {
     if (this.#hasEnded()) return false
     const { behind, bytes } = this.#backlog
-    return this.#writer.blocked || behind || (bytes > 0 && bytes + frame.bytes > Math.min(PUMP_BYTES, this.#host.outboxBytes))
+    return this.blocked || behind || (bytes > 0 && bytes + frame.bytes > Math.min(PUMP_BYTES, this.#host.outboxBytes))
   }
 
   #isWaiting (): boolean {
-    return this.#writer.blocked || !this.#backlog.empty
+    return this.blocked || !this.#backlog.empty
   }
 
   /** @internal */
@@ -391,7 +392,7 @@ export class SSEConnection {
     const host = this.#host
     if (this.#state === 'closing') return this.#destroy()
     if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
-    const { blocked } = this.#writer
+    const { blocked } = this
     if (blocked && host.stallTimeoutMs > 0 && now - this.#blockedSince >= host.stallTimeoutMs) {
       return this.#cut('stalled')
     }
@@ -425,7 +426,7 @@ export class SSEConnection {
   #wrote (): void {
     const host = this.#host
     this.#lastWriteAt = host.lately
-    if (!this.#writer.blocked) return
+    if (!this.blocked) return
     this.#blockedSince = host.now()
     const stalledAt = this.#blockedSince + host.stallTimeoutMs
     if (host.stallTimeoutMs > 0 && stalledAt < this.dueAt) host.schedule(this, stalledAt)
@@ -434,7 +435,7 @@ export class SSEConnection {
   /** Writes what waits for as long as the socket takes it, and asks for more when there is room. */
   #pump (): void {
     if (this.#state !== 'open') return
-    while (!this.#writer.blocked) {
+    while (!this.blocked) {
       if (this.#writer.writeRest()) {
         this.#wrote()
         continue
@@ -447,7 +448,7 @@ export class SSEConnection {
       if (this.#writer.hasRest) this.#unfinished = taken.frames
     }
     // A page is read only for a socket that has taken all there was: until then a lagging connection holds its place, and nothing else.
-    if (this.#writer.blocked) return
+    if (this.blocked) return
     if (this.#backlog.wantsPage) this.#host.wantsPage(this)
     this.#backlog.settle()
     if (!this.#isWaiting()) this.#wake()
@@ -466,7 +467,7 @@ export class SSEConnection {
 
   #nextDue (now: number): number {
     const { keepAliveIntervalMs, stallTimeoutMs } = this.#host
-    const { blocked } = this.#writer
+    const { blocked } = this
     // Silence begins with the last write; once it has been looked at, with that look.
     const silentSince = blocked || this.#lastWriteAt + keepAliveIntervalMs <= now ? now : this.#lastWriteAt
     const due = Math.min(this.#endsAt, silentSince + keepAliveIntervalMs)

@@ -14,6 +14,8 @@ export interface Opening {
 
 /** Whose bytes a writer writes. */
 export interface WriterOwner {
+  /** Whether to wait for `onDrain` before the next write; true at first, and the writer's to set. It stands here, where each event looks at it. */
+  blocked: boolean
   /** What wraps the response threw: the stream cannot go on. */
   onWriteError (error: unknown): void
   /** The destination takes bytes again. */
@@ -35,8 +37,6 @@ type Compressor = Writable & { flush (): void }
  */
 export class Writer {
   // What each write touches stands first.
-  /** Whether to wait for `onDrain` before the next write. */
-  blocked = true
   /** Whether the destination is the socket, which takes HTTP chunks. */
   #framed = false
   /** Whether the destination keeps what it is given until it is told otherwise, as a compressor does. */
@@ -92,7 +92,7 @@ export class Writer {
       this.#destination = target
       this.#keeps = 'flush' in target && typeof target.flush === 'function'
       ;(target as Owned)[kWriter] = this
-      this.blocked = false
+      this.#owner.blocked = false
       this.write(first)
     } finally {
       // Also when the head cannot be written: whatever is answered then has the same socket.
@@ -147,7 +147,7 @@ export class Writer {
       return this.#owner.onWriteError(error)
     }
     if (room) return
-    this.blocked = true
+    this.#owner.blocked = true
     destination.once('drain', onDrain)
   }
 
@@ -206,7 +206,7 @@ function onClose (this: HttpResponse): void {
 function onDrain (this: Writable): void {
   const writer = (this as Owned)[kWriter]
   if (writer === undefined) return
-  writer.blocked = false
+  writer.owner.blocked = false
   writer.owner.onDrain()
 }
 
