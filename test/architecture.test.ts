@@ -13,7 +13,7 @@ const LAYERS = [
   ['auth', 'brokers/redis/link', 'brokers/redis/script', 'catalogue', 'commands', 'cursor', 'presence', 'registry', 'ring', 'target', 'writer'],
   ['brokers/memory', 'brokers/redis/log', 'brokers/redis/replay', 'cluster', 'frame', 'lane', 'message', 'options', 'preconnects', 'testing/contract'],
   ['brokers/redis/appender', 'brokers/redis/reader', 'flush', 'frame-cache', 'outbox', 'refusal', 'rights', 'source', 'ticket'],
-  ['backlog'],
+  ['backlog', 'host'],
   ['brokers/redis-streams', 'connection'],
   ['admission', 'body', 'drain', 'publisher', 'statistics'],
   ['manager'],
