@@ -67,14 +67,14 @@ export class Flusher {
   readonly #writeSlice = (): void => {
     const endsAt = this.#clock() + SLICE_MS
     const slice = Math.min(this.#due, SLICE)
-    for (let written = 0; written < slice; written++) {
-      if (written % STRETCH === 0 && this.#clock() > endsAt) break
+    for (let written = 1; written <= slice; written++) {
       const item = this.#first
       this.#first = item.next!
       item.next = null
       this.#waiting--
       this.#due--
       item.flush()
+      if (written % STRETCH === 0 && this.#clock() > endsAt) break
     }
     if (this.#due > 0) {
       setImmediate(this.#writeSlice)

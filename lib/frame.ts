@@ -36,9 +36,8 @@ export class Frame implements Held {
     const { event, data, priority, seq, target, retry } = message
     const head = seq === 0 ? '' : encodePlace(formatPlace(epoch, seq))
     const text = encodeEvent(event, data, retry)
-    // All that is not the application's is ASCII; the text itself would have to be made one string to be measured.
-    const added = text.length - data.length
-    const bytes = event === 'message' ? added + Buffer.byteLength(data) : Buffer.byteLength(text)
+    // The text itself would have to be made one string to be measured; what is in it beside name and data is ASCII.
+    const bytes = text.length + Buffer.byteLength(event) - event.length + Buffer.byteLength(data) - data.length
     return new Frame(head, text, priority, seq, conflationKey(message), target, bytes)
   }
 

@@ -273,7 +273,7 @@ t.test('somebody who matches in many ways is selected once; an empty list is nob
 // --- ring.ts ---
 
 const EPOCH = 'e0'
-const outgoing = { event: 'x', target: {}, ephemeral: false, nonce: '' }
+const outgoing = { event: 'x', target: {}, ephemeral: false }
 const logged = (seq: number, priority: EventPriority, data: string): Message => ({ ...outgoing, seq, priority, data })
 
 t.test('the ring keeps the newest by count, age and bytes, and pages through one lane without a hole', async t => {

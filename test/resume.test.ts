@@ -694,7 +694,7 @@ class WipedLog implements Broker {
   wipe (): void {
     this.epoch = 'two'
     this.position = 3
-    this.#log = [1, 2, 3].map(seq => ({ event: 'others', data: String(seq), priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: '', seq }))
+    this.#log = [1, 2, 3].map(seq => ({ event: 'others', data: String(seq), priority: EventPriority.NORMAL, target: {}, ephemeral: false, seq }))
     this.#sink!.gap('epoch')
   }
 }

@@ -246,7 +246,7 @@ t.test('a batch is made once for all who were given the same frames', async t =>
   t.strictSame(root.frames, [])
 })
 
-const outgoing = { event: 'x', data: '1', priority: EventPriority.NORMAL, target: {}, ephemeral: false, nonce: 'n' }
+const outgoing = { event: 'x', data: '1', priority: EventPriority.NORMAL, target: {}, ephemeral: false }
 const read = (chunk: Chunk) => new EventStreamParser().push(chunk.plain).events
 
 t.test('in a batch, the last event of each key and target is kept, in order; a logged one never gives way to an ephemeral one', async t => {
@@ -279,6 +279,19 @@ t.test('a frame of a message: id only when logged, key apart for each audience',
   t.equal(Frame.ofMessage({ ...outgoing, seq: 2, key: 'k' }, 'e').key, logged.key)
   const gap = Frame.ofGap('trimmed', 'e.1')
   t.strictSame(new EventStreamParser().push(Buffer.from(gap.head + gap.text)).events, [{ type: 'sse:gap', data: '{"reason":"trimmed","lastEventId":"e.1"}', lastEventId: '' }])
+})
+
+t.test('a frame knows the bytes of its text, whatever is in it: chunks are framed by them', async t => {
+  const message = fc.record({
+    event: name.filter(validName) as fc.Arbitrary<string>,
+    data: text,
+    retry: fc.option(fc.integer({ min: 100, max: 3_600_000 }), { nil: undefined }),
+    seq: fc.nat()
+  })
+  t.doesNotThrow(() => fc.assert(fc.property(message, input => {
+    const frame = Frame.ofMessage({ ...outgoing, ...input }, 'epoch')
+    assert.equal(frame.bytes, Buffer.byteLength(frame.head + frame.text))
+  }), { numRuns: RUNS }))
 })
 
 t.test('the encoder itself refuses what would forge fields, whoever calls it', async t => {
