@@ -109,9 +109,14 @@ function toUser (result: unknown): SSEUser | null {
   if (typeof result === 'string' && result !== '') return { userId: result }
   if (typeof result === 'object' && 'userId' in result && typeof result.userId === 'string' && result.userId !== '') {
     const user = result as SSEUser
-    if (user.expiresAt === undefined || Number.isFinite(user.expiresAt)) return user
+    if (user.expiresAt === undefined || isTime(user.expiresAt)) return user
   }
   throw new InvalidUser()
+}
+
+/** Whether it is a time in milliseconds. What would be one of 1970 to 1973 is the `exp` of a token, which counts in seconds. */
+export function isTime (value: unknown): value is number {
+  return Number.isFinite(value) && !((value as number) >= 1e9 && (value as number) < 1e11)
 }
 
 function parseCookies (header: string | undefined): Record<string, string> {

@@ -57,7 +57,7 @@ export interface Sink {
    * many connections of this node have got it. Never throws.
    */
   deliver (message: Message): number
-  /** The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. */
+  /** The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. Throws when the epoch cannot be one. */
   gap (reason: GapReason): void
   /**
    * Whether the log can be published to and read as it grows, and why not. Told when it changes. While it is `down`,
@@ -125,7 +125,7 @@ export interface Broker {
    * Called once. Rejects when the log cannot be reached.
    */
   open (sink: Sink, history: History): Promise<void>
-  /** @param message the broker's own from here on: it may keep it, and add to it. */
+  /** @param message the broker's own from here on: it may keep it, and add to it. Each publish gives one of its own. */
   publish (message: OutgoingMessage): Published | Promise<Published>
   read (request: ReadRequest): Promise<Page>
   /** Whether nobody on any node has claimed this key within the time that the first to do so asked for. */

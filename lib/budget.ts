@@ -1,7 +1,7 @@
-/** What many connections may hold at once: a frame, a batch, a chunk. */
+/** What many connections may hold at once: a frame, a chunk. A batch has this account in its own hands, see `Batch.join`. */
 export interface Held {
   readonly bytes: number
-  /** How many hold it now. Changed together with the budget. */
+  /** How many hold it now. Changed only by the budget. */
   holders: number
 }
 

@@ -86,6 +86,7 @@ export function checkBuiltIn (event: string, data: unknown): void {
     assertFits(checkData, event, data)
     // JSON leaves out what it has no form for: the client would get a resource without its data.
     const { data: payload } = data as { data: unknown }
+    if (payload instanceof Promise) throw new InvalidPayload(event, '/data: is a promise: await it first')
     if (payload === undefined || typeof payload === 'function' || typeof payload === 'symbol') throw new InvalidPayload(event, `/data: ${typeof payload} has no JSON form`)
   }
 }
@@ -93,7 +94,7 @@ export function checkBuiltIn (event: string, data: unknown): void {
 function compile (kind: string, schemas: Schemas): Map<string, TypeCheck<TSchema>> {
   const compiled = new Map<string, TypeCheck<TSchema>>()
   for (const [name, schema] of Object.entries(schemas)) {
-    if (!TypeGuard.IsSchema(schema)) throw new InvalidCatalogue(`${kind}.${name}`, 'is not a TypeBox schema')
+    if (!TypeGuard.IsSchema(schema)) throw new InvalidCatalogue(`${kind}.${name}`, 'is not a schema of @sinclair/typebox')
     try {
       compiled.set(name, TypeCompiler.Compile(schema))
     } catch (cause) {

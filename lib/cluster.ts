@@ -1,5 +1,6 @@
 import type { ArgumentsOf, Operations, ResultOf } from './commands.js'
 import type { Health } from './health.js'
+import { inTime } from './in-time.js'
 import type { Log } from './log.js'
 import { Membership } from './membership.js'
 import { decodeNodeMessage, encodeNodeMessage, type NodeMessage, type Report, type Saying } from './node-message.js'
@@ -113,7 +114,8 @@ export class Cluster {
     this.#open = false
     this.#membership.stop()
     this.#scatter.close()
-    await this.#say({ kind: 'bye' }).catch(() => {})
+    // A log that does not answer must not hold up the end.
+    await inTime(this.#say({ kind: 'bye' }), this.#options.answerTimeoutMs).catch(() => {})
   }
 
   /** The log is reached, or not; or it goes on elsewhere. */

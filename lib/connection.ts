@@ -92,7 +92,7 @@ export class SSEConnection {
   // What each event touches stands first: side by side in memory, it is fetched together.
   /** @internal */ readonly managed: boolean
   /** @internal */ mark = 0
-  /** @internal */ blocked = true
+  /** See `WriterOwner`. @internal */ blocked = true
   /** @internal */ next: Flushable | null = null
   #reason: string | null = null
   #state: State = 'opening'
@@ -324,8 +324,8 @@ export class SSEConnection {
       this.#write(batch.chunk)
       this.#sent += batch.events
       if (this.#writer.hasRest) this.#unfinished = batch.frames
-      // Usually that was all.
-      else if (!this.#backlog.behind && this.#waiter === null) return
+      // Usually that was all: who has an outbox has no batch.
+      else if (this.#waiter === null) return
     }
     this.#pump()
   }

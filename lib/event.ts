@@ -58,6 +58,7 @@ export function serialize (data: unknown): string {
     if (!data.isWellFormed()) throw new InvalidData('must not have lone surrogates')
     return data
   }
+  if (data instanceof Promise) throw new InvalidData('is a promise: await it first')
   let text: string | undefined
   try {
     text = JSON.stringify(data)

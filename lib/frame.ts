@@ -51,7 +51,7 @@ export class Frame implements Held {
  * The frames that wait together for the end of a turn, in order. Connections that were given the same frames hold the
  * same batch, and so write the same bytes: a batch with one more frame is made once and found again by the next.
  */
-export class Batch implements Held {
+export class Batch {
   readonly parent: Batch | null
   readonly frame: Frame | null
   readonly count: number
@@ -68,12 +68,13 @@ export class Batch implements Held {
     this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes
   }
 
-  // Not by `Budget.hold`, which sees things of many shapes and so takes several times as long: each event does this at each connection.
+  // `Budget.hold` and `release` for what each event does at each connection: those see things of several shapes, which takes several times as long.
   /** One more connection waits to be sent it. */
   join (budget: Budget): void {
     if (this.holders++ === 0) budget.used += this.bytes
   }
 
+  /** One fewer does. */
   leave (budget: Budget): void {
     if (--this.holders === 0) budget.used -= this.bytes
   }

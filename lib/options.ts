@@ -1,5 +1,5 @@
-import { Type, type Static, type TSchema } from '@sinclair/typebox'
-import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
+import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
+import { TypeCompiler, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import type { FastifyRequest } from 'fastify'
 import type { FastifyAuthFunction } from '@fastify/auth'
 import type { Broker } from './broker.js'
@@ -153,22 +153,34 @@ export function resolveRedisOptions (given: unknown): ResolvedRedisOptions {
 
 function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unknown, prefix: string): Static<T> {
   if (typeof given !== 'object' || given === null || Array.isArray(given)) throw new InvalidOption(prefix === '' ? '/' : prefix.slice(0, -1), 'must be an object')
+  // A promise has no properties: all would be as the defaults say, open to everybody.
+  if ('then' in given) throw new InvalidOption(prefix === '' ? '/' : prefix.slice(0, -1), 'must be an object, not a promise of one: await it first')
   const options = withDefaults(schema, given as Record<string, unknown>)
   if (!check.Check(options)) {
     const error = check.Errors(options).First()!
     const path = prefix + error.path.slice(1).replaceAll('/', '.')
-    // A union's own message says nothing; its description does.
-    const detail = error.type === 63 || error.schema.description === undefined ? error.message : `${error.message}: ${error.schema.description}`
+    const fault = faultOf(error)
+    const detail = error.type === 63 || error.schema.description === undefined ? fault : `${fault}: ${error.schema.description}`
     throw new InvalidOption(path, error.message === 'Unexpected property' ? 'is not an option' : detail)
   }
   return options
+}
+
+/** A union's own message says nothing. */
+function faultOf ({ message, schema }: ValueError): string {
+  if (!TypeGuard.IsUnion(schema)) return message
+  if (!schema.anyOf.every(TypeGuard.IsLiteral)) return 'has none of the forms that it may have'
+  return `must be ${schema.anyOf.map(literal => JSON.stringify(literal.const)).join(' or ')}`
 }
 
 function assertSense (options: ResolvedOptions): void {
   const { events, broker, allowedOrigins } = options
   if (allowedOrigins !== '*') for (const origin of allowedOrigins) if (origin !== 'null' && (!URL.canParse(origin) || new URL(origin).origin !== origin)) throw new InvalidOption('allowedOrigins', `has ${JSON.stringify(origin)}, which is no origin: scheme, host and port as browsers send them, without a slash at the end`)
   if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be made by defineEvents()')
-  if (broker !== undefined && !BROKER_METHODS.every(method => typeof (broker as Partial<Broker> | null)?.[method] === 'function')) throw new InvalidOption('broker', 'must be a Broker, such as memoryBroker()')
+  if (broker !== undefined) {
+    const missing = BROKER_METHODS.find(method => typeof (broker as Partial<Broker> | null)?.[method] !== 'function')
+    if (missing !== undefined) throw new InvalidOption('broker', `must be a Broker, such as memoryBroker(): it has no method ${missing}`)
+  }
   if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined && options.ticketSecret === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler, authStrategies or ticketSecret: nobody could connect')
   if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: clients could read everything')
   if (options.clientSubscriptions !== false && options.path === undefined) throw new InvalidOption('clientSubscriptions', 'needs path: only the ready endpoint reads ?subscription=')

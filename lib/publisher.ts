@@ -1,4 +1,4 @@
-import type { Broker, GapReason, Message, Target } from './broker.js'
+import type { Broker, GapReason, Message, Published, Target } from './broker.js'
 import type { SSEConnection } from './connection.js'
 import { EPOCH, formatPlace } from './cursor.js'
 import { BrokerUnavailable, Closed, FilterNotShared, InvalidOption, InvalidTarget, SSEError } from './errors.js'
@@ -101,6 +101,7 @@ export class Publisher {
         return 0
       },
       gap: reason => {
+        this.#assertEpoch()
         this.#loseContinuity(reason)
         this.#listener.state('up')
       },
@@ -111,10 +112,19 @@ export class Publisher {
         this.#listener.state(state)
       }
     }, this.#options.history)
-    if (!EPOCH.test(this.#broker.epoch)) throw new InvalidOption('broker', `has the epoch ${JSON.stringify(this.#broker.epoch)}: it must match ${EPOCH.source}`)
+    this.#assertEpoch()
     this.#goTo(this.#broker.position)
     this.#opened = true
     this.#listener.opened()
+  }
+
+  /** It is written to clients as it is. */
+  #assertEpoch (): void {
+    const { epoch } = this.#broker
+    if (EPOCH.test(epoch)) return
+    const error = new InvalidOption('broker', `has the epoch ${JSON.stringify(epoch)}: it must match ${EPOCH.source}`)
+    this.#health = degraded(error.message, this.#health)
+    throw error
   }
 
   async close (): Promise<void> {
@@ -133,7 +143,9 @@ export class Publisher {
     if (local) return { id: null, delivered: this.#deliver(message) }
     try {
       const answer = this.#broker.publish(message)
-      const { seq, delivered } = 'then' in answer ? await answer : answer
+      const published: unknown = isPublished(answer) ? answer : await answer
+      if (!isPublished(published)) throw new BrokerUnavailable('answered with something else than { seq, delivered }; whether the event was published is not known')
+      const { seq, delivered } = published
       return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered }
     } catch (cause) {
       if (cause instanceof SSEError) throw cause
@@ -196,4 +208,10 @@ export class Publisher {
     this.#goTo(this.#broker.position)
     for (const connection of this.#registry.all()) connection.fallOut(reason)
   }
+}
+
+/** Of a broker of somebody else's nothing is taken for granted: its numbers become ids. */
+function isPublished (answer: unknown): answer is Published {
+  const { seq, delivered } = (answer ?? {}) as Partial<Published>
+  return (seq === null || Number.isSafeInteger(seq)) && Number.isSafeInteger(delivered)
 }

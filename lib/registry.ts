@@ -110,7 +110,7 @@ export class Registry<M extends Member> {
     return this.#byClient.values()
   }
 
-  /** Who gets a message now, each once; `filter` is not applied. */
+  /** Who gets a message now, each once; `filter` is not applied. For everyone it is the list itself, good until somebody comes or goes. */
   select (target: Target): readonly M[] {
     const { userIds, subscriptionIds, clientIds, exceptClientIds } = target
     if (userIds === undefined && subscriptionIds === undefined && clientIds === undefined && exceptClientIds === undefined) return this.#receivers

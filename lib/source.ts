@@ -139,7 +139,7 @@ function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): 
     // A character may be cut by the end of a buffer: its rest comes with the next.
     return frameOfText(decoder.decode(item, { stream: true }))
   }
-  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : `a ${typeof item}`}: ${YIELDS}`)
+  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : item === undefined ? 'undefined' : `a ${typeof item}`}: ${YIELDS}`)
   // A misspelt name would send something else.
   for (const key of Object.keys(item)) if (!EVENT_KEYS.has(key)) throw new InvalidSource(`yielded an object with an unknown property ${JSON.stringify(key.slice(0, 80))}: ${YIELDS}`)
   const { event = 'message', data, id, retry } = item as SourceEvent

@@ -1,4 +1,5 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
+import { isTime } from './auth.js'
 import type { Broker } from './broker.js'
 import { InvalidTicket, TicketNotIssued } from './errors.js'
 import type { ResolvedOptions, SSEUser } from './options.js'
@@ -82,7 +83,7 @@ export class Tickets {
     const [secret = refuse('it needs the option ticketSecret')] = this.#secrets
     if (typeof userId !== 'string' || userId === '') refuse('userId must be a string')
     if (!Number.isInteger(ttlMs) || ttlMs < MIN_TTL_MS || ttlMs > MAX_TTL_MS) refuse(`ttlMs must be an integer from ${MIN_TTL_MS} to ${MAX_TTL_MS}`)
-    if (expiresAt !== undefined && !Number.isFinite(expiresAt)) refuse('expiresAt must be a number')
+    if (expiresAt !== undefined && !isTime(expiresAt)) refuse('expiresAt must be a number, in milliseconds since the epoch')
     if (subscriptions !== undefined && (!Array.isArray(subscriptions) || subscriptions.length > this.#options.maxSubscriptionsPerConnection)) refuse(`subscriptions must be an array of at most ${this.#options.maxSubscriptionsPerConnection}`)
     subscriptions?.forEach(assertSubscription)
     const until = Math.min(Date.now() + ttlMs, expiresAt ?? Infinity)

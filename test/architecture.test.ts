@@ -9,6 +9,7 @@ import ts from 'typescript'
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
   ['errors'],
+  ['in-time'],
   ['broker', 'brokers/redis/connection', 'budget', 'capacity', 'catchup', 'chunk', 'close-reason', 'conflation', 'disconnections', 'event', 'head', 'health', 'id', 'log', 'membership', 'multimap', 'node-message', 'redaction', 'scatter', 'topic', 'transport', 'wheel', 'yes'],
   ['auth', 'brokers/redis/link', 'brokers/redis/script', 'catalogue', 'commands', 'cursor', 'presence', 'registry', 'ring', 'target', 'writer'],
   ['brokers/memory', 'brokers/redis/log', 'brokers/redis/replay', 'cluster', 'frame', 'lane', 'message', 'options', 'preconnects', 'testing/contract'],

@@ -859,6 +859,9 @@ t.test('options that make no sense stop the boot, and are named', async t => {
     const error = await boots(at(path, value))
     t.match(error, { code: 'SSE_ERR_INVALID_OPTION', message: `Option "${path}" is not an option` }, path)
   }
+  t.match(await boots(Promise.resolve({ requireAuthentication: true })), { code: 'SSE_ERR_INVALID_OPTION', message: /a promise/ })
+  t.match(await boots({ authRelation: 'AND' }), { message: /must be "or" or "and"/ })
+  t.match(await boots({ broker: { open: fn, publish: fn, read: fn } }), { message: /no method claim/ })
   const yes = () => true
   for (const [given, path] of [
     [{ requireAuthentication: true }, 'requireAuthentication'],

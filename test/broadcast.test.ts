@@ -520,6 +520,8 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_INVALID_DATA', { event: 'x', data: undefined }],
     ['SSE_ERR_INVALID_DATA', { event: 'x', data: () => {} }],
     ['SSE_ERR_INVALID_DATA', { event: 'x', data: Symbol('s') }],
+    ['SSE_ERR_INVALID_DATA', { event: 'x', data: Promise.resolve(1) }],
+    ['SSE_ERR_INVALID_PAYLOAD', { event: 'data', data: { resource: 'r', data: Promise.resolve(1) } }],
     ['SSE_ERR_INVALID_DATA', { event: 'x', data: 1n }],
     ['SSE_ERR_INVALID_DATA', { event: 'x', data: cyclic }],
     ['SSE_ERR_INVALID_DATA', { event: 'x', data: { toJSON () { throw new Error('no') } } }],

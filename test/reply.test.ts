@@ -1499,7 +1499,7 @@ t.test('createConnection', async t => {
 
   t.test('the user that the application names is held to the rules of authHandler', async t => {
     const manager = new SSEManager({ authHandler, requireAuthentication: true, drainMs: 300 })
-    const users: Record<string, unknown> = { nobody: null, number: { userId: 7 }, time: { userId: 'ada', expiresAt: NaN }, expired: { userId: 'ada', expiresAt: Date.now() - 1 }, id: 'ada', user: { userId: 'ada' } }
+    const users: Record<string, unknown> = { nobody: null, number: { userId: 7 }, time: { userId: 'ada', expiresAt: NaN }, seconds: { userId: 'ada', expiresAt: Date.now() / 1000 + 60 }, expired: { userId: 'ada', expiresAt: Date.now() - 1 }, id: 'ada', user: { userId: 'ada' } }
     const url = await serveHttp(t, createServer((request, response) => {
       manager.createConnection({ request, response, user: users[request.url!.slice(1)] as { userId: string }, lastEventId: '' }).then(
         connection => connection.sendData('user', connection.userId),
@@ -1511,6 +1511,7 @@ t.test('createConnection', async t => {
     t.equal(await get('expired'), 'SSE_ERR_UNAUTHENTICATED')
     t.equal(await get('number'), 'SSE_ERR_INVALID_USER')
     t.equal(await get('time'), 'SSE_ERR_INVALID_USER')
+    t.equal(await get('seconds'), 'SSE_ERR_INVALID_USER')
     t.equal(manager.connectionCount, 0)
     for (const path of ['id', 'user']) {
       const socket = raw(t, url, { path: `/${path}` })

@@ -691,8 +691,8 @@ class WipedLog implements Broker {
 
   async close (): Promise<void> {}
 
-  wipe (): void {
-    this.epoch = 'two'
+  wipe (epoch = 'two'): void {
+    this.epoch = epoch
     this.position = 3
     this.#log = [1, 2, 3].map(seq => ({ event: 'others', data: String(seq), priority: EventPriority.NORMAL, target: {}, ephemeral: false, seq }))
     this.#sink!.gap('epoch')
@@ -716,15 +716,24 @@ t.test('what a broker of one\'s own fails with is for the log; an epoch that can
   const broker = new WipedLog()
   const { app } = await serve(t, { broker })
   const secret = new Error('password of the disk')
-  for (const wrong of [() => Promise.reject(secret), () => Promise.resolve(undefined)]) {
+  const answers = [undefined, null, {}, { seq: NaN, delivered: 1 }, { seq: '1', delivered: 1 }, { seq: 1 }, 7]
+  for (const wrong of [() => Promise.reject(secret), () => { throw secret }, ...answers.flatMap(answer => [() => answer, () => Promise.resolve(answer)])]) {
     broker.publish = wrong as never
     const error = await app.sse.broadcastEvent({ event: 'x', data: 1 }).then(() => null, error => error)
-    t.match(error, { code: 'SSE_ERR_BROKER_UNAVAILABLE', statusCode: 503, cause: Error })
+    t.match(error, { code: 'SSE_ERR_BROKER_UNAVAILABLE', statusCode: 503 })
+    if (error.cause !== undefined) t.equal(error.cause, secret)
     t.notMatch(error.message, 'password')
   }
   const odd = new WipedLog()
   odd.epoch = 'not valid.~'
   await t.rejects(serve(t, { broker: odd }), { code: 'SSE_ERR_INVALID_OPTION', message: /epoch "not valid.~"/ })
+  const later = new WipedLog()
+  const service = await serve(t, { broker: later })
+  const { client } = await service.join('ada')
+  t.throws(() => later.wipe('a\nid: forged'), { code: 'SSE_ERR_INVALID_OPTION' }, 'also when it comes with a gap')
+  t.match(service.app.sse.health(), { status: 'degraded' })
+  later.wipe()
+  await client.waitFor('sse:gap')
 })
 
 t.test('a log that is wiped under a slow client: the gap is told, or its place is not', async t => {
@@ -859,6 +868,21 @@ t.test('the budget holds for all slow clients together, whatever waits where', a
     t.equal(client.named('shared').length, 5)
   }
   t.match(service.app.sse.stats(), { queuedBytes: 0, lagging: 0 })
+})
+
+t.test('what has been sent takes nothing of the budget', async t => {
+  const service = await serve(t, { maxQueuedBytes: 1 << 20 })
+  const { client } = await service.join('fast')
+  for (let i = 0; i < 150; i++) {
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(10_000) })
+    await turns(1)
+  }
+  await client.waitFor('x', 150)
+  const slow = await service.join('slow')
+  await block(slow)
+  for (let i = 0; i < 20; i++) t.ok(slow.connection.sendEvent({ event: 'small', data: i }), 'there is room')
+  slow.client.resume()
+  await slow.client.waitFor('small', 20)
 })
 
 t.test('EventSource comes back by itself and has missed nothing', async t => {

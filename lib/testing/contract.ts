@@ -37,6 +37,7 @@ class Node {
     await this.broker.open({
       deliver: message => {
         assert.equal(this.#inside, false, 'deliver is not re-entered')
+        assert.ok(this.broker.position >= message.seq, 'the position includes the message that is being delivered')
         this.#inside = true
         const count = this.delivered.push(message)
         this.onDeliver?.(message)
@@ -154,10 +155,12 @@ function ofEachNode (check: Check, shared: boolean): void {
   check('carries a message whole', async join => {
     const node = await join()
     const sent = message('{"ü":"\\n🎉"}', { event: 'chat', priority: EventPriority.CRITICAL, retry: 500, key: 'k', target: { userIds: ['a'], subscriptionIds: ['b:c'], clientIds: ['d'], exceptClientIds: ['f'] } })
+    // What is published is the broker's own, to add to: what it was is known by a copy.
+    const whole = structuredClone(sent)
     const { seq } = await node.broker.publish(sent)
     await node.has(1)
-    assert.deepEqual(node.delivered[0], { ...sent, seq })
-    assert.deepEqual((await node.broker.read({ epoch: node.broker.epoch, after: seq! - 1, priority: EventPriority.CRITICAL, limit: 1 })).messages, [{ ...sent, seq }])
+    assert.deepEqual(node.delivered[0], { ...whole, seq })
+    assert.deepEqual((await node.broker.read({ epoch: node.broker.epoch, after: seq! - 1, priority: EventPriority.CRITICAL, limit: 1 })).messages, [{ ...whole, seq }])
   })
 
   check('an ephemeral message has no place in the log', async join => {
@@ -177,6 +180,16 @@ function ofEachNode (check: Check, shared: boolean): void {
     await Promise.all(numbers(20).map(n => node.publish(n, { ephemeral: true })))
     assert.deepEqual(texts((await node.read(seq! - 1)).messages), ['logged'])
   }, { ...HISTORY, maxEvents: 5 })
+
+  check('keeps no more bytes than its history may have', async join => {
+    const node = await join()
+    const { position: start } = node.broker
+    for (const n of numbers(20)) await node.publish(n.repeat(500))
+    await node.has(20)
+    assert.equal((await node.read(start)).gap, 'trimmed')
+    const { messages } = await node.read(start + 19)
+    assert.deepEqual(messages.map(({ data }) => data.slice(0, 2)), ['19'])
+  }, { ...HISTORY, maxBytes: 4_000 })
 
   check('what is published from inside a delivery is delivered after it', async join => {
     const node = await join()

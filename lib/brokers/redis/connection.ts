@@ -1,4 +1,5 @@
 import { BrokerUnavailable, InvalidOption } from '../../errors.js'
+import { inTime } from '../../in-time.js'
 
 /** The application's client of `ioredis`, or what `@fastify/redis` decorates with. Only copied: see `duplicate`. */
 export interface IoredisClient {
@@ -168,19 +169,6 @@ async function established (attempt: Promise<unknown>, connection: Connection, t
     throw error
   } finally {
     signal.removeEventListener('abort', destroy)
-  }
-}
-
-/** Rejects when `reply` does not come in time; the connection is of no use then. */
-export async function inTime<T> (reply: Promise<T>, timeoutMs: number): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => reject(new BrokerUnavailable(`did not answer within ${timeoutMs} ms`)), timeoutMs)
-  })
-  try {
-    return await Promise.race([reply, late])
-  } finally {
-    clearTimeout(timer)
   }
 }
 
