@@ -1,7 +1,8 @@
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
+import { memoryBroker } from '../lib/brokers/memory.js'
 import { redisStreamsBroker } from '../lib/brokers/redis-streams.js'
-import { EventPriority, type SSEOptions } from '../lib/index.js'
+import { EventPriority, SSEManager, type Broker, type SSEOptions } from '../lib/index.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
 import { RedisServer, withoutRedis } from './helpers/redis.js'
 import { SSEClient } from './helpers/sse.js'
@@ -465,4 +466,21 @@ t.test('while Redis is away', { skip: withoutRedis }, async t => {
   t.equal(await sse.closeConnection(there.connection.clientId, 'kicked'), true)
   await there.client.waitFor('sse:close')
   await until(() => sse.clusterStats().nodes.every(({ status }) => status === 'up'))
+})
+
+t.test('a log that does not answer holds up the end of a node no longer than others may take to answer', async t => {
+  const log = memoryBroker()
+  const broker: Broker = {
+    shared: true,
+    get epoch () { return log.epoch },
+    get position () { return log.position },
+    open: (sink, history) => log.open(sink, history),
+    publish: message => message.event === 'sse:node' ? new Promise(() => {}) : log.publish(message),
+    read: request => log.read(request),
+    claim: (key, ttlMs) => log.claim(key, ttlMs),
+    close: () => log.close()
+  }
+  const sse = new SSEManager({ broker, cluster: { answerTimeoutMs: 100 } })
+  await sse.open()
+  await t.resolves(sse.close())
 })
