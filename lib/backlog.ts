@@ -104,8 +104,8 @@ export class Backlog {
   }
 
   #join (batch: Batch | null): void {
-    batch?.join(this.#host.budget)
-    this.#batch?.leave(this.#host.budget)
+    if (batch !== null) this.#host.budget.hold(batch)
+    if (this.#batch !== null) this.#host.budget.release(this.#batch)
     this.#batch = batch
   }
 

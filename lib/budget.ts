@@ -1,4 +1,4 @@
-/** What many connections may hold at once: a frame, a chunk. A batch has this account in its own hands, see `Batch.join`. */
+/** What many connections may hold at once: a frame, a batch, a chunk. */
 export interface Held {
   readonly bytes: number
   /** How many hold it now. Changed only by the budget. */

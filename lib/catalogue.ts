@@ -111,6 +111,11 @@ function assertFits (check: TypeCheck<TSchema>, name: string, data: unknown): vo
 }
 
 function expectation ({ message, schema }: ValueError): string {
-  if (!TypeGuard.IsUnion(schema) || !schema.anyOf.every(TypeGuard.IsLiteral)) return message
-  return `Expected one of ${schema.anyOf.map(literal => JSON.stringify(literal.const)).join(', ')}`
+  const literals = literalsOf(schema)
+  return literals === null ? message : `Expected one of ${literals.join(', ')}`
+}
+
+/** The values of a union of literals, as JSON; null for any other schema. */
+export function literalsOf (schema: TSchema): string[] | null {
+  return TypeGuard.IsUnion(schema) && schema.anyOf.every(TypeGuard.IsLiteral) ? schema.anyOf.map(literal => JSON.stringify(literal.const)) : null
 }

@@ -310,7 +310,7 @@ export class SSEConnection {
     if (this.#hasEnded()) return false
     if (!this.blocked && this.#backlog.overflows(frame)) this.flush()
     const taken = this.#backlog.receive(frame, this.blocked)
-    if (this.next === null && (!this.blocked || !this.#backlog.behind)) this.#host.mark(this)
+    if (!this.blocked || !this.#backlog.behind) this.#host.mark(this)
     return taken
   }
 

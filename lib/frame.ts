@@ -1,5 +1,5 @@
 import { Buffer } from 'node:buffer'
-import type { Budget, Held } from './budget.js'
+import type { Held } from './budget.js'
 import type { GapReason, Message, Target } from './broker.js'
 import { Chunk } from './chunk.js'
 import { conflationKey } from './conflation.js'
@@ -51,7 +51,7 @@ export class Frame implements Held {
  * The frames that wait together for the end of a turn, in order. Connections that were given the same frames hold the
  * same batch, and so write the same bytes: a batch with one more frame is made once and found again by the next.
  */
-export class Batch {
+export class Batch implements Held {
   readonly parent: Batch | null
   readonly frame: Frame | null
   readonly count: number
@@ -66,17 +66,6 @@ export class Batch {
     this.frame = frame
     this.count = this.#events = frame === null ? 0 : parent!.count + 1
     this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes
-  }
-
-  // `Budget.hold` and `release` for what each event does at each connection: those see things of several shapes, which takes several times as long.
-  /** One more connection waits to be sent it. */
-  join (budget: Budget): void {
-    if (this.holders++ === 0) budget.used += this.bytes
-  }
-
-  /** One fewer does. */
-  leave (budget: Budget): void {
-    if (--this.holders === 0) budget.used -= this.bytes
   }
 
   /** This batch and one more frame. */

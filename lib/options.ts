@@ -4,7 +4,7 @@ import type { FastifyRequest } from 'fastify'
 import type { FastifyAuthFunction } from '@fastify/auth'
 import type { Broker } from './broker.js'
 import type { IoredisClient, NodeRedisClient } from './brokers/redis/connection.js'
-import { isCatalogue, type Catalogue } from './catalogue.js'
+import { isCatalogue, literalsOf, type Catalogue } from './catalogue.js'
 import type { SSEConnection } from './connection.js'
 import type { HttpRequest } from './transport.js'
 import { InvalidOption } from './errors.js'
@@ -152,9 +152,10 @@ export function resolveRedisOptions (given: unknown): ResolvedRedisOptions {
 }
 
 function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unknown, prefix: string): Static<T> {
-  if (typeof given !== 'object' || given === null || Array.isArray(given)) throw new InvalidOption(prefix === '' ? '/' : prefix.slice(0, -1), 'must be an object')
+  const place = prefix === '' ? '/' : prefix.slice(0, -1)
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) throw new InvalidOption(place, 'must be an object')
   // A promise has no properties: all would be as the defaults say, open to everybody.
-  if ('then' in given) throw new InvalidOption(prefix === '' ? '/' : prefix.slice(0, -1), 'must be an object, not a promise of one: await it first')
+  if ('then' in given) throw new InvalidOption(place, 'must be an object, not a promise of one: await it first')
   const options = withDefaults(schema, given as Record<string, unknown>)
   if (!check.Check(options)) {
     const error = check.Errors(options).First()!
@@ -169,8 +170,8 @@ function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unkn
 /** A union's own message says nothing. */
 function faultOf ({ message, schema }: ValueError): string {
   if (!TypeGuard.IsUnion(schema)) return message
-  if (!schema.anyOf.every(TypeGuard.IsLiteral)) return 'has none of the forms that it may have'
-  return `must be ${schema.anyOf.map(literal => JSON.stringify(literal.const)).join(' or ')}`
+  const literals = literalsOf(schema)
+  return literals === null ? 'has none of the forms that it may have' : `must be ${literals.join(' or ')}`
 }
 
 function assertSense (options: ResolvedOptions): void {
