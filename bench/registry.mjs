@@ -5,7 +5,7 @@ const MEMBERS = 100_000
 const RECEIVERS = [1, 10, 100, 1000]
 const SECONDS = 0.3
 
-const { Registry } = await import(new URL('lib/registry.js', build))
+const { Registry } = await import(new URL('lib/subscriptions/registry.js', build))
 
 class Member {
   managed = true

@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net'
 import fastifyStatic from '@fastify/static'
 import { Type, type Static } from '@sinclair/typebox'
 import fastify from 'fastify'
-import { redisStreamsBroker } from '../../lib/brokers/redis-streams.js'
+import { redisStreamsBroker } from '../../lib/log/redis/broker.js'
 import ssePlugin, { EventPriority } from '../../lib/index.js'
 
 // One node of the cluster, a process like any other. What makes it one of many are the option `broker` and its name.

@@ -1,8 +1,8 @@
 import { test } from 'tap'
-import type { OutgoingMessage } from '../../lib/broker.js'
-import { memoryBroker } from '../../lib/brokers/memory.js'
-import { EventPriority } from '../../lib/event.js'
-import { brokerContract } from '../../lib/testing/contract.js'
+import type { OutgoingMessage } from '../../lib/log/broker.js'
+import { memoryBroker } from '../../lib/log/memory.js'
+import { EventPriority } from '../../lib/events/event.js'
+import { brokerContract } from '../../lib/testing/broker-contract.js'
 
 brokerContract(test, 'memory', memoryBroker)
 

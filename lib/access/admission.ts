@@ -1,0 +1,180 @@
+import { assertOrigin, authenticate, currentUser, parameterOf } from './authentication.js'
+import { Capacity, type Seat } from './capacity.js'
+import { SSEConnection, type ConnectionHost } from '../connections/connection.js'
+import type { Disconnections } from './disconnected-users.js'
+import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
+import { assertRetry } from '../events/event.js'
+import { isAcceptable } from '../wire/headers.js'
+import { createId } from '../util/id.js'
+import type { AnyRequest, ResolvedOptions, SSEUser } from '../options.js'
+import type { Registry } from '../subscriptions/registry.js'
+import type { Rights } from '../subscriptions/subscriptions.js'
+import { Ticket, type Tickets } from './tickets.js'
+import { assertSubscription } from '../events/topic.js'
+import { isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
+import { isTaken } from '../wire/writer.js'
+import type { ConnectOptions } from '../../types/index.js'
+
+/** What `createConnection` is given: a request and response of `node:http` or `node:http2`, also in Express's or Koa's coat. */
+export interface CreateConnection extends ConnectOptions {
+  request: HttpRequest
+  response: HttpResponse
+  /** Who this is, when the application knows already; null for nobody. Absent: `authHandler` is asked. */
+  user?: SSEUser | null
+  /** Added to what `authHandler` is given. */
+  authData?: Record<string, unknown>
+}
+
+/** Who is at the door; what `reply.sse()` does not know comes from `createConnection`. @internal */
+export interface Candidate {
+  request: HttpRequest
+  response: HttpResponse
+  user?: SSEUser | null | undefined
+  authData?: Record<string, unknown> | undefined
+  /** The request as the application knows it. */
+  subject?: AnyRequest
+  ip?: string
+  managed?: boolean
+  /** The moment before anybody was asked who this is. */
+  since: number
+  /** Whether `user` may be nobody; absent: as the option says. */
+  requireAuthentication?: boolean
+  options: ConnectOptions
+}
+
+/** The door: everything that can refuse a stream, in order, before its head. @internal */
+export class Admission {
+  readonly #options: ResolvedOptions
+  readonly #registry: Registry<SSEConnection>
+  readonly #rights: Rights
+  readonly #tickets: Tickets
+  readonly #disconnections: Disconnections
+  readonly #host: ConnectionHost
+  readonly #capacity: Capacity
+  readonly #seats = new WeakMap<HttpResponse, Seat>()
+  #closed = false
+
+  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, tickets: Tickets, disconnections: Disconnections, host: ConnectionHost) {
+    this.#options = options
+    this.#registry = registry
+    this.#rights = rights
+    this.#tickets = tickets
+    this.#disconnections = disconnections
+    this.#host = host
+    this.#capacity = new Capacity(options)
+  }
+
+  /** Nobody is let in any more. */
+  close (): void {
+    this.#closed = true
+  }
+
+  /**
+   * Counts a client in before anything slow is done for it, until its response closes or it is refused; null when nothing
+   * is limited. The same seat for the same response.
+   * @throws SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
+   */
+  seat (response: HttpResponse, ip: string): Seat | null {
+    const taken = this.#seats.get(response)
+    if (taken !== undefined && !taken.left) return taken
+    const seat = this.#capacity.take(ip)
+    if (seat === null) return null
+    this.#seats.set(response, seat)
+    if (isGone(response)) seat.leave()
+    else whenClosed(response, () => seat.leave())
+    return seat
+  }
+
+  /**
+   * The user that the ticket in the request's URL names; null when there is none, or there are no tickets here. A ticket is
+   * for an EventSource, which asks by GET: what issues tickets, or publishes, does not take one. See `Tickets.redeem`.
+   */
+  redeem (request: AnyRequest): Promise<Ticket> | null {
+    if (!this.#tickets.enabled || request.method !== 'GET') return null
+    const ticket = parameterOf('raw' in request ? request.raw : request, 'ticket')
+    return ticket === null ? null : this.#tickets.redeem(ticket)
+  }
+
+  /** To be noted before anybody is asked who a client is: `disconnectUser` concerns it from here on. */
+  get moment (): number {
+    return this.#disconnections.moment
+  }
+
+  /** Lets a stream in. It is counted, and receives, from here on; what is missing is `connection.open()`. */
+  async admit (candidate: Candidate): Promise<SSEConnection> {
+    const { request, response, options, subject = request, ip = request.socket.remoteAddress ?? '', since } = candidate
+    this.#assertOpen()
+    if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
+    assertOrigin(this.#options, subject)
+    const seat = this.seat(response, ip)
+    try {
+      const user = candidate.user !== undefined ? this.#vouched(candidate) : await (this.redeem(subject) ?? authenticate(this.#options, subject, candidate.authData))
+      const { userId = null, claims } = user ?? {}
+      seat?.assign(userId)
+      const granted = user instanceof Ticket ? user.subscriptions : []
+      const subscriptions = this.#checked(options.subscriptions, granted)
+      if (options.retryMs !== undefined) assertRetry(options.retryMs)
+      const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
+      return await this.#rights.grant({ request: subject, userId, claims }, asked, () => {
+        if (userId !== null && this.#disconnections.hit(userId, since)) throw new Unauthenticated()
+        return this.#enter(candidate, user, subscriptions, ip)
+      })
+    } catch (error) {
+      // Not that of a stream that the response carries already, if this was a second call.
+      if (!isTaken(response)) seat?.leave()
+      throw error
+    }
+  }
+
+  /** The user that the caller names, held to the same rules as one that `authHandler` returns. */
+  #vouched ({ user, requireAuthentication = this.#options.requireAuthentication }: Candidate): SSEUser | null {
+    const current = currentUser(user)
+    if (current === null && requireAuthentication) throw new Unauthenticated()
+    return current
+  }
+
+  #enter (candidate: Candidate, user: SSEUser | null, held: Set<string>, ip: string): SSEConnection {
+    const { request, response, options, managed = true } = candidate
+    this.#assertOpen()
+    if (isGone(response)) throw new ClientGone()
+    // Begun while the application was asked, or by a second call beside this one.
+    if (isTaken(response)) throw new HeadAlreadySent()
+    const connection = new SSEConnection(this.#host, response, {
+      clientId: createId(),
+      userId: user?.userId ?? null,
+      claims: user?.claims,
+      expiresAt: user?.expiresAt,
+      clientInfo: { ...options.clientInfo, ip, userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
+      // An empty one is what a client sends that has been told no place.
+      lastEventId: (options.lastEventId === undefined ? lastEventIdOf(request) : options.lastEventId) || null,
+      managed,
+      // Broadcasts do not reach a stream of its own source: whatever its ticket grants, there is nothing to take away.
+      held: managed ? held : new Set(),
+      headOnly: request.method === 'HEAD',
+      retryMs: options.retryMs ?? this.#options.retryMs
+    })
+    this.#registry.add(connection)
+    return connection
+  }
+
+  /** The subscriptions asked for and granted, each once. */
+  #checked (asked: readonly string[] | undefined, granted: readonly string[]): Set<string> {
+    // A string is iterable too: its letters would be the subscriptions.
+    if (asked !== undefined && !Array.isArray(asked)) throw new InvalidSubscription(`list of type ${typeof asked}`, 'must be an array')
+    const subscriptions = new Set([...granted, ...asked ?? []])
+    const { maxSubscriptionsPerConnection } = this.#options
+    if (subscriptions.size > maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
+    for (const subscription of subscriptions) assertSubscription(subscription)
+    return subscriptions
+  }
+
+  #assertOpen (): void {
+    if (this.#closed) throw new Closed()
+  }
+}
+
+/** The header wins; a browser cannot send it on a first connect, so a first cursor comes in the query (FACTS 1.9). */
+function lastEventIdOf (request: HttpRequest): string | null {
+  const header = request.headers['last-event-id']
+  return (Array.isArray(header) ? header[0] : header) ?? parameterOf(request, 'lastEventId') ?? parameterOf(request, 'last_event_id')
+}

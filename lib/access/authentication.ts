@@ -1,0 +1,138 @@
+import { AuthenticationFailed, InvalidUser, OriginForbidden, SubscriptionForbidden, Unauthenticated } from '../errors.js'
+import type { AnyRequest, AuthData, ResolvedOptions, SSEUser, SubscriptionQuestion } from '../options.js'
+import { quote } from '../events/topic.js'
+
+type AuthOptions = Pick<ResolvedOptions, 'requireAuthentication' | 'authHandler' | 'extractAuthData' | 'authorizeSubscription' | 'allowedOrigins'>
+
+/** What the request brings: bearer token, cookies, query, headers, and what the application extracts. */
+export function authDataOf (request: AnyRequest, extract?: ResolvedOptions['extractAuthData']): AuthData {
+  const { headers } = request
+  const token = /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1] ?? null
+  const cookies = 'cookies' in request ? request.cookies as AuthData['cookies'] : parseCookies(headers.cookie)
+  const query = 'query' in request ? request.query as AuthData['query'] : queryOf(request)
+  return { token, cookies, query, headers, ...extract?.(request) }
+}
+
+/** The first value of a parameter of a request's URL; null when there is none. */
+export function parameterOf ({ url = '' }: { url?: string | undefined }, name: string): string | null {
+  const start = url.indexOf('?')
+  // Most requests do not have it, which is seen without taking the query apart.
+  if (start < 0 || !url.includes(name, start)) return null
+  return new URLSearchParams(url.slice(start)).get(name)
+}
+
+/** The query of a plain request; the first value of each name. */
+export function queryOf (request: { url?: string | undefined }): Record<string, string> {
+  const url = request.url ?? ''
+  // No prototype: a parameter may be called `constructor`.
+  const query: Record<string, string> = Object.create(null)
+  const start = url.indexOf('?')
+  if (start < 0) return query
+  for (const [name, value] of new URLSearchParams(url.slice(start))) query[name] ??= value
+  return query
+}
+
+/**
+ * Asks the application who this is; null for nobody.
+ * @throws SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
+ */
+export async function findUser (options: AuthOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
+  if (options.authHandler === undefined) return null
+  try {
+    return currentUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request))
+  } catch (cause) {
+    if (isRefusal(cause)) return null
+    throw new AuthenticationFailed({ cause })
+  }
+}
+
+/**
+ * Asks the application who this is.
+ * @throws SSE_ERR_UNAUTHENTICATED when nobody and somebody is required; SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
+ */
+export async function authenticate (options: AuthOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
+  const user = await findUser(options, request, extra)
+  if (user === null && options.requireAuthentication) throw new Unauthenticated()
+  return user
+}
+
+/** Throws SSE_ERR_SUBSCRIPTION_FORBIDDEN unless the application allows the subscription, SSE_ERR_AUTHENTICATION_FAILED with the cause when its code fails. */
+export async function authorize (options: AuthOptions, question: SubscriptionQuestion): Promise<void> {
+  if (options.authorizeSubscription === undefined) return
+  let allowed = false
+  try {
+    // Only `true` is a yes: a forgotten await or a truthy object is not.
+    allowed = await options.authorizeSubscription(question) === true
+  } catch (cause) {
+    throw new AuthenticationFailed({ cause })
+  }
+  if (!allowed) throw new SubscriptionForbidden(quote(question.subscriptionId))
+}
+
+/**
+ * Throws SSE_ERR_ORIGIN_FORBIDDEN for a page of another origin that is not allowed; before anything else, as cookies come
+ * along by themselves. What the browser says of itself counts most; an older one, which does not say, names the page's
+ * origin at most: then its host must be the one that was asked. What names neither is no page.
+ */
+export function assertOrigin ({ allowedOrigins }: Pick<AuthOptions, 'allowedOrigins'>, request: AnyRequest): void {
+  if (allowedOrigins === '*') return
+  const { origin, 'sec-fetch-site': site } = request.headers
+  if (origin !== undefined && allowedOrigins.includes(origin)) return
+  // `none` was typed into the address bar.
+  if (site === undefined ? origin === undefined || isOwnOrigin(origin, request) : site === 'same-origin' || site === 'none') return
+  throw new OriginForbidden()
+}
+
+/** By host and port only: where a proxy ends TLS, the scheme that arrives here is not the browser's. */
+function isOwnOrigin (origin: string, request: AnyRequest): boolean {
+  // Fastify's heeds X-Forwarded-Host when, and only when, `trustProxy` says so.
+  const asked = 'host' in request ? request.host : request.headers.host ?? request.headers[':authority']
+  if (typeof asked !== 'string' || !URL.canParse(origin)) return false
+  const { protocol, host } = new URL(origin)
+  const defaultPort = protocol === 'https:' ? ':443' : ':80'
+  return asked.toLowerCase() === host || asked.toLowerCase() === host + defaultPort
+}
+
+/** Whether an error of the application or of an authentication plugin means "not this one", rather than "it broke". */
+export function isRefusal (error: unknown): boolean {
+  return error instanceof Error && 'statusCode' in error && (error.statusCode === 401 || error.statusCode === 403)
+}
+
+/** A user as the application gave it, if it is one; null for nobody, and for rights that have ended. Throws SSE_ERR_INVALID_USER. */
+export function currentUser (result: unknown): SSEUser | null {
+  const user = toUser(result)
+  return user?.expiresAt !== undefined && user.expiresAt <= Date.now() ? null : user
+}
+
+function toUser (result: unknown): SSEUser | null {
+  if (result === null || result === undefined) return null
+  if (typeof result === 'string' && result !== '') return { userId: result }
+  if (typeof result === 'object' && 'userId' in result && typeof result.userId === 'string' && result.userId !== '') {
+    const user = result as SSEUser
+    if (user.expiresAt === undefined || isTime(user.expiresAt)) return user
+  }
+  throw new InvalidUser()
+}
+
+/** Whether it is a time in milliseconds. What would be one of 1970 to 1973 is the `exp` of a token, which counts in seconds. */
+export function isTime (value: unknown): value is number {
+  return Number.isFinite(value) && !((value as number) >= 1e9 && (value as number) < 1e11)
+}
+
+function parseCookies (header: string | undefined): Record<string, string> {
+  const cookies: Record<string, string> = Object.create(null)
+  for (const part of header?.split(';') ?? []) {
+    const equals = part.indexOf('=')
+    if (equals < 0) continue
+    const name = part.slice(0, equals).trim()
+    const value = part.slice(equals + 1).trim().replace(/^"(.*)"$/, '$1')
+    if (name in cookies) continue
+    try {
+      cookies[name] = decodeURIComponent(value)
+    } catch {
+      // Not percent-encoded: the value is what it is.
+      cookies[name] = value
+    }
+  }
+  return cookies
+}

@@ -1,0 +1,66 @@
+import { SSEError } from '../errors.js'
+import { encodeControl, encodeRetry } from '../events/event.js'
+import { namesEventStream, streamHeaders } from '../wire/headers.js'
+import type { ResolvedOptions } from '../options.js'
+import { phraseOf, type HttpRequest } from '../wire/http.js'
+
+// Every status but 200 is final for an EventSource (FACTS 1.8): told 503 because the server is busy just now, it never
+// comes back. So what time may change is told in a stream that carries the time to come back, and ends.
+
+/** How an error before the head is answered. */
+export interface Refusal {
+  readonly statusCode: number
+  readonly headers: Readonly<Record<string, string>>
+  readonly body: string
+  /** Whether coming back may help. */
+  readonly retryable: boolean
+}
+
+type RefusalOptions = Pick<ResolvedOptions, 'refusals' | 'retryMs' | 'drainMs'>
+
+const MAX_RETRY_MS = 3_600_000
+
+/**
+ * The answer to a client that asks for an event stream and cannot have one now; null when it is the usual one, by status.
+ * @param retryAfter the `Retry-After` that others have set, in seconds.
+ */
+export function streamRefusal (error: unknown, request: HttpRequest, { refusals, retryMs, drainMs }: RefusalOptions, retryAfter?: unknown): Refusal | null {
+  if (refusals === 'status' || !namesEventStream(request.headers.accept)) return null
+  const { statusCode, code, message } = factsOf(error)
+  if (isRetryable(statusCode, code)) {
+    const least = Math.max(retryMs, code === 'SSE_ERR_CLOSED' ? drainMs : 0, Number(retryAfter) * 1000 || 0)
+    // Spread, so that those who were refused together do not come back together.
+    const retry = encodeRetry(Math.min(Math.round(least * (1 + Math.random())), MAX_RETRY_MS))
+    return { statusCode: 200, headers: streamHeaders(request), body: retry + encodeControl('error', { code, message, retryable: true }), retryable: true }
+  }
+  return refusals === 'stop' && statusCode >= 400 && statusCode < 500 ? { statusCode: 204, headers: {}, body: '', retryable: false } : null
+}
+
+/** The answer to any client, as Fastify would give it; of errors that are not this package's nothing is told. */
+export function refusalOf (error: unknown, request: HttpRequest, options: RefusalOptions): Refusal {
+  const facts = error instanceof SSEError ? factsOf(error) : { statusCode: 500, code: '', message: 'Something went wrong' }
+  const refusal = streamRefusal(facts, request, options)
+  if (refusal !== null) return refusal
+  const { statusCode, code, message } = facts
+  const retryable = isRetryable(statusCode, code)
+  return {
+    statusCode,
+    headers: { 'content-type': 'application/json; charset=utf-8', ...(retryable && { 'retry-after': String(Math.ceil(options.retryMs / 1000)) }) },
+    body: JSON.stringify({ statusCode, ...(code !== '' && { code }), error: phraseOf(statusCode), message }),
+    retryable
+  }
+}
+
+/** Busy, closing or out of reach; and an authentication that could not be completed, which says neither yes nor no. */
+function isRetryable (statusCode: number, code: string): boolean {
+  return statusCode === 429 || statusCode === 503 || code === 'SSE_ERR_AUTHENTICATION_FAILED'
+}
+
+function factsOf (error: unknown): { statusCode: number, code: string, message: string } {
+  const { statusCode, code, message } = (typeof error === 'object' && error !== null ? error : {}) as Record<string, unknown>
+  return {
+    statusCode: typeof statusCode === 'number' ? statusCode : 500,
+    code: typeof code === 'string' ? code : '',
+    message: typeof message === 'string' ? message : ''
+  }
+}

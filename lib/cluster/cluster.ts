@@ -1,0 +1,208 @@
+import type { ArgumentsOf, Operations, ResultOf } from './commands.js'
+import type { Health } from '../log/health.js'
+import { inTime } from '../util/timeout.js'
+import type { Log } from '../util/logger.js'
+import { Membership } from './membership.js'
+import { decodeNodeMessage, encodeNodeMessage, type NodeMessage, type Report, type Saying } from './node-message.js'
+import type { ResolvedOptions } from '../options.js'
+import { PresenceList } from './presence.js'
+import type { RegistryObserver } from '../subscriptions/registry.js'
+import { Scatter, type Outcome } from './scatter-gather.js'
+
+/** One node, as it said of itself; this one as it is now, the others as of `heardAt`. */
+export interface NodeStats {
+  /** Made anew at each start. */
+  readonly nodeId: string
+  /** Option `cluster.nodeName`, or null. */
+  readonly name: string | null
+  /** By that node's clock, in milliseconds since the epoch. */
+  readonly startedAt: number
+  /** Open streams. */
+  readonly connections: number
+  readonly users: number
+  /** Distinct topics and patterns held. */
+  readonly subscriptions: number
+  /** See `health()`. */
+  readonly status: Health['status']
+  readonly reason?: string
+  /** By this node's clock, in milliseconds since the epoch. */
+  readonly heardAt: number
+}
+
+export interface ClusterStats {
+  /** The nodes that live, this one first. */
+  readonly nodes: readonly NodeStats[]
+  /** Open streams on all of them. */
+  readonly connections: number
+  /** The sum of the nodes' counts: a user with streams on two nodes counts twice. */
+  readonly users: number
+  /** The sum of the nodes' counts: a topic that is held on two nodes counts twice. */
+  readonly subscriptions: number
+}
+
+/** What the cluster needs of its node. */
+export interface ClusterHost {
+  readonly nodeId: string
+  /** Whether there can be other nodes: otherwise nothing is sent. */
+  readonly shared: boolean
+  readonly health: Health
+  counts (): { connections: number, users: number, subscriptions: number }
+  /** Has what becomes of the subscriptions of this node told to `observer`. */
+  observe (observer: RegistryObserver): void
+  /** Tells those connections of this node that hear the topic. */
+  announce (event: 'join' | 'leave', topic: string, userId: string): void
+  /** Carries a message to all nodes, this one included; at most once. */
+  publish (text: string): Promise<unknown>
+}
+
+/** A new node has been greeted by all others by then. */
+const SETTLE_MS = 500
+/** Many nodes may greet at once: they are answered together. */
+const ANSWER_DELAY_MS = 20
+
+/** This node among the others: what they tell each other, and what comes of it. @internal */
+export class Cluster {
+  readonly #host: ClusterHost
+  readonly #options: ResolvedOptions['cluster']
+  readonly #log: Log
+  readonly #membership: Membership
+  readonly #scatter: Scatter
+  readonly #presence: PresenceList | null
+  readonly #startedAt = Date.now()
+  /** When it will have heard of all others, by `performance.now()`. */
+  #settledAt = Infinity
+  #open = false
+  #closed = false
+  #answering: NodeJS.Timeout | null = null
+
+  constructor ({ cluster: options, presenceEvents }: Pick<ResolvedOptions, 'cluster' | 'presenceEvents'>, operations: Operations, host: ClusterHost, log: Log) {
+    this.#host = host
+    this.#options = options
+    this.#log = log
+    this.#membership = new Membership(options.heartbeatIntervalMs, {
+      beat: () => this.#beat('beat'),
+      gone: nodeId => {
+        this.#scatter.gone(nodeId)
+        this.#presence?.gone(nodeId)
+      }
+    })
+    this.#presence = presenceEvents.topics.length === 0 ? null : new PresenceList(presenceEvents, host.nodeId, { say: saying => this.#tell(saying), announce: host.announce })
+    if (this.#presence !== null) host.observe(this.#presence)
+    this.#scatter = new Scatter(operations, {
+      shared: host.shared,
+      answerTimeoutMs: options.answerTimeoutMs,
+      others: () => this.#membership.ids(),
+      settlesInMs: () => Math.max(0, this.#settledAt - performance.now()),
+      say: saying => this.#say(saying)
+    }, log)
+  }
+
+  /** Joins the others. The log is open. */
+  open (): void {
+    if (!this.#host.shared || this.#closed) return
+    this.#open = true
+    this.#membership.start()
+    this.#greet()
+  }
+
+  /** Leaves the others, with a word when that is possible. */
+  async close (): Promise<void> {
+    this.#closed = true
+    this.#presence?.close()
+    if (this.#answering !== null) clearTimeout(this.#answering)
+    if (!this.#open) return
+    this.#open = false
+    this.#membership.stop()
+    this.#scatter.close()
+    // A log that does not answer must not hold up the end.
+    await inTime(this.#say({ kind: 'bye' }), this.#options.answerTimeoutMs).catch(() => {})
+  }
+
+  /** The log is reached, or not; or it goes on elsewhere. */
+  onLog (state: 'up' | 'down'): void {
+    if (!this.#open) return
+    this.#membership.listen(state === 'up')
+    // Others may have given this node up, or have come and gone.
+    if (state === 'up') this.#greet()
+  }
+
+  /** Takes a message that a node, maybe this one, has published. */
+  receive (text: string): void {
+    const message = decodeNodeMessage(text)
+    if (message === null) return this.#log.debug({}, 'A message of another node is not understood')
+    // Also of this node, so that all read the same list in the same order.
+    if (message.kind === 'presence') this.#presence?.changed(message)
+    else if (message.kind === 'present') this.#presence?.listed(message)
+    else if (message.from !== this.#host.nodeId) this.#hear(message)
+  }
+
+  #hear (message: NodeMessage): void {
+    switch (message.kind) {
+      case 'hello':
+        this.#membership.heard(message.report)
+        return this.#answer()
+      case 'beat':
+        this.#membership.heard(message.report)
+        return this.#compare(message.report)
+      case 'bye': return this.#membership.remove(message.from)
+      case 'command':
+        this.#scatter.obey(message)
+        return
+      case 'answer':
+        if (message.to === this.#host.nodeId) this.#scatter.answered(message)
+    }
+  }
+
+  /** See `Scatter`. */
+  ask<N extends keyof Operations> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
+    return this.#scatter.ask(name, ...args)
+  }
+
+  stats (): ClusterStats {
+    const { everyMs, present, ...own } = this.#report()
+    const nodes: NodeStats[] = [{ ...own, heardAt: Date.now() }]
+    for (const { report: { everyMs, present, ...report }, heardAt } of this.#membership.all()) nodes.push({ ...report, heardAt })
+    const sum = (count: 'connections' | 'users' | 'subscriptions') => nodes.reduce((total, node) => total + node[count], 0)
+    return { nodes, connections: sum('connections'), users: sum('users'), subscriptions: sum('subscriptions') }
+  }
+
+  #report (): Report {
+    const { nodeId, health: { status, reason } } = this.#host
+    const { nodeName: name = null, heartbeatIntervalMs: everyMs } = this.#options
+    return { nodeId, name, startedAt: this.#startedAt, ...this.#host.counts(), status, ...(reason !== undefined && { reason }), everyMs, present: this.#presence?.size ?? null }
+  }
+
+  #greet (): void {
+    this.#settledAt = performance.now() + SETTLE_MS
+    this.#beat('hello')
+    this.#presence?.tellAll()
+  }
+
+  #answer (): void {
+    this.#answering ??= setTimeout(() => {
+      this.#answering = null
+      this.#beat('beat')
+      this.#presence?.tellAll()
+    }, ANSWER_DELAY_MS)
+  }
+
+  #beat (kind: 'hello' | 'beat'): void {
+    this.#presence?.flush()
+    this.#tell({ kind, report: this.#report() })
+  }
+
+  /** Something that another node has said has not arrived here: it is asked to say all again. */
+  #compare ({ nodeId, present }: Report): void {
+    const settled = performance.now() > this.#settledAt
+    if (settled && present !== null && this.#presence?.misses(nodeId, present) === true) this.#greet()
+  }
+
+  /** Says something that is said again later, or will be missed by nobody. */
+  #tell (saying: Saying): void {
+    this.#say(saying).catch(err => { this.#log.debug({ err, kind: saying.kind }, 'The other nodes are not reached') })
+  }
+
+  async #say (saying: Saying): Promise<void> {
+    await this.#host.publish(encodeNodeMessage({ ...saying, from: this.#host.nodeId }))
+  }
+}

@@ -1,0 +1,133 @@
+import { Type, type Static, type TSchema } from '@sinclair/typebox'
+import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
+import type { SSEConnection } from '../connections/connection.js'
+import type { Disconnections } from '../access/disconnected-users.js'
+import { TooManySubscriptions } from '../errors.js'
+import type { ResolvedOptions } from '../options.js'
+import type { Registry } from '../subscriptions/registry.js'
+import type { Rights } from '../subscriptions/subscriptions.js'
+
+/**
+ * Something that any node can ask all nodes to do. What one does with its own connections is `run`; null is "not mine".
+ * Arguments and results are data, and checked where they arrive.
+ */
+export interface Operation<A extends unknown[] = unknown[], R = unknown> {
+  readonly args: TypeCheck<TSchema>
+  readonly result: TypeCheck<TSchema>
+  run (...args: A): R | null | Promise<R | null>
+  /** How the answers of two nodes become one. Null: one node decides, and the first that does not say null has. */
+  readonly merge: ((one: R, other: R) => R) | null
+}
+
+/** Users that one node names at most. */
+const MAX_NAMED_USERS = 1_000
+
+const Text = Type.String()
+const Count = Type.Integer({ minimum: 0 })
+
+const PresenceSchema = Type.Object({
+  connections: Count,
+  anonymous: Count,
+  users: Type.Array(Type.Object({ userId: Text, connections: Count })),
+  complete: Type.Boolean()
+})
+
+/** Who holds a subscription. */
+export interface Presence {
+  /** Streams that hold it. */
+  connections: number
+  /** Those among them that are nobody's. */
+  anonymous: number
+  /** Each user once, with the number of streams; of one node the first 1,000. */
+  users: { userId: string, connections: number }[]
+  /** Whether every node has answered, and has named all its users. */
+  complete: boolean
+}
+const add = (one: number, other: number) => one + other
+
+/** The closed list of what nodes do for each other. An operation is its line here, and its name in the manager. @internal */
+export function createOperations (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, disconnections: Disconnections) {
+  const managed = (clientId: string): SSEConnection | null => {
+    const connection = registry.client(clientId)
+    return connection?.managed === true ? connection : null
+  }
+  return {
+    closeConnection: ofOne([Text, Text], Type.Literal(true), (clientId, reason) => {
+      const connection = registry.client(clientId)
+      connection?.close(reason)
+      return connection === undefined ? null : true
+    }),
+
+    disconnectUser: ofAll([Text, Text], Count, (userId, reason) => {
+      disconnections.add(userId)
+      const connections = [...registry.user(userId)]
+      for (const connection of connections) connection.close(reason)
+      return connections.length
+    }, add),
+
+    addSubscription: ofOne([Text, Text], Type.Literal(true), async (clientId, subscription) => {
+      const connection = managed(clientId)
+      if (connection === null) return null
+      const { userId, claims, held } = connection
+      return await rights.grant({ request: null, userId, claims }, [subscription], () => {
+        // It may have gone, or been given others, while the application was asked.
+        if (managed(clientId) === null) return null
+        if (!held.has(subscription) && held.size >= options.maxSubscriptionsPerConnection) throw new TooManySubscriptions(options.maxSubscriptionsPerConnection)
+        registry.subscribe(connection, subscription)
+        return true
+      })
+    }),
+
+    removeSubscription: ofOne([Text, Text], Type.Boolean(), (clientId, subscription) => {
+      const connection = managed(clientId)
+      return connection === null ? null : registry.unsubscribe(connection, subscription)
+    }),
+
+    revokeSubscription: ofAll([Text, Text, Text], Count, (userId, subscription, reason) => rights.revoke(userId, subscription, reason), add),
+
+    reauthorize: ofAll([Text, Text], Count, (userId, reason) => rights.reauthorize(userId, reason), add),
+
+    presence: ofAll([Text], PresenceSchema, subscription => holdersOf(registry.subscription(subscription)), mergePresence)
+  }
+}
+
+/** @internal */
+export type Operations = ReturnType<typeof createOperations>
+/** @internal */
+export type ArgumentsOf<N extends keyof Operations> = Parameters<Operations[N]['run']>
+/** @internal */
+export type ResultOf<N extends keyof Operations> = NonNullable<Awaited<ReturnType<Operations[N]['run']>>>
+
+type Values<T extends TSchema[]> = { [I in keyof T]: Static<T[I]> }
+
+/** An operation on something that at most one node has. */
+function ofOne<A extends TSchema[], R extends TSchema> (args: [...A], result: R, run: (...args: Values<A>) => Static<R> | null | Promise<Static<R> | null>): Operation<Values<A>, Static<R>> {
+  return { args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge: null }
+}
+
+/** An operation that each node has a part in. */
+function ofAll<A extends TSchema[], R extends TSchema> (args: [...A], result: R, run: (...args: Values<A>) => Static<R> | Promise<Static<R>>, merge: (one: Static<R>, other: Static<R>) => Static<R>): Operation<Values<A>, Static<R>> {
+  return { args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge }
+}
+
+function holdersOf (connections: readonly SSEConnection[]): Presence {
+  const perUser = new Map<string, number>()
+  let anonymous = 0
+  for (const { userId } of connections) {
+    if (userId === null) anonymous++
+    else perUser.set(userId, (perUser.get(userId) ?? 0) + 1)
+  }
+  const users = Array.from(perUser, ([userId, connections]) => ({ userId, connections }))
+  return { connections: connections.length, anonymous, users: users.slice(0, MAX_NAMED_USERS), complete: users.length <= MAX_NAMED_USERS }
+}
+
+function mergePresence (one: Presence, other: Presence): Presence {
+  const perUser = new Map(one.users.map(({ userId, connections }) => [userId, connections]))
+  for (const { userId, connections } of other.users) perUser.set(userId, (perUser.get(userId) ?? 0) + connections)
+  return {
+    connections: one.connections + other.connections,
+    anonymous: one.anonymous + other.anonymous,
+    users: Array.from(perUser, ([userId, connections]) => ({ userId, connections })),
+    complete: one.complete && other.complete
+  }
+}

@@ -1,0 +1,202 @@
+import type { MessageOf, Saying } from './node-message.js'
+import type { ResolvedOptions } from '../options.js'
+import { covers, isPattern } from '../events/topic.js'
+
+/** Entries of one message between nodes. */
+const ENTRIES_PER_MESSAGE = 500
+
+/** What the list needs of its node. */
+export interface PresenceHost {
+  say (saying: Saying): void
+  /** Tells those connections of this node that hear the topic. */
+  announce (event: 'join' | 'leave', topic: string, userId: string): void
+}
+
+/** A place is a user in a topic; its key is both, apart by a line end, which no topic has. */
+type Key = string
+
+/**
+ * Which users are in which of the watched topics, on all nodes. Every node keeps the whole list and reads the changes to it
+ * in the order of the log, so all agree who came first and who left last, and each tells its own connections.
+ */
+export class PresenceList {
+  readonly #topics: readonly string[]
+  readonly #lingerMs: number
+  readonly #host: PresenceHost
+  /** Connections of this node at each place. */
+  readonly #here = new Map<Key, number>()
+  /** What the other nodes have not been told yet. */
+  readonly #changes = new Map<Key, boolean>()
+  /** Nodes that hold each place. */
+  readonly #places = new Map<Key, Set<string>>()
+  /** Places that nobody holds any more, and until when somebody may come back, in order. */
+  readonly #leaving = new Map<Key, number>()
+  /** Nodes that have told all they have, and of how many places each is one. */
+  readonly #nodes = new Map<string, number>()
+  /** Of a node that is telling all it has: what it has not told again so far. */
+  readonly #stale = new Map<string, Set<Key>>()
+  #timer: NodeJS.Timeout | null = null
+  #scheduled = false
+
+  constructor ({ topics, lingerMs }: ResolvedOptions['presenceEvents'], nodeId: string, host: PresenceHost) {
+    this.#topics = topics
+    this.#lingerMs = lingerMs
+    this.#host = host
+    this.#nodes.set(nodeId, 0)
+  }
+
+  /** How many places this node holds. */
+  get size (): number {
+    return this.#here.size
+  }
+
+  // --- This node's connections, told by the registry ---
+
+  held ({ userId }: { readonly userId: string | null }, subscription: string): void {
+    if (userId === null || !this.#watches(subscription)) return
+    const key = keyOf(subscription, userId)
+    const count = this.#here.get(key) ?? 0
+    this.#here.set(key, count + 1)
+    if (count === 0) this.#change(key, true)
+  }
+
+  left ({ userId }: { readonly userId: string | null }, subscription: string): void {
+    if (userId === null || !this.#watches(subscription)) return
+    const key = keyOf(subscription, userId)
+    const rest = this.#here.get(key)! - 1
+    if (rest > 0) {
+      this.#here.set(key, rest)
+    } else {
+      this.#here.delete(key)
+      this.#change(key, false)
+    }
+  }
+
+  /** Who holds a pattern hears a topic, but is not in it. */
+  #watches (subscription: string): boolean {
+    return !isPattern(subscription) && this.#topics.some(pattern => covers(pattern, subscription))
+  }
+
+  #change (key: Key, present: boolean): void {
+    this.#changes.set(key, present)
+    if (this.#scheduled) return
+    this.#scheduled = true
+    setImmediate(() => this.flush())
+  }
+
+  /** Tells all nodes what has changed. */
+  flush (): void {
+    this.#scheduled = false
+    const changes = Array.from(this.#changes, ([key, present]): [string, string, boolean] => [...partsOf(key), present])
+    this.#changes.clear()
+    for (let i = 0; i < changes.length; i += ENTRIES_PER_MESSAGE) this.#host.say({ kind: 'presence', changes: changes.slice(i, i + ENTRIES_PER_MESSAGE) })
+  }
+
+  /** Tells all nodes all that this one has. */
+  tellAll (): void {
+    this.flush()
+    const entries = Array.from(this.#here.keys(), partsOf)
+    for (let i = 0; i === 0 || i < entries.length; i += ENTRIES_PER_MESSAGE) {
+      this.#host.say({ kind: 'present', first: i === 0, more: i + ENTRIES_PER_MESSAGE < entries.length, entries: entries.slice(i, i + ENTRIES_PER_MESSAGE) })
+    }
+  }
+
+  // --- All nodes, in the order of the log ---
+
+  changed ({ from, changes }: MessageOf<'presence'>): void {
+    for (const [topic, userId, present] of changes) {
+      if (present) this.#add(from, keyOf(topic, userId), true)
+      else this.#remove(from, keyOf(topic, userId))
+    }
+  }
+
+  /** A node tells all it has. Of one that was not known it is no news: its users were there before. */
+  listed ({ from, first, more, entries }: MessageOf<'present'>): void {
+    const known = this.#nodes.has(from)
+    if (first) this.#stale.set(from, this.#of(from))
+    const stale = this.#stale.get(from)
+    for (const [topic, userId] of entries) {
+      const key = keyOf(topic, userId)
+      this.#add(from, key, known)
+      stale?.delete(key)
+    }
+    if (more) return
+    this.#stale.delete(from)
+    for (const key of stale ?? []) this.#remove(from, key)
+    if (!known) this.#nodes.set(from, this.#of(from).size)
+  }
+
+  /** Whether a node that says it holds so many places has told something that did not arrive. */
+  misses (nodeId: string, count: number): boolean {
+    return this.#nodes.get(nodeId) !== count
+  }
+
+  gone (nodeId: string): void {
+    for (const key of this.#of(nodeId)) this.#remove(nodeId, key)
+    this.#nodes.delete(nodeId)
+    this.#stale.delete(nodeId)
+  }
+
+  close (): void {
+    if (this.#timer !== null) clearTimeout(this.#timer)
+    this.#leaving.clear()
+  }
+
+  #of (nodeId: string): Set<Key> {
+    const keys = new Set<Key>()
+    for (const [key, nodes] of this.#places) if (nodes.has(nodeId)) keys.add(key)
+    return keys
+  }
+
+  #add (nodeId: string, key: Key, news: boolean): void {
+    const nodes = this.#places.get(key)
+    if (nodes?.has(nodeId) === true) return
+    this.#count(nodeId, 1)
+    if (nodes !== undefined) {
+      nodes.add(nodeId)
+      this.#leaving.delete(key)
+      return
+    }
+    this.#places.set(key, new Set([nodeId]))
+    if (news) this.#host.announce('join', ...partsOf(key))
+  }
+
+  #remove (nodeId: string, key: Key): void {
+    const nodes = this.#places.get(key)
+    if (nodes?.delete(nodeId) !== true) return
+    this.#count(nodeId, -1)
+    if (nodes.size > 0) return
+    this.#leaving.set(key, performance.now() + this.#lingerMs)
+    this.#wait()
+  }
+
+  #count (nodeId: string, change: number): void {
+    const count = this.#nodes.get(nodeId)
+    if (count !== undefined) this.#nodes.set(nodeId, count + change)
+  }
+
+  #wait (): void {
+    const [due] = this.#leaving.values()
+    if (this.#timer !== null || due === undefined) return
+    this.#timer = setTimeout(() => {
+      this.#timer = null
+      const now = performance.now()
+      for (const [key, due] of this.#leaving) {
+        if (due > now) break
+        this.#leaving.delete(key)
+        this.#places.delete(key)
+        this.#host.announce('leave', ...partsOf(key))
+      }
+      this.#wait()
+    }, Math.max(1, due - performance.now())).unref()
+  }
+}
+
+function keyOf (topic: string, userId: string): Key {
+  return `${topic}\n${userId}`
+}
+
+function partsOf (key: Key): [topic: string, userId: string] {
+  const end = key.indexOf('\n')
+  return [key.slice(0, end), key.slice(end + 1)]
+}

@@ -1,0 +1,179 @@
+import type { ArgumentsOf, Operation, Operations, ResultOf } from './commands.js'
+import * as errors from '../errors.js'
+import type { Log } from '../util/logger.js'
+import type { MessageOf, Saying } from './node-message.js'
+
+/** Commands of this node that wait for answers, at most. */
+const MAX_PENDING = 1_000
+
+export interface ScatterHost {
+  /** Whether there can be other nodes. */
+  readonly shared: boolean
+  readonly answerTimeoutMs: number
+  /** The other nodes that live. */
+  others (): Iterable<string>
+  /** Time in which all that live will have been heard of, in milliseconds. */
+  settlesInMs (): number
+  /** Rejects when the others cannot be reached. */
+  say (saying: Saying): Promise<void>
+}
+
+/** What the nodes answered, together, and whether all have that were to. */
+export interface Outcome<R> {
+  readonly value: R | null
+  readonly complete: boolean
+}
+
+/** Has something done by this node and by all others, and gathers what they answer. */
+export class Scatter {
+  readonly #operations: Operations
+  readonly #host: ScatterHost
+  readonly #log: Log
+  readonly #pending = new Map<number, Gathering>()
+  #asked = 0
+
+  constructor (operations: Operations, host: ScatterHost, log: Log) {
+    this.#operations = operations
+    this.#host = host
+    this.#log = log
+  }
+
+  /**
+   * Asks this node first, and the others when that does not decide it. Resolves as soon as it is decided; with what there
+   * is when a node has not answered in time.
+   * @throws what the operation throws, here or elsewhere; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_TOO_MANY_COMMANDS
+   */
+  async ask<N extends keyof Operations> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
+    const operation = this.#operations[name] as unknown as Operation
+    const own = await operation.run(...args)
+    const outcome = !this.#host.shared || (own !== null && operation.merge === null)
+      ? { value: own, complete: true }
+      : await this.#askOthers(name, operation, args, own)
+    return outcome as Outcome<ResultOf<N>>
+  }
+
+  async #askOthers (name: string, operation: Operation, args: unknown[], own: unknown): Promise<Outcome<unknown>> {
+    if (this.#pending.size >= MAX_PENDING) throw new errors.TooManyCommands(MAX_PENDING)
+    const id = ++this.#asked
+    const gathering = new Gathering(operation, own, this.#host.others())
+    this.#pending.set(id, gathering)
+    try {
+      await this.#host.say({ kind: 'command', id, operation: name, args })
+      return await gathering.end(this.#host.answerTimeoutMs, this.#host.settlesInMs())
+    } finally {
+      this.#pending.delete(id)
+    }
+  }
+
+  /** Does what another node asks for, and answers. */
+  async obey ({ from: to, id, operation: name, args }: MessageOf<'command'>): Promise<void> {
+    const answer = await this.#run(name, args)
+    this.#host.say({ kind: 'answer', to, id, ...answer }).catch(err => {
+      this.#log.debug({ err, operation: name }, 'A command of another node could not be answered')
+    })
+  }
+
+  async #run (name: string, args: unknown[]): Promise<{ value: unknown } | { error: { code: string, message: string } }> {
+    if (!Object.hasOwn(this.#operations, name)) return { value: null }
+    const operation = this.#operations[name as keyof Operations] as unknown as Operation
+    if (!operation.args.Check(args)) return { value: null }
+    try {
+      return { value: await operation.run(...args) }
+    } catch (err) {
+      // The cause stays here: it may be anything, and is for this node's log only.
+      if (!(err instanceof errors.SSEError) || err.statusCode >= 500) this.#log.error({ err, operation: name }, 'A command of another node failed')
+      const { code, message } = err instanceof errors.SSEError ? err : new errors.CommandFailed()
+      return { error: { code, message } }
+    }
+  }
+
+  answered ({ from, id, value = null, error }: MessageOf<'answer'>): void {
+    const gathering = this.#pending.get(id)
+    if (gathering === undefined) return
+    if (error !== undefined) gathering.fail(from, revive(error))
+    else gathering.take(from, value)
+  }
+
+  /** A node is gone: nobody waits for it any more. */
+  gone (nodeId: string): void {
+    for (const gathering of this.#pending.values()) gathering.take(nodeId, null)
+  }
+
+  close (): void {
+    for (const gathering of this.#pending.values()) gathering.abort(new errors.Closed())
+  }
+}
+
+/** The answers to one command. */
+class Gathering {
+  readonly #operation: Operation
+  readonly #awaited: Set<string>
+  #value: unknown
+  #error: Error | null = null
+  #waiting = true
+  #settled = false
+  #decided: () => void = () => {}
+
+  constructor (operation: Operation, own: unknown, others: Iterable<string>) {
+    this.#operation = operation
+    this.#value = own
+    this.#awaited = new Set(others)
+  }
+
+  take (from: string, value: unknown): void {
+    this.#awaited.delete(from)
+    // A result of another version is no result.
+    if (value !== null && this.#operation.result.Check(value)) this.#value = this.#value === null ? value : (this.#operation.merge?.(this.#value, value) ?? this.#value)
+    this.#decide()
+  }
+
+  fail (from: string, error: Error): void {
+    this.#awaited.delete(from)
+    this.#error ??= error
+    this.#decide()
+  }
+
+  /** Waits until it is decided, or time is up. */
+  async end (timeoutMs: number, settlesInMs: number): Promise<Outcome<unknown>> {
+    const timers = [setTimeout(() => this.#decided(), timeoutMs)]
+    const settle = () => {
+      this.#settled = true
+      this.#decide()
+    }
+    await new Promise<void>(resolve => {
+      this.#decided = resolve
+      // Until this node has been greeted by those that were there before it, it does not know for whom to wait.
+      if (settlesInMs > 0) timers.push(setTimeout(settle, settlesInMs))
+      else this.#settled = true
+      this.#decide()
+    })
+    timers.forEach(clearTimeout)
+    if (this.#error !== null) throw this.#error
+    return { value: this.#value, complete: !this.#waiting }
+  }
+
+  /** Nothing is waited for any more. */
+  abort (error: Error): void {
+    this.#error = error
+    this.#decided()
+  }
+
+  #decide (): void {
+    const first = this.#operation.merge === null && (this.#value !== null || this.#error !== null)
+    if (!first && !(this.#settled && this.#awaited.size === 0)) return
+    this.#waiting = false
+    this.#decided()
+  }
+}
+
+/** Every error by its code: one that comes from another node is what it was there. */
+const byCode = new Map(Object.values(errors).filter(value => value !== errors.SSEError).map(value => {
+  const Type = value as typeof errors.CommandFailed
+  return [new Type().code, Type]
+}))
+
+function revive ({ code, message }: { code: string, message: string }): Error {
+  const error = new (byCode.get(code) ?? errors.CommandFailed)()
+  error.message = message
+  return error
+}

@@ -1,0 +1,238 @@
+import type { Broker, GapReason, Message, Page, Target } from '../log/broker.js'
+import type { Budget } from '../util/memory-budget.js'
+import { formatCursor, formatPlace, parseCursor } from '../log/cursor.js'
+import type { EventPriority } from '../events/event.js'
+import type { FrameCache } from '../delivery/frame-cache.js'
+import { Frame, type Batch } from '../delivery/frame.js'
+import { Outbox } from './outbox.js'
+
+/** What a backlog needs to know of its node. */
+export interface BacklogHost {
+  readonly epoch: string
+  /** Newest sequence number that has been delivered on this node. */
+  readonly position: number
+  /** The same of each priority. */
+  readonly newest: readonly number[]
+  /** The empty batch that all batches of this turn grow from. */
+  readonly rootBatch: Batch
+  readonly outboxBytes: number
+  readonly budget: Budget
+  /** What has lately been read from the log. */
+  readonly frames: FrameCache
+  readonly maxReplayEvents: number
+  readonly maxReplayBytes: number
+}
+
+const PAGE_EVENTS = 128
+/** A page ends after about as many bytes: no more than a socket takes at once. A client that takes nothing keeps nothing. */
+const PAGE_BYTES = 16 * 1024
+
+/**
+ * What one connection has yet to be sent, and its place in the log. Usually that is no more than the batch of this turn;
+ * a client that is slow, or has come back, has an outbox beside it, which is refilled from the log.
+ */
+export class Backlog {
+  readonly #host: BacklogHost
+  #batch: Batch | null = null
+  #outbox: Outbox | null = null
+  #dropped = 0
+  #reading = false
+  /** Bytes a returning client may yet be sent of what it has missed. */
+  #allowance = Infinity
+
+  constructor (host: BacklogHost) {
+    this.#host = host
+  }
+
+  get empty (): boolean {
+    return this.#outbox === null && this.#batch === null
+  }
+
+  /** Whether frames wait in an outbox, or are to be read from the log: then deliveries do not go out as they come. */
+  get behind (): boolean {
+    return this.#outbox !== null
+  }
+
+  get lagging (): boolean {
+    return this.#outbox !== null && this.#outbox.lagging !== null
+  }
+
+  get bytes (): number {
+    return (this.#outbox?.bytes ?? 0) + (this.#batch?.bytes ?? 0)
+  }
+
+  /** Ephemeral frames dropped so far. */
+  get dropped (): number {
+    return this.#dropped + (this.#outbox?.dropped ?? 0)
+  }
+
+  /**
+   * Up to where a client that leaves now has seen the log, or nothing in it was for it; null while a gap has to be told
+   * first: a client that knew a later place would never hear of it.
+   */
+  get place (): string | null {
+    const { epoch, position } = this.#host
+    if (this.#outbox === null) return formatPlace(epoch, position)
+    const lanes = this.#outbox.place(position)
+    return lanes === null ? null : formatCursor(epoch, lanes)
+  }
+
+  /** Whether the frames of this turn are to be written before they are joined by this one. */
+  overflows (frame: Frame): boolean {
+    const batch = this.#batch
+    if (batch === null) return false
+    // Over the budget, what nobody else waits for does not wait for the end of the turn.
+    return batch.bytes + frame.bytes > this.#host.outboxBytes || (batch.holders === 1 && this.#host.budget.exceeded)
+  }
+
+  /**
+   * Takes a frame. False when it was dropped.
+   * @param blocked whether it cannot be written at the end of this turn.
+   */
+  receive (frame: Frame, blocked: boolean): boolean {
+    if (blocked) this.spill()
+    if (blocked || this.#outbox !== null) return this.#createOutbox().push(frame, this.#host.position)
+    this.#join((this.#batch ?? this.#host.rootBatch).with(frame))
+    return true
+  }
+
+  /** The frames of this turn, to be written now. */
+  takeBatch (): Batch | null {
+    const batch = this.#batch
+    if (batch !== null) this.#join(null)
+    return batch
+  }
+
+  #join (batch: Batch | null): void {
+    if (batch !== null) this.#host.budget.hold(batch)
+    if (this.#batch !== null) this.#host.budget.release(this.#batch)
+    this.#batch = batch
+  }
+
+  /** The frames of this turn cannot be written: they wait in the outbox. */
+  spill (): void {
+    const batch = this.takeBatch()
+    if (batch === null) return
+    const outbox = this.#createOutbox()
+    const frames = batch.frames
+    // Each is pushed as if the log stood where it did when it came.
+    let position = (frames.find(({ seq }) => seq > 0)?.seq ?? this.#host.position + 1) - 1
+    for (const frame of frames) {
+      outbox.push(frame, position)
+      if (frame.seq > 0) position = frame.seq
+    }
+  }
+
+  #createOutbox (): Outbox {
+    return (this.#outbox ??= new Outbox(this.#host.outboxBytes, this.#host.budget))
+  }
+
+  /** The text of the next blocks of the outbox, about `bytes` of them; null when there are none. */
+  take (bytes: number): { text: string, frames: readonly Frame[] } | null {
+    if (this.#outbox === null) return null
+    const taken = this.#outbox.take(bytes, this.#host.epoch, this.#host.position)
+    return taken.frames.length === 0 ? null : taken
+  }
+
+  /** Whether there is something to read from the log. */
+  get wantsPage (): boolean {
+    return this.lagging && !this.#reading
+  }
+
+  /** Rights have changed: what is not for this connection any more does not wait for it either. */
+  sift (isTarget: (target: Target) => boolean): void {
+    this.#outbox?.sift(isTarget)
+    const batch = this.takeBatch()
+    if (batch === null) return
+    for (const frame of batch.frames) if (frame.target === null || isTarget(frame.target)) this.#join((this.#batch ?? this.#host.rootBatch).with(frame))
+  }
+
+  /** Nothing waits and nothing is missed: what comes next goes out as it comes. */
+  settle (): void {
+    if (this.#outbox?.idle !== true) return
+    this.#dropOutbox()
+    // It is level with the log: from here on it is not a replay.
+    this.#allowance = Infinity
+  }
+
+  clear (): void {
+    this.takeBatch()
+    this.#dropOutbox()
+  }
+
+  #dropOutbox (): void {
+    const outbox = this.#outbox
+    if (outbox === null) return
+    this.#dropped += outbox.dropped
+    outbox.discard()
+    this.#outbox = null
+  }
+
+  /** Begins at a client's cursor, or with the gap that says why that is not possible. */
+  resume (lastEventId: string): void {
+    const { epoch, position, maxReplayEvents, maxReplayBytes } = this.#host
+    const cursor = parseCursor(lastEventId)
+    const oldest = cursor === null ? 0 : Math.min(...cursor.lanes)
+    let gap: GapReason | null = null
+    if (cursor === null) gap = 'malformed'
+    else if (cursor.epoch !== epoch) gap = 'epoch'
+    else if (Math.max(...cursor.lanes) > position) gap = 'unknown'
+    else if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) gap = 'limit'
+    else if (oldest < position) this.#createOutbox().startAt(cursor.lanes, position)
+    if (maxReplayBytes > 0) this.#allowance = maxReplayBytes
+    if (gap !== null) this.#createOutbox().skip(Frame.ofGap(gap, lastEventId))
+  }
+
+  /** The log has lost its continuity: what waits of it is void. */
+  fallOut (reason: GapReason): void {
+    this.spill()
+    this.#createOutbox().restart(Frame.ofGap(reason, ''))
+  }
+
+  /**
+   * Reads the next page of what was missed.
+   * @param wants whether a message is for this connection, as things stand now.
+   */
+  async readPage (broker: Broker, wants: (message: Message) => boolean): Promise<void> {
+    const host = this.#host
+    if (this.#reading) return
+    const lane = this.#outbox?.ask(host.newest, host.position) ?? null
+    if (lane === null) return
+    this.#reading = true
+    try {
+      const page = await broker.read({ epoch: host.epoch, ...lane, limit: PAGE_EVENTS })
+      this.#takePage(page, lane, wants)
+    } finally {
+      this.#reading = false
+    }
+  }
+
+  #takePage (page: Page, lane: { priority: EventPriority, after: number }, wants: (message: Message) => boolean): void {
+    const host = this.#host
+    const outbox = this.#outbox
+    const { priority } = lane
+    let { after } = lane
+    // While the page was read the lane may have been emptied; and `wants` asks the application, which may do anything.
+    const moved = (): boolean => this.#outbox !== outbox || outbox?.isReading(priority, after) !== true
+    if (outbox === null || moved()) return
+    if (page.gap !== undefined) return outbox.skip(Frame.ofGap(page.gap, this.place ?? ''))
+    let bytes = 0
+    for (const message of page.messages) {
+      // What has not been delivered yet will be.
+      if (message.seq > host.position) break
+      if (bytes >= PAGE_BYTES) return
+      const wanted = wants(message)
+      if (moved()) return
+      if (wanted) {
+        const frame = host.frames.of(message, host.epoch)
+        if (frame.bytes > this.#allowance) return outbox.skip(Frame.ofGap('limit', this.place ?? ''))
+        if (!outbox.refill(frame)) return
+        this.#allowance -= frame.bytes
+        bytes += frame.bytes
+      }
+      after = message.seq
+      outbox.advance(priority, after, host.position)
+    }
+    outbox.advance(priority, Math.min(page.next, host.position), host.position)
+  }
+}

@@ -1,0 +1,514 @@
+import type { Writable } from 'node:stream'
+import { Backlog, type BacklogHost } from './backlog.js'
+import type { Broker, GapReason, Target } from '../log/broker.js'
+import { Chunk, type ChunkMemo } from '../wire/chunk.js'
+import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
+import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from '../events/event.js'
+import type { Flushable } from '../delivery/flusher.js'
+import { Frame } from '../delivery/frame.js'
+import type { Log } from '../util/logger.js'
+import { assertTopic } from '../events/topic.js'
+import { destroyTransport, isGone, sendHead, type HttpResponse } from '../wire/http.js'
+import { Writer, type Opening } from '../wire/writer.js'
+import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../../types/index.js'
+
+/** Who is connected, from where and since when; and what the application adds. */
+export interface ClientInfo {
+  readonly ip: string
+  readonly userAgent: string
+  /** Milliseconds since the epoch. */
+  readonly connectedAt: number
+  readonly [key: string]: unknown
+}
+
+export interface ConnectionStats {
+  /** Events written to this client, replayed ones included. */
+  readonly sentEvents: number
+  /** Ephemeral events dropped because the client was too slow. */
+  readonly droppedEvents: number
+  /** Bytes that wait: held here, about 200 for each waiting event included, or in Node's own queue; the kernel's buffers are not counted. */
+  readonly queuedBytes: number
+  /** Whether the client reads older events from the log. */
+  readonly lagging: boolean
+}
+
+/** Whom a connection is for; fixed before it opens. @internal */
+export interface ConnectionProfile {
+  readonly clientId: string
+  readonly userId: string | null
+  readonly claims: unknown
+  /** When the rights end, in milliseconds since the epoch. */
+  readonly expiresAt: number | undefined
+  readonly clientInfo: ClientInfo
+  readonly lastEventId: string | null
+  readonly managed: boolean
+  /** The topics and patterns it holds from the start. It is the connection's own from here on. */
+  readonly held: Set<string>
+  /** A HEAD request: there is no body. */
+  readonly headOnly: boolean
+  readonly retryMs: number
+}
+
+/** What a connection needs of its manager. @internal */
+export interface ConnectionHost extends BacklogHost {
+  readonly log: Log
+  /** Whether silence is filled with comments. */
+  readonly keepAlive: boolean
+  readonly keepAliveIntervalMs: number
+  readonly stallTimeoutMs: number
+  readonly maxConnectionAgeMs: number
+  readonly drainMs: number
+  /** The time, in milliseconds of the clock that `schedule` goes by. */
+  now (): number
+  /** The same, up to a tick ago: for what is noted with every write. */
+  readonly lately: number
+  mark (connection: SSEConnection): void
+  schedule (connection: SSEConnection, dueAt: number): void
+  /** The connection has room to read on from the log. */
+  wantsPage (connection: SSEConnection): void
+  frameOf (connection: SSEConnection, event: EventInput): Frame
+  isTarget (connection: SSEConnection, target: Target): boolean
+  covers (connection: SSEConnection, topic: string): boolean
+  readonly keepAliveChunk: Chunk
+  /** First blocks, and those that keep a place: the same for all that open, or are silent, while nothing is published. */
+  readonly greetings: ChunkMemo
+  readonly places: ChunkMemo
+  addSubscription (clientId: string, subscription: string): Promise<void>
+  removeSubscription (clientId: string, subscription: string): Promise<boolean>
+  ended (connection: SSEConnection, reason: string): void
+}
+
+type State = 'opening' | 'open' | 'closing' | 'closed'
+
+const PUMP_BYTES = 16 * 1024
+const GREETING = encodeComment('stream')
+
+// A Member of the registry and Timed by the wheel. `implements` would say so in the published types too, which leave out what is internal.
+/**
+ * One open stream. Made by `reply.sse()` or `createConnection()` only; ended once, by the `close` event of its response.
+ * Sending to a connection that has ended returns `false`; it never throws and never waits.
+ */
+export class SSEConnection {
+  // What each event touches stands first: side by side in memory, it is fetched together.
+  /** @internal */ readonly managed: boolean
+  /** @internal */ mark = 0
+  /** See `WriterOwner`. @internal */ blocked = true
+  /** @internal */ next: Flushable | null = null
+  #reason: string | null = null
+  #state: State = 'opening'
+  readonly #host: ConnectionHost
+  readonly #writer: Writer
+  readonly #backlog: Backlog
+  #placeSent = 0
+  #sent = 0
+  #lastWriteAt = 0
+  /** What is being written in pieces, for as long as it is. */
+  #unfinished: readonly Frame[] | null = null
+  #waiter: (() => void) | null = null
+  /** Made for this stream; a client that comes back gets another. */
+  readonly clientId: string
+  /** Who it is; null for nobody. */
+  readonly userId: string | null
+  /** What the application's `authHandler` returned beside the user. */
+  readonly claims: unknown
+  /** From where and since when; and what the application gave as `clientInfo`. */
+  readonly clientInfo: ClientInfo
+  /** What the client sent as `Last-Event-ID` (header, or `lastEventId` in the query), null on a first connect. */
+  readonly lastEventId: string | null
+  /** @internal */ readonly held: Set<string>
+  /** @internal */ index = -1
+  /** @internal */ dueAt = Infinity
+  /** @internal */ slot = -1
+  /** @internal */ slotIndex = 0
+  readonly #response: HttpResponse
+  readonly #retryMs: number
+  readonly #headOnly: boolean
+  readonly #endsAt: number
+  readonly #expires: boolean
+  #blockedSince = 0
+  #abort: AbortController | null = null
+  #onOpened: ((open: boolean) => void) | null = null
+
+  /** @internal */
+  constructor (host: ConnectionHost, response: HttpResponse, profile: ConnectionProfile) {
+    this.#host = host
+    this.#response = response
+    this.clientId = profile.clientId
+    this.userId = profile.userId
+    this.claims = profile.claims
+    this.clientInfo = profile.clientInfo
+    this.lastEventId = profile.lastEventId
+    this.managed = profile.managed
+    this.held = profile.held
+    this.#retryMs = profile.retryMs
+    this.#headOnly = profile.headOnly
+    const now = host.now()
+    const expiresAt = profile.expiresAt === undefined ? Infinity : now + profile.expiresAt - Date.now()
+    // Ages are spread by a fifth, so that clients that came together do not return together.
+    const tooOldAt = host.maxConnectionAgeMs === 0 ? Infinity : now + host.maxConnectionAgeMs * (0.8 + 0.2 * Math.random())
+    this.#endsAt = Math.min(expiresAt, tooOldAt)
+    this.#expires = expiresAt <= tooOldAt
+    this.#writer = new Writer(response, this, host.budget)
+    this.#backlog = new Backlog(host)
+    // From here on deliveries may come, head or not: the place in the log is fixed now.
+    if (this.managed && this.lastEventId !== null) this.#backlog.resume(this.lastEventId)
+  }
+
+  get isAuthenticated (): boolean {
+    return this.userId !== null
+  }
+
+  /** True from the first byte of the response until its end has begun. */
+  get isConnected (): boolean {
+    return this.#state === 'open'
+  }
+
+  /** The topics and patterns this connection holds. */
+  get subscriptions (): ReadonlySet<string> {
+    return this.held
+  }
+
+  /** Aborts when the stream ends, whatever ends it; the reason is the close reason. */
+  get signal (): AbortSignal {
+    if (this.#abort === null) {
+      this.#abort = new AbortController()
+      if (this.#state === 'closed') this.#abort.abort(this.#reason)
+    }
+    return this.#abort.signal
+  }
+
+  /** Why the stream ended, or is ending; null while it is open. */
+  get closeReason (): string | null {
+    return this.#reason
+  }
+
+  /**
+   * Whether it holds the topic, or a pattern that covers it and, with `authorizeTopic`, may hear it.
+   * @throws SSE_ERR_INVALID_TOPIC
+   */
+  hasSubscription (topic: string): boolean {
+    assertTopic(topic)
+    return this.#host.covers(this, topic)
+  }
+
+  /**
+   * Sends one event to this client only: not logged, no id, not replayed.
+   * @returns false when the connection has ended, or is so slow that the event was dropped at once. One that waits may still be dropped for more urgent ones; `stats()` counts it.
+   * @throws SSE_ERR_INVALID_* when the event cannot be sent to anybody, SSE_ERR_EVENT_TOO_LARGE above `maxEventBytes`.
+   */
+  sendEvent (event: EventInput): boolean {
+    if (this.#hasEnded()) return false
+    return this.receive(this.#host.frameOf(this, event))
+  }
+
+  /** Sends `{"resource":…,"data":…}` as event `data` to this client only. See `sendEvent`. */
+  sendData<R extends ResourceName> (resource: R, data: ResourcePayload<R>): boolean {
+    return this.sendEvent({ event: 'data', data: { resource, data } } as EventInput)
+  }
+
+  /** Sends a notification to this client only, with priority HIGH. See `sendEvent`. */
+  sendNotification (notification: NotificationInput): boolean {
+    return this.sendEvent({ event: 'notification', data: { level: 'info', ...notification }, priority: EventPriority.HIGH } as EventInput)
+  }
+
+  /** @see SSEManager.addSubscription */
+  addSubscription (subscription: string): Promise<void> {
+    return this.#host.addSubscription(this.clientId, subscription)
+  }
+
+  /** @see SSEManager.removeSubscription */
+  removeSubscription (subscription: string): Promise<boolean> {
+    return this.#host.removeSubscription(this.clientId, subscription)
+  }
+
+  stats (): ConnectionStats {
+    const { dropped, bytes, lagging } = this.#backlog
+    return { sentEvents: this.#sent, droppedEvents: dropped, queuedBytes: bytes + this.#writer.queuedBytes, lagging }
+  }
+
+  /**
+   * Ends the stream: what waits in this turn is written, then the client's place and `sse:close` with the reason. Events
+   * that a slow client has not read stay in the log for its return.
+   * @param reason one of `CloseReason`, or the application's own: `a-z`, `0-9` and `-`, at most 64.
+   * @throws SSE_ERR_INVALID_CLOSE_REASON
+   */
+  close (reason: string = 'closed'): void {
+    assertCloseReason(reason)
+    if (this.#hasEnded()) return
+    this.#reason = reason
+    if (this.#state === 'opening') return
+    this.flush()
+    this.#state = 'closing'
+    const { drainMs } = this.#host
+    const farewell = new Chunk(this.#farewell(reason))
+    this.#backlog.clear()
+    this.#writer.end(farewell, reason === 'shutdown' ? drainMs : null)
+    this.#host.schedule(this, this.#host.now() + drainMs)
+    this.#wake()
+  }
+
+  #farewell (reason: string): string {
+    let text = ''
+    // Coming back before the server has finished closing would be answered with an error, which is final (FACTS 2.5).
+    const retryMs = reason === 'shutdown' ? Math.max(this.#retryMs, this.#host.drainMs) : this.#retryMs
+    if (reason === 'shutdown' || reason === 'max-age') text += encodeRetry(Math.min(Math.round(retryMs * (1 + Math.random())), 3_600_000))
+    return text + this.#place() + encodeControl('close', { reason, reconnect: shouldReconnect(reason) })
+  }
+
+  /** The block that tells the client its place, if it may be told. */
+  #place (): string {
+    const place = this.managed ? this.#backlog.place : null
+    return place === null ? '' : encodeCursor(place)
+  }
+
+  // A private getter costs a call into the engine's runtime at each event.
+  #hasEnded (): boolean {
+    return this.#reason !== null
+  }
+
+  // --- The life of a connection, called by its manager ---
+
+  /** Resolves with true once the head is sent, with false when that will not happen any more. @internal */
+  opened (): Promise<boolean> {
+    if (this.#state !== 'opening') return Promise.resolve(this.#state === 'open')
+    return new Promise(resolve => { this.#onOpened = resolve })
+  }
+
+  /**
+   * Sends the head and the first block, and goes live from this moment, or from the client's cursor.
+   * @param destination where to write: the response, or a stream that leads to it, such as a compressor.
+   * @internal
+   */
+  open (destination: Writable, opening: Opening = {}): void {
+    // Somebody may have answered in the meantime, such as a handlerTimeout: then only the end is to come.
+    if (this.#state !== 'opening' || isGone(this.#response)) return
+    if (this.#headOnly) {
+      this.#reason = 'head'
+      this.#state = 'closing'
+      if (opening.headers !== undefined) sendHead(this.#response, opening.headers)
+      this.#response.end()
+      return this.#tellOpened(false)
+    }
+    const host = this.#host
+    this.#placeSent = host.position
+    this.#writer.open(destination, opening, host.greetings.of(GREETING + encodeRetry(this.#retryMs) + this.#place()))
+    // What wraps the response may have thrown.
+    if (this.#state === 'opening') this.#state = 'open'
+    this.#wrote()
+    host.schedule(this, this.#nextDue(host.lately))
+    if (this.#backlog.behind) host.mark(this)
+    this.#tellOpened(true)
+    const reason = this.#reason
+    if (reason !== null) {
+      this.#reason = null
+      this.close(reason)
+    }
+  }
+
+  /** Takes a frame for the end of this turn. False when it was dropped. @internal */
+  receive (frame: Frame): boolean {
+    if (this.#hasEnded()) return false
+    if (!this.blocked && this.#backlog.overflows(frame)) this.flush()
+    const taken = this.#backlog.receive(frame, this.blocked)
+    if (!this.blocked || !this.#backlog.behind) this.#host.mark(this)
+    return taken
+  }
+
+  /** Writes what has come in this turn. @internal */
+  flush (): void {
+    if (this.#state !== 'open') return
+    if (this.blocked) this.#backlog.spill()
+    const batch = this.#backlog.takeBatch()
+    if (batch !== null) {
+      if (batch.frame!.seq > 0) this.#placeSent = batch.frame!.seq
+      this.#write(batch.chunk)
+      this.#sent += batch.events
+      if (this.#writer.hasRest) this.#unfinished = batch.frames
+      // Usually that was all: who has an outbox has no batch.
+      else if (this.#waiter === null) return
+    }
+    this.#pump()
+  }
+
+  /** Reads the next page of what this connection has missed. Rejects when the log cannot be read. @internal */
+  async readPage (broker: Broker): Promise<void> {
+    if (this.#state !== 'open') return
+    try {
+      await this.#backlog.readPage(broker, message => this.#host.isTarget(this, message.target))
+    } finally {
+      this.#pump()
+    }
+  }
+
+  /** The log has lost its continuity: what this connection holds of it is void. @internal */
+  fallOut (reason: GapReason): void {
+    if (!this.managed || this.#hasEnded()) return
+    this.#backlog.fallOut(reason)
+    this.#host.mark(this)
+  }
+
+  /** Rights of this user have changed: what waits is looked at again. @internal */
+  reconsider (): void {
+    if (this.#state === 'closed') return
+    const isTarget = (target: Target): boolean => this.#host.isTarget(this, target)
+    this.#backlog.sift(isTarget)
+    if (this.#unfinished === null || this.#unfinished.every(({ target }) => target === null || isTarget(target))) return
+    // Nothing can be taken out of what is being written; cut, the client comes back to what it may see now.
+    this.#reason = 'revoked' satisfies CloseReason
+    this.#destroy()
+  }
+
+  /** @internal */
+  tellUnsubscribed (subscriptionId: string, reason: string): void {
+    this.receive(new Frame('', encodeControl('unsubscribed', { subscriptionId, reason }), EventPriority.CRITICAL))
+  }
+
+  /** The source has failed: the client is told no more than that, and the stream ends. @internal */
+  fail (): void {
+    if (this.#hasEnded()) return
+    this.receive(new Frame('', encodeControl('error', { message: 'The source of this stream failed' }), EventPriority.NORMAL))
+    this.close('source-error')
+  }
+
+  /** Resolves when everything taken so far is with the HTTP layer, or the connection has ended. @internal */
+  drained (): Promise<void> {
+    if (this.#hasEnded() || !this.#isWaiting()) return Promise.resolve()
+    return new Promise(resolve => { this.#waiter = resolve })
+  }
+
+  /** Whether a source should wait before it adds this frame: of what a source made, nothing is dropped. @internal */
+  crowdedFor (frame: Frame): boolean {
+    if (this.#hasEnded()) return false
+    const { behind, bytes } = this.#backlog
+    return this.blocked || behind || (bytes > 0 && bytes + frame.bytes > Math.min(PUMP_BYTES, this.#host.outboxBytes))
+  }
+
+  #isWaiting (): boolean {
+    return this.blocked || !this.#backlog.empty
+  }
+
+  /** @internal */
+  onTime (now: number): void {
+    const host = this.#host
+    if (this.#state === 'closing') return this.#destroy()
+    if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
+    const { blocked } = this
+    if (blocked && host.stallTimeoutMs > 0 && now - this.#blockedSince >= host.stallTimeoutMs) {
+      return this.#cut('stalled')
+    }
+    if (!blocked) this.#keepAlive(now)
+    host.schedule(this, this.#nextDue(now))
+  }
+
+  /** @internal */
+  onWriteError (err: unknown): void {
+    this.#host.log.error({ err, clientId: this.clientId }, 'What wraps the response of an event stream threw; the stream is cut')
+    this.#cut('closed')
+  }
+
+  /** The time for a graceful end is over. @internal */
+  cutShort (): void {
+    if (this.#state === 'closing') this.#destroy()
+  }
+
+  /** @internal */
+  onDrain (): void {
+    this.#pump()
+  }
+
+  // --- Inside ---
+
+  #write (chunk: Chunk): void {
+    this.#writer.write(chunk)
+    this.#wrote()
+  }
+
+  #wrote (): void {
+    const host = this.#host
+    this.#lastWriteAt = host.lately
+    if (!this.blocked) return
+    this.#blockedSince = host.now()
+    const stalledAt = this.#blockedSince + host.stallTimeoutMs
+    if (host.stallTimeoutMs > 0 && stalledAt < this.dueAt) host.schedule(this, stalledAt)
+  }
+
+  /** Writes what waits for as long as the socket takes it, and asks for more when there is room. */
+  #pump (): void {
+    if (this.#state !== 'open') return
+    while (!this.blocked) {
+      if (this.#writer.writeRest()) {
+        this.#wrote()
+        continue
+      }
+      this.#unfinished = null
+      const taken = this.#backlog.take(PUMP_BYTES)
+      if (taken === null) break
+      this.#sent += taken.frames.length
+      this.#write(new Chunk(taken.text))
+      if (this.#writer.hasRest) this.#unfinished = taken.frames
+    }
+    // A page is read only for a socket that has taken all there was: until then a lagging connection holds its place, and nothing else.
+    if (this.blocked) return
+    if (this.#backlog.wantsPage) this.#host.wantsPage(this)
+    this.#backlog.settle()
+    if (!this.#isWaiting()) this.#wake()
+  }
+
+  #keepAlive (now: number): void {
+    const { position, keepAlive, keepAliveIntervalMs } = this.#host
+    // The log has moved on with nothing for this client: a block without an event keeps its place.
+    if (this.managed && this.#placeSent !== position && this.#backlog.empty) {
+      this.#placeSent = position
+      this.#write(this.#host.places.of(this.#place()))
+    } else if (keepAlive && now - this.#lastWriteAt >= keepAliveIntervalMs) {
+      this.#write(this.#host.keepAliveChunk)
+    }
+  }
+
+  #nextDue (now: number): number {
+    const { keepAliveIntervalMs, stallTimeoutMs } = this.#host
+    const { blocked } = this
+    // Silence begins with the last write; once it has been looked at, with that look.
+    const silentSince = blocked || this.#lastWriteAt + keepAliveIntervalMs <= now ? now : this.#lastWriteAt
+    const due = Math.min(this.#endsAt, silentSince + keepAliveIntervalMs)
+    return blocked && stallTimeoutMs > 0 ? Math.min(due, this.#blockedSince + stallTimeoutMs) : due
+  }
+
+  #tellOpened (open: boolean): void {
+    const tell = this.#onOpened
+    this.#onOpened = null
+    tell?.(open)
+  }
+
+  #wake (): void {
+    const waiter = this.#waiter
+    this.#waiter = null
+    waiter?.()
+  }
+
+  /** Ends the stream without a word: nobody reads it. */
+  #cut (reason: CloseReason): void {
+    this.#reason ??= reason
+    this.#state = 'closing'
+    this.#destroy()
+  }
+
+  #destroy (): void {
+    this.#host.schedule(this, Infinity)
+    destroyTransport(this.#response, this.#reason === 'shutdown')
+  }
+
+  /** The one way out. @internal */
+  finish (): void {
+    if (this.#state === 'closed') return
+    const reason = (this.#reason ??= (this.#headOnly ? 'head' : 'client') satisfies CloseReason)
+    this.#state = 'closed'
+    this.#host.ended(this, reason)
+    this.#writer.release()
+    this.#backlog.clear()
+    this.#unfinished = null
+    this.#tellOpened(false)
+    this.#wake()
+    this.#abort?.abort(reason)
+  }
+}

@@ -1,0 +1,174 @@
+import type { Broker, Target } from '../log/broker.js'
+import { Budget } from '../util/memory-budget.js'
+import { CatchUp } from '../delivery/replay-scheduler.js'
+import { Chunk, ChunkMemo } from '../wire/chunk.js'
+import type { Operations } from '../cluster/commands.js'
+import type { ConnectionHost, SSEConnection } from './connection.js'
+import { UnknownConnection } from '../errors.js'
+import { encodeComment } from '../events/event.js'
+import { Flusher } from '../delivery/flusher.js'
+import { FrameCache } from '../delivery/frame-cache.js'
+import { Frame, type Batch } from '../delivery/frame.js'
+import type { Log } from '../util/logger.js'
+import { composeMessage } from '../events/message.js'
+import type { ResolvedOptions } from '../options.js'
+import type { Publisher } from '../delivery/publisher.js'
+import type { Registry } from '../subscriptions/registry.js'
+import type { Rights } from '../subscriptions/subscriptions.js'
+import { assertSubscription, quote } from '../events/topic.js'
+import { Wheel } from './timing-wheel.js'
+import type { EventInput } from '../../types/index.js'
+
+/** What the host asks of the rest of its node. */
+export interface HostParts {
+  readonly options: ResolvedOptions
+  readonly log: Log
+  readonly broker: Broker
+  readonly publisher: Publisher
+  readonly registry: Registry<SSEConnection>
+  readonly rights: Rights
+  readonly operations: Operations
+  /** A connection has ended. */
+  ended (connection: SSEConnection, reason: string): void
+}
+
+/**
+ * What the connections of a node share: clock, writing, reading of the log, and the account of what waits. A class: an
+ * object literal with getters is a dictionary to the engine, which each event would look things up in, for each connection.
+ */
+export class Host implements ConnectionHost {
+  readonly outboxBytes: number
+  readonly budget: Budget
+  readonly newest: readonly number[]
+  readonly #publisher: Publisher
+  readonly #flusher: Flusher
+  // A source goes on when what it has made is written: an interval would be its speed.
+  readonly #sources = new Flusher(0)
+  readonly #wheel: Wheel
+  readonly #catchUp: CatchUp
+  readonly frames = new FrameCache()
+  readonly log: Log
+  readonly keepAlive: boolean
+  readonly keepAliveIntervalMs: number
+  readonly keepAliveChunk = new Chunk(encodeComment('keep-alive'))
+  readonly greetings = new ChunkMemo()
+  readonly places = new ChunkMemo()
+  readonly stallTimeoutMs: number
+  readonly maxConnectionAgeMs: number
+  readonly maxReplayEvents: number
+  readonly maxReplayBytes: number
+  readonly drainMs: number
+  readonly #parts: HostParts
+
+  constructor (parts: HostParts) {
+    const { options, log, broker, publisher } = parts
+    this.#parts = parts
+    this.#publisher = publisher
+    this.log = log
+    this.outboxBytes = options.outboxBytes
+    this.budget = new Budget(options.maxQueuedBytes)
+    this.newest = publisher.newest
+    this.keepAlive = options.keepAlive
+    this.keepAliveIntervalMs = options.keepAliveIntervalMs
+    this.stallTimeoutMs = options.stallTimeoutMs
+    this.maxConnectionAgeMs = options.maxConnectionAgeMs
+    this.maxReplayEvents = options.maxReplayEvents
+    this.maxReplayBytes = options.maxReplayBytes
+    this.drainMs = options.drainMs
+    this.#flusher = new Flusher(options.flush === 'immediate' ? 0 : options.flush.intervalMs)
+    this.#catchUp = new CatchUp(broker, options.maxConcurrentReplays, {
+      stuck: err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'),
+      free: () => log.info({}, 'No connection waits for the event log any more')
+    })
+    this.#wheel = new Wheel(tickMsFor(options), now)
+  }
+
+  /** Lets time pass: keep-alives, stalls and ends are seen from here on. */
+  start (): void {
+    this.#wheel.start()
+  }
+
+  stop (): void {
+    this.#wheel.stop()
+  }
+
+  get epoch (): string {
+    return this.#publisher.epoch
+  }
+
+  get position (): number {
+    return this.#publisher.position
+  }
+
+  get rootBatch (): Batch {
+    return this.#flusher.root
+  }
+
+  now (): number {
+    return now()
+  }
+
+  get lately (): number {
+    return this.#wheel.now
+  }
+
+  mark (connection: SSEConnection): void {
+    if (connection.managed) this.#flusher.mark(connection)
+    else this.#sources.mark(connection)
+  }
+
+  schedule (connection: SSEConnection, dueAt: number): void {
+    this.#wheel.schedule(connection, dueAt)
+  }
+
+  wantsPage (connection: SSEConnection): void {
+    this.#catchUp.want(connection)
+  }
+
+  frameOf ({ clientId }: SSEConnection, event: EventInput): Frame {
+    const message = composeMessage(event, { ephemeral: true }, this.#parts.options)
+    return Frame.ofMessage({ ...message, target: { clientIds: [clientId] } }, this.epoch)
+  }
+
+  isTarget (connection: SSEConnection, target: Target): boolean {
+    return this.#parts.registry.isTargeted(connection, target) && this.#publisher.admits(target, connection)
+  }
+
+  covers (connection: SSEConnection, topic: string): boolean {
+    return this.#parts.rights.covers(connection, topic)
+  }
+
+  async addSubscription (clientId: string, subscription: string): Promise<void> {
+    assertSubscription(subscription)
+    ownedHere(clientId, await this.#parts.operations.addSubscription.run(clientId, subscription))
+  }
+
+  async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
+    return ownedHere(clientId, await this.#parts.operations.removeSubscription.run(clientId, subscription))
+  }
+
+  ended (connection: SSEConnection, reason: string): void {
+    this.#wheel.cancel(connection)
+    this.#parts.ended(connection, reason)
+  }
+}
+
+function ownedHere<R> (clientId: string, value: R | null): R {
+  if (value === null) throw new UnknownConnection(quote(clientId))
+  return value
+}
+
+/** In whole milliseconds: each connection notes when it was written to, and a fraction would take an object of its own. */
+function now (): number {
+  return Math.floor(performance.now())
+}
+
+const TICKS_PER_INTERVAL = 10
+// The end of somebody's rights is kept to half a second, twice this.
+const MAX_TICK_MS = 250
+
+/** A fraction of the shortest interval that anything is timed by. */
+function tickMsFor (options: ResolvedOptions): number {
+  const intervals = [options.keepAliveIntervalMs, options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
+  return Math.min(MAX_TICK_MS, Math.max(10, Math.floor(Math.min(...intervals) / TICKS_PER_INTERVAL)))
+}

@@ -1,0 +1,49 @@
+import type { CloseReason } from './close-reason.js'
+import type { SSEConnection } from './connection.js'
+import type { Registry } from '../subscriptions/registry.js'
+
+/** How long after they were cut the streams are waited for whose head was never sent: those have no end of their own here. */
+const HEADLESS_MS = 100
+
+/** The end of all streams of a node. */
+export class Drain {
+  readonly #registry: Registry<SSEConnection>
+  readonly #drainMs: number
+  #ending: Promise<void> | null = null
+  #onEmpty: (() => void) | null = null
+
+  constructor (registry: Registry<SSEConnection>, drainMs: number) {
+    this.#registry = registry
+    this.#drainMs = drainMs
+  }
+
+  /** Tells each client its place and when to come back. Resolves when all are gone, after `drainMs` at the latest. Once or more. */
+  begin (): Promise<void> {
+    return (this.#ending ??= this.#begin())
+  }
+
+  async #begin (): Promise<void> {
+    for (const connection of this.#registry.all()) connection.close('shutdown' satisfies CloseReason)
+    if (this.#registry.size === 0) return
+    await new Promise<void>(resolve => {
+      let stop: NodeJS.Timeout | undefined
+      // By the millisecond: the wheel may be a tick late.
+      const cut = setTimeout(() => {
+        for (const connection of [...this.#registry.all()]) connection.cutShort()
+        // The ends of those that were cut come in a later turn of the event loop, which must not be overtaken: on a busy
+        // machine a timer that had been set before would be due already.
+        setImmediate(() => { if (this.#registry.size > 0) stop = setTimeout(resolve, HEADLESS_MS) })
+      }, this.#drainMs)
+      this.#onEmpty = () => {
+        clearTimeout(cut)
+        clearTimeout(stop)
+        resolve()
+      }
+    })
+  }
+
+  /** A stream has ended. */
+  left (): void {
+    if (this.#registry.size === 0) this.#onEmpty?.()
+  }
+}

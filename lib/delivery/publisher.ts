@@ -1,0 +1,217 @@
+import type { Broker, GapReason, Message, Published, Target } from '../log/broker.js'
+import type { SSEConnection } from '../connections/connection.js'
+import { EPOCH, formatPlace } from '../log/cursor.js'
+import { BrokerUnavailable, Closed, FilterNotShared, InvalidOption, InvalidTarget, SSEError } from '../errors.js'
+import { EventPriority, PRIORITIES } from '../events/event.js'
+import { Frame } from './frame.js'
+import { degraded, up, type Health } from '../log/health.js'
+import { createId } from '../util/id.js'
+import type { Log } from '../util/logger.js'
+import { NODE_EVENT } from '../cluster/node-message.js'
+import { composeMessage } from '../events/message.js'
+import type { ResolvedOptions } from '../options.js'
+import type { Registry } from '../subscriptions/registry.js'
+import type { Rights } from '../subscriptions/subscriptions.js'
+import { isYes } from '../subscriptions/yes.js'
+import type { BroadcastOptions, Delivery, EventInput } from '../../types/index.js'
+
+/** Who is told of what is not for connections. */
+export interface Listener {
+  opened (): void
+  /** The log is reached, or not; or it goes on elsewhere. */
+  state (state: 'up' | 'down'): void
+  /** A node has told the others something. */
+  told (text: string): void
+}
+
+/** This node's side of the log: events go in checked, and come back, from all nodes alike, to those they are for. */
+export class Publisher {
+  readonly #options: ResolvedOptions
+  readonly #broker: Broker
+  readonly #registry: Registry<SSEConnection>
+  readonly #rights: Rights
+  readonly #listener: Listener
+  readonly #log: Log
+  readonly nodeId = createId()
+  #health = degraded('The event log is not open')
+  #position = 0
+  /** Of each priority; where nothing is known of it, the position when that was so. */
+  readonly newest: number[] = new Array(PRIORITIES).fill(0)
+  #messages = 0
+  #deliveries = 0
+  #opening: Promise<void> | null = null
+  #opened = false
+  #closed = false
+
+  constructor (options: ResolvedOptions, broker: Broker, registry: Registry<SSEConnection>, rights: Rights, listener: Listener, log: Log) {
+    this.#options = options
+    this.#broker = broker
+    this.#registry = registry
+    this.#rights = rights
+    this.#listener = listener
+    this.#log = log
+  }
+
+  /** Whether other nodes share the log. */
+  get shared (): boolean {
+    return this.#broker.shared
+  }
+
+  get epoch (): string {
+    return this.#broker.epoch
+  }
+
+  /** Newest sequence number that has been delivered on this node. */
+  get position (): number {
+    return this.#position
+  }
+
+  /** Messages delivered to this node so far. */
+  get messages (): number {
+    return this.#messages
+  }
+
+  /** One for each message and connection. */
+  get deliveries (): number {
+    return this.#deliveries
+  }
+
+  get health (): Health {
+    return this.#health
+  }
+
+  get isOpen (): boolean {
+    return this.#opened
+  }
+
+  /** Opens the log, once. */
+  open (): Promise<void> {
+    return (this.#opening ??= this.#open().catch(error => {
+      // The next call tries again.
+      this.#opening = null
+      throw error
+    }))
+  }
+
+  async #open (): Promise<void> {
+    await this.#broker.open({
+      deliver: message => {
+        if (message.event !== NODE_EVENT) return this.#deliver(message)
+        this.#listener.told(message.data)
+        return 0
+      },
+      gap: reason => {
+        this.#assertEpoch()
+        this.#loseContinuity(reason)
+        this.#listener.state('up')
+      },
+      state: (state, err) => {
+        if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
+        else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')
+        this.#health = state === 'up' ? up() : degraded(err?.message ?? 'The event log cannot be reached', this.#health)
+        this.#listener.state(state)
+      }
+    }, this.#options.history)
+    this.#assertEpoch()
+    this.#goTo(this.#broker.position)
+    this.#opened = true
+    this.#listener.opened()
+  }
+
+  /** It is written to clients as it is. */
+  #assertEpoch (): void {
+    const { epoch } = this.#broker
+    if (EPOCH.test(epoch)) return
+    const error = new InvalidOption('broker', `has the epoch ${JSON.stringify(epoch)}: it must match ${EPOCH.source}`)
+    this.#health = degraded(error.message, this.#health)
+    throw error
+  }
+
+  async close (): Promise<void> {
+    this.#closed = true
+    this.#health = degraded('The event log is closed')
+    if (this.#opening !== null) await this.#broker.close()
+  }
+
+  async publish (event: EventInput, options: BroadcastOptions): Promise<Delivery> {
+    const message = composeMessage(event, options, this.#options)
+    const local = options.local === true
+    if (message.target.filter !== undefined && this.#broker.shared && !local) throw new FilterNotShared()
+    // One that does not go through the broker waits all the same: published from inside a delivery, it comes after it.
+    if (local || !this.#opened) await this.open()
+    if (this.#closed) throw new Closed()
+    if (local) return { id: null, delivered: this.#deliver(message) }
+    try {
+      const answer = this.#broker.publish(message)
+      const published: unknown = isPublished(answer) ? answer : await answer
+      if (!isPublished(published)) throw new BrokerUnavailable('answered with something else than { seq, delivered }; whether the event was published is not known')
+      const { seq, delivered } = published
+      return { id: seq === null ? null : formatPlace(this.#broker.epoch, seq), delivered }
+    } catch (cause) {
+      if (cause instanceof SSEError) throw cause
+      // What a broker of somebody else's says of its failure is for the log, not for whoever called the route.
+      throw new BrokerUnavailable('failed; whether the event was published is not known', { cause })
+    }
+  }
+
+  /** Delivers a message on this node only, past the log. */
+  announce (message: Pick<Message, 'event' | 'data' | 'target'>): void {
+    this.#deliver({ ...message, priority: EventPriority.NORMAL, retry: undefined, key: undefined, ephemeral: true, seq: 0 })
+  }
+
+  /** Tells all nodes something, past the log. */
+  async tell (text: string): Promise<void> {
+    await this.open()
+    if (this.#closed) throw new Closed()
+    await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: {}, ephemeral: true })
+  }
+
+  #deliver (message: Message): number {
+    let frame: Frame | null = null
+    let delivered = 0
+    const { target } = message
+    const selected = this.#registry.select(target)
+    // The application's code runs before anything is given out: a connection that it closes meanwhile names its exact place.
+    const receivers = target.filter === undefined && !this.#rights.limits(target) ? selected : selected.filter(connection => this.admits(target, connection))
+    for (const connection of receivers) {
+      frame ??= Frame.ofMessage(message, this.#broker.epoch)
+      if (connection.receive(frame)) delivered++
+    }
+    if (message.seq > 0) this.#position = this.newest[message.priority] = message.seq
+    this.#messages++
+    this.#deliveries += delivered
+    return delivered
+  }
+
+  /** Whether a connection that the target names gets the message: by its rights, and by the application's filter. */
+  admits (target: Target, connection: SSEConnection): boolean {
+    return this.#rights.permits(connection, target) && (target.filter === undefined || this.#passes(target.filter, connection))
+  }
+
+  /** One that throws leaves the connection out. */
+  #passes (filter: NonNullable<Target['filter']>, connection: SSEConnection): boolean {
+    try {
+      return isYes(filter(connection), () => new InvalidTarget('has an async filter: it must answer true or false at once'))
+    } catch (err) {
+      this.#log.error({ err, clientId: connection.clientId }, 'A broadcast filter threw; the connection is left out')
+      return false
+    }
+  }
+
+  /** What the log has up to there may be of any priority. */
+  #goTo (position: number): void {
+    this.#position = position
+    this.newest.fill(position)
+  }
+
+  #loseContinuity (reason: GapReason): void {
+    this.#goTo(this.#broker.position)
+    for (const connection of this.#registry.all()) connection.fallOut(reason)
+  }
+}
+
+/** Of a broker of somebody else's nothing is taken for granted: its numbers become ids. */
+function isPublished (answer: unknown): answer is Published {
+  const { seq, delivered } = (answer ?? {}) as Partial<Published>
+  return (seq === null || Number.isSafeInteger(seq)) && Number.isSafeInteger(delivered)
+}

@@ -1,0 +1,121 @@
+import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
+import { TypeCompiler, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
+import { InvalidCatalogue, InvalidPayload, UnknownEvent, UnknownResource } from '../errors.js'
+import { assertEventName } from './event.js'
+
+const kCatalogue = Symbol.for('fastify-sse-manager.catalogue')
+
+export type Schemas = Record<string, TSchema>
+
+const NotificationSchema = Type.Object({
+  title: Type.String(),
+  message: Type.String(),
+  level: Type.Union([Type.Literal('info'), Type.Literal('success'), Type.Literal('warning'), Type.Literal('error')]),
+  actions: Type.Optional(Type.Array(Type.Record(Type.String(), Type.Unknown())))
+}, { additionalProperties: false })
+
+const DataSchema = Type.Object({ resource: Type.String({ minLength: 1 }), data: Type.Unknown() }, { additionalProperties: false })
+
+export type Notification = Static<typeof NotificationSchema>
+export type NotificationLevel = Notification['level']
+
+const checkNotification = TypeCompiler.Compile(NotificationSchema)
+const checkData = TypeCompiler.Compile(DataSchema)
+
+/**
+ * The events and resources an application may send, each with its schema, compiled once. Made by `defineEvents`.
+ * `data` and `notification` are always there.
+ */
+export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas> {
+  /** Known also to another copy of the package (ESM beside CommonJS). @internal */
+  readonly [kCatalogue] = true
+  readonly events: Readonly<E>
+  readonly resources: Readonly<R>
+  readonly #events: ReadonlyMap<string, TypeCheck<TSchema>>
+  readonly #resources: ReadonlyMap<string, TypeCheck<TSchema>>
+
+  /** @internal */
+  constructor (events: E, resources: R) {
+    for (const name of Object.keys(events)) {
+      if (name === 'data' || name === 'notification') throw new InvalidCatalogue(`events.${name}`, 'is built in; put the payloads of `data` into `resources`')
+      assertEventName(name)
+    }
+    this.events = Object.freeze({ ...events })
+    this.resources = Object.freeze({ ...resources })
+    this.#events = compile('events', events)
+    this.#resources = compile('resources', resources)
+  }
+
+  /** Throws SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE or SSE_ERR_INVALID_PAYLOAD unless the event is in the catalogue and its data fits. */
+  check (event: string, data: unknown): void {
+    checkBuiltIn(event, data)
+    if (event === 'notification') return
+    if (event === 'data') {
+      const { resource, data: payload } = data as { resource: string, data: unknown }
+      const check = this.#resources.get(resource)
+      if (check === undefined) throw new UnknownResource(resource)
+      assertFits(check, resource, payload)
+    } else {
+      const check = this.#events.get(event)
+      if (check === undefined) throw new UnknownEvent(event)
+      assertFits(check, event, data)
+    }
+  }
+}
+
+export function isCatalogue (value: unknown): value is Catalogue {
+  return typeof value === 'object' && value !== null && kCatalogue in value
+}
+
+/**
+ * Declares the events and resources of an application.
+ * @throws SSE_ERR_INVALID_CATALOGUE for an entry that is no TypeBox schema or cannot be compiled, SSE_ERR_INVALID_EVENT_NAME.
+ */
+export function defineEvents<const E extends Schemas = Record<never, TSchema>, const R extends Schemas = Record<never, TSchema>> (
+  definition: { events?: E, resources?: R } = {}
+): Catalogue<E, R> {
+  for (const key of Object.keys(definition)) if (key !== 'events' && key !== 'resources') throw new InvalidCatalogue(key, 'belongs into `events` or `resources`')
+  const { events = {} as E, resources = {} as R } = definition
+  return new Catalogue(events, resources)
+}
+
+/** What holds with and without a catalogue: the shapes that clients know as `data` and `notification`. */
+export function checkBuiltIn (event: string, data: unknown): void {
+  if (event === 'notification') assertFits(checkNotification, event, data)
+  else if (event === 'data') {
+    assertFits(checkData, event, data)
+    // JSON leaves out what it has no form for: the client would get a resource without its data.
+    const { data: payload } = data as { data: unknown }
+    if (payload instanceof Promise) throw new InvalidPayload(event, '/data: is a promise: await it first')
+    if (payload === undefined || typeof payload === 'function' || typeof payload === 'symbol') throw new InvalidPayload(event, `/data: ${typeof payload} has no JSON form`)
+  }
+}
+
+function compile (kind: string, schemas: Schemas): Map<string, TypeCheck<TSchema>> {
+  const compiled = new Map<string, TypeCheck<TSchema>>()
+  for (const [name, schema] of Object.entries(schemas)) {
+    if (!TypeGuard.IsSchema(schema)) throw new InvalidCatalogue(`${kind}.${name}`, 'is not a schema of @sinclair/typebox')
+    try {
+      compiled.set(name, TypeCompiler.Compile(schema))
+    } catch (cause) {
+      throw new InvalidCatalogue(`${kind}.${name}`, `cannot be compiled: ${cause instanceof Error ? cause.message : String(cause)}`, { cause })
+    }
+  }
+  return compiled
+}
+
+function assertFits (check: TypeCheck<TSchema>, name: string, data: unknown): void {
+  if (check.Check(data)) return
+  const first = check.Errors(data).First()
+  throw new InvalidPayload(name, `${first?.path || '/'}: ${first === undefined ? 'does not fit its schema' : expectation(first)}`)
+}
+
+function expectation ({ message, schema }: ValueError): string {
+  const literals = literalsOf(schema)
+  return literals === null ? message : `Expected one of ${literals.join(', ')}`
+}
+
+/** The values of a union of literals, as JSON; null for any other schema. */
+export function literalsOf (schema: TSchema): string[] | null {
+  return TypeGuard.IsUnion(schema) && schema.anyOf.every(TypeGuard.IsLiteral) ? schema.anyOf.map(literal => JSON.stringify(literal.const)) : null
+}

@@ -1,0 +1,122 @@
+import { InvalidData, InvalidEventName, InvalidId, InvalidPriority, InvalidRetry } from '../errors.js'
+
+// The wire format, by WHATWG HTML, "Server-sent events": strings in, strings out. Nothing else in lib/ writes a field.
+
+/** Order of delivery whenever there is a backlog: higher first, order kept within a priority. */
+export const EventPriority = Object.freeze({ LOW: 0, NORMAL: 1, HIGH: 2, CRITICAL: 3 } as const)
+export type EventPriority = (typeof EventPriority)[keyof typeof EventPriority]
+export const PRIORITIES = 4
+
+const LINE_END = /\r\n?|\n/
+const PRINTABLE_ASCII = /^[\x20-\x7e]*$/
+const FORBIDDEN = /[\r\n\0]/
+const MAX_NAME_LENGTH = 256
+// A longer id comes back as a 431 and ends the client for good (FACTS 1.4); ours leave room for proxies.
+const MAX_ID_LENGTH = 1024
+const MIN_RETRY_MS = 100
+const MAX_RETRY_MS = 3_600_000
+const CONTROL_PREFIX = 'sse:'
+// EventSource fires these itself; an event of that name would look like a connection state.
+const OWN_EVENTS = new Set(['open', 'error'])
+
+/** Throws SSE_ERR_INVALID_EVENT_NAME unless an application may send events of this name. */
+export function assertEventName (name: unknown): asserts name is string {
+  const reason = faultOfName(name)
+  if (reason !== null) throw new InvalidEventName(typeof name === 'string' ? JSON.stringify(name.slice(0, 80)) : `of type ${typeof name}`, reason)
+}
+
+function faultOfName (name: unknown): string | null {
+  if (name === 'message') return null
+  if (typeof name !== 'string' || name.length === 0 || name.length > MAX_NAME_LENGTH) return `must be a string of 1 to ${MAX_NAME_LENGTH} characters`
+  if (FORBIDDEN.test(name) || !name.isWellFormed()) return 'must not have CR, LF, NUL or lone surrogates'
+  if (OWN_EVENTS.has(name)) return 'is an event of EventSource itself'
+  if (name.startsWith(CONTROL_PREFIX)) return `must not begin with "${CONTROL_PREFIX}": the prefix of control events`
+  return null
+}
+
+/** Throws SSE_ERR_INVALID_RETRY unless `retry` is an integer of milliseconds that does not make clients storm or sleep. */
+export function assertRetry (retry: unknown): asserts retry is number {
+  if (!Number.isInteger(retry) || (retry as number) < MIN_RETRY_MS || (retry as number) > MAX_RETRY_MS) throw new InvalidRetry(shown(retry))
+}
+
+/** Throws SSE_ERR_INVALID_PRIORITY unless `priority` is one of EventPriority. */
+export function assertPriority (priority: unknown): asserts priority is EventPriority {
+  if (!Number.isInteger(priority) || (priority as number) < 0 || (priority as number) >= PRIORITIES) throw new InvalidPriority(shown(priority))
+}
+
+// Not everything has a string form: Object.create(null) would throw an error of its own.
+function shown (value: unknown): string {
+  return typeof value === 'number' ? String(value) : `a value of type ${typeof value}`
+}
+
+/**
+ * The text that `data:` lines carry: a string as it is, anything else as JSON.
+ * Throws SSE_ERR_INVALID_DATA for what has no JSON form, and for lone surrogates, which UTF-8 cannot carry.
+ */
+export function serialize (data: unknown): string {
+  if (typeof data === 'string') {
+    if (!data.isWellFormed()) throw new InvalidData('must not have lone surrogates')
+    return data
+  }
+  if (data instanceof Promise) throw new InvalidData('is a promise: await it first')
+  let text: string | undefined
+  try {
+    text = JSON.stringify(data)
+  } catch (cause) {
+    throw new InvalidData(`cannot be serialised: ${cause instanceof Error ? cause.message : shown(cause)}`, { cause })
+  }
+  if (text === undefined) throw new InvalidData(`of type ${typeof data} cannot be serialised`)
+  return text
+}
+
+/** One block without its id: event, retry and data lines and the blank line that ends it. */
+export function encodeEvent (name: string, data: string, retry?: number): string {
+  let text = ''
+  if (name !== 'message') {
+    if (FORBIDDEN.test(name)) throw new InvalidEventName(JSON.stringify(name.slice(0, 80)), 'must not have CR, LF or NUL')
+    text = `event: ${name}\n`
+  }
+  if (retry !== undefined) {
+    assertRetry(retry)
+    text += `retry: ${retry}\n`
+  }
+  // Most data is JSON of one line: no split, no array, and no regular expression that reads all of it.
+  if (!data.includes('\n') && !data.includes('\r')) return `${text}data: ${data}\n\n`
+  for (const line of data.split(LINE_END)) text += `data: ${line}\n`
+  return text + '\n'
+}
+
+/** The line that names a place for Last-Event-ID; put before a block it belongs to that block. */
+export function encodeId (id: string): string {
+  if (typeof id !== 'string' || id.length > MAX_ID_LENGTH) throw new InvalidId(`must be a string of at most ${MAX_ID_LENGTH} characters`)
+  // Node decodes request headers as latin1, so other characters would come back as something else (FACTS 1.4).
+  if (!PRINTABLE_ASCII.test(id)) throw new InvalidId('must be printable ASCII')
+  return encodePlace(id)
+}
+
+/** The same for a cursor of our own making: it cannot have anything else in it. */
+export function encodePlace (cursor: string): string {
+  return `id: ${cursor}\n`
+}
+
+/** A block that dispatches nothing but moves Last-Event-ID. */
+export function encodeCursor (id: string): string {
+  return encodeId(id) + '\n'
+}
+
+/** A block that dispatches nothing but sets the reconnection time, in milliseconds. */
+export function encodeRetry (retry: number): string {
+  assertRetry(retry)
+  return `retry: ${retry}\n\n`
+}
+
+/** A comment: bytes that keep proxies and clients awake and dispatch nothing. */
+export function encodeComment (text: string): string {
+  return text.split(LINE_END).map(line => `: ${line}\n`).join('') + '\n'
+}
+
+/** The control events, in the reserved namespace. */
+export type ControlEvent = 'gap' | 'close' | 'error' | 'unsubscribed' | 'join' | 'leave'
+export function encodeControl (event: ControlEvent, data: object): string {
+  return encodeEvent(CONTROL_PREFIX + event, JSON.stringify(data))
+}

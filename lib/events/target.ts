@@ -1,0 +1,54 @@
+import type { Target } from '../log/broker.js'
+import { InvalidTarget } from '../errors.js'
+import { assertTopic } from './topic.js'
+import type { BroadcastOptions } from '../../types/index.js'
+
+/**
+ * Whom a broadcast's options name. A list that is there but no list, or a misspelt name, is an error: the event would go to
+ * everyone. An empty list is nobody. Lists are copied: the log keeps them.
+ * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_TOPIC
+ */
+export function createTarget (options: BroadcastOptions): Target {
+  if (!isPlain(options)) throw new InvalidTarget('options must be a plain object, not a promise of one')
+  const target: { -readonly [K in keyof Target]: Target[K] } = {}
+  for (const name of Object.keys(options)) {
+    switch (name) {
+      case 'userIds':
+      case 'subscriptionIds':
+      case 'clientIds':
+      case 'exceptClientIds':
+        target[name] = copyOf(options[name], name)
+        break
+      case 'filter':
+        if (typeof options.filter !== 'function') throw new InvalidTarget('filter must be a function')
+        target.filter = options.filter
+        break
+      case 'ephemeral':
+      case 'local':
+        if (options[name] !== undefined && typeof options[name] !== 'boolean') throw new InvalidTarget(`${name} must be a boolean`)
+        break
+      case 'priority':
+      case 'retry':
+      case 'key':
+        break
+      default:
+        throw new InvalidTarget(`has an unknown property ${JSON.stringify(name.slice(0, 80))}: it has userIds, subscriptionIds, clientIds, exceptClientIds, filter, priority, retry, key, ephemeral and local`)
+    }
+  }
+  target.subscriptionIds?.forEach(assertTopic)
+  return target
+}
+
+/** What names nobody by properties of its own, such as a promise that was not awaited, would be for everyone. */
+function isPlain (options: unknown): options is object {
+  if (typeof options !== 'object' || options === null) return false
+  // Of any realm: the end of the chain, or next to it.
+  const prototype: unknown = Object.getPrototypeOf(options)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
+}
+
+function copyOf (ids: unknown, name: string): readonly string[] {
+  if (!Array.isArray(ids)) throw new InvalidTarget(`${name} must be an array of strings`)
+  for (const id of ids) if (typeof id !== 'string' || id === '') throw new InvalidTarget(`${name} must be an array of strings`)
+  return ids.slice()
+}

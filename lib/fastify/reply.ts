@@ -1,0 +1,84 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { Body } from './reply-body.js'
+import type { SSEConnection } from '../connections/connection.js'
+import { HeadAlreadySent, InvalidOption, InvalidSource } from '../errors.js'
+import { streamHeaders } from '../wire/headers.js'
+import type { Log } from '../util/logger.js'
+import type { SSEManager } from '../manager.js'
+import type { SSEUser } from '../options.js'
+import { discard, hold, isSource, pump } from '../streams/source.js'
+import type { ConnectOptions, Source, SourceFactory } from '../../types/index.js'
+
+/** Who a request is from. */
+export interface Recognition {
+  readonly user: SSEUser | null
+  /** The moment before anybody was asked; see `Disconnections`. */
+  readonly since: number
+}
+
+/** Finds out who a request is from, once. */
+export type Guard = (request: FastifyRequest, reply: FastifyReply, requireAuthentication?: boolean) => Promise<Recognition>
+
+/** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
+export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
+  const { sent } = reply
+  const answer = isSource(first) ? stream(manager, guard, request, reply, first, second) : connect(manager, guard, request, reply, true, first)
+  // A handler that neither awaits nor returns this promise must not let any client end the process.
+  answer.catch(err => {
+    if (reply.sent) {
+      if (!sent) request.log.warn({ err }, 'reply.sse() failed, as its request was answered meanwhile: the handler must await or return its promise')
+    } else {
+      setImmediate(() => { if (!reply.sent) request.log.warn({ err }, 'reply.sse() failed, and its request is unanswered: the handler must await or return its promise') })
+    }
+  })
+  return answer
+}
+
+const SOURCE_OPTIONS = ['clientInfo', 'retryMs', 'lastEventId']
+const CONNECT_OPTIONS = ['subscriptions', ...SOURCE_OPTIONS]
+
+/** A misspelt name would open a stream that holds nothing, a forgotten `await` one without its source. */
+function assertOptions (options: unknown, names: readonly string[]): asserts options is ConnectOptions {
+  if (typeof options !== 'object' || options === null) throw new InvalidSource(`or options of reply.sse() must be an object, not ${options === null ? 'null' : `a ${typeof options}`}`)
+  if ('then' in options) throw new InvalidSource('is still a promise: await it first')
+  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(name, `of reply.sse() is not an option: it has ${names.join(', ')}`)
+}
+
+async function stream (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options: unknown): Promise<void> {
+  let connection: SSEConnection
+  hold(source)
+  try {
+    connection = await connect(manager, guard, request, reply, false, options)
+  } catch (error) {
+    discard(source)
+    throw error
+  }
+  await play(connection, source, request.log)
+}
+
+/** Streams the source and ends the connection; a failure is the log's to know, the client is only told that there was one. */
+async function play (connection: SSEConnection, source: Source | SourceFactory, log: Log): Promise<void> {
+  if (!connection.isConnected) return discard(source)
+  try {
+    await pump(connection, source)
+    await connection.drained()
+    connection.close('source-end')
+  } catch (err) {
+    log.error({ err, clientId: connection.clientId }, 'The source of an event stream failed')
+    await connection.drained()
+    connection.fail()
+  }
+}
+
+async function connect (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, managed: boolean, options: unknown = {}): Promise<SSEConnection> {
+  assertOptions(options, managed ? CONNECT_OPTIONS : SOURCE_OPTIONS)
+  if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
+  const { user, since } = await guard(request, reply)
+  const connection = await manager.admit({ request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, since, requireAuthentication: false, managed, options })
+  // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
+  request.raw.headers['x-no-compression'] ??= '1'
+  // Only 200 opens an EventSource.
+  reply.code(200).headers(streamHeaders(request.raw)).send(new Body(reply, connection))
+  if (!connection.isConnected) await connection.opened()
+  return connection
+}

@@ -1,0 +1,101 @@
+import type { Broker, History, Message, OutgoingMessage, Page, Published, ReadRequest, Sink } from './broker.js'
+import { Closed, InvalidOption } from '../errors.js'
+import { createId } from '../util/id.js'
+import { Ring } from './ring.js'
+
+/** The log of a single node, in memory. It ends with the process; clients that return to the next one get a gap. */
+export function memoryBroker (): Broker {
+  return new MemoryBroker()
+}
+
+/** Published from inside a delivery: delivered after it. */
+interface Waiting {
+  readonly message: Message
+  resolve (published: Published): void
+  reject (error: unknown): void
+}
+
+class MemoryBroker implements Broker {
+  readonly shared = false
+  readonly epoch = createId().slice(0, 8)
+  #ring: Ring | null = null
+  #sink: Sink | null = null
+  #waiting: Waiting[] = []
+  #delivering = false
+  /** Until when, oldest claim first. */
+  readonly #claims = new Map<string, number>()
+
+  get position (): number {
+    return this.#ring?.last ?? 0
+  }
+
+  async open (sink: Sink, history: History): Promise<void> {
+    if (this.#ring !== null) throw new InvalidOption('broker', 'is open already: each manager needs one of its own')
+    this.#ring = new Ring(history)
+    this.#sink = sink
+    sink.state('up')
+  }
+
+  publish (outgoing: OutgoingMessage): Published | Promise<Published> {
+    if (this.#sink === null) throw new Closed()
+    const message = this.#log(outgoing)
+    if (this.#delivering) return new Promise((resolve, reject) => { this.#waiting.push({ message, resolve, reject }) })
+    this.#delivering = true
+    try {
+      return this.#deliver(message)
+    } finally {
+      this.#deliverWaiting()
+      this.#delivering = false
+    }
+  }
+
+  /** Gives the message its number, and keeps it as it is: a copy would cost as much as all checks of it. */
+  #log (outgoing: OutgoingMessage): Message {
+    const message = outgoing as { -readonly [K in keyof Message]: Message[K] }
+    message.seq = message.ephemeral ? 0 : this.position + 1
+    if (!message.ephemeral) this.#ring!.append(message)
+    return message
+  }
+
+  #deliver (message: Message): Published {
+    return { seq: message.ephemeral ? null : message.seq, delivered: this.#sink?.deliver(message) ?? 0 }
+  }
+
+  #deliverWaiting (): void {
+    while (this.#waiting.length > 0) {
+      const waiting = this.#waiting
+      this.#waiting = []
+      for (const { message, resolve, reject } of waiting) {
+        try {
+          resolve(this.#deliver(message))
+        } catch (error) {
+          reject(error)
+        }
+      }
+    }
+  }
+
+  async read (request: ReadRequest): Promise<Page> {
+    if (this.#sink === null) throw new Closed()
+    if (request.epoch !== this.epoch) return { messages: [], next: this.position, gap: 'epoch' }
+    return this.#ring!.read(request)
+  }
+
+  async claim (key: string, ttlMs: number): Promise<boolean> {
+    if (this.#sink === null) throw new Closed()
+    const now = Date.now()
+    for (const [old, until] of this.#claims) {
+      if (until > now) break
+      this.#claims.delete(old)
+    }
+    if ((this.#claims.get(key) ?? 0) > now) return false
+    this.#claims.delete(key)
+    this.#claims.set(key, now + ttlMs)
+    return true
+  }
+
+  async close (): Promise<void> {
+    this.#sink = null
+    this.#ring = null
+  }
+}

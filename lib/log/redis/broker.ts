@@ -1,0 +1,174 @@
+import type { Broker, GapReason, History, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../broker.js'
+import { BrokerUnavailable, Closed } from '../../errors.js'
+import { createId } from '../../util/id.js'
+import { inTime } from '../../util/timeout.js'
+import { resolveRedisOptions, type RedisStreamsOptions, type ResolvedRedisOptions } from '../../options.js'
+import { Appender } from './appender.js'
+import { connector, type Connect, type Connection } from './client.js'
+import { Link, type Serve } from './reconnector.js'
+import { RedisLog } from './store.js'
+import { LogReader, type Arrival } from './reader.js'
+import { Replay, type Fetch } from './history-cache.js'
+
+export type { IoredisClient, NodeRedisClient } from './client.js'
+export type { RedisStreamsOptions } from '../../options.js'
+
+/**
+ * The log of many nodes, in Redis 6.2 or later, or Valkey. Each node holds two connections of its own: one that publishes
+ * and fetches what is older than the node remembers, and one that waits for what is new.
+ * @throws SSE_ERR_INVALID_OPTION
+ */
+export function redisStreamsBroker (options: RedisStreamsOptions): Broker {
+  const resolved = resolveRedisOptions(options)
+  return new RedisStreamsBroker(resolved, connector(resolved.client, resolved.database, resolved.replyTimeoutMs))
+}
+
+/** Before Redis was reached for the first time there is no log, and no cursor of one is good. */
+const NO_EPOCH = 'none'
+
+class RedisStreamsBroker implements Broker {
+  readonly shared = true
+  readonly #options: ResolvedRedisOptions
+  readonly #connect: Connect
+  readonly #log: RedisLog
+  readonly #reader: LogReader
+  /** Links that have never been up. */
+  readonly #awaited = new Set<string>()
+  /** What keeps a link from being up. */
+  readonly #down = new Map<string, Error>()
+  #links: Link[] = []
+  #appender: Appender | null = null
+  #sink: Sink | null = null
+  #history: History | null = null
+  #epoch = 0
+  #replay: Replay | null = null
+  /** The connection that publishes, while there is one. */
+  #connection: Connection | null = null
+  #state: 'up' | 'down' | null = null
+  #onUp: (() => void) | null = null
+  #started = false
+  #closing: Promise<void> | null = null
+
+  constructor (options: ResolvedRedisOptions, connect: Connect) {
+    this.#options = options
+    this.#connect = connect
+    this.#log = new RedisLog(options.keyPrefix, createId(), options.replyTimeoutMs)
+    this.#reader = new LogReader(this.#log, {
+      moved: (epoch, position, reason) => this.#move(epoch, position, reason),
+      arrived: arrivals => this.#arrive(arrivals)
+    })
+  }
+
+  get epoch (): string {
+    return this.#epoch === 0 ? NO_EPOCH : this.#epoch.toString(36)
+  }
+
+  get position (): number {
+    return this.#replay?.position ?? 0
+  }
+
+  async open (sink: Sink, history: History): Promise<void> {
+    this.#sink = sink
+    this.#history = history
+    const appender = this.#appender = new Appender(this.#log, history, this.#options)
+    this.#link('reader', (connection, up) => this.#reader.serve(connection, up))
+    this.#link('writer', (connection, up) => {
+      this.#connection = connection
+      return appender.serve(connection, up)
+    }, error => {
+      this.#connection = null
+      appender.lost(error)
+    })
+    const { startTimeoutMs, startDegraded } = this.#options
+    const up = new Promise<void>(resolve => { this.#onUp = resolve })
+    for (const link of this.#links) link.start()
+    try {
+      await inTime(up, startTimeoutMs)
+    } catch (error) {
+      const [cause = error as Error] = this.#down.values()
+      if (startDegraded) return
+      await this.close()
+      throw new BrokerUnavailable(`could not be reached within ${startTimeoutMs} ms: ${cause.message}`, { cause })
+    } finally {
+      this.#started = true
+    }
+  }
+
+  async publish (message: OutgoingMessage): Promise<Published> {
+    if (this.#appender === null || this.#closing !== null) throw new Closed()
+    return await this.#appender.publish(message)
+  }
+
+  async read ({ epoch, ...request }: ReadRequest): Promise<Page> {
+    if (this.#sink === null || this.#closing !== null) throw new Closed()
+    if (this.#replay === null || epoch !== this.epoch) return { messages: [], next: this.position, gap: 'epoch' }
+    return await this.#replay.read(request)
+  }
+
+  async claim (key: string, ttlMs: number): Promise<boolean> {
+    if (this.#sink === null || this.#closing !== null) throw new Closed()
+    if (this.#connection === null) throw new BrokerUnavailable('cannot be reached')
+    return await this.#log.claim(this.#connection, key, ttlMs)
+  }
+
+  close (): Promise<void> {
+    return (this.#closing ??= this.#close())
+  }
+
+  async #close (): Promise<void> {
+    await this.#appender?.close()
+    this.#sink = null
+    await Promise.all(this.#links.map(link => link.stop()))
+  }
+
+  #link (name: string, serve: Serve, onLost: (error: Error) => void = () => {}): void {
+    this.#awaited.add(name)
+    this.#links.push(new Link({
+      connect: this.#connect,
+      serve,
+      onChange: error => {
+        if (error === null) {
+          this.#awaited.delete(name)
+          this.#down.delete(name)
+          for (const link of this.#links) link.hurry()
+        } else {
+          this.#down.set(name, error)
+          onLost(error)
+        }
+        this.#report()
+      }
+    }))
+  }
+
+  #report (): void {
+    const [error] = this.#down.values()
+    if (error === undefined && this.#awaited.size > 0) return
+    const state = error === undefined ? 'up' : 'down'
+    if (state === 'up') this.#onUp?.()
+    if (state === this.#state) return
+    this.#state = state
+    this.#sink?.state(state, error)
+  }
+
+  /** The log goes on elsewhere: what this node remembers of it is void. */
+  #move (epoch: number, position: number, reason: GapReason | null): void {
+    const fetch: Fetch = async (from, to) => {
+      if (this.#connection === null) throw new BrokerUnavailable('cannot be reached')
+      return await this.#log.range(this.#connection, epoch, from, to)
+    }
+    this.#epoch = epoch
+    this.#replay = new Replay(this.#history!, position, fetch)
+    this.#appender!.skipped(epoch, position)
+    // Who connected before the log was reached has been told a place in none.
+    if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch')
+  }
+
+  #arrive (arrivals: readonly Arrival[]): void {
+    const replay = this.#replay!
+    for (const { message, time } of arrivals) if (message.seq > 0) replay.append(message, this.#log.localTime(time))
+    for (const { message, nonce } of arrivals) {
+      const delivered = this.#sink?.deliver(message) ?? 0
+      this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
+    }
+  }
+}

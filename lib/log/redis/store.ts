@@ -1,0 +1,201 @@
+import { Type } from '@sinclair/typebox'
+import { TypeCompiler } from '@sinclair/typebox/compiler'
+import type { History, Message, OutgoingMessage } from '../broker.js'
+import { BrokerUnavailable } from '../../errors.js'
+import type { EventPriority } from '../../events/event.js'
+import { bytesOf } from '../ring.js'
+import type { Connection } from './client.js'
+import { APPEND, GREET } from './script.js'
+
+/** A message as it stands in Redis. */
+export interface Entry {
+  /** Null when it is not of our making. */
+  readonly message: Message | null
+  /** See `Outgoing`. */
+  readonly nonce: string
+  /** When it was logged, by Redis's clock, in milliseconds. */
+  readonly time: number
+  /** Its number among the logged, or among the ephemeral ones. */
+  readonly number: number
+  /** The newest number of the other kind when it was published. */
+  readonly other: number
+}
+
+/** What has come, oldest first; at most `READ_COUNT` of each. */
+export interface News {
+  readonly epoch: number
+  readonly logged: readonly Entry[]
+  readonly ephemeral: readonly Entry[]
+}
+
+/** Where the log stands. */
+export interface Place {
+  /** When this life of the log began, in milliseconds. */
+  readonly epoch: number
+  /** One more than the newest when there is none. */
+  readonly oldest: number
+  readonly newest: number
+  readonly ephemerals: number
+  /** Redis's clock, in milliseconds. */
+  readonly now: number
+  /** When the entry that was asked about was logged, and the newest; null when there is none. */
+  readonly askedTime: number | null
+  readonly newestTime: number | null
+}
+
+/** A message on its way to Redis. */
+export interface Outgoing {
+  readonly message: OutgoingMessage
+  /** Unique to this publish: by it the writer knows its own when it comes back. */
+  readonly nonce: string
+}
+
+export interface Batch {
+  /** Grows; a batch that is sent again keeps its number. */
+  readonly number: number
+  /** Time left, in milliseconds, after which it must not be appended any more. */
+  remainingMs (): number
+  readonly items: readonly Outgoing[]
+}
+
+/** What became of a batch: its place, or null when it came too late and nothing was appended. */
+export type Appended = { epoch: number, first: number } | null
+
+export const READ_COUNT = 500
+/** A writer whose reply was lost comes back within its publish timeout, which is at most a minute. */
+const WRITER_MS = 300_000
+/** Ephemeral messages stay only until every node has read them. */
+const EPHEMERAL_HISTORY: History = { maxEvents: 1_000, maxAgeMs: 10_000, maxBytes: 4 * 1024 * 1024 }
+
+/** The log as Redis keeps it: two streams, of logged and of ephemeral messages, and what is known of them and of each writer. */
+export class RedisLog {
+  readonly writerId: string
+  readonly #meta: string
+  readonly #log: string
+  readonly #ephemeral: string
+  readonly #writer: string
+  readonly #claims: string
+  readonly #replyTimeoutMs: number
+  /** How far Redis's clock is ahead of this one, as of its last answer. */
+  #aheadMs = 0
+
+  /** @param keyPrefix becomes a hash tag: all keys are in one slot. */
+  constructor (keyPrefix: string, writerId: string, replyTimeoutMs: number) {
+    this.writerId = writerId
+    this.#meta = `{${keyPrefix}}:meta`
+    this.#log = `{${keyPrefix}}:log`
+    this.#ephemeral = `{${keyPrefix}}:ephemeral`
+    this.#claims = `{${keyPrefix}}:claim:`
+    this.#writer = `{${keyPrefix}}:writer:${writerId}`
+    this.#replyTimeoutMs = replyTimeoutMs
+  }
+
+  /** Sets the key unless it is set. */
+  async claim (connection: Connection, key: string, ttlMs: number): Promise<boolean> {
+    try {
+      return await connection.send(['SET', this.#claims + key, '1', 'NX', 'PX', String(Math.ceil(ttlMs))], this.#replyTimeoutMs) !== null
+    } catch (cause) {
+      throw new BrokerUnavailable('could not be asked', { cause })
+    }
+  }
+
+  /** A time of Redis's clock by this node's clock. */
+  localTime (time: number): number {
+    return time - this.#aheadMs
+  }
+
+  /**
+   * Asks where the log stands, and begins it when there is none.
+   * @param asked a sequence number whose time is wanted.
+   * @param giveUp an epoch to replace by a new one, if it is still the current one.
+   * @param writable whether to reject when Redis takes no writes (a replica, out of memory, …).
+   */
+  async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<Place> {
+    const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0'], this.#replyTimeoutMs))
+    const [epoch, oldest, newest, ephemerals, now] = reply.map(Number) as [number, number, number, number, number]
+    this.#observe(now)
+    const [askedTime, newestTime] = [reply[5]!, reply[6]!].map(time => time === '' ? null : Number(time)) as [number | null, number | null]
+    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime }
+  }
+
+  async append (connection: Connection, { number, remainingMs, items }: Batch, history: History): Promise<Appended> {
+    const deadline = Math.floor(Date.now() + this.#aheadMs + remainingMs())
+    const args = [number, deadline, WRITER_MS, ...limits(history), ...limits(EPHEMERAL_HISTORY)].map(String)
+    for (const { message, nonce } of items) {
+      const { event, data, priority, retry, key, target, ephemeral } = message
+      args.push(ephemeral ? '0' : '1', String(bytesOf(message)), JSON.stringify({ event, priority, retry, key, target, nonce }), data)
+    }
+    const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs))
+    this.#observe(Number(reply[1]))
+    return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }
+  }
+
+  /** What comes after these numbers, waited for as long as `blockMs`; null when nothing came. */
+  async follow (connection: Connection, epoch: number, seq: number, ephemerals: number, blockMs: number): Promise<News | null> {
+    // To block for 0 would be for ever.
+    const block = blockMs === 0 ? [] : ['BLOCK', String(blockMs)]
+    const reply = await connection.send(['XREAD', 'COUNT', String(READ_COUNT), ...block, 'STREAMS', this.#log, this.#ephemeral, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], blockMs + this.#replyTimeoutMs)
+    if (reply === null) return null
+    const news = { epoch: 0, logged: [] as Entry[], ephemeral: [] as Entry[] }
+    for (const [key, raw] of reply as [unknown, unknown[]][]) {
+      // A prefix of the client's own may stand before ours.
+      const ephemeral = String(key).endsWith(this.#ephemeral)
+      for (const item of raw) {
+        const { epoch, entry } = decode(item, ephemeral)
+        news.epoch = epoch
+        news[ephemeral ? 'ephemeral' : 'logged'].push(entry)
+      }
+    }
+    return news
+  }
+
+  /** The entries of these numbers that are there, oldest first. */
+  async range (connection: Connection, epoch: number, from: number, to: number): Promise<Entry[]> {
+    const reply = await connection.send(['XRANGE', this.#log, `${epoch}-${from}`, `${epoch}-${to}`], this.#replyTimeoutMs)
+    return (reply as unknown[]).map(item => decode(item, false).entry)
+  }
+
+  #observe (clock: number): void {
+    this.#aheadMs = clock - Date.now()
+  }
+}
+
+function limits ({ maxEvents, maxAgeMs, maxBytes }: History): number[] {
+  return [maxEvents, maxAgeMs, maxBytes]
+}
+
+function texts (reply: unknown): string[] {
+  return (reply as unknown[]).map(String)
+}
+
+const Ids = Type.Optional(Type.Array(Type.String()))
+/** All of a message but its data. Of another process, perhaps of another version: what cannot be delivered must not stop what comes after it. */
+const head = TypeCompiler.Compile(Type.Object({
+  event: Type.String({ pattern: '^[^\\r\\n\\0]+$' }),
+  priority: Type.Integer({ minimum: 0, maximum: 3 }),
+  retry: Type.Optional(Type.Integer({ minimum: 100, maximum: 3_600_000 })),
+  key: Type.Optional(Type.String()),
+  target: Type.Object({ userIds: Ids, subscriptionIds: Ids, clientIds: Ids, exceptClientIds: Ids }),
+  nonce: Type.String()
+}))
+
+function decode (raw: unknown, ephemeral: boolean): { epoch: number, entry: Entry } {
+  const [id, fields] = raw as [unknown, unknown[]]
+  const [epoch, number] = String(id).split('-').map(Number) as [number, number]
+  const [t, time, b, , o, other, h, text, d, data] = fields as string[]
+  const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd'
+  const parsed = ours ? parse(text!) : null
+  const place = { time: Number(time), number, other: Number(other) }
+  if (!head.Check(parsed)) return { epoch, entry: { message: null, nonce: '', ...place } }
+  const { event, priority, retry, key, target, nonce } = parsed
+  const message = { event, data: data!, priority: priority as EventPriority, retry, key, target, ephemeral, seq: ephemeral ? 0 : number }
+  return { epoch, entry: { message, nonce, ...place } }
+}
+
+function parse (text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,138 @@
+import { Buffer } from 'node:buffer'
+import type { History, Message, OutgoingMessage, Page, Target } from './broker.js'
+import { conflationKey } from '../events/conflation.js'
+import type { EventPriority } from '../events/event.js'
+
+interface Entry {
+  readonly message: Message
+  readonly time: number
+  readonly bytes: number
+  /** See `conflationKey`. */
+  readonly key: string | null
+}
+
+/** What each id in a target takes beside its text, in bytes. */
+const ID_BYTES = 32
+/** Messages that one read looks at: nobody waits for the lane of another priority to be walked to its end. */
+const SCAN = 2048
+
+/** The newest messages of a log, bounded by count, age and bytes; one alone may be larger. Sequence numbers in it have no holes. */
+export class Ring {
+  readonly #history: History
+  readonly #now: () => number
+  #entries: (Entry | undefined)[] = new Array(16)
+  /** The newest message of each conflation key. */
+  readonly #newest = new Map<string, number>()
+  #first: number
+  #last: number
+  #bytes = 0
+  #full = false
+
+  /** @param position sequence number of the newest message before the first that will be appended. */
+  constructor (history: History, now: () => number = Date.now, position = 0) {
+    this.#history = history
+    this.#now = now
+    this.#first = position + 1
+    this.#last = position
+  }
+
+  /** Sequence number of the oldest message kept; one more than `last` when there is none. */
+  get first (): number {
+    return this.#first
+  }
+
+  get last (): number {
+    return this.#last
+  }
+
+  get bytes (): number {
+    return this.#bytes
+  }
+
+  /** Whether something has been left out because of its bounds: what is older is none of the history. */
+  get full (): boolean {
+    return this.#full
+  }
+
+  /** @param time when it was logged, in milliseconds since the epoch; absent: now. */
+  append (message: Message, time?: number): void {
+    const now = this.#now()
+    this.#last = message.seq
+    this.#put(message, time ?? now)
+    this.#trim(now)
+  }
+
+  /** Adds the message before the oldest. False when it is out of bounds. */
+  prepend (message: Message, time: number): boolean {
+    this.#first = message.seq
+    this.#put(message, time)
+    this.#trim(this.#now())
+    return this.#first === message.seq
+  }
+
+  /** The messages of one lane after `after`, oldest first, without those that a newer one replaces. */
+  read ({ after, priority, limit }: { after: number, priority: EventPriority, limit: number }): Page {
+    this.#trim(this.#now())
+    if (after > this.#last) return { messages: [], next: this.#last, gap: 'unknown' }
+    if (after < this.#first - 1) return { messages: [], next: this.#last, gap: 'trimmed' }
+    const messages: Message[] = []
+    const end = Math.min(this.#last, after + SCAN)
+    for (let seq = after + 1; seq <= end; seq++) {
+      const { message, key } = this.#entries[seq & (this.#entries.length - 1)]!
+      if (message.priority !== priority || (key !== null && this.#newest.get(key)! > seq)) continue
+      if (messages.length === limit) return { messages, next: seq - 1 }
+      messages.push(message)
+    }
+    return { messages, next: end }
+  }
+
+  #put (message: Message, time: number): void {
+    if (this.#last - this.#first >= this.#entries.length) this.#grow(message.seq)
+    const entry = { message, time, bytes: bytesOf(message), key: conflationKey(message) }
+    this.#entries[message.seq & (this.#entries.length - 1)] = entry
+    this.#bytes += entry.bytes
+    if (entry.key !== null) this.#newest.set(entry.key, Math.max(message.seq, this.#newest.get(entry.key) ?? 0))
+  }
+
+  #trim (now: number): void {
+    const { maxEvents, maxAgeMs, maxBytes } = this.#history
+    const oldest = now - maxAgeMs
+    const mask = this.#entries.length - 1
+    while (this.#first <= this.#last &&
+      (this.#last - this.#first + 1 > maxEvents || (this.#bytes > maxBytes && this.#first < this.#last) || this.#entries[this.#first & mask]!.time < oldest)) {
+      const seq = this.#first++
+      const { bytes, key } = this.#entries[seq & mask]!
+      this.#entries[seq & mask] = undefined
+      this.#bytes -= bytes
+      if (key !== null && this.#newest.get(key) === seq) this.#newest.delete(key)
+      this.#full = true
+    }
+  }
+
+  /** Doubles the room; the message with this number is not there yet. */
+  #grow (arriving: number): void {
+    const size = this.#entries.length * 2
+    const entries: (Entry | undefined)[] = new Array(size)
+    for (let seq = this.#first; seq <= this.#last; seq++) {
+      if (seq !== arriving) entries[seq & (size - 1)] = this.#entries[seq & (this.#entries.length - 1)]
+    }
+    this.#entries = entries
+  }
+}
+
+/** What keeping a message takes in memory, about: `maxEvents` bounds what they all take alike. */
+export function bytesOf ({ data, event, key, target }: OutgoingMessage): number {
+  const bytes = Buffer.byteLength(data) + event.length + bytesOfIds(target)
+  // What is conflated is known by its key and target together: both are there twice.
+  return key === undefined ? bytes : bytes + 2 * key.length + bytesOfIds(target)
+}
+
+export function bytesOfIds ({ userIds, subscriptionIds, clientIds, exceptClientIds }: Target): number {
+  return bytesOfList(userIds) + bytesOfList(subscriptionIds) + bytesOfList(clientIds) + bytesOfList(exceptClientIds)
+}
+
+function bytesOfList (ids: readonly string[] | undefined): number {
+  let bytes = 0
+  if (ids !== undefined) for (const id of ids) bytes += ID_BYTES + id.length
+  return bytes
+}

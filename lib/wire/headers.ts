@@ -1,0 +1,34 @@
+import type { HttpRequest } from './http.js'
+
+/** Whether a client that sent this Accept header takes an event stream (RFC 9110, 12.5.1): none at all takes everything. */
+export function isAcceptable (accept: string | undefined): boolean {
+  if (accept === undefined || accept === 'text/event-stream' || accept === '*/*' || accept.trim() === '') return true
+  let best = -1
+  let quality = 0
+  for (const range of accept.split(',')) {
+    const [type, ...parameters] = range.split(';').map(part => part.trim().toLowerCase())
+    const precision = ['*/*', 'text/*', 'text/event-stream'].indexOf(type!)
+    if (precision <= best) continue
+    best = precision
+    const q = parameters.find(parameter => parameter.startsWith('q='))
+    quality = q === undefined ? 1 : Number(q.slice(2))
+  }
+  return quality > 0
+}
+
+/** Whether it asks for an event stream by name, as every EventSource does; one that takes anything does not. */
+export function namesEventStream (accept: string | undefined): boolean {
+  return accept !== undefined && /\btext\/event-stream\b/i.test(accept) && isAcceptable(accept)
+}
+
+/** The head of every stream. */
+export function streamHeaders (request: HttpRequest): Record<string, string> {
+  const headers: Record<string, string> = {
+    'content-type': 'text/event-stream',
+    // no-transform keeps compressing proxies out; a cache without the rest served one user's events to another (FACTS 2.11).
+    'cache-control': 'private, no-cache, no-store, no-transform',
+    'x-accel-buffering': 'no'
+  }
+  if (request.httpVersionMajor === 1) headers['connection'] = request.httpVersionMinor === 0 || /\bclose\b/i.test(request.headers.connection ?? '') ? 'close' : 'keep-alive'
+  return headers
+}
