@@ -18,13 +18,14 @@ const LAYERS = [
   ['log/redis/broker', 'connections/connection'],
   ['access/admission', 'fastify/reply-body', 'connections/drain', 'delivery/publisher', 'connections/statistics'],
   ['manager'],
-  ['fastify/reply'],
+  ['fastify/authentication', 'fastify/endpoint'],
+  ['fastify/reply', 'fastify/route'],
   ['fastify/plugin'],
   ['index']
 ]
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
-const FASTIFY_VALUES = ['fastify/plugin']
-const FASTIFY_TYPES = ['fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'options']
+const FASTIFY_VALUES = ['fastify/authentication']
+const FASTIFY_TYPES = ['fastify/authentication', 'fastify/endpoint', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'options']
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['fastify/reply-body', 'wire/http']
 

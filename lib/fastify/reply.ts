@@ -1,23 +1,13 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { Guard } from './authentication.js'
 import { Body } from './reply-body.js'
 import type { SSEConnection } from '../connections/connection.js'
 import { HeadAlreadySent, InvalidOption, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
 import type { Log } from '../util/logger.js'
 import type { SSEManager } from '../manager.js'
-import type { SSEUser } from '../options.js'
 import { discard, hold, isSource, pump } from '../streams/source.js'
 import type { ConnectOptions, Source, SourceFactory } from '../../types/index.js'
-
-/** Who a request is from. */
-export interface Recognition {
-  readonly user: SSEUser | null
-  /** The moment before anybody was asked; see `Disconnections`. */
-  readonly since: number
-}
-
-/** Finds out who a request is from, once. */
-export type Guard = (request: FastifyRequest, reply: FastifyReply, requireAuthentication?: boolean) => Promise<Recognition>
 
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
 export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
