@@ -16,7 +16,7 @@ const LAYERS = [
   ['log/redis/appender', 'log/redis/reader', 'delivery/flusher', 'delivery/frame-cache', 'connections/outbox', 'access/refusal', 'subscriptions/subscriptions', 'streams/source', 'access/tickets'],
   ['connections/backlog', 'connections/context'],
   ['log/redis/broker', 'connections/connection'],
-  ['access/admission', 'fastify/reply-body', 'connections/drain', 'delivery/publisher', 'connections/statistics'],
+  ['access/admission', 'fastify/reply-body', 'fastify/servers', 'connections/drain', 'delivery/publisher', 'connections/statistics'],
   ['manager'],
   ['fastify/authentication', 'fastify/endpoint'],
   ['fastify/reply', 'fastify/route'],
@@ -25,7 +25,7 @@ const LAYERS = [
 ]
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
 const FASTIFY_VALUES = ['fastify/authentication']
-const FASTIFY_TYPES = ['fastify/authentication', 'fastify/endpoint', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'options']
+const FASTIFY_TYPES = ['fastify/authentication', 'fastify/endpoint', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/servers', 'options']
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['fastify/reply-body', 'wire/http']
 

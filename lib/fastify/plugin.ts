@@ -1,4 +1,3 @@
-import type { Server } from 'node:http'
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import fp from 'fastify-plugin'
 import { createGuard } from './authentication.js'
@@ -6,9 +5,9 @@ import { registerEndpoint } from './endpoint.js'
 import { AlreadyRegistered, DecoratorTaken } from '../errors.js'
 import { SSEManager } from '../manager.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions } from '../options.js'
-import { Preconnects } from '../wire/idle-sockets.js'
 import { replySSE } from './reply.js'
 import { guardRoutes } from './route.js'
+import { Servers } from './servers.js'
 
 const kManager = Symbol.for('fastify-sse-manager.manager')
 
@@ -31,10 +30,10 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
 
   // Streams end before the server stops listening to them: `onClose` would wait for them for ever (FACTS 2.4). Not
   // awaited: the sooner the port is closed, the sooner a returning client finds the next server instead of a 503.
-  const preconnects = new Preconnects(fastify.server as Server)
+  const servers = new Servers(fastify)
   fastify.addHook('preClose', async () => {
     manager.drain()
-    preconnects.close(options.drainMs)
+    servers.closeIdle(options.drainMs)
   })
   fastify.addHook('onClose', () => manager.close())
 

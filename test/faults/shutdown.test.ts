@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process'
+import dns from 'node:dns'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { mkdtemp } from 'node:fs/promises'
@@ -209,6 +210,51 @@ t.test('half a handshake, or half a request, holds up nothing, wherever it break
       t.teardown(() => { half.close() })
       await service.hasRead(half)
       await service.close(t)
+    })
+  }
+})
+
+t.test('every server of an instance is looked after: a name with two addresses has two', async t => {
+  const certificate = createCertificate(await mkdtemp(join(tmpdir(), 'shutdown-')))
+  const { lookup } = dns
+  // As of `localhost` with IPv6, on any machine.
+  dns.lookup = ((host: string, options: object, callback: (error: null, addresses: object[]) => void) => {
+    if (host === 'localhost' && 'all' in options) callback(null, [{ address: '127.0.0.1', family: 4 }, { address: '127.0.0.2', family: 4 }])
+    else (lookup as (...args: unknown[]) => void)(host, options, callback)
+  }) as typeof lookup
+  t.teardown(() => { dns.lookup = lookup })
+  const cases: Record<string, object> = { 'HTTP/1': {}, TLS: { https: certificate }, 'HTTP/2': { http2: true }, 'HTTP/2 over TLS': { http2: true, https: { ...certificate, allowHTTP1: true } } }
+  for (const [name, server] of Object.entries(cases)) {
+    await t.test(name, async t => {
+      const app = Fastify({ ...server }) as unknown as FastifyInstance
+      t.teardown(() => app.close())
+      await app.register(ssePlugin, { path: '/sse', drainMs: 300, stallTimeoutMs: 0 })
+      await app.listen({ port: 0, host: 'localhost' })
+      const addresses = app.addresses() as AddressInfo[]
+      const { port } = addresses[0]!
+      t.strictSame(addresses.map(({ address }) => address).sort(), ['127.0.0.1', '127.0.0.2'])
+      const peers: { closed: boolean }[] = []
+      for (const address of ['127.0.0.1', '127.0.0.2']) {
+        const bare = new RawSocket(`http://${address}:${port}`)
+        await once(bare.socket, 'connect')
+        const half = new RawSocket(`http://${address}:${port}`)
+        half.socket.write('https' in server ? Buffer.from([0x16, 3, 1, 2, 0]) : 'http2' in server ? 'PRI * HTT' : 'GET / HTTP/1.1\r\nho')
+        peers.push(bare, half)
+        if (!('http2' in server)) {
+          const idle = new RawSocket(`${'https' in server ? 'https' : 'http'}://${address}:${port}`, { path: '/missing' })
+          await idle.waitForAnswers(1)
+          peers.push(idle)
+          continue
+        }
+        const session = connectH2(`${'https' in server ? 'https' : 'http'}://${address}:${port}`)
+        t.teardown(() => session.destroy())
+        peers.push(new H2Stream(session, '/sse'), session)
+        await (peers.at(-2) as H2Stream).waitFor('id: ')
+      }
+      await app.close()
+      // The second server stops listening once the first has closed.
+      await until(() => peers.every(({ closed }) => closed), 10_000, 'the end of all, on both')
+      await t.rejects(once(connect(port, '127.0.0.2'), 'connect'), { code: 'ECONNREFUSED' })
     })
   }
 })
