@@ -58,7 +58,12 @@ export class SSEManager {
     const disconnections = new Disconnections()
     this.#operations = createOperations(resolved, this.#registry, this.#rights, disconnections)
     this.#publisher = new Publisher(resolved, broker, this.#registry, this.#rights, {
-      opened: () => this.#cluster.open(),
+      opened: () => {
+        // Opened by somebody who publishes while it closes.
+        if (this.#closing !== null) return
+        this.#host.start()
+        this.#cluster.open()
+      },
       state: state => this.#cluster.onLog(state),
       told: text => this.#cluster.receive(text)
     }, log)
@@ -301,9 +306,11 @@ export class SSEManager {
     return this.#publisher.health
   }
 
-  /** Opens the log. Called by everything that needs it; the plugin calls it at boot. */
+  /**
+   * Opens the log. Called by everything that needs it; the plugin calls it at boot.
+   * @throws SSE_ERR_CLOSED after `close()`; SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached.
+   */
   open (): Promise<void> {
-    if (this.#closing === null) this.#host.start()
     return this.#publisher.open()
   }
 

@@ -84,8 +84,9 @@ export class Publisher {
     return this.#opened
   }
 
-  /** Opens the log, once. */
+  /** Opens the log, once. Rejects with SSE_ERR_CLOSED when it has been closed, also before it was ever opened. */
   open (): Promise<void> {
+    if (this.#closed) return Promise.reject(new Closed())
     return (this.#opening ??= this.#open().catch(error => {
       // The next call tries again.
       this.#opening = null
@@ -106,12 +107,15 @@ export class Publisher {
         this.#listener.state('up')
       },
       state: (state, err) => {
+        if (this.#closed) return
         if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
         else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')
         this.#health = state === 'up' ? up() : degraded(err?.message ?? 'The event log cannot be reached', this.#health)
         this.#listener.state(state)
       }
     }, this.#options.history)
+    // While it was opening: what is for an open log is not to begin.
+    if (this.#closed) throw new Closed()
     this.#assertEpoch()
     this.#goTo(this.#broker.position)
     this.#opened = true
