@@ -1,10 +1,11 @@
 import { once } from 'node:events'
+import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
-import ssePlugin, { SSEManager, type SSEConnection, type SSEOptions } from '../lib/index.js'
+import ssePlugin, { memoryBroker, SSEManager, type SSEConnection, type SSEOptions } from '../lib/index.js'
 import { block, listen, serve } from './helpers/app.js'
 import { connectH2, H2Stream } from './helpers/h2.js'
 import { collect } from './helpers/heap.js'
@@ -423,6 +424,66 @@ t.test('closing the server', async t => {
     await until(() => closed)
   })
 
+  t.test('streams of inject() end at once, read or not, and nothing complains', async t => {
+    const trouble = listenForTrouble(t)
+    const logged: string[] = []
+    const app = Fastify({ logger: { level: 'warn', stream: { write: line => { logged.push(line) } } } })
+    await app.register(ssePlugin, { path: '/sse', drainMs: 60_000 })
+    app.get('/source', { sse: true }, (request, reply) => reply.sse(async function * ({ signal }) {
+      yield 'a'
+      await once(signal, 'abort')
+    }))
+    app.get('/plain', async (request, reply) => { await reply.sse() })
+    const texts: string[] = []
+    for (const url of ['/sse', '/source', '/plain']) {
+      const response = await app.inject({ url, payloadAsStream: true })
+      const at = texts.push('') - 1
+      response.stream().on('data', bytes => { texts[at] += String(bytes) })
+      // And one whose test looks at the head only, so that what comes after it waits.
+      await app.inject({ url, payloadAsStream: true })
+    }
+    for (const connection of app.sse.connections()) connection.sendEvent({ data: 'x'.repeat(100_000) })
+    let closed = false
+    app.close().then(() => { closed = true })
+    await until(() => closed, 10_000, 'fastify.close(), long before drainMs')
+    for (const text of texts) t.match(text, 'event: sse:close\ndata: {"reason":"shutdown","reconnect":true}\n\n')
+    t.equal(app.sse.connectionCount, 0)
+    t.strictSame(trouble, [])
+    t.strictSame(logged, [])
+  })
+
+  t.test('a response whose methods throw holds up nothing, and the streams behind it are told', async t => {
+    const trouble = listenForTrouble(t)
+    // What an APM's wrapper or a plugin may do to a response; `headed`: it fails once the head is sent.
+    for (const headed of [true, false]) {
+      for (const method of ['setHeader', 'writeHead', 'flushHeaders', 'write', 'end', 'destroy'] as const) {
+        let failing = !headed
+        const { app, open } = await serve(t, { drainMs: 60_000 }, {}, app => {
+          app.get('/wrapped', async (request, reply) => { await reply.sse() })
+          app.addHook('onRequest', async (request, { raw }) => {
+            if (request.url !== '/wrapped') return
+            const { [method]: wrapped, write } = raw as unknown as Record<string, (...args: unknown[]) => unknown>
+            Object.assign(raw, {
+              // Nothing but a write that throws has the stream destroyed.
+              ...(method === 'destroy' && { write: (...args: unknown[]) => { if (failing) throw new Error('write failed'); else return write!.apply(raw, args) } }),
+              [method]: (...args: unknown[]) => { if (failing) throw new Error(`${method} failed`); else return wrapped!.apply(raw, args) }
+            })
+          })
+        })
+        await open('/wrapped')
+        const behind = await open('/sse')
+        failing = true
+        let closed = false
+        app.close().then(() => { closed = true })
+        await until(() => closed, 10_000, `fastify.close() where ${method} throws`)
+        await behind.waitForEnd()
+        t.strictSame(closes(behind), [{ reason: 'shutdown', reconnect: true }], `${method}, ${headed ? 'after the head' : 'from the start'}`)
+        t.equal(app.sse.connectionCount, 0)
+      }
+    }
+    t.strictSame(trouble, [])
+  })
+
   t.test('clients come back by themselves to the next server on the port, are told of the gap, and go on', async t => {
     const build = async (port: number): Promise<FastifyInstance> => {
       const app = Fastify()
@@ -719,6 +780,69 @@ t.test('a handler that goes on sending after the client left harms nobody', asyn
   await other.client.waitFor('message')
   t.match(app.sse.stats(), { connections: 1, queuedBytes: 0 })
   t.strictSame(trouble, [])
+})
+
+t.test('a response that throws when its time is over ends by itself', async t => {
+  const trouble = listenForTrouble(t)
+  let failing = false
+  const { app, open } = await serve(t, { maxConnectionAgeMs: 100 }, {}, app => {
+    app.addHook('onRequest', async (request, { raw }) => {
+      const { write } = raw
+      raw.write = ((...args: Parameters<typeof write>) => { if (failing) throw new Error('write failed'); else return write.apply(raw, args) }) as typeof write
+    })
+  })
+  const client = await open('/sse')
+  failing = true
+  await until(() => client.closed)
+  t.strictSame(app.sse.stats().closed, { 'max-age': 1 })
+  t.strictSame(trouble, [])
+})
+
+t.test('a manager that was closed before it was opened never opens its log', async t => {
+  for (const when of ['before', 'while it opens']) {
+    const broker = memoryBroker()
+    let opened = 0
+    let closed = 0
+    let go = (): void => {}
+    const { open, close } = broker
+    broker.open = async (...args) => {
+      opened++
+      if (when !== 'before') await new Promise<void>(resolve => { go = resolve })
+      await open.apply(broker, args)
+    }
+    broker.close = async () => {
+      closed++
+      await close.apply(broker)
+    }
+    const manager = new SSEManager({ broker })
+    const opening = when === 'before' ? null : t.rejects(manager.open(), { code: 'SSE_ERR_CLOSED' }, 'what waits for it learns that it is closed')
+    const closing = manager.close()
+    const early = t.rejects(manager.broadcastEvent({ data: 1 }, { local: true }), { code: 'SSE_ERR_CLOSED' })
+    await closing
+    go()
+    await Promise.all([opening, early])
+    await t.rejects(manager.open(), { code: 'SSE_ERR_CLOSED' })
+    await t.rejects(manager.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
+    await t.rejects(manager.broadcastEvent({ data: 1 }, { local: true }), { code: 'SSE_ERR_CLOSED' })
+    await t.rejects(manager.createConnection({ request: { headers: {}, socket: {} }, response: {} } as never), { code: 'SSE_ERR_CLOSED' })
+    t.match(manager.health(), { status: 'degraded', reason: 'The event log is closed' })
+    t.equal(opened - closed, 0, `what is opened is closed: ${when}`)
+  }
+})
+
+t.test('the clock of a manager runs, whatever opened its log', async t => {
+  const manager = new SSEManager({ keepAliveIntervalMs: 50, drainMs: 100 })
+  await manager.broadcastEvent({ data: 1 })
+  const server = createServer((request, response) => { manager.createConnection({ request, response }) })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(async () => {
+    await manager.close()
+    server.close()
+  })
+  const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}/`)
+  await until(() => client.blocks.some(({ comment }) => comment === 'keep-alive'))
+  t.equal(client.closed, false)
 })
 
 t.test('without Fastify: drain and close of a manager that has nobody, or was never opened', async t => {

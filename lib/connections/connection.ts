@@ -242,8 +242,8 @@ export class SSEConnection {
     const { drainMs } = this.#host
     const farewell = new Chunk(this.#farewell(reason))
     this.#backlog.clear()
-    this.#writer.end(farewell, reason === 'shutdown' ? drainMs : null)
     this.#host.schedule(this, this.#host.now() + drainMs)
+    this.#writer.end(farewell, reason === 'shutdown' ? drainMs : null)
     this.#wake()
   }
 
@@ -286,7 +286,7 @@ export class SSEConnection {
       this.#reason = 'head'
       this.#state = 'closing'
       if (opening.headers !== undefined) sendHead(this.#response, opening.headers)
-      this.#response.end()
+      this.#writer.endResponse()
       return this.#tellOpened(false)
     }
     const host = this.#host
@@ -402,8 +402,8 @@ export class SSEConnection {
 
   /** @internal */
   onWriteError (err: unknown): void {
-    this.#host.log.error({ err, clientId: this.clientId }, 'What wraps the response of an event stream threw; the stream is cut')
     this.#cut('closed')
+    this.#host.log.error({ err, clientId: this.clientId }, 'What wraps the response of an event stream threw; the stream is cut')
   }
 
   /** The time for a graceful end is over. @internal */

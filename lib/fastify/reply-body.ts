@@ -38,17 +38,19 @@ export class Body extends Stream {
       this.emit('end')
       this.emit('close')
     }
-    if (ends && destination as unknown === reply.raw) {
-      this.#connection.open(destination as unknown as Writable)
-      // The body has done its work: nobody need watch it for as long as the stream lasts.
+    const direct = ends && destination as unknown === reply.raw
+    const end = (): void => {
+      if (ends) destination.end()
       finish()
-    } else {
-      const end = (): void => {
-        if (ends) destination.end()
-        finish()
-      }
-      this.#connection.open(destination as unknown as Writable, { end })
     }
+    try {
+      this.#connection.open(destination as unknown as Writable, direct ? {} : { end })
+    } catch (error) {
+      // The reply is not Fastify's any more: nothing else would end it.
+      this.#connection.onWriteError(error)
+    }
+    // The body has done its work: nobody need watch it for as long as the stream lasts.
+    if (direct) finish()
     return destination
   }
 

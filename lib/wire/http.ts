@@ -89,9 +89,16 @@ export function closeTransport (response: HttpResponse, drainMs: number): void {
     const { session } = response.stream
     if (session !== undefined) closeSession(session, drainMs)
   } else {
-    // Not `end`, which waits for the client's FIN likewise.
-    response.once('finish', function (this: ServerResponse) { this.req.socket.destroySoon() })
+    response.once('finish', closeSocket)
   }
+}
+
+/** What carries a request need not be a socket: `inject()`, and adapters of other platforms, have something that is less. */
+function closeSocket (this: ServerResponse): void {
+  const socket: Partial<Socket> = this.req.socket
+  // Not `end` where it can be helped: that waits for the client's FIN likewise.
+  if (socket.destroySoon !== undefined) socket.destroySoon()
+  else socket.end?.()
 }
 
 /** Ends a session once its streams have ended. */
@@ -108,7 +115,15 @@ export function closeSession (session: Http2Session, drainMs: number): void {
 
 /** Cuts a stream whose client does not read. `whole`: its session too, as such a client does not answer the end of that either. */
 export function destroyTransport (response: HttpResponse, whole: boolean): void {
-  if (!('stream' in response)) response.destroy()
-  else if (whole) response.stream.session?.destroy()
-  else response.stream.destroy()
+  if ('stream' in response) {
+    if (whole) response.stream.session?.destroy()
+    else response.stream.destroy()
+    return
+  }
+  try {
+    response.destroy()
+  } catch {
+    // What wraps the response threw: its socket ends it as well.
+    response.socket?.destroy()
+  }
 }

@@ -157,21 +157,30 @@ export class Writer {
    */
   end (last: Chunk, transportMs: number | null): void {
     const destination = this.#destination!
-    if (this.#rest !== null) destination.write(this.#rest)
+    const rest = this.#rest
     this.#dropRest()
     let sent = false
-    destination.write(this.#framed ? last.framed : last.plain, () => { if (!sent) this.#endResponse() })
-    if (transportMs !== null) closeTransport(this.#response, transportMs)
+    try {
+      if (rest !== null) destination.write(rest)
+      destination.write(this.#framed ? last.framed : last.plain, () => { if (!sent && this.#destination !== null) this.endResponse() })
+      if (transportMs !== null) closeTransport(this.#response, transportMs)
+    } catch (error) {
+      return this.#owner.onWriteError(error)
+    }
     // Of a response that has been ended Node thinks that all is sent: a closing server would cut what a slow client has yet to read.
     if (destination.writableLength > 0) return
     sent = true
-    this.#endResponse()
+    this.endResponse()
   }
 
-  #endResponse (): void {
-    if (this.#destination === null) return
-    if (this.#end === null) this.#response.end()
-    else this.#end()
+  /** Ends the response, with nothing more in it. */
+  endResponse (): void {
+    try {
+      if (this.#end === null) this.#response.end()
+      else this.#end()
+    } catch (error) {
+      this.#owner.onWriteError(error)
+    }
   }
 
   /** Lets go of everything: the stream has ended. */

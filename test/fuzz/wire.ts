@@ -66,13 +66,6 @@ export class Wire extends Duplex {
     if (!this.destroyed) this.push(null)
   }
 
-  /** As of `net.Socket`, which a server expects. */
-  destroySoon (): void {
-    this.end()
-    if (this.writableFinished) this.destroy()
-    else this.once('finish', () => { this.destroy() })
-  }
-
   override _read (): void {}
 
   override _write (bytes: Buffer, _encoding: BufferEncoding, done: () => void): void {
