@@ -10,6 +10,7 @@ import { setTimeout as wait } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import { chromium, type Browser, type BrowserContextOptions, type Page } from 'playwright-core'
 import t, { type Test } from 'tap'
+import { tie } from './helpers/child.js'
 import { startCluster } from '../example-app/cluster/start.js'
 import { build } from '../example-app/server.js'
 import { Tail } from '../example-app/tail.js'
@@ -304,7 +305,7 @@ t.test('the tail reads what is written, whatever happens to the file', async t =
 })
 
 t.test('started as a program, it listens on loopback, and ends by SIGTERM', { timeout: 120_000 }, async t => {
-  const child = spawn(process.execPath, ['--import=@tapjs/typescript/import', 'example-app/server.ts'], { env: { ...process.env, PORT: '0', HOST: '' }, stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = tie(spawn(process.execPath, ['--import=@tapjs/typescript/import', 'example-app/server.ts'], { env: { ...process.env, PORT: '0', HOST: '' }, stdio: ['ignore', 'pipe', 'inherit'] }))
   t.teardown(() => { child.kill('SIGKILL') })
   const [line] = await once(createInterface(child.stdout), 'line') as [string]
   const url = line.match(/^Operations board: (http:\/\/127\.0\.0\.1:\d+)$/)![1]!

@@ -1,12 +1,16 @@
+import { randomInt } from 'node:crypto'
 import fc from 'fast-check'
 import t from 'tap'
 import { PROPERTIES } from './fuzz/properties.js'
 import { Session, type Setup, type Step } from './fuzz/session.js'
 
-// What holds for every input, with seeds that stay the same. `npm run fuzz -- --seconds 600` goes on with new ones; what
-// that finds, shrunk, belongs in FOUND.
+// What holds for every input. Each run has a seed of its own, which is printed; SEED=… runs that one again.
+// `npm run fuzz -- --seconds 600` goes on with new ones. What they find, shrunk, belongs in FOUND.
 
-const SEED = 5
+const SEED = Number(process.env['SEED'] ?? randomInt(2 ** 31))
+t.comment(`SEED=${SEED}`)
+
+fc.configureGlobal({ includeErrorInReport: true })
 
 for (const { name, runs, make } of PROPERTIES) {
   t.test(name, async t => {

@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { chromium } from 'playwright-core'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
+import { tie } from './helpers/child.js'
 import { serve, type Service } from './helpers/app.js'
 import { EventStreamParser } from './helpers/parser.js'
 import { RawSocket } from './helpers/raw.js'
@@ -52,7 +53,7 @@ async function front (t: Test, url: string): Promise<string> {
       access_log off; client_body_temp_path ${directory}; proxy_temp_path ${directory}; fastcgi_temp_path ${directory}; uwsgi_temp_path ${directory}; scgi_temp_path ${directory};
       server { listen 127.0.0.1:${port}; location / { proxy_pass ${url}; proxy_http_version 1.1; proxy_set_header Connection ""; } }
     }`)
-  const nginx = spawn(NGINX, ['-c', join(directory, 'nginx.conf'), '-p', directory], { stdio: 'ignore' })
+  const nginx = tie(spawn(NGINX, ['-c', join(directory, 'nginx.conf'), '-p', directory], { stdio: 'ignore' }))
   t.teardown(async () => {
     nginx.kill()
     if (nginx.exitCode === null && nginx.signalCode === null) await once(nginx, 'exit')

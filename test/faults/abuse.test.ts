@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
+import { tie } from '../helpers/child.js'
 import type { SSEConnection, SSEOptions } from '../../lib/index.js'
 import { block, serve, type Joined, type Service } from '../helpers/app.js'
 import { collect } from '../helpers/heap.js'
@@ -58,7 +59,7 @@ async function scene (t: Test, options: SSEOptions = {}, setup?: (app: FastifyIn
 async function readers (t: Test, url: string, count: number, path: string, prefix: string[] = []) {
   const { hostname, port } = new URL(url)
   const [command, ...args] = [...prefix, process.execPath, fileURLToPath(new URL('reader.mjs', import.meta.url)), hostname, port, String(count), path]
-  const child = spawn(command!, args, { stdio: ['pipe', 'pipe', 'inherit'] })
+  const child = tie(spawn(command!, args, { stdio: ['pipe', 'pipe', 'inherit'] }))
   t.teardown(() => { child.kill('SIGKILL') })
   let state = { open: 0, closed: 0 }
   child.stdout.setEncoding('utf8').on('data', (text: string) => { state = JSON.parse(text.trim().split('\n').at(-1)!) })

@@ -14,6 +14,7 @@ import fastifyRateLimit from '@fastify/rate-limit'
 import fastifyUnderPressure from '@fastify/under-pressure'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
+import { tie } from '../helpers/child.js'
 import ssePlugin from '../../lib/index.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { freePort } from '../helpers/port.js'
@@ -155,7 +156,7 @@ t.test('nginx with its buffers, its cache and gzip on', { skip: withoutNginx }, 
         location / { proxy_pass ${url}; proxy_cache all; proxy_cache_valid any 1m; proxy_http_version 1.1; proxy_set_header Connection ""; }
       }
     }`)
-  const nginx = spawn(NGINX!, ['-p', directory, '-e', `${directory}/error.log`, '-c', config], { stdio: 'inherit' })
+  const nginx = tie(spawn(NGINX!, ['-p', directory, '-e', `${directory}/error.log`, '-c', config], { stdio: 'inherit' }))
   const exited = once(nginx, 'exit')
   t.teardown(async () => {
     nginx.kill('SIGKILL')

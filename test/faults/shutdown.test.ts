@@ -12,6 +12,7 @@ import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastif
 import { chromium } from 'playwright-core'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
+import { tie } from '../helpers/child.js'
 import ssePlugin, { type SSEOptions } from '../../lib/index.js'
 import { block } from '../helpers/app.js'
 import { createCertificate } from '../helpers/certificate.js'
@@ -290,7 +291,7 @@ class ServerProcess {
   readonly #process
 
   constructor (t: Test, port: number, drainMs: number) {
-    this.#process = spawn(process.execPath, ['--import=@tapjs/typescript/import', fileURLToPath(new URL('server.ts', import.meta.url)), String(port), String(drainMs)], { stdio: ['ignore', 'pipe', 'inherit'] })
+    this.#process = tie(spawn(process.execPath, ['--import=@tapjs/typescript/import', fileURLToPath(new URL('server.ts', import.meta.url)), String(port), String(drainMs)], { stdio: ['ignore', 'pipe', 'inherit'] }))
     this.exited = once(this.#process, 'exit')
     let rest = ''
     this.#process.stdout.setEncoding('utf8').on('data', (text: string) => {

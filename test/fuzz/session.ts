@@ -6,7 +6,7 @@ import Fastify, { type FastifyInstance } from 'fastify'
 import ssePlugin, { SSEManager, type BroadcastOptions, type ConnectOptions, type EventPriority, type SSEConnection, type SSEOptions } from '../../lib/index.js'
 import { requestText } from '../helpers/raw.js'
 import { AnswerReader, type Block } from '../helpers/sse.js'
-import { turns } from '../helpers/wait.js'
+import { turns, until } from '../helpers/wait.js'
 import { isFor, Journal, Reader, SUBSCRIPTIONS, TOPICS, USERS, type Published } from './model.js'
 import { Wire, type WireOptions } from './wire.js'
 
@@ -29,6 +29,7 @@ export type Step =
   | { do: 'send', who: number, priority: EventPriority, size: number }
   | { do: 'turn', count: number }
   | { do: 'wait', ms: number }
+  | { do: 'outlast' }
   | { do: 'read', who: number, bytes: number }
   | { do: 'stall' | 'flow' | 'cut' | 'finish', who: number }
   | { do: 'subscribe' | 'unsubscribe', who: number, pick: number, settle: boolean }
@@ -62,6 +63,7 @@ export const steps: fc.Arbitrary<Step[]> = fc.array(fc.oneof(
   step(2, fc.record({ do: one('send'), who, priority, size })),
   step(6, fc.record({ do: one('turn'), count: fc.constantFrom(1, 1, 2, 5) })),
   step(1, fc.record({ do: one('wait'), ms: fc.constantFrom(5, 12, 40) })),
+  step(1, fc.record({ do: one('outlast') })),
   step(6, fc.record({ do: one('read'), who, bytes: fc.constantFrom(1, 20, 100, 700, 3000, 50_000) })),
   step(4, fc.record({ do: one('stall'), who })),
   step(3, fc.record({ do: one('flow'), who })),
@@ -237,6 +239,7 @@ export class Session {
       case 'send': return this.#send(client!, step)
       case 'turn': return await turns(step.count)
       case 'wait': return await sleep(step.ms)
+      case 'outlast': return await this.#outlast()
       case 'read': return client!.attempt?.wire.carry(step.bytes)
       case 'stall': return this.#flow(client!, false)
       case 'flow': return this.#flow(client!, true)
@@ -251,6 +254,20 @@ export class Session {
       }
       case 'look': return this.#look()
     }
+  }
+
+  /** Waits until the connections that time ends have ended: those with a maximum age, and those of clients that have stopped reading. */
+  async #outlast (): Promise<void> {
+    const { maxConnectionAgeMs, stallTimeoutMs } = this.#setup.options
+    // What was marked is written, so that a socket that is full has said so.
+    await turns(2)
+    const doomed = this.#clients.flatMap(client => {
+      const { connection } = client
+      if (connection === null) return []
+      const stalls = stallTimeoutMs! > 0 && !client.flowing && connection.stats().queuedBytes >= this.#wire(client).socketBytes
+      return maxConnectionAgeMs! > 0 || stalls ? [connection] : []
+    })
+    await until(() => doomed.every(({ closeReason }) => closeReason !== null), 5_000, 'connections end by age or stall')
   }
 
   #connect (client: Client, from: Cursor, gated: boolean): void {
@@ -378,13 +395,14 @@ export class Session {
   }
 
   async #subscribe (client: Client, subscription: string, wanted: boolean, settle: boolean): Promise<void> {
-    const { connection } = client
+    const { connection, attempt } = client
     if (connection === null || client.unsettled.size > 0) return
     client.subscriptions.delete(subscription)
     client.unsettled.add(subscription)
     client.reader.changed(client.certain, client.possible)
     const change = (wanted ? connection.addSubscription(subscription) : connection.removeSubscription(subscription).then(() => {})).then(() => {
-      if (wanted) client.subscriptions.add(subscription)
+      // A stream that the client has opened since does not have it.
+      if (wanted && client.attempt === attempt) client.subscriptions.add(subscription)
     }, error => {
       // It has ended meanwhile: then it holds nothing.
       if (error.code !== 'SSE_ERR_UNKNOWN_CONNECTION') this.#faults.push(error)

@@ -2,6 +2,7 @@ import { fork, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
+import { tie } from './child.js'
 
 export interface NodeProcess {
   url: string
@@ -10,7 +11,7 @@ export interface NodeProcess {
 
 /** Starts `cluster-node.ts` and waits until it listens. It is killed when the test ends. */
 export async function startNode (t: Test, redisUrl: string, keyPrefix: string, nodeName: string): Promise<NodeProcess> {
-  const child = fork(fileURLToPath(new URL('cluster-node.ts', import.meta.url)), [redisUrl, keyPrefix, nodeName], { execArgv: ['--import=@tapjs/typescript/import'] })
+  const child = tie(fork(fileURLToPath(new URL('cluster-node.ts', import.meta.url)), [redisUrl, keyPrefix, nodeName], { execArgv: ['--import=@tapjs/typescript/import'] }))
   t.teardown(async () => {
     if (child.exitCode !== null || child.signalCode !== null) return
     child.kill('SIGKILL')

@@ -4,6 +4,7 @@ import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { Test } from 'tap'
 import ts from 'typescript'
+import { tie } from './child.js'
 import { ROOT } from './readme.js'
 import { freePort } from './port.js'
 import { until } from './wait.js'
@@ -56,7 +57,7 @@ export class NodeProcess {
 
   /** Runs it, also again; resolves once it listens. */
   async run (): Promise<void> {
-    const child = this.#process = fork(this.#main, [JSON.stringify(this.settings)], { execArgv: [] })
+    const child = this.#process = tie(fork(this.#main, [JSON.stringify(this.settings)], { execArgv: [] }))
     let listening = false
     child.once('message', () => { listening = true })
     await until(() => listening || child.exitCode !== null, 60_000, 'the node listens')

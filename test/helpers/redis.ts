@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { tie } from './child.js'
 import { freePort } from './port.js'
 import { until } from './wait.js'
 
@@ -70,7 +71,7 @@ export class RedisServer {
     const { port, directory } = this
     // A configuration comes first, and that of a Sentinel does not know of snapshots.
     const own = this.#args.includes('--sentinel') ? [...this.#args] : ['--save', '', ...this.#args]
-    this.#process = spawn('redis-server', [...own, '--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--loglevel', 'warning'], { stdio: 'ignore' })
+    this.#process = tie(spawn('redis-server', [...own, '--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--loglevel', 'warning'], { stdio: 'ignore' }))
     await until(async () => /^(?:\+PONG|-NOAUTH)/.test(await this.ask('PING').catch(() => '')), 10_000, 'redis-server answers')
   }
 

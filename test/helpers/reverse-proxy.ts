@@ -4,6 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
+import { tie } from './child.js'
 import { README } from './readme.js'
 import { freePort } from './port.js'
 import { until } from './wait.js'
@@ -46,7 +47,7 @@ export class ReverseProxy {
       .replaceAll('127.0.0.1:3001', `127.0.0.1:${nodePorts[0]}`)
       .replaceAll('127.0.0.1:3002', `127.0.0.1:${nodePorts[1]}`)
       .replace(/^( *listen|\s*bind) .*?:?80\b/m, `$1 127.0.0.1:${port}`)
-    const child = kind === 'nginx' ? startNginx(text, directory) : startHaproxy(text, directory)
+    const child = tie(kind === 'nginx' ? startNginx(text, directory) : startHaproxy(text, directory))
     const proxy = new ReverseProxy(port, directory, child)
     await until(() => accepts(port) || child.exitCode !== null, 10_000, `${kind} listens`)
     if (child.exitCode !== null) throw new Error(`${kind} has ended: ${proxy.read('error.log')}`)
