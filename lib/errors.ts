@@ -52,10 +52,10 @@ export const InvalidCloseReason = define('SSE_ERR_INVALID_CLOSE_REASON', 'A clos
 
 // Requests: answers before the head
 export const Unauthenticated = define('SSE_ERR_UNAUTHENTICATED', 'Authentication required', 401)
-export const InvalidTicket = define('SSE_ERR_INVALID_TICKET', 'The ticket is not valid: forged, too old, used, or of another log', 401)
+export const InvalidTicket = define('SSE_ERR_INVALID_TICKET', 'The ticket is not valid: forged, too old, used, of another log, or shown where there are no tickets', 401)
 export const TicketNotIssued = define('SSE_ERR_TICKET_NOT_ISSUED', 'No ticket was issued: %s')
 export const AuthenticationFailed = define('SSE_ERR_AUTHENTICATION_FAILED', 'Authentication could not be completed', 500)
-export const InvalidUser = define('SSE_ERR_INVALID_USER', 'authHandler must return a user id, { userId, expiresAt?, claims? } or null; expiresAt is in milliseconds since the epoch')
+export const InvalidUser = define('SSE_ERR_INVALID_USER', 'authHandler must return a user id, { userId, expiresAt?, claims? } or null; expiresAt is in milliseconds since the epoch, and null or absent, not undefined, for rights that do not end')
 export const OriginForbidden = define('SSE_ERR_ORIGIN_FORBIDDEN', 'Requests from this origin are not allowed', 403)
 export const NotAcceptable = define('SSE_ERR_NOT_ACCEPTABLE', 'This resource is a text/event-stream', 406)
 export const TooManyConnections = define('SSE_ERR_TOO_MANY_CONNECTIONS', 'Too many open streams', 503)

@@ -15,7 +15,7 @@ import type { Health } from './log/health.js'
 import { Host } from './connections/context.js'
 import { warnings, type Log } from './util/logger.js'
 import { createNotificationEvent } from './events/message.js'
-import { resolveOptions, type AnyRequest, type ResolvedOptions, type SSEOptions } from './options.js'
+import { resolveManagerOptions, type AnyRequest, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
 import { Publisher } from './delivery/publisher.js'
 import { refusalOf } from './access/refusal.js'
 import { Registry } from './subscriptions/registry.js'
@@ -23,6 +23,7 @@ import { Rights } from './subscriptions/subscriptions.js'
 import type { Outcome } from './cluster/scatter-gather.js'
 import { Statistics, type ManagerStats } from './connections/statistics.js'
 import { Tickets, type Ticket, type TicketGrant } from './access/tickets.js'
+import { assertId } from './events/target.js'
 import { assertSubscription, quote } from './events/topic.js'
 import { isGone, type HttpResponse } from './wire/http.js'
 import type { BroadcastOptions, Delivery, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
@@ -47,11 +48,11 @@ export class SSEManager {
   #closing: Promise<void> | null = null
 
   /**
-   * @param options see `OptionsSchema`; those that only concern Fastify (`path`, `decorators`, `authStrategies`) have no effect here.
+   * @param options see `SSEOptions`, without those that only the plugin reads: `path`, `clientSubscriptions`, `decorators`, `authStrategies` and `authRelation`.
    * @throws SSE_ERR_INVALID_OPTION
    */
   constructor (options: SSEOptions = {}, log: Log = warnings) {
-    const resolved = this.#options = resolveOptions(options)
+    const resolved = this.#options = resolveManagerOptions(options)
     const broker = resolved.broker ?? memoryBroker()
     this.#log = log
     this.#rights = new Rights(resolved, this.#registry, log)
@@ -129,13 +130,18 @@ export class SSEManager {
     return this.#admission.redeem(request)
   }
 
+  /** Refuses a request whose ticket is recognised by nothing. @internal */
+  assertRecognised (request: AnyRequest, user: SSEUser | null): void {
+    this.#admission.assertRecognised(request, user)
+  }
+
   /** Noted before it is found out who a request is from. @internal */
   get moment (): number {
     return this.#admission.moment
   }
 
   /** Counts a client in, before anything slow is done for it. @internal */
-  seat (response: HttpResponse, ip: string): Seat | null {
+  seat (response: HttpResponse, ip: string | undefined): Seat | null {
     return this.#admission.seat(response, ip)
   }
 
@@ -144,18 +150,21 @@ export class SSEManager {
     return this.#publisher.isOpen ? this.#admission.admit(candidate) : this.open().then(() => this.#admission.admit(candidate))
   }
 
-  /** The open stream with this client id, on this node. */
+  /** The open stream with this client id, on this node. @throws SSE_ERR_INVALID_TARGET when the id is no string. */
   getConnection (clientId: string): SSEConnection | undefined {
+    assertId(clientId, 'clientId')
     return this.#registry.client(clientId)
   }
 
-  /** The open streams of a user, on this node. */
+  /** The open streams of a user, on this node. @throws SSE_ERR_INVALID_TARGET when the id is no string. */
   getConnectionsByUser (userId: string): SSEConnection[] {
+    assertId(userId, 'userId')
     return this.#registry.user(userId)
   }
 
-  /** The open streams of this node that hold exactly this topic or pattern. */
+  /** The open streams of this node that hold exactly this topic or pattern. @throws SSE_ERR_INVALID_SUBSCRIPTION */
   getConnectionsBySubscription (subscription: string): SSEConnection[] {
+    assertSubscription(subscription)
     return this.#registry.subscription(subscription)
   }
 
@@ -177,19 +186,22 @@ export class SSEManager {
   /**
    * Adds a topic or pattern to an open stream, on whatever node; events published from now on arrive, nothing that a
    * returning client has missed. Does nothing when it is held already. The application is asked for the right on the node that has the stream.
-   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_TOO_MANY_SUBSCRIPTIONS;
-   * SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE.
+   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_TOO_MANY_SUBSCRIPTIONS;
+   * SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED.
    */
   async addSubscription (clientId: string, subscription: string): Promise<void> {
+    assertId(clientId, 'clientId')
     assertSubscription(subscription)
     this.#owned(clientId, await this.#cluster.ask('addSubscription', clientId, subscription))
   }
 
   /**
    * Takes a topic or pattern from an open stream, on whatever node. Resolves with false when it was not held.
-   * @throws SSE_ERR_UNKNOWN_CONNECTION; SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE.
+   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION; SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED.
    */
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
+    assertId(clientId, 'clientId')
+    assertSubscription(subscription)
     return this.#owned(clientId, await this.#cluster.ask('removeSubscription', clientId, subscription))
   }
 
@@ -199,9 +211,10 @@ export class SSEManager {
    * a pattern that covers it stays. See to it first that `authorizeSubscription` refuses it from now on. Resolves with the
    * number of streams that held it, on the nodes that answer within `cluster.answerTimeoutMs`; a silent one may still do it.
    * @param reason told to the client: `a-z`, `0-9` and `-`, at most 64; default `revoked`.
-   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
    */
   async revokeSubscription (userId: string, subscription: string, reason: string = 'revoked'): Promise<number> {
+    assertId(userId, 'userId')
     assertSubscription(subscription)
     assertCloseReason(reason)
     return (await this.#cluster.ask('revokeSubscription', userId, subscription, reason)).value!
@@ -212,9 +225,10 @@ export class SSEManager {
    * takes away what it does not allow any more, as `revokeSubscription` does, and looks again, with `authorizeTopic`, at what
    * waits. When it throws, the subscription is taken away and the error logged. Resolves with the number of subscriptions
    * taken away, on the nodes that answer within `cluster.answerTimeoutMs`; a silent one may still do it.
-   * @throws SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
    */
   async reauthorize (userId: string, reason: string = 'revoked'): Promise<number> {
+    assertId(userId, 'userId')
     assertCloseReason(reason)
     return (await this.#cluster.ask('reauthorize', userId, reason)).value!
   }
@@ -223,9 +237,10 @@ export class SSEManager {
    * Ends one stream, on whatever node, with `sse:close` and the reason. Resolves with false when no node that answers within
    * `cluster.answerTimeoutMs` has it; a silent one may still end it.
    * @param reason `a-z`, `0-9` and `-`, at most 64; default `closed`.
-   * @throws SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when this node does not have it and others cannot be asked.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE when this node does not have it and others cannot be asked.
    */
   async closeConnection (clientId: string, reason: string = 'closed'): Promise<boolean> {
+    assertId(clientId, 'clientId')
     assertCloseReason(reason)
     return (await this.#cluster.ask('closeConnection', clientId, reason)).value ?? false
   }
@@ -234,9 +249,10 @@ export class SSEManager {
    * Ends all streams of a user, on all nodes, and refuses (401) the requests of theirs that were being authenticated before and
    * have no stream yet. Tickets stay good: see to it first that the user is not recognised any more. Resolves with how many streams there
    * were on those nodes that answer within `cluster.answerTimeoutMs`; a silent one may still end more.
-   * @throws SSE_ERR_INVALID_CLOSE_REASON; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
    */
   async disconnectUser (userId: string, reason: string = 'disconnected'): Promise<number> {
+    assertId(userId, 'userId')
     assertCloseReason(reason)
     return (await this.#cluster.ask('disconnectUser', userId, reason)).value!
   }
@@ -259,7 +275,7 @@ export class SSEManager {
   /**
    * Who holds exactly this topic or pattern, on all nodes, as of now. Asked, not remembered: of a node that does not answer
    * within `cluster.answerTimeoutMs` nothing is known, and `complete` is false then.
-   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE
+   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE; SSE_ERR_CLOSED once the manager is closed.
    */
   async presence (subscription: string): Promise<Presence> {
     assertSubscription(subscription)

@@ -1,15 +1,16 @@
-import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
-import { TypeCompiler, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
+import { Type, type SchemaOptions, type Static, type TSchema } from '@sinclair/typebox'
+import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { FastifyRequest } from 'fastify'
 import type { FastifyAuthFunction } from '@fastify/auth'
 import type { Broker } from './log/broker.js'
 import type { IoredisClient, NodeRedisClient } from './log/redis/client.js'
-import { isCatalogue, literalsOf, type Catalogue } from './events/catalogue.js'
+import { isCatalogue, type Catalogue } from './events/catalogue.js'
 import type { SSEConnection } from './connections/connection.js'
 import type { HttpRequest } from './wire/http.js'
 import { InvalidOption } from './errors.js'
 import { MAX_BEAT_MS } from './cluster/node-message.js'
 import { assertSubscription } from './events/topic.js'
+import { any, bytes, count, durationMs, fn, resolve } from './util/schema.js'
 
 export type { RedisStreamsOptions, SSEOptions } from '../types/options.js'
 
@@ -27,8 +28,8 @@ export interface AuthData {
 /** Who a request is from. */
 export interface SSEUser {
   readonly userId: string
-  /** When the rights end, in milliseconds since the epoch; the stream ends then. */
-  readonly expiresAt?: number
+  /** When the rights end, in milliseconds since the epoch; the stream ends then. Absent or null: they do not end by themselves. */
+  readonly expiresAt?: number | null
   /** Whatever the application wants to find again on the connection. */
   readonly claims?: unknown
 }
@@ -53,25 +54,21 @@ export interface TopicQuestion {
 }
 export type AuthorizeTopic = (question: TopicQuestion) => boolean
 
-const count = (description: string, value: number) => Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: value, description })
-const durationMs = (description: string, value: number, minimum = 0, maximum = 2_147_483_647) => Type.Integer({ minimum, maximum, default: value, description })
-const bytes = (description: string, value: number, minimum = 1024) => Type.Integer({ minimum, maximum: 2 ** 31, default: value, description })
-const fn = <T>(description: string) => Type.Optional(Type.Unsafe<T>(Type.Function([], Type.Unknown(), { description })))
-const any = <T>(description: string) => Type.Optional(Type.Unsafe<T>(Type.Unknown({ description })))
+const refusals = (options: SchemaOptions) => Type.Union([Type.Literal('auto'), Type.Literal('status'), Type.Literal('stop')], options)
 
 /** Every option: its type, range, default and meaning. README's table, the boot check and the public type are made from it. */
 export const OptionsSchema = Type.Object({
   // authentication
-  requireAuthentication: Type.Boolean({ default: false, description: 'No stream without a user: 401 otherwise.' }),
-  authHandler: fn<AuthHandler>('`(authData, request)` → user id, `{ userId, expiresAt?, claims? }` or `null`.'),
+  requireAuthentication: Type.Boolean({ default: false, protects: true, description: 'No stream without a user: 401 otherwise.' }),
+  authHandler: fn<AuthHandler>('`(authData, request)` → user id, `{ userId, expiresAt?, claims? }` or `null`.', { protects: true }),
   extractAuthData: fn<(request: AnyRequest) => Record<string, unknown>>('`(request)` → properties added to `authData`.'),
-  authStrategies: Type.Optional(Type.Unsafe<(FastifyAuthFunction | FastifyAuthFunction[])[]>(Type.Array(Type.Union([Type.Function([], Type.Unknown()), Type.Array(Type.Function([], Type.Unknown()))]), { minItems: 1, description: 'Functions of `@fastify/auth`, run before `authHandler`; they may set `request.sseUser`.' }))),
-  authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', description: 'Whether one of `authStrategies` must pass, or all.' }),
+  authStrategies: Type.Optional(Type.Unsafe<(FastifyAuthFunction | FastifyAuthFunction[])[]>(Type.Array(Type.Union([Type.Function([], Type.Unknown()), Type.Array(Type.Function([], Type.Unknown()))]), { minItems: 1, description: 'Functions of `@fastify/auth`, run before `authHandler`; they may set `request.sseUser`.', protects: true, pluginOnly: true }))),
+  authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', protects: true, pluginOnly: true, description: 'Whether one of `authStrategies` must pass, or all.' }),
   ticketSecret: Type.Optional(Type.Union([Type.String({ minLength: 32 }), Type.Array(Type.String({ minLength: 32 }), { minItems: 1 })], { description: 'Signs tickets; at least 32 characters of a random generator. Of several the first signs and all are good: add a new one in front, and drop the old one a `ticketTtlMs` later. Absent: there are no tickets.' })),
   ticketTtlMs: durationMs('How long a ticket is good, in milliseconds.', 30_000, 1_000, 600_000),
-  authorizeSubscription: fn<AuthorizeSubscription>('`({ request, userId, claims, subscriptionId })` → whether the user may hold the subscription; asked at connect and when one is added. Absent: what the application subscribes is allowed.'),
-  authorizeTopic: fn<AuthorizeTopic>('`({ userId, claims, topic, connection })` → whether an event of this topic is for a connection that holds only a pattern of it; asked at each delivery and replay, so it answers at once. Absent: what a pattern covers is allowed with it.'),
-  allowedOrigins: Type.Union([Type.Literal('*'), Type.Array(Type.String({ minLength: 1 }))], { default: [], description: 'Origins whose pages may open streams beside those of this server\'s own, such as `https://app.example`; others get 403. `\'*\'`: all.' }),
+  authorizeSubscription: fn<AuthorizeSubscription>('`({ request, userId, claims, subscriptionId })` → whether the user may hold the subscription; asked at connect and when one is added. Absent: what the application subscribes is allowed.', { protects: true }),
+  authorizeTopic: fn<AuthorizeTopic>('`({ userId, claims, topic, connection })` → whether an event of this topic is for a connection that holds only a pattern of it; asked at each delivery and replay, so it answers at once. Absent: what a pattern covers is allowed with it.', { protects: true }),
+  allowedOrigins: Type.Union([Type.Literal('*'), Type.Array(Type.String({ minLength: 1 }))], { default: [], description: 'Origins whose pages may open streams beside those of this server\'s own, such as `https://app.example` or `capacitor://localhost`; others get 403. `\'*\'`: all.' }),
   // stream
   keepAlive: Type.Boolean({ default: true, description: 'Whether a silent stream carries comments that keep proxies and clients awake.' }),
   keepAliveIntervalMs: durationMs('Silence after which a keep-alive is sent, in milliseconds.', 15_000, 10),
@@ -97,8 +94,8 @@ export const OptionsSchema = Type.Object({
   maxReplayEvents: count('Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the history.', 0),
   maxReplayBytes: count('Bytes of the log that a returning client is sent; beyond, it gets a gap instead of the rest; 0 for no limit but the history.', 0),
   maxConcurrentReplays: Type.Integer({ minimum: 1, maximum: 10_000, default: 32, description: 'Pages of the log read at the same time in one turn of the event loop, for clients of this node that return or are slow; others wait for the next turn.' }),
-  refusals: Type.Union([Type.Literal('auto'), Type.Literal('status'), Type.Literal('stop')], { default: 'auto', description: "How a client that asks for `text/event-stream` is refused. `'auto'`: when coming back may help (429, 503, an authentication that failed to answer), with a stream that tells when to, and ends; otherwise by status. `'status'`: by status. `'stop'`: as `'auto'`, and with 204 in place of any other 4xx." }),
-  clientSubscriptions: Type.Union([Type.Boolean(), Type.Literal('patterns')], { default: false, description: 'Whether clients of `path` may choose their topics with `?subscription=`; `\'patterns\'` lets them use wildcards too. Needs `authorizeSubscription`.' }),
+  refusals: refusals({ default: 'auto', description: "How a GET request that asks for `text/event-stream` is refused. `'auto'`: when coming back may help (429, 503, an authentication that failed to answer), with a stream that tells when to, and ends; otherwise by status. `'status'`: by status. `'stop'`: as `'auto'`, and with 204 in place of any other 4xx." }),
+  clientSubscriptions: Type.Union([Type.Boolean(), Type.Literal('patterns')], { default: false, pluginOnly: true, description: 'Whether clients of `path` may choose their topics with `?subscription=`; `\'patterns\'` lets them use wildcards too. Needs `authorizeSubscription`.' }),
   drainMs: durationMs('Time that closing waits for clients to read what they were sent, in milliseconds; the reconnection time told at shutdown is at least this.', 5_000, 0, 3_600_000),
   // other nodes
   cluster: Type.Object({
@@ -112,11 +109,11 @@ export const OptionsSchema = Type.Object({
   }, { default: {}, additionalProperties: false, description: 'Who is told who comes and who leaves.' }),
   // wiring
   broker: any<Broker>('The log that nodes share. Absent: `memoryBroker()`.'),
-  path: Type.Optional(Type.String({ pattern: '^/', description: 'Registers a ready GET endpoint at this path.' })),
+  path: Type.Optional(Type.String({ pattern: '^/', pluginOnly: true, description: 'Registers a ready GET endpoint at this path.' })),
   decorators: Type.Object({
     instance: Type.String({ minLength: 1, default: 'sse', description: 'Name of the manager on the Fastify instance.' }),
-    reply: Type.String({ minLength: 1, default: 'sse', description: 'Name of the method on replies, and of the route option.' })
-  }, { default: {}, additionalProperties: false, description: 'Names of the decorators.' })
+    reply: Type.String({ minLength: 1, default: 'sse', protects: true, description: 'Name of the method on replies, and of the route option.' })
+  }, { default: {}, additionalProperties: false, pluginOnly: true, description: 'Names of the decorators.' })
 }, { additionalProperties: false })
 
 /** Every option of `redisStreamsBroker`; see `OptionsSchema`. */
@@ -132,51 +129,60 @@ export const RedisStreamsOptionsSchema = Type.Object({
   startDegraded: Type.Boolean({ default: false, description: 'Whether the application starts all the same when Redis is not reached in that time.' })
 }, { additionalProperties: false })
 
+/** What the route option `sse` may say beside `true` and `false`: each replaces the plugin's option for the route. */
+export const RouteOptionsSchema = Type.Object({
+  requireAuthentication: Type.Optional(Type.Boolean({ protects: true })),
+  refusals: Type.Optional(refusals({}))
+}, { additionalProperties: false })
+
+export type RouteOptions = Static<typeof RouteOptionsSchema>
 export type ResolvedRedisOptions = Static<typeof RedisStreamsOptionsSchema>
 export type ResolvedOptions = Static<typeof OptionsSchema>
 
 const compiled = TypeCompiler.Compile(OptionsSchema)
 const compiledRedis = TypeCompiler.Compile(RedisStreamsOptionsSchema)
+const compiledRoute = TypeCompiler.Compile(RouteOptionsSchema)
 const BROKER_METHODS = ['open', 'publish', 'read', 'claim', 'close'] as const
 
-/** Fills in defaults. Throws SSE_ERR_INVALID_OPTION, which names the option, for an unknown key, a wrong type or a combination that makes no sense. */
+/** Options that are complete: the plugin gives its own to its manager. */
+const complete = new WeakSet<object>()
+
+/** Fills in defaults. Throws SSE_ERR_INVALID_OPTION, which names the option, for an unknown key, a wrong type, a protection that is `undefined`, or a combination that makes no sense. */
 export function resolveOptions (given: unknown = {}): ResolvedOptions {
-  const options = resolve(OptionsSchema, compiled, given, '')
+  const options = resolve(OptionsSchema, compiled, given)
   assertSense(options)
+  complete.add(options)
   return options
+}
+
+/** See `resolveOptions`. Without the plugin, an option that only the plugin reads would protect nothing, or open nothing. */
+export function resolveManagerOptions (given: unknown = {}): ResolvedOptions {
+  if (complete.has(given as object)) return given as ResolvedOptions
+  for (const [name, schema] of Object.entries<TSchema>(OptionsSchema.properties)) {
+    if (schema['pluginOnly'] === true && (given as Record<string, unknown> | null)?.[name] !== undefined) throw new InvalidOption(name, `has no effect in an SSEManager: give it to the plugin, app.register(ssePlugin, { ${name}: … })`)
+  }
+  return resolveOptions(given)
 }
 
 /** See `resolveOptions`. */
 export function resolveRedisOptions (given: unknown): ResolvedRedisOptions {
-  return resolve(RedisStreamsOptionsSchema, compiledRedis, given, 'broker.')
+  return resolve(RedisStreamsOptionsSchema, compiledRedis, given, { prefix: 'broker.' })
 }
 
-function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unknown, prefix: string): Static<T> {
-  const place = prefix === '' ? '/' : prefix.slice(0, -1)
-  if (typeof given !== 'object' || given === null || Array.isArray(given)) throw new InvalidOption(place, 'must be an object')
-  // A promise has no properties: all would be as the defaults say, open to everybody.
-  if ('then' in given) throw new InvalidOption(place, 'must be an object, not a promise of one: await it first')
-  const options = withDefaults(schema, given as Record<string, unknown>)
-  if (!check.Check(options)) {
-    const error = check.Errors(options).First()!
-    const path = prefix + error.path.slice(1).replaceAll('/', '.')
-    const fault = faultOf(error)
-    const detail = error.type === 63 || error.schema.description === undefined ? fault : `${fault}: ${error.schema.description}`
-    throw new InvalidOption(path, error.message === 'Unexpected property' ? 'is not an option' : detail)
-  }
-  return options
-}
-
-/** A union's own message says nothing. */
-function faultOf ({ message, schema }: ValueError): string {
-  if (!TypeGuard.IsUnion(schema)) return message
-  const literals = literalsOf(schema)
-  return literals === null ? 'has none of the forms that it may have' : `must be ${literals.join(' or ')}`
+/** The route option `sse`, whatever its name; null for a route without it. Throws SSE_ERR_INVALID_OPTION, which names the route. */
+export function resolveRouteOptions (route: { readonly url: string }, name: string): RouteOptions | null {
+  const wanted = Object.hasOwn(route, name) ? (route as Record<string, unknown>)[name] : false
+  if (wanted === false) return null
+  if (wanted === true) return {}
+  const where = `of route ${route.url} `
+  if (wanted === undefined) throw new InvalidOption(name, `${where}is undefined, which would take a protection away: write true or false, or leave it out`)
+  if (typeof wanted !== 'object' || wanted === null) throw new InvalidOption(name, `${where}must be true, false or an object`)
+  return resolve(RouteOptionsSchema, compiledRoute, wanted, { prefix: `${name}.`, where })
 }
 
 function assertSense (options: ResolvedOptions): void {
   const { events, broker, allowedOrigins } = options
-  if (allowedOrigins !== '*') for (const origin of allowedOrigins) if (origin !== 'null' && (!URL.canParse(origin) || new URL(origin).origin !== origin)) throw new InvalidOption('allowedOrigins', `has ${JSON.stringify(origin)}, which is no origin: scheme, host and port as browsers send them, without a slash at the end`)
+  if (allowedOrigins !== '*') for (const origin of allowedOrigins) if (!isOrigin(origin)) throw new InvalidOption('allowedOrigins', `has ${JSON.stringify(origin)}, which is no origin: scheme, host and port as browsers send them, without a slash at the end`)
   if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be made by defineEvents()')
   if (broker !== undefined) {
     const missing = BROKER_METHODS.find(method => typeof (broker as Partial<Broker> | null)?.[method] !== 'function')
@@ -189,22 +195,21 @@ function assertSense (options: ResolvedOptions): void {
   if (options.maxEventBytes > options.history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
 }
 
+/** Outside the web, such as `capacitor://localhost` or `file://`: `URL` knows no origin of these (FACTS 5.6). */
+const CUSTOM_ORIGIN = /^[a-z][a-z0-9+.-]*:\/\/[^\s/?#\\@,*]*$/
+
+/** Whether browsers and web views may send this as `Origin`. */
+function isOrigin (text: string): boolean {
+  if (text === 'null') return true
+  if (!URL.canParse(text)) return false
+  const { origin } = new URL(text)
+  return origin === 'null' ? CUSTOM_ORIGIN.test(text) : origin === text
+}
+
 function assertWatchable (topic: string): void {
   try {
     assertSubscription(topic)
   } catch (cause) {
     throw new InvalidOption('presenceEvents.topics', `has no topic or pattern: ${(cause as Error).message}`, { cause })
   }
-}
-
-function withDefaults (schema: TSchema, given: Record<string, unknown>): Record<string, unknown> {
-  const result: Record<string, unknown> = {}
-  for (const [key, value] of Object.entries(given)) if (value !== undefined) result[key] = value
-  for (const [key, property] of Object.entries(schema.properties as Record<string, TSchema>)) {
-    if (result[key] === undefined && property.default !== undefined) result[key] = property.default
-    const value = result[key]
-    if (property.properties !== undefined && typeof value === 'object' && value !== null && !Array.isArray(value)) result[key] = withDefaults(property, value as Record<string, unknown>)
-  }
-  // Filled one by one, it has become a dictionary to the engine, slow to read at each event; a copy is an object again.
-  return { ...result }
 }

@@ -9,9 +9,9 @@ import ts from 'typescript'
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
   ['errors'],
-  ['util/timeout'],
-  ['log/broker', 'log/redis/client', 'util/memory-budget', 'access/capacity', 'delivery/replay-scheduler', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'events/topic', 'wire/http', 'connections/timing-wheel', 'subscriptions/yes'],
-  ['access/authentication', 'log/redis/reconnector', 'log/redis/script', 'events/catalogue', 'cluster/commands', 'log/cursor', 'cluster/presence', 'subscriptions/registry', 'log/ring', 'events/target', 'wire/writer'],
+  ['util/schema', 'util/timeout'],
+  ['log/broker', 'log/redis/client', 'util/memory-budget', 'access/address', 'delivery/replay-scheduler', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'events/topic', 'wire/http', 'connections/timing-wheel', 'subscriptions/yes'],
+  ['access/authentication', 'access/capacity', 'log/redis/reconnector', 'log/redis/script', 'events/catalogue', 'cluster/commands', 'log/cursor', 'cluster/presence', 'subscriptions/registry', 'log/ring', 'events/target', 'wire/writer'],
   ['log/memory', 'log/redis/store', 'log/redis/history-cache', 'cluster/cluster', 'delivery/frame', 'connections/outbox-lane', 'events/message', 'options', 'wire/idle-sockets', 'testing/broker-contract'],
   ['log/redis/appender', 'log/redis/reader', 'delivery/flusher', 'delivery/frame-cache', 'connections/outbox', 'access/refusal', 'subscriptions/subscriptions', 'streams/source', 'access/tickets'],
   ['connections/backlog', 'connections/context'],

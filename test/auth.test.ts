@@ -4,6 +4,7 @@ import fastifyJwt from '@fastify/jwt'
 import type { TSchema } from '@sinclair/typebox'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
+import { inspect } from 'node:util'
 import t, { type Test } from 'tap'
 import ssePlugin, { SSEError, SSEManager, type SSEOptions, type SSEUser, type SubscriptionQuestion } from '../lib/index.js'
 import { OptionsSchema } from '../lib/options.js'
@@ -144,12 +145,13 @@ t.test('requireAuthentication of the plugin, and of a route', async t => {
     t.ok((await server.open('/sse', bearer('ada'))).isStream)
   })
 
-  for (const [sse, path] of [['yes', 'sse'], [7, 'sse'], [null, 'sse'], [{ requireAuthentification: true }, 'sse.requireAuthentification'], [{ requireAuthentication: 'yes' }, 'sse.requireAuthentication']] as const) {
-    await t.test(`route option ${JSON.stringify(sse)}`, async t => {
+  for (const [sse, path] of [['yes', 'sse'], [7, 'sse'], [null, 'sse'], [[], 'sse'], [undefined, 'sse'], [{ requireAuthentification: true }, 'sse.requireAuthentification'], [{ requireAuthentication: 'yes' }, 'sse.requireAuthentication'], [{ requireAuthentication: undefined }, 'sse.requireAuthentication'], [Promise.resolve({ requireAuthentication: true }), 'sse'], [{ refusals: 'never' }, 'sse.refusals'], [{ refusals: null }, 'sse.refusals']] as const) {
+    await t.test(`route option ${inspect(sse)}`, async t => {
       const app = Fastify()
       t.teardown(() => app.close())
       await app.register(ssePlugin)
       t.throws(() => app.get('/stream', { sse } as never, async () => {}), { code: 'SSE_ERR_INVALID_OPTION', message: new RegExp(`"${path}" of route /stream`) as never })
+      app.get('/other', { sse: { refusals: undefined } } as never, async () => {})
     })
   }
 })
@@ -165,7 +167,9 @@ t.test('what authHandler returns', async t => {
     ['rights that have ended', () => ({ userId: 'ada', expiresAt: Date.now() - 1 }), [401, 'SSE_ERR_UNAUTHENTICATED']],
     ['null', () => null, [401, 'SSE_ERR_UNAUTHENTICATED']],
     ['undefined', () => undefined, [401, 'SSE_ERR_UNAUTHENTICATED']],
-    ...(['', 7, true, false, [], {}, { userId: 7 }, { userId: '' }, { userId: 'ada', expiresAt: 'soon' }, { userId: 'ada', expiresAt: NaN }, () => 'ada'] as unknown[])
+    ['rights that do not end', () => ({ userId: 'ada', expiresAt: null }), 'ada'],
+    ['rights whose end is undefined', () => ({ userId: 'ada', expiresAt: undefined }), [500, failed]],
+    ...(['', 7, true, false, [], {}, { userId: 7 }, { userId: undefined }, { userId: '' }, { userId: 'ada', expiresAt: 'soon' }, { userId: 'ada', expiresAt: NaN }, () => 'ada'] as unknown[])
       .map((garbage): [string, () => unknown, [number, string]] => [`garbage ${JSON.stringify(garbage)}`, () => garbage, [500, failed]]),
     ['a throw', () => { throw new Error(secret) }, [500, failed]],
     ['a rejection', async () => { throw new Error(secret) }, [500, failed]],
@@ -321,6 +325,26 @@ t.test('what a request brings: token, cookies, query, headers, and what the appl
       t.equal(data.cookies.constructor, 'c')
     })
   }
+
+  await t.test('cookies that @fastify/cookie has not parsed yet, and a query that a parser of the application leaves out', async t => {
+    for (const hook of ['preParsing', 'preHandler', false] as const) {
+      let data: any
+      const app = Fastify({ routerOptions: { querystringParser: () => null as never } })
+      t.teardown(() => app.close())
+      await app.register(fastifyCookie, { hook })
+      await app.register(ssePlugin, {
+        path: '/sse',
+        authHandler: authData => {
+          data = authData
+          return null
+        }
+      })
+      const leave = new AbortController()
+      await app.inject({ url: '/sse?a=b', headers: { cookie: 'session=s%201' }, payloadAsStream: true, signal: leave.signal })
+      leave.abort()
+      t.match({ cookies: { ...data.cookies }, query: { ...data.query } }, { cookies: { session: 's 1' }, query: { a: 'b' } }, String(hook))
+    }
+  })
 
   await t.test('the query, and an extractor that throws', async t => {
     let data: any
@@ -548,6 +572,20 @@ t.test('allowedOrigins', async t => {
   }
 })
 
+t.test('origins of applications that have a scheme of their own', async t => {
+  const listed = ['capacitor://localhost', 'ionic://localhost', 'tauri://localhost', 'chrome-extension://abcdefghijklmnop', 'safari-web-extension://0AE0CCC6-4A3C', 'app://-', 'app://a.example:81', 'file://']
+  const server = await start(t, { allowedOrigins: listed })
+  for (const origin of listed) t.ok((await server.open('/sse', { headers: { origin, 'sec-fetch-site': 'cross-site' } })).isStream, origin)
+  for (const origin of ['capacitor://localhost.evil', 'capacitor://', 'ionic://localhost:1', 'capacitor://LOCALHOST']) refusal(t, await server.open('/sse', { headers: { origin } }), 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+  for (const [origin, host] of [['other://own.example', 'own.example'], ['other://own.example', 'own.example:80'], ['chrome-extension://own.example', 'own.example']] as const) {
+    refusal(t, await server.open('/sse', { headers: { origin, host } }), 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+  }
+  t.ok((await server.open('/sse', { headers: { origin: 'http://own.example', host: 'own.example' } })).isStream)
+  for (const origin of ['capacitor://localhost/', 'capacitor://localhost/index.html', 'Capacitor://localhost', 'capacitor:localhost', 'localhost:3000', 'app://*', 'app://user@host', 'app://a,app://b', 'blob:https://app.example', 'data:text/html,x']) {
+    t.throws(() => new SSEManager({ allowedOrigins: [origin] }), { code: 'SSE_ERR_INVALID_OPTION', message: /no origin/ }, origin)
+  }
+})
+
 t.test('the ready endpoint', async t => {
   const endpoint = (clientSubscriptions: false | true | 'patterns') => start(t, async app => {
     await app.register(ssePlugin, {
@@ -604,6 +642,36 @@ t.test('the ready endpoint', async t => {
       t.strictSame(server.errors(), [])
     })
   }
+
+  await t.test('the name of the parameter, misspelt as other query formats write arrays', async t => {
+    const server = await endpoint(true)
+    for (const name of ['subscription[]', 'subscription%5B%5D', 'subscription[0]', 'subscription.0', 'subscriptions', 'subscriptions[]', 'Subscription', 'subscriptionId', 'subscription_ids']) {
+      const client = await server.open(`/events?${own}&${name}=news`, bearer('ada'))
+      refusal(t, client, 400, 'SSE_ERR_INVALID_SUBSCRIPTION')
+      t.match(client.answer.message, /\?subscription=a&subscription=b/, name)
+    }
+    t.ok((await server.open(`/events?${own}&subscriber=1&plan=subscription`, bearer('ada'))).isStream, 'what is not alike is the application\'s')
+  })
+
+  await t.test('with Fastify\'s options of register', async t => {
+    for (const [prefix, url] of [['/v1', '/v1/events'], ['v1', '/v1/events'], ['/v1/', '/v1/events'], ['', '/events'], [undefined, '/events']] as const) {
+      const levels: unknown[] = []
+      const app = Fastify({ logger: { level: 'error', stream: { write: () => {} } } })
+      t.teardown(() => app.close())
+      app.addHook('onRoute', ({ url, logLevel, logSerializers }) => { levels.push([url, logLevel, Object.keys(logSerializers ?? {})]) })
+      await app.register(ssePlugin, { path: '/events', prefix: prefix as string, logLevel: 'warn', logSerializers: { user: String } })
+      let asked = 0
+      app.addHook('onRequest', async () => { asked++ })
+      const client = await SSEClient.open(`${await listen(app)}${url}`)
+      t.teardown(() => client.close())
+      t.ok(client.isStream, `${prefix} ${url}`)
+      t.equal(asked, 1, 'hooks that the application adds later apply')
+      t.match(levels[0], [url, 'warn', /user/])
+    }
+    const app = Fastify()
+    t.teardown(() => app.close())
+    await t.rejects(async () => { await app.register(ssePlugin, { path: '/events', prefix: 7 as never }) }, { code: 'SSE_ERR_INVALID_OPTION', message: 'Option "prefix" must be a string' })
+  })
 
   await t.test('in a scope with a prefix, a query parser and a validator of its own', async t => {
     const app = Fastify({ routerOptions: { querystringParser: () => ({}) } })
@@ -851,10 +919,14 @@ t.test('options that make no sense stop the boot, and are named', async t => {
 
   const paths = Object.entries(OptionsSchema.properties as Record<string, TSchema>).flatMap(([key, { properties }]) => [key, ...Object.keys(properties ?? {}).map(inner => `${key}.${inner}`)])
   t.strictSame(Object.keys(wrong).sort(), paths.sort(), 'each option is in the table')
+  // Options that decide who may connect or who receives what: absent is a decision, undefined is a mistake.
+  const protecting = ['requireAuthentication', 'authHandler', 'authStrategies', 'authRelation', 'authorizeSubscription', 'authorizeTopic', 'decorators', 'decorators.reply']
   for (const [path, values] of Object.entries(wrong)) {
     for (const value of values) await refused(at(path, value), path, `${path}: ${JSON.stringify(value)}`)
-    t.equal(await boots(at(path, undefined)), null, `${path}: undefined is not given`)
+    if (protecting.includes(path)) t.match(await boots(at(path, undefined)), { code: 'SSE_ERR_INVALID_OPTION', message: new RegExp(`^Option "${path}" is undefined, which would take a protection away`) }, path)
+    else t.equal(await boots(at(path, undefined)), null, `${path}: undefined is not given`)
   }
+  t.match(await boots({ requireAuthentification: undefined }), { message: 'Option "requireAuthentification" is not an option' }, 'nor is an unknown name overlooked because of its value')
   for (const [path, value] of [['keepAliveMs', 15_000], ['history.maxEvent', 1], ['decorators.request', 'sse'], ['Path', '/sse'], ['constructor', 1]] as const) {
     const error = await boots(at(path, value))
     t.match(error, { code: 'SSE_ERR_INVALID_OPTION', message: `Option "${path}" is not an option` }, path)
@@ -875,4 +947,11 @@ t.test('options that make no sense stop the boot, and are named', async t => {
   t.throws(() => new SSEManager('options' as never), { code: 'SSE_ERR_INVALID_OPTION' })
   t.throws(() => new SSEManager([] as never), { code: 'SSE_ERR_INVALID_OPTION' })
   t.throws(() => new SSEManager({ keepAliveMs: 1 } as never), { code: 'SSE_ERR_INVALID_OPTION' })
+  // Read by the plugin only: on a plain server they would protect nothing, and open nothing.
+  const onlyPlugin: SSEOptions = { path: '/sse', clientSubscriptions: true, decorators: { instance: 'a' }, authStrategies: [async () => {}], authRelation: 'and' }
+  for (const [name, value] of Object.entries(onlyPlugin)) {
+    t.throws(() => new SSEManager({ authorizeSubscription: yes, [name]: value }), { code: 'SSE_ERR_INVALID_OPTION', message: new RegExp(`^Option "${name}" has no effect in an SSEManager`) as never }, name)
+  }
+  t.ok(new SSEManager({ path: undefined } as never), 'undefined is not given')
+  t.throws(() => new SSEManager({ authHandler: undefined } as never), { code: 'SSE_ERR_INVALID_OPTION', message: /undefined/ })
 })

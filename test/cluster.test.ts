@@ -241,6 +241,22 @@ t.test('commands', { skip: withoutRedis }, async t => {
     await until(async () => (await sse.presence('chat:1')).complete)
   })
 
+  t.test('a manager that is closed answers none of them, with a shared log or without', async t => {
+    const [a] = await nodes(t, 2) as [Service, Service]
+    for (const { app: { sse } } of [await serve(t), a]) {
+      await sse.close()
+      for (const [name, call] of Object.entries<() => Promise<unknown>>({
+        presence: () => sse.presence('room:1'),
+        disconnectUser: () => sse.disconnectUser('ada'),
+        revokeSubscription: () => sse.revokeSubscription('ada', 'room:1'),
+        reauthorize: () => sse.reauthorize('ada'),
+        closeConnection: () => sse.closeConnection('c1'),
+        addSubscription: () => sse.addSubscription('c1', 'room:1'),
+        removeSubscription: () => sse.removeSubscription('c1', 'room:1')
+      })) await t.rejects(call(), { code: 'SSE_ERR_CLOSED' }, name)
+    }
+  })
+
   t.test('without a shared log they are answered here', async t => {
     const { app: { sse }, join } = await serve(t)
     const { connection } = await join('ada')

@@ -1,11 +1,14 @@
-import { createServer, IncomingMessage, ServerResponse } from 'node:http'
+import { createServer, get, IncomingMessage, ServerResponse } from 'node:http'
 import { Socket, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import rateLimit from '@fastify/rate-limit'
-import type { FastifyReply, FastifyRequest, FastifyServerOptions } from 'fastify'
+import Fastify, { type FastifyReply, type FastifyRequest, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
-import { addressOf, Capacity } from '../lib/access/capacity.js'
-import { EventPriority, SSEManager, type SSEOptions } from '../lib/index.js'
+import { addressOf } from '../lib/access/address.js'
+import { Capacity } from '../lib/access/capacity.js'
+import ssePlugin, { EventPriority, memoryBroker, SSEManager, type SSEOptions } from '../lib/index.js'
 import { block, serve, type Service } from './helpers/app.js'
 import { SSEClient, type ClientOptions } from './helpers/sse.js'
 import { until } from './helpers/wait.js'
@@ -171,8 +174,15 @@ t.test('connections of one user: counted before the handler and before subscript
 t.test('connections from one address', async t => {
   for (const [ip, address] of [
     ['192.0.2.7', '192.0.2.7'], ['::ffff:192.0.2.7', '192.0.2.7'], ['::FFFF:192.0.2.7', '192.0.2.7'], ['2001:db8:1:2:3:4:5:6', '2001:db8:1:2::/64'], ['2001:0DB8:0001:0002::1', '2001:db8:1:2::/64'],
-    ['2001:db8::1', '2001:db8:0:0::/64'], ['::1', '0:0:0:0::/64'], ['fe80::1%eth0', 'fe80:0:0:0::/64'], ['64:ff9b::192.0.2.7', '64:ff9b:0:0::/64'], ['', '']
+    ['2001:db8::1', '2001:db8:0:0::/64'], ['::1', '0:0:0:0::/64'], ['fe80::1%eth0', 'fe80:0:0:0::/64'], ['64:ff9b::192.0.2.7', '64:ff9b:0:0::/64'], ['', ''],
+    // With a port, as Azure writes them; in brackets; with a zone; IPv4 in every notation of IPv6.
+    ['192.0.2.7:1111', '192.0.2.7'], ['192.0.2.7:65535', '192.0.2.7'], ['[2001:db8:1:2::1]:443', '2001:db8:1:2::/64'], ['[2001:db8:1:2::1]', '2001:db8:1:2::/64'], ['[::ffff:192.0.2.7]:80', '192.0.2.7'],
+    ['[fe80::1%eth0]:80', 'fe80:0:0:0::/64'], ['::ffff:c000:0207', '192.0.2.7'], ['0:0:0:0:0:ffff:192.0.2.7', '192.0.2.7'], ['0000:0000:0000:0000:0000:FFFF:C000:0207', '192.0.2.7'], ['::ffff:192.0.2.7%1', '192.0.2.7'],
+    ['::', '0:0:0:0::/64'], ['1::', '1:0:0:0::/64'], ['1:2:3:4:5:6:7::', '1:2:3:4::/64'], ['1:2:3:4:5:6:192.0.2.7', '1:2:3:4::/64'],
+    // What is no address.
+    ...['unknown', '_hidden', '192.0.2', '192.0.2.7.1', '192.0.2.256', '192.0.2.07', '192.0.2.7:', '192.0.2.7:x', ':', ':::', '1::2::3', '1:2:3:4:5:6:7', '1:2:3:4:5:6:7:8:9', '1:2:3:4:5:6:7::8', 'g::1', '12345::', '[::1', '::1]', '[]', '[192.0.2.7]x', '::192.0.2.7:1', '::256.0.2.7', 'localhost', ' ', '192.0.2.7, 192.0.2.8'].map(text => [text, ''])
   ]) t.equal(addressOf(ip!), address, ip)
+  t.equal(addressOf(undefined), '')
 
   const from = (ip: string): ClientOptions => ({ headers: { 'x-forwarded-for': ip, connection: 'close' } })
   const options = { maxConnectionsPerIp: 2 }
@@ -181,6 +191,48 @@ t.test('connections from one address', async t => {
     const status = async (ip: string) => (await open('/sse', from(ip))).status
     t.strictSame([await status('192.0.2.1'), await status('::ffff:192.0.2.1'), await status('192.0.2.1'), await status('192.0.2.2')], [200, 200, 429, 200])
     t.strictSame([await status('2001:db8::1'), await status('2001:db8::ffff:1'), await status('2001:db8::2'), await status('2001:db8:0:1::1')], [200, 200, 429, 200], 'IPv6 by its /64')
+    t.strictSame([await status('192.0.2.9:1111'), await status('192.0.2.9:2222'), await status('192.0.2.9:3333'), await status('[2001:db8:9::1]:1'), await status('[2001:db8:9::2]:2'), await status('2001:db8:9::3')], [200, 200, 429, 200, 200, 429], 'a port is no part of it')
+    t.strictSame([await status('unknown'), await status('_a'), await status('_b')], [200, 200, 429], 'what is no address counts as one: no text is a way around the limit')
+  })
+  await t.test('clients without an address: on a Unix socket, and gone already', async t => {
+    for (const [trustProxy, third] of [['loopback', 429], [true, 200]] as const) {
+      const app = Fastify({ trustProxy })
+      await app.register(ssePlugin, { ...options, path: '/sse' })
+      app.get('/bare', async (_request, reply) => { await reply.sse() })
+      t.teardown(() => app.close())
+      const socketPath = join(tmpdir(), `sse-${process.pid}-${trustProxy}.sock`)
+      await app.listen({ path: socketPath })
+      const status = (path: string, address: string) => new Promise<number>((resolve, reject) => {
+        const request = get({ socketPath, path, agent: false, headers: { 'x-forwarded-for': address } }, response => {
+          t.teardown(() => response.destroy())
+          resolve(response.statusCode!)
+        })
+        request.on('error', reject)
+      })
+      t.strictSame([await status('/sse', '192.0.2.1'), await status('/bare', '192.0.2.2'), await status('/sse', '192.0.2.3'), await status('/bare', '192.0.2.4')], [200, 200, third, third], String(trustProxy))
+      t.equal([...app.sse.connections()][0]!.clientInfo.ip, trustProxy === true ? '192.0.2.1' : '')
+    }
+
+    // Gone while a hook of the application was waiting: what is found out about it then is of no use, and no error.
+    let arrived = 0
+    let go: () => void = () => {}
+    const gate = new Promise<void>(resolve => { go = resolve })
+    const errors: string[] = []
+    const { app, url } = await serve(t, options, { logger: { level: 'error', stream: { write: line => { errors.push(line) } } } }, app => {
+      app.addHook('onRequest', async () => {
+        arrived++
+        await gate
+      })
+    })
+    const clients = Array.from({ length: 5 }, () => new SSEClient(`${url}/sse`))
+    await until(() => arrived === 5)
+    for (const client of clients) client.reset()
+    await until(() => new Promise<boolean>(resolve => { app.server.getConnections((_error, count) => resolve(count === 0)) }))
+    go()
+    const next = new SSEClient(`${url}/sse`)
+    t.teardown(() => next.close())
+    t.ok((await next.ready()).isStream, 'and takes no seat')
+    t.strictSame(errors, [])
   })
   await t.test('whatever a client says, when it is not', async t => {
     const { app, open } = await serve(t, options)
@@ -261,10 +313,10 @@ t.test('clients come and go by the thousand, and nothing of them is left', async
       seat.leave()
     }
     t.strictSame([capacity.taken, capacity.perUser.size, capacity.perAddress.size], [0, 0, 0])
-    const seats = [capacity.take('a')!, capacity.take('a')!]
-    t.throws(() => capacity.take('a'), { code: 'SSE_ERR_TOO_MANY_IP_CONNECTIONS' })
-    seats.push(capacity.take('b')!)
-    t.throws(() => capacity.take('c'), { code: 'SSE_ERR_TOO_MANY_CONNECTIONS' })
+    const seats = [capacity.take('192.0.2.1')!, capacity.take('192.0.2.1')!]
+    t.throws(() => capacity.take('192.0.2.1'), { code: 'SSE_ERR_TOO_MANY_IP_CONNECTIONS' })
+    seats.push(capacity.take('192.0.2.2')!)
+    t.throws(() => capacity.take('192.0.2.3'), { code: 'SSE_ERR_TOO_MANY_CONNECTIONS' })
     seats[0]!.assign('ada')
     seats[1]!.assign('ada')
     t.throws(() => seats[2]!.assign('ada'), { code: 'SSE_ERR_TOO_MANY_USER_CONNECTIONS' })
@@ -272,7 +324,7 @@ t.test('clients come and go by the thousand, and nothing of them is left', async
     seats[2]!.assign('ada')
     for (const seat of seats) seat.leave()
     t.strictSame([capacity.taken, capacity.perUser.size, capacity.perAddress.size], [0, 0, 0])
-    t.equal(new Capacity({ maxConnections: 0, maxConnectionsPerUser: 0, maxConnectionsPerIp: 0 }).take('a'), null, 'what is not limited is not counted')
+    t.equal(new Capacity({ maxConnections: 0, maxConnectionsPerUser: 0, maxConnectionsPerIp: 0 }).take('192.0.2.1'), null, 'what is not limited is not counted')
   })
 
   await t.test('600 on real sockets', async t => {
@@ -469,6 +521,71 @@ t.test('refusals', async t => {
     }
   })
 
+  await t.test('of errors of the application, or of its clients of databases, neither message nor code', async t => {
+    const secret = 'no_shard_available: http://elastic:hunter2@10.0.0.7:9200/orders'
+    const service = await serve(t, {}, {}, app => {
+      app.setErrorHandler((error, _request, reply) => { reply.code((error as { statusCode?: number }).statusCode ?? 500).send({ error: 'sorry' }) })
+      const fails = (error: object) => async () => { throw error }
+      app.get('/503', { sse: true }, fails(Object.assign(new Error(secret), { statusCode: 503, code: 'ES_INTERNAL_9200' })))
+      app.get('/429', { sse: true }, fails(Object.assign(new Error(secret), { statusCode: 429, code: 'QUOTA_OF_HUNTER2' })))
+      app.get('/plain', { sse: true }, fails({ statusCode: 503, message: secret, code: 'HUNTER2' }))
+      app.get('/hook', { sse: true, preHandler: fails(Object.assign(new Error(secret), { statusCode: 503 })) }, async () => {})
+      app.get('/strategy', { sse: true, onRequest: fails(Object.assign(new Error(secret), { statusCode: 503 })) }, async () => {})
+      app.get('/stopping', { sse: { refusals: 'stop' } }, fails(Object.assign(new Error(secret), { statusCode: 404 })))
+    })
+    for (const [path, message] of [['/503', 'Service Unavailable'], ['/429', 'Too Many Requests'], ['/plain', 'Service Unavailable'], ['/hook', 'Service Unavailable'], ['/strategy', 'Service Unavailable']] as const) {
+      const client = await service.open(path, { headers: STREAM })
+      await client.waitForEnd()
+      t.strictSame(client.json('sse:error'), [{ message, retryable: true }], path)
+      t.notMatch(client.blocks.map(({ text }) => text).join(), /hunter2|ES_|elastic/i)
+      t.strictSame((await service.open(path)).answer, { error: 'sorry' })
+    }
+    t.match(await service.open('/stopping', { headers: STREAM }), { status: 204, body: '' })
+    // What a broker says of its failure, told by createConnection's own answers.
+    const broker = memoryBroker()
+    const sse = new SSEManager({ broker: Object.assign(broker, { open: async () => { throw new Error(secret) } }) })
+    const server = createServer(async (request, response) => {
+      await sse.createConnection({ request, response }).catch(error => sse.refuse({ request, response }, error))
+    })
+    server.listen(0, '127.0.0.1')
+    await until(() => server.listening)
+    t.teardown(() => server.close())
+    for (const headers of [{}, STREAM]) {
+      const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}/`, { headers: { connection: 'close', ...headers } })
+      await until(() => client.closed)
+      t.notMatch(client.body + client.blocks.map(({ text }) => text).join(), 'hunter2')
+    }
+  })
+
+  await t.test('only what an EventSource can send is refused by a stream, and each route may say otherwise', async t => {
+    const service = await serve(t, { ...full, path: '/ready' }, {}, app => {
+      const handler = async (_request: FastifyRequest, reply: FastifyReply) => { await reply.sse() }
+      app.post('/post', { sse: true }, handler)
+      app.put('/put', { sse: { refusals: 'stop' } }, handler)
+      app.get('/status', { sse: { refusals: 'status' } }, handler)
+      app.get('/stop', { sse: { refusals: 'stop', requireAuthentication: true } }, handler)
+      app.get('/auto', { sse: {} }, handler)
+    })
+    await occupy(service)
+    const answer = async (path: string, method: string, accept = 'application/json, text/event-stream') => {
+      const client = await service.open(path, { method, headers: { accept, connection: 'close' } })
+      return client.isStream ? 'stream' : client.status
+    }
+    t.strictSame([await answer('/post', 'POST'), await answer('/put', 'PUT'), await answer('/sse', 'HEAD'), await answer('/ready', 'HEAD')], [503, 503, 503, 503])
+    t.equal(await answer('/post', 'POST', 'text/event-stream'), 503, 'whatever it accepts')
+    t.strictSame([await answer('/status', 'GET'), await answer('/stop', 'GET'), await answer('/auto', 'GET'), await answer('/ready', 'GET')], [503, 'stream', 'stream', 'stream'])
+    ;[...service.app.sse.connections()][0]!.close()
+    await until(() => service.app.sse.connectionCount === 0)
+    t.strictSame([await answer('/stop', 'GET'), await answer('/stop', 'GET', '*/*')], [204, 401], 'and the rest of it')
+
+    const strict = await serve(t, { ...full, refusals: 'status' }, {}, app => {
+      app.get('/auto', { sse: { refusals: 'auto' } }, async (_request: FastifyRequest, reply: FastifyReply) => { await reply.sse() })
+    })
+    await occupy(strict)
+    t.ok((await strict.open('/auto', { headers: STREAM })).isStream)
+    t.equal((await strict.open('/sse', { headers: STREAM })).status, 503)
+  })
+
   await t.test('while draining: not before the server may be back', async t => {
     const service = await serve(t, { retryMs: 200, drainMs: 2_000 })
     const { client } = await service.join()
@@ -565,7 +682,7 @@ t.test('refusals', async t => {
     t.equal(asked, 3)
     const limited = await service.open('/limited', { headers: STREAM })
     await limited.waitForEnd()
-    t.match(limited.json('sse:error'), [{ message: /Rate limit exceeded/, retryable: true }])
+    t.strictSame(limited.json('sse:error'), [{ message: 'Too Many Requests', retryable: true }])
     t.ok(limited.blocks[0]!.retry! >= 25_000, 'not before the limiter lets it in again')
     t.equal((await service.open('/limited')).status, 429)
     t.equal((await service.open('/publish', { method: 'POST' })).status, 429, 'publishing by a route is limited likewise')

@@ -93,6 +93,9 @@ t.test('where the cursor comes from', async t => {
     ['header and query: the header wins', `?lastEventId=${ids[0]}`, ids[1]!, ['3']],
     ['an empty header is a client that has been told no place', '', '', []],
     ['an empty query', '?lastEventId=', null, []],
+    ['an empty header hides no query', `?lastEventId=${ids[1]}`, '', ['3']],
+    ['an empty query hides no other', `?lastEventId=&last_event_id=${ids[1]}`, null, ['3']],
+    ['all empty', '?lastEventId=&last_event_id=', '', []],
     ['at the end', '', ids[2]!, []]
   ]
   for (const [name, query, header, expected] of cases) {

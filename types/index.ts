@@ -7,7 +7,7 @@ import type { Notification, NotificationLevel } from '../lib/events/catalogue.js
 import type { SSEConnection } from '../lib/connections/connection.js'
 import type { EventPriority } from '../lib/events/event.js'
 import type { SSEManager } from '../lib/manager.js'
-import type { SSEUser } from '../lib/options.js'
+import type { RouteOptions, SSEUser } from '../lib/options.js'
 
 /**
  * Augment this once, in a file that imports from the package, and names and payloads are checked at compile time everywhere:
@@ -105,6 +105,8 @@ export interface ReplySSE {
 export interface SSERouteOptions {
   /** Overrides the plugin's option for this route. */
   requireAuthentication?: boolean
+  /** Overrides the plugin's option for this route: `'auto'`, `'status'` or `'stop'`. */
+  refusals?: RouteOptions['refusals']
 }
 
 declare module 'fastify' {

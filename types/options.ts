@@ -32,8 +32,8 @@ export interface SSEOptions {
    */
   authorizeTopic?: ResolvedOptions['authorizeTopic']
   /**
-   * Origins whose pages may open streams beside those of this server's own, such as `https://app.example`; others get 403.
-   * `'*'`: all. Default `[]`.
+   * Origins whose pages may open streams beside those of this server's own, such as `https://app.example` or
+   * `capacitor://localhost`; others get 403. `'*'`: all. Default `[]`.
    */
   allowedOrigins?: ResolvedOptions['allowedOrigins']
   /** Whether a silent stream carries comments that keep proxies and clients awake. Default `true`. */
@@ -105,7 +105,7 @@ export interface SSEOptions {
    */
   maxConcurrentReplays?: ResolvedOptions['maxConcurrentReplays']
   /**
-   * How a client that asks for `text/event-stream` is refused. `'auto'`: when coming back may help (429, 503, an
+   * How a GET request that asks for `text/event-stream` is refused. `'auto'`: when coming back may help (429, 503, an
    * authentication that failed to answer), with a stream that tells when to, and ends; otherwise by status. `'status'`: by
    * status. `'stop'`: as `'auto'`, and with 204 in place of any other 4xx. Default `'auto'`.
    */

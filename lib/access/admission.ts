@@ -2,7 +2,7 @@ import { assertOrigin, authenticate, currentUser, parameterOf } from './authenti
 import { Capacity, type Seat } from './capacity.js'
 import { SSEConnection, type ConnectionHost } from '../connections/connection.js'
 import type { Disconnections } from './disconnected-users.js'
-import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
+import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
 import { assertRetry } from '../events/event.js'
 import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
@@ -33,7 +33,7 @@ export interface Candidate {
   authData?: Record<string, unknown> | undefined
   /** The request as the application knows it. */
   subject?: AnyRequest
-  ip?: string
+  ip?: string | undefined
   managed?: boolean
   /** The moment before anybody was asked who this is. */
   since: number
@@ -74,7 +74,7 @@ export class Admission {
    * is limited. The same seat for the same response.
    * @throws SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
-  seat (response: HttpResponse, ip: string): Seat | null {
+  seat (response: HttpResponse, ip: string | undefined): Seat | null {
     const taken = this.#seats.get(response)
     if (taken !== undefined && !taken.left) return taken
     const seat = this.#capacity.take(ip)
@@ -91,8 +91,16 @@ export class Admission {
    */
   redeem (request: AnyRequest): Promise<Ticket> | null {
     if (!this.#tickets.enabled || request.method !== 'GET') return null
-    const ticket = parameterOf('raw' in request ? request.raw : request, 'ticket')
+    const ticket = ticketOf(request)
     return ticket === null ? null : this.#tickets.redeem(ticket)
+  }
+
+  /**
+   * A request with a ticket is its user's, or refused: what is not redeemed here, nor recognised by the application, does not get what an anonymous client gets.
+   * @throws SSE_ERR_INVALID_TICKET
+   */
+  assertRecognised (request: AnyRequest, user: SSEUser | null): void {
+    if (user === null && ticketOf(request) !== null) throw new InvalidTicket()
   }
 
   /** To be noted before anybody is asked who a client is: `disconnectUser` concerns it from here on. */
@@ -109,6 +117,7 @@ export class Admission {
     const seat = this.seat(response, ip)
     try {
       const user = candidate.user !== undefined ? this.#vouched(candidate) : await (this.redeem(subject) ?? authenticate(this.#options, subject, candidate.authData))
+      if (candidate.user === undefined) this.assertRecognised(subject, user)
       const { userId = null, claims } = user ?? {}
       seat?.assign(userId)
       const granted = user instanceof Ticket ? user.subscriptions : []
@@ -143,9 +152,8 @@ export class Admission {
       clientId: createId(),
       userId: user?.userId ?? null,
       claims: user?.claims,
-      expiresAt: user?.expiresAt,
+      expiresAt: user?.expiresAt ?? undefined,
       clientInfo: { ...options.clientInfo, ip, userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
-      // An empty one is what a client sends that has been told no place.
       lastEventId: (options.lastEventId === undefined ? lastEventIdOf(request) : options.lastEventId) || null,
       managed,
       // Broadcasts do not reach a stream of its own source: whatever its ticket grants, there is nothing to take away.
@@ -173,8 +181,12 @@ export class Admission {
   }
 }
 
-/** The header wins; a browser cannot send it on a first connect, so a first cursor comes in the query (FACTS 1.9). */
+function ticketOf (request: AnyRequest): string | null {
+  return parameterOf('raw' in request ? request.raw : request, 'ticket')
+}
+
+/** The header wins; a browser cannot send it on a first connect, so a first cursor comes in the query (FACTS 1.9). An empty one names nothing. */
 function lastEventIdOf (request: HttpRequest): string | null {
   const header = request.headers['last-event-id']
-  return (Array.isArray(header) ? header[0] : header) ?? parameterOf(request, 'lastEventId') ?? parameterOf(request, 'last_event_id')
+  return (Array.isArray(header) ? header[0] : header) || parameterOf(request, 'lastEventId') || parameterOf(request, 'last_event_id')
 }

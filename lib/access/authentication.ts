@@ -8,9 +8,15 @@ type AuthOptions = Pick<ResolvedOptions, 'requireAuthentication' | 'authHandler'
 export function authDataOf (request: AnyRequest, extract?: ResolvedOptions['extractAuthData']): AuthData {
   const { headers } = request
   const token = /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1] ?? null
-  const cookies = 'cookies' in request ? request.cookies as AuthData['cookies'] : parseCookies(headers.cookie)
-  const query = 'query' in request ? request.query as AuthData['query'] : queryOf(request)
+  const cookies = decoration(request, 'cookies') ?? parseCookies(headers.cookie)
+  const query = decoration(request, 'query') ?? queryOf('raw' in request ? request.raw : request)
   return { token, cookies, query, headers, ...extract?.(request) }
+}
+
+/** What a framework has made of the request; null before it has: `@fastify/cookie` decorates requests with `null` until its hook runs. */
+function decoration<N extends 'cookies' | 'query'> (request: AnyRequest, name: N): AuthData[N] | null {
+  const value: unknown = name in request ? (request as Partial<Record<N, unknown>>)[name] : null
+  return typeof value === 'object' && value !== null ? value as AuthData[N] : null
 }
 
 /** The first value of a parameter of a request's URL; null when there is none. */
@@ -89,6 +95,8 @@ function isOwnOrigin (origin: string, request: AnyRequest): boolean {
   const asked = 'host' in request ? request.host : request.headers.host ?? request.headers[':authority']
   if (typeof asked !== 'string' || !URL.canParse(origin)) return false
   const { protocol, host } = new URL(origin)
+  // An application or an extension may have the same host in a scheme of its own.
+  if (protocol !== 'https:' && protocol !== 'http:') return false
   const defaultPort = protocol === 'https:' ? ':443' : ':80'
   return asked.toLowerCase() === host || asked.toLowerCase() === host + defaultPort
 }
@@ -101,7 +109,7 @@ export function isRefusal (error: unknown): boolean {
 /** A user as the application gave it, if it is one; null for nobody, and for rights that have ended. Throws SSE_ERR_INVALID_USER. */
 export function currentUser (result: unknown): SSEUser | null {
   const user = toUser(result)
-  return user?.expiresAt !== undefined && user.expiresAt <= Date.now() ? null : user
+  return typeof user?.expiresAt === 'number' && user.expiresAt <= Date.now() ? null : user
 }
 
 function toUser (result: unknown): SSEUser | null {
@@ -109,13 +117,18 @@ function toUser (result: unknown): SSEUser | null {
   if (typeof result === 'string' && result !== '') return { userId: result }
   if (typeof result === 'object' && 'userId' in result && typeof result.userId === 'string' && result.userId !== '') {
     const user = result as SSEUser
-    if (user.expiresAt === undefined || isTime(user.expiresAt)) return user
+    if (isEnd(user)) return user
   }
   throw new InvalidUser()
 }
 
+/** Whether the end of rights is a time, or null or absent for none. `undefined` would be rights without an end by mistake: see `util/schema`. */
+export function isEnd (rights: { readonly expiresAt?: unknown }): boolean {
+  return !('expiresAt' in rights) || rights.expiresAt === null || isTime(rights.expiresAt)
+}
+
 /** Whether it is a time in milliseconds. What would be one of 1970 to 1973 is the `exp` of a token, which counts in seconds. */
-export function isTime (value: unknown): value is number {
+function isTime (value: unknown): value is number {
   return Number.isFinite(value) && !((value as number) >= 1e9 && (value as number) < 1e11)
 }
 

@@ -1,3 +1,4 @@
+import { addressOf } from './address.js'
 import { TooManyConnections, TooManyIpConnections, TooManyUserConnections } from '../errors.js'
 import type { ResolvedOptions } from '../options.js'
 
@@ -23,7 +24,7 @@ export class Capacity {
    * A seat for a client that nothing is known of but its address; null when nothing is limited.
    * @throws SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
-  take (ip: string): Seat | null {
+  take (ip: string | undefined): Seat | null {
     const { maxConnections, maxConnectionsPerUser, maxConnectionsPerIp } = this.limits
     if (maxConnections === 0 && maxConnectionsPerUser === 0 && maxConnectionsPerIp === 0) return null
     if (maxConnections > 0 && this.#taken >= maxConnections) throw new TooManyConnections()
@@ -88,15 +89,4 @@ function subtract (counts: Map<string, number>, key: string): void {
   const rest = counts.get(key)! - 1
   if (rest === 0) counts.delete(key)
   else counts.set(key, rest)
-}
-
-/** What counts as one address: of IPv6 the first 64 bits, of which a subscriber has all addresses to himself; IPv4 in the coat of IPv6 is IPv4. */
-export function addressOf (ip: string): string {
-  if (!ip.includes(':')) return ip
-  const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(ip)
-  if (mapped !== null) return mapped[1]!
-  const [left, right] = ip.split('%', 1)[0]!.split('::').map(part => part.split(':').filter(group => group !== ''))
-  const missing = right === undefined ? 0 : Math.max(0, 8 - left!.length - right.length)
-  const groups = [...left!, ...new Array<string>(missing).fill('0'), ...right ?? []]
-  return `${groups.slice(0, 4).map(group => parseInt(group, 16).toString(16)).join(':')}::/64`
 }

@@ -16,7 +16,7 @@ export interface Refusal {
   readonly retryable: boolean
 }
 
-type RefusalOptions = Pick<ResolvedOptions, 'refusals' | 'retryMs' | 'drainMs'>
+export type RefusalOptions = Pick<ResolvedOptions, 'refusals' | 'retryMs' | 'drainMs'>
 
 const MAX_RETRY_MS = 3_600_000
 
@@ -25,23 +25,24 @@ const MAX_RETRY_MS = 3_600_000
  * @param retryAfter the `Retry-After` that others have set, in seconds.
  */
 export function streamRefusal (error: unknown, request: HttpRequest, { refusals, retryMs, drainMs }: RefusalOptions, retryAfter?: unknown): Refusal | null {
-  if (refusals === 'status' || !namesEventStream(request.headers.accept)) return null
+  // An EventSource sends GET requests only; any other client reads the status.
+  if (refusals === 'status' || request.method !== 'GET' || !namesEventStream(request.headers.accept)) return null
   const { statusCode, code, message } = factsOf(error)
   if (isRetryable(statusCode, code)) {
     const least = Math.max(retryMs, code === 'SSE_ERR_CLOSED' ? drainMs : 0, Number(retryAfter) * 1000 || 0)
     // Spread, so that those who were refused together do not come back together.
     const retry = encodeRetry(Math.min(Math.round(least * (1 + Math.random())), MAX_RETRY_MS))
-    return { statusCode: 200, headers: streamHeaders(request), body: retry + encodeControl('error', { code, message, retryable: true }), retryable: true }
+    return { statusCode: 200, headers: streamHeaders(request), body: retry + encodeControl('error', { ...(code !== '' && { code }), message, retryable: true }), retryable: true }
   }
   return refusals === 'stop' && statusCode >= 400 && statusCode < 500 ? { statusCode: 204, headers: {}, body: '', retryable: false } : null
 }
 
-/** The answer to any client, as Fastify would give it; of errors that are not this package's nothing is told. */
+/** The answer to any client, as Fastify would give it. An error that is not from this package is a 500 without its words. */
 export function refusalOf (error: unknown, request: HttpRequest, options: RefusalOptions): Refusal {
-  const facts = error instanceof SSEError ? factsOf(error) : { statusCode: 500, code: '', message: 'Something went wrong' }
-  const refusal = streamRefusal(facts, request, options)
+  const known = error instanceof SSEError ? error : null
+  const refusal = streamRefusal(known, request, options)
   if (refusal !== null) return refusal
-  const { statusCode, code, message } = facts
+  const { statusCode, code, message } = known === null ? UNKNOWN : factsOf(known)
   const retryable = isRetryable(statusCode, code)
   return {
     statusCode,
@@ -56,11 +57,17 @@ function isRetryable (statusCode: number, code: string): boolean {
   return statusCode === 429 || statusCode === 503 || code === 'SSE_ERR_AUTHENTICATION_FAILED'
 }
 
-function factsOf (error: unknown): { statusCode: number, code: string, message: string } {
-  const { statusCode, code, message } = (typeof error === 'object' && error !== null ? error : {}) as Record<string, unknown>
-  return {
-    statusCode: typeof statusCode === 'number' ? statusCode : 500,
-    code: typeof code === 'string' ? code : '',
-    message: typeof message === 'string' ? message : ''
-  }
+interface Facts {
+  readonly statusCode: number
+  readonly code: string
+  readonly message: string
+}
+
+const UNKNOWN: Facts = { statusCode: 500, code: '', message: 'Something went wrong' }
+
+/** What a client may know of an error. Message and code of an error that is not from this package may tell anything: of it only the status is told. */
+function factsOf (error: unknown): Facts {
+  const status: unknown = typeof error === 'object' && error !== null && 'statusCode' in error ? error.statusCode : null
+  const statusCode = typeof status === 'number' ? status : 500
+  return error instanceof SSEError ? { statusCode, code: error.code, message: error.message } : { statusCode, code: '', message: phraseOf(statusCode) }
 }

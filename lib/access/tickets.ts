@@ -1,5 +1,5 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
-import { isTime } from './authentication.js'
+import { isEnd } from './authentication.js'
 import type { Broker } from '../log/broker.js'
 import { InvalidTicket, TicketNotIssued } from '../errors.js'
 import type { ResolvedOptions, SSEUser } from '../options.js'
@@ -10,8 +10,8 @@ export interface TicketGrant {
   readonly userId: string
   /** Found again on the connection; what JSON keeps of it. */
   readonly claims?: unknown
-  /** When the rights of the stream end, in milliseconds since the epoch. */
-  readonly expiresAt?: number | undefined
+  /** When the rights of the stream end, in milliseconds since the epoch. Absent or null: they do not end by themselves. */
+  readonly expiresAt?: number | null
   /** How long the ticket is good, in milliseconds, 1,000 to 600,000; default: option `ticketTtlMs`. */
   readonly ttlMs?: number
   /** Topics and patterns that the stream holds from the start. The ticket grants them: `authorizeSubscription` is not asked. */
@@ -41,7 +41,7 @@ interface Content {
   /** When the ticket ends, in milliseconds since the epoch. */
   readonly until: number
   readonly claims?: unknown
-  readonly rights?: number | undefined
+  readonly rights?: number
   readonly subscriptions?: readonly string[] | undefined
 }
 
@@ -83,11 +83,11 @@ export class Tickets {
     const [secret = refuse('it needs the option ticketSecret')] = this.#secrets
     if (typeof userId !== 'string' || userId === '') refuse('userId must be a string')
     if (!Number.isInteger(ttlMs) || ttlMs < MIN_TTL_MS || ttlMs > MAX_TTL_MS) refuse(`ttlMs must be an integer from ${MIN_TTL_MS} to ${MAX_TTL_MS}`)
-    if (expiresAt !== undefined && !isTime(expiresAt)) refuse('expiresAt must be a number, in milliseconds since the epoch')
+    if (!isEnd(grant)) refuse('expiresAt must be a number, in milliseconds since the epoch, or null for rights that do not end')
     if (subscriptions !== undefined && (!Array.isArray(subscriptions) || subscriptions.length > this.#options.maxSubscriptionsPerConnection)) refuse(`subscriptions must be an array of at most ${this.#options.maxSubscriptionsPerConnection}`)
     subscriptions?.forEach(assertSubscription)
     const until = Math.min(Date.now() + ttlMs, expiresAt ?? Infinity)
-    const content: Content = { id: randomBytes(16).toString('base64url'), log: this.#broker.epoch, user: userId, until, claims, rights: expiresAt, subscriptions }
+    const content: Content = { id: randomBytes(16).toString('base64url'), log: this.#broker.epoch, user: userId, until, claims, ...(typeof expiresAt === 'number' && { rights: expiresAt }), subscriptions }
     const text = encode(content)
     const ticket = `${text}.${sign(text, secret).toString('base64url')}`
     if (ticket.length > MAX_LENGTH) refuse(`it would have ${ticket.length} characters, at most ${MAX_LENGTH} fit into a URL`)

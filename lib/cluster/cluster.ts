@@ -1,4 +1,5 @@
 import type { ArgumentsOf, Operations, ResultOf } from './commands.js'
+import { Closed } from '../errors.js'
 import type { Health } from '../log/health.js'
 import { inTime } from '../util/timeout.js'
 import type { Log } from '../util/logger.js'
@@ -154,8 +155,10 @@ export class Cluster {
   }
 
   /** See `Scatter`. */
-  ask<N extends keyof Operations> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
-    return this.#scatter.ask(name, ...args)
+  async ask<N extends keyof Operations> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
+    // Its own answer would be all there is: no connections, on nodes that are not asked.
+    if (this.#closed) throw new Closed()
+    return await this.#scatter.ask(name, ...args)
   }
 
   stats (): ClusterStats {

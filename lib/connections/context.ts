@@ -144,6 +144,7 @@ export class Host implements ConnectionHost {
   }
 
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
+    assertSubscription(subscription)
     return ownedHere(clientId, await this.#parts.operations.removeSubscription.run(clientId, subscription))
   }
 

@@ -2,6 +2,7 @@ import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import { InvalidCatalogue, InvalidPayload, UnknownEvent, UnknownResource } from '../errors.js'
 import { assertEventName } from './event.js'
+import { literalsOf } from '../util/schema.js'
 
 const kCatalogue = Symbol.for('fastify-sse-manager.catalogue')
 
@@ -113,9 +114,4 @@ function assertFits (check: TypeCheck<TSchema>, name: string, data: unknown): vo
 function expectation ({ message, schema }: ValueError): string {
   const literals = literalsOf(schema)
   return literals === null ? message : `Expected one of ${literals.join(', ')}`
-}
-
-/** The values of a union of literals, as JSON; null for any other schema. */
-export function literalsOf (schema: TSchema): string[] | null {
-  return TypeGuard.IsUnion(schema) && schema.anyOf.every(TypeGuard.IsLiteral) ? schema.anyOf.map(literal => JSON.stringify(literal.const)) : null
 }

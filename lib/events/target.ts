@@ -48,7 +48,18 @@ function isPlain (options: unknown): options is object {
 }
 
 function copyOf (ids: unknown, name: string): readonly string[] {
-  if (!Array.isArray(ids)) throw new InvalidTarget(`${name} must be an array of strings`)
-  for (const id of ids) if (typeof id !== 'string' || id === '') throw new InvalidTarget(`${name} must be an array of strings`)
+  if (!Array.isArray(ids) || !ids.every(isId)) throw new InvalidTarget(`${name} must be an array of strings`)
   return ids.slice()
+}
+
+function isId (id: unknown): id is string {
+  return typeof id === 'string' && id !== ''
+}
+
+/**
+ * Ids of users and clients are strings. A number, as databases have them, would name no connection: what it should disconnect would stay.
+ * @throws SSE_ERR_INVALID_TARGET
+ */
+export function assertId (id: unknown, name: 'clientId' | 'userId'): asserts id is string {
+  if (!isId(id)) throw new InvalidTarget(`${name} must be a string that is not empty, not ${typeof id === 'string' ? 'an empty one' : id === null ? 'null' : `a value of type ${typeof id}`}`)
 }

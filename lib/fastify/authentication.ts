@@ -60,6 +60,7 @@ export async function createGuard (fastify: FastifyInstance, options: ResolvedOp
       throw new AuthenticationFailed({ cause })
     }
     if (request.sseUser === null && requireAuthentication) throw new Unauthenticated()
+    manager.assertRecognised(request, request.sseUser)
     if (given === null && request.sseUser !== null) (request as Known)[kFound] = request.sseUser
     return request.sseUser
   }

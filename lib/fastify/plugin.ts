@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import fp from 'fastify-plugin'
 import { createGuard } from './authentication.js'
-import { registerEndpoint } from './endpoint.js'
+import { registerEndpoint, splitOptions } from './endpoint.js'
 import { AlreadyRegistered, DecoratorTaken } from '../errors.js'
 import { SSEManager } from '../manager.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions } from '../options.js'
@@ -12,11 +12,12 @@ import { Servers } from './servers.js'
 const kManager = Symbol.for('fastify-sse-manager.manager')
 
 async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<void> {
-  const options = resolveOptions(given)
+  const { own, routing } = splitOptions(given)
+  const options = resolveOptions(own)
   const names = options.decorators
   assertFree(fastify, names)
 
-  const manager = new SSEManager(given, fastify.log.child({ plugin: 'fastify-sse-manager' }))
+  const manager = new SSEManager(options, fastify.log.child({ plugin: 'fastify-sse-manager' }))
   const guard = await createGuard(fastify, options, manager)
 
   Object.defineProperty(manager, kManager, { value: true })
@@ -38,7 +39,7 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   fastify.addHook('onClose', () => manager.close())
 
   await manager.open()
-  if (options.path !== undefined) registerEndpoint(fastify, options.path, options)
+  if (options.path !== undefined) registerEndpoint(fastify, options.path, options, routing)
 }
 
 function assertFree (fastify: FastifyInstance, names: ResolvedOptions['decorators']): void {

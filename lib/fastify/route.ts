@@ -1,26 +1,22 @@
 import type { FastifyInstance, FastifyRequest, onRequestHookHandler, RouteOptions } from 'fastify'
 import type { Guard } from './authentication.js'
 import { openBodyLast } from './reply-body.js'
-import { InvalidOption } from '../errors.js'
-import type { ResolvedOptions } from '../options.js'
+import { resolveRouteOptions, type ResolvedOptions } from '../options.js'
 import { redacting, requestSerializer } from './request-serializer.js'
-import { streamRefusal } from '../access/refusal.js'
-import type { SSERouteOptions } from '../../types/index.js'
+import { streamRefusal, type RefusalOptions } from '../access/refusal.js'
 
 /** Has each route that says `sse` authenticated in onRequest: after the hooks of its scope, before its body is read. */
 export function guardRoutes (fastify: FastifyInstance, options: ResolvedOptions, guard: Guard): void {
   const { reply: name } = options.decorators
   fastify.addHook('onRoute', (route: RouteOptions) => {
-    const wanted = (route as unknown as Record<string, unknown>)[name] as boolean | SSERouteOptions | undefined
-    if (wanted === undefined || wanted === false) return
-    assertRouteOption(wanted, name, route.url)
-    const required = wanted === true ? undefined : wanted.requireAuthentication
+    const wanted = resolveRouteOptions(route, name)
+    if (wanted === null) return
     const hook: onRequestHookHandler = (request, reply, done) => {
-      guard(request, reply, required).then(() => done(), done)
+      guard(request, reply, wanted.requireAuthentication).then(() => done(), done)
     }
     route.onRequest = [hook, ...[route.onRequest ?? []].flat()] as NonNullable<RouteOptions['onRequest']>
     openBodyLast(route)
-    route.errorHandler = refuseInStream(options, route.errorHandler)
+    route.errorHandler = refuseInStream({ ...options, ...wanted }, route.errorHandler)
     route.logSerializers = { ...route.logSerializers, req: requestSerializerOf(fastify, route) }
   })
 }
@@ -36,24 +32,16 @@ function requestSerializerOf (fastify: FastifyInstance, { logSerializers }: Rout
 type ErrorHandler = NonNullable<RouteOptions['errorHandler']>
 
 /** Errors before the head that an EventSource should survive are answered here; all others as without this plugin. */
-function refuseInStream (options: ResolvedOptions, next: ErrorHandler | undefined): ErrorHandler {
+function refuseInStream (options: RefusalOptions, next: ErrorHandler | undefined): ErrorHandler {
   return function (error, request, reply) {
     const refusal = streamRefusal(error, request.raw, options, reply.getHeader('retry-after'))
     if (refusal === null) {
-      // Thrown, it goes to the error handler of the route's scope.
-      if (next === undefined) throw error
-      return next.call(this, error, request, reply)
+      if (next !== undefined) return next.call(this, error, request, reply)
+      // Thrown, it goes to the error handler of the route's scope. What is not an error would be sent as a payload, past all handlers.
+      if (error instanceof Error) throw error
+      return request.server.errorHandler(error, request, reply)
     }
     request.log.info({ err: error, retryable: refusal.retryable }, 'Stream refused')
     reply.code(refusal.statusCode).headers(refusal.headers).send(refusal.body)
   }
-}
-
-function assertRouteOption (wanted: unknown, name: string, url: string): void {
-  if (wanted === true) return
-  const keys = typeof wanted === 'object' && wanted !== null ? Object.keys(wanted) : null
-  if (keys === null) throw new InvalidOption(name, `of route ${url} must be true, false or an object`)
-  for (const key of keys) if (key !== 'requireAuthentication') throw new InvalidOption(`${name}.${key}`, `of route ${url} is not an option: it has requireAuthentication`)
-  const { requireAuthentication } = wanted as SSERouteOptions
-  if (requireAuthentication !== undefined && typeof requireAuthentication !== 'boolean') throw new InvalidOption(`${name}.requireAuthentication`, `of route ${url} must be a boolean`)
 }

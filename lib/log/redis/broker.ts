@@ -88,7 +88,7 @@ class RedisStreamsBroker implements Broker {
       const [cause = error as Error] = this.#down.values()
       if (startDegraded) return
       await this.close()
-      throw new BrokerUnavailable(`could not be reached within ${startTimeoutMs} ms: ${cause.message}`, { cause })
+      throw new BrokerUnavailable(`could not be reached within ${startTimeoutMs} ms; the cause says why`, { cause })
     } finally {
       this.#started = true
     }
