@@ -65,6 +65,20 @@ export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response
 export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source %s')
 export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client left before the stream began', 499)
 
+/**
+ * What the signals of a stream abort with. By its name `fetch`, Node and SDKs know it for an abort, which is no failure; `closeReason`
+ * says why the stream ended.
+ */
+export class StreamEnded extends define('SSE_ERR_STREAM_ENDED', 'The stream has ended: %s', 499) {
+  override readonly name: string = 'AbortError'
+  readonly closeReason: string
+
+  constructor (closeReason: string) {
+    super(closeReason)
+    this.closeReason = closeReason
+  }
+}
+
 // Other nodes
 export const NoAnswer = define('SSE_ERR_NO_ANSWER', 'Not every node has answered within %s ms', 504)
 export const CommandFailed = define('SSE_ERR_COMMAND_FAILED', 'Another node failed to do this; its log says why')

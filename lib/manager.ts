@@ -70,7 +70,6 @@ export class SSEManager {
     }, log)
     this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(), log)
     this.#statistics = new Statistics(this.#registry, this.#publisher)
-    this.#drain = new Drain(this.#registry, resolved.drainMs)
     this.#host = new Host({
       options: resolved,
       log,
@@ -85,6 +84,7 @@ export class SSEManager {
         this.#drain.left()
       }
     })
+    this.#drain = new Drain(this.#registry, resolved.drainMs, this.#host)
     this.#tickets = new Tickets(resolved, broker)
     this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, disconnections, this.#host)
   }
@@ -101,7 +101,11 @@ export class SSEManager {
     if (response.headersSent) throw new HeadAlreadySent()
     const connection = await this.admit({ request, response, user, authData, since: this.moment, options })
     response.removeHeader('content-length')
-    connection.open(response as unknown as Writable, { headers: streamHeaders(request) })
+    try {
+      connection.open(response as unknown as Writable, { headers: streamHeaders(request) })
+    } finally {
+      connection.handOver()
+    }
     return connection
   }
 

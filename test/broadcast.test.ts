@@ -648,7 +648,7 @@ t.test('an event published from inside a filter or a signal listener comes after
 
   const leaving = await join('leaving')
   leaving.connection.signal.addEventListener('abort', () => {
-    t.equal(leaving.connection.signal.reason, 'client')
+    t.equal(leaving.connection.signal.reason.closeReason, 'client')
     inner.push(app.sse.broadcastEvent({ event: 'left', data: 'leaving' }))
   })
   leaving.client.reset()

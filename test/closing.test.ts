@@ -1,11 +1,11 @@
-import { once } from 'node:events'
+import { EventEmitter, once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
-import ssePlugin, { memoryBroker, SSEManager, type SSEConnection, type SSEOptions } from '../lib/index.js'
+import ssePlugin, { memoryBroker, SSEError, SSEManager, type SSEConnection, type SSEOptions } from '../lib/index.js'
 import { block, listen, serve } from './helpers/app.js'
 import { connectH2, H2Stream } from './helpers/h2.js'
 import { collect } from './helpers/heap.js'
@@ -273,7 +273,7 @@ t.test('closing the server', async t => {
       t.ok(retry! >= 2000 && retry! <= 4000, `retry ${retry}: not before the server has finished closing`)
       t.equal(client.lastEventId, id)
       t.equal(connection.isConnected, false)
-      t.equal(connection.signal.reason, 'shutdown')
+      t.equal(connection.signal.reason.closeReason, 'shutdown')
     }
     t.ok(new Set(joined.map(({ client }) => client.blocks.filter(block => block.retry !== null).at(-1)!.retry)).size > 1, 'they do not all return together')
     await source.waitForEnd()
@@ -299,7 +299,7 @@ t.test('closing the server', async t => {
     closing.then(() => { closed = true })
     await until(() => closed, 5000, 'fastify.close() with a stalled client')
     t.equal(service.app.sse.connectionCount, 0)
-    t.equal(stalled.connection.signal.reason, 'shutdown')
+    t.equal(stalled.connection.signal.reason.closeReason, 'shutdown')
     stalled.client.resume()
     await until(() => stalled.client.closed)
     t.equal(stalled.client.ended, false, 'its stream was cut')
@@ -316,7 +316,7 @@ t.test('closing the server', async t => {
     while (performance.now() - began < 600);
     await closing
     t.equal(app.sse.connectionCount, 0)
-    t.equal(stalled.connection.signal.reason, 'shutdown')
+    t.equal(stalled.connection.signal.reason.closeReason, 'shutdown')
   })
 
   t.test('a slow client that reads on in time is told everything, and its kept-alive socket holds up nothing', async t => {
@@ -642,7 +642,7 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
       const { client, connection } = await join('ada', ['news'])
       const { signal } = connection
       const aborts: unknown[] = []
-      signal.addEventListener('abort', () => { aborts.push(signal.reason) })
+      signal.addEventListener('abort', () => { aborts.push(signal.reason.closeReason) })
       if (end === undefined) t.equal(connection.isConnected, true)
       await end?.({ app, client, connection })
       await until(() => aborts.length > 0)
@@ -699,7 +699,7 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
     connection.close('early')
     await until(() => app.sse.connectionCount === 0)
     t.equal(connection.signal.aborted, true)
-    t.equal(connection.signal.reason, 'early')
+    t.equal(connection.signal.reason.closeReason, 'early')
   })
 
   t.test('what was sent in the turn of the close still arrives, then the place, then the close', async t => {
@@ -713,6 +713,119 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
     t.strictSame(client.blocks.slice(3).map(({ text }) => text), [
       `id: ${id}\ndata: one`, 'data: two', `id: ${id}`, 'event: sse:close\ndata: {"reason":"done","reconnect":false}'
     ])
+  })
+})
+
+t.test('the signal of a stream that ends aborts as fetch, Node and SDKs expect it', async t => {
+  const { app, open, url } = await serve(t, {}, {}, app => {
+    app.get('/never', () => new Promise(() => {}))
+    app.get('/source', (request, reply) => reply.sse(async function * ({ signal }) {
+      yield 'x'
+      const attempts = [fetch(`${url}/never`, { signal }), sleep(60_000, null, { signal }), once(new EventEmitter(), 'never', { signal }), fetch(`${url}/never`, { signal: AbortSignal.any([signal]) })]
+      errors.push(...(await Promise.allSettled(attempts)).map(result => (result as PromiseRejectedResult).reason))
+      try {
+        signal.throwIfAborted()
+      } catch (error) {
+        errors.push(error)
+      }
+    }))
+  })
+  const errors: any[] = []
+  const client = await open('/source')
+  await client.waitFor('message')
+  client.close()
+  await until(() => errors.length === 5)
+  // As SDKs tell an abort from a failure.
+  for (const error of errors) t.ok(error instanceof Error && error.name === 'AbortError', `${error}`)
+  t.match(errors[4], { code: 'SSE_ERR_STREAM_ENDED', closeReason: 'client', message: 'The stream has ended: client' })
+  t.ok(errors[4] instanceof SSEError)
+  t.equal(errors[0], errors[4], 'fetch rejects with it')
+  t.equal(app.sse.connectionCount, 0)
+})
+
+t.test('what listens to the signal as soon as there is a connection hears of its end, also when that was before', async t => {
+  let leave: (() => void) | null = null
+  let heard: string[] = []
+  const listen = async (connection: SSEConnection): Promise<void> => {
+    const { signal } = connection
+    signal.addEventListener('abort', () => { heard.push(`listener ${connection.closeReason}`) })
+    signal.onabort = () => { heard.push('onabort') }
+    await once(signal, 'abort')
+    heard.push('once')
+  }
+  const { app, url } = await serve(t, {}, {}, app => {
+    app.addHook('onSend', async (request, reply, payload) => {
+      if (request.url !== '/gone') return payload
+      // The client leaves while the head is made.
+      await new Promise<void>(resolve => {
+        reply.raw.once('close', resolve)
+        leave!()
+      })
+      return payload
+    })
+    for (const path of ['/marked', '/gone']) app.get(path, { sse: true }, async (request, reply) => { await listen(await reply.sse()) })
+    app.get('/plain', async (request, reply) => { await listen(await reply.sse()) })
+    app.get('/bare', async (request, reply) => {
+      reply.hijack()
+      await listen(await app.sse.createConnection({ request: request.raw, response: reply.raw }))
+    })
+  })
+  const hears = async (reason: string, name: string) => {
+    await until(() => heard.length === 3, 10_000, name)
+    t.strictSame(heard, [`listener ${reason}`, 'onabort', 'once'], name)
+    heard = []
+  }
+  for (const path of ['/marked', '/plain', '/bare']) {
+    await app.inject({ method: 'HEAD', url: path })
+    await hears('head', `HEAD of inject ${path}`)
+    const socket = new RawSocket(url, { method: 'HEAD', path })
+    t.teardown(() => socket.close())
+    await hears('head', `HEAD ${path}`)
+  }
+  const client = new SSEClient(`${url}/gone`)
+  leave = () => client.reset()
+  await hears('client', 'a client that leaves while the head is made')
+})
+
+/** Nothing runs for so long, as in a process that was stopped, or one that computes. */
+function standStill (ms: number): void {
+  const until = performance.now() + ms
+  while (performance.now() < until);
+}
+
+t.test('after the event loop stood still, clients that read are neither stalled nor cut', async t => {
+  await t.test('stallTimeoutMs', async t => {
+    const { join } = await serve(t, { stallTimeoutMs: 300 })
+    const joined = await join('ada')
+    await block(joined)
+    joined.client.resume()
+    standStill(1000)
+    joined.connection.sendEvent({ event: 'after', data: 1 })
+    await joined.client.waitFor('after')
+    t.equal(joined.connection.closeReason, null)
+  })
+
+  await t.test('drainMs', async t => {
+    const { app, join } = await serve(t, { drainMs: 300 })
+    const joined = await join('ada')
+    await block(joined)
+    const closing = app.close()
+    await until(() => joined.connection.closeReason !== null)
+    joined.client.resume()
+    standStill(1000)
+    await closing
+    await joined.client.waitForEnd()
+    t.strictSame(closes(joined.client), [{ reason: 'shutdown', reconnect: true }])
+    t.equal(joined.client.ended, true)
+  })
+
+  await t.test('a client that does not read is stalled all the same', async t => {
+    const { join } = await serve(t, { stallTimeoutMs: 300 })
+    const joined = await join('ada')
+    await block(joined)
+    standStill(1000)
+    await until(() => joined.connection.closeReason !== null)
+    t.equal(joined.connection.closeReason, 'stalled')
   })
 })
 

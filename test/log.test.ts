@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { connect, createServer, type AddressInfo } from 'node:net'
 import fc from 'fast-check'
 import t from 'tap'
 import type { Broker, Message, Page, Target } from '../lib/log/broker.js'
@@ -14,12 +16,46 @@ import { Registry, type Member } from '../lib/subscriptions/registry.js'
 import { bytesOf, Ring } from '../lib/log/ring.js'
 import { assertSubscription, assertTopic, covers, isPattern, PatternIndex } from '../lib/events/topic.js'
 import { Wheel, type Timed } from '../lib/connections/timing-wheel.js'
+import { inTime } from '../lib/util/timeout.js'
 import { EventStreamParser } from './helpers/parser.js'
 import { turns, until } from './helpers/wait.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 300)
 fc.configureGlobal({ includeErrorInReport: true })
 const priority = fc.constantFrom<EventPriority>(0, 1, 2, 3)
+
+// --- timing-wheel.ts, timeout.ts ---
+
+t.test('a turn of the wheel that comes late counts as one tick of the time that the event loop has run', async t => {
+  let now = 1000
+  const wheel = new Wheel(10, () => now)
+  const after = (ms: number): number => {
+    now += ms
+    return wheel.ran
+  }
+  t.equal(after(0), 0)
+  t.equal(after(7), 7, 'also between turns')
+  wheel.turn()
+  t.equal(after(20), 27, 'a tick late is no standstill')
+  wheel.turn()
+  t.equal(after(5000), 37, 'but this is')
+  wheel.turn()
+  t.equal(after(10), 47)
+})
+
+t.test('after the event loop stood still, a reply that has arrived meanwhile is in time', async t => {
+  const server = createServer(socket => { socket.on('error', () => {}).end('reply') })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => server.close())
+  const socket = connect((server.address() as AddressInfo).port, '127.0.0.1')
+  await once(server, 'connection')
+  const reply = inTime(once(socket, 'data'), 50)
+  const until = performance.now() + 200
+  while (performance.now() < until);
+  t.equal(String((await reply)[0]), 'reply')
+  await t.rejects(inTime(new Promise(() => {}), 10), { code: 'SSE_ERR_BROKER_UNAVAILABLE' })
+})
 
 // --- topic.ts ---
 

@@ -318,7 +318,7 @@ t.test('a client that leaves cancels the source', async t => {
         yield 'a'
         await Promise.race([never, once(signal, 'abort')])
       } finally {
-        note(`finally ${signal.reason}`)
+        note(`finally ${signal.reason.closeReason}`)
       }
     },
     'async iterator whose next() is pending': () => ({
@@ -369,7 +369,7 @@ t.test('a server-side end cancels the source too', async t => {
       yield 'a'
       await Promise.race([never, once(signal, 'abort')])
     } finally {
-      cancelled = String(signal.reason)
+      cancelled = String(signal.reason.closeReason)
     }
   })
   const socket = raw(t, url, {})
@@ -608,7 +608,7 @@ t.test('HEAD gets the head, and ends', async t => {
       const connection = await reply.sse({ subscriptions: ['news'] })
       ended.push(connection.isConnected, connection.sendEvent({ data: 1 }))
       if (!connection.signal.aborted) await once(connection.signal, 'abort')
-      ended.push(String(connection.signal.reason))
+      ended.push(String(connection.signal.reason.closeReason))
     })
     app.get('/readable', (request, reply) => reply.sse(new Readable({ read () {}, destroy (error, done) { destroyed++; done(error) } })))
     app.route({ method: 'HEAD', url: '/own', handler: async (request, reply) => { await reply.sse() } })
@@ -934,7 +934,7 @@ t.test('hooks', async t => {
     await until(() => connection !== undefined)
     t.equal(connection!.isConnected, false)
     t.equal(connection!.signal.aborted, true)
-    t.equal(connection!.signal.reason, 'client')
+    t.equal(connection!.signal.reason.closeReason, 'client')
     t.equal(app.sse.connectionCount, 0)
   })
 
@@ -1128,7 +1128,7 @@ t.test('neighbours', async t => {
       await until(() => leaver.text().includes('id: '))
       leaver.socket.close()
       await until(() => app.sse.connectionCount === 0)
-      t.equal(connection!.signal.reason, 'client')
+      t.equal(connection!.signal.reason.closeReason, 'client')
       t.equal(connection!.sendEvent({ data: 'nobody' }), false)
       t.notMatch(log.lines.join(''), /uncaught|ERR_STREAM/)
 
@@ -1395,7 +1395,7 @@ t.test('sockets', async t => {
     const { signal } = connection!
     controller.abort()
     await until(() => app.sse.connectionCount === 0)
-    t.equal(signal.reason, 'client')
+    t.equal(signal.reason.closeReason, 'client')
   })
 })
 

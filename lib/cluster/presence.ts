@@ -178,7 +178,8 @@ export class PresenceList {
   #wait (): void {
     const [due] = this.#leaving.values()
     if (this.#timer !== null || due === undefined) return
-    this.#timer = setTimeout(() => {
+    // Whoever came back while the event loop stood still has yet to be read.
+    this.#timer = setTimeout(() => setImmediate(() => {
       this.#timer = null
       const now = performance.now()
       for (const [key, due] of this.#leaving) {
@@ -188,7 +189,7 @@ export class PresenceList {
         this.#host.announce('leave', ...partsOf(key))
       }
       this.#wait()
-    }, Math.max(1, due - performance.now())).unref()
+    }), Math.max(1, due - performance.now())).unref()
   }
 }
 

@@ -3,6 +3,7 @@ import { Backlog, type BacklogHost } from './backlog.js'
 import type { Broker, GapReason, Target } from '../log/broker.js'
 import { Chunk, type ChunkMemo } from '../wire/chunk.js'
 import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
+import { StreamEnded } from '../errors.js'
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from '../events/event.js'
 import type { Flushable } from '../delivery/flusher.js'
 import { Frame } from '../delivery/frame.js'
@@ -62,6 +63,8 @@ export interface ConnectionHost extends BacklogHost {
   now (): number
   /** The same, up to a tick ago: for what is noted with every write. */
   readonly lately: number
+  /** How long the event loop has run, in milliseconds: while it stands still, no socket takes a byte. */
+  readonly ran: number
   mark (connection: SSEConnection): void
   schedule (connection: SSEConnection, dueAt: number): void
   /** The connection has room to read on from the log. */
@@ -125,8 +128,11 @@ export class SSEConnection {
   readonly #headOnly: boolean
   readonly #endsAt: number
   readonly #expires: boolean
-  #blockedSince = 0
+  /** Since when the socket has been waited for, by `host.ran`. */
+  #waitingSince = 0
   #abort: AbortController | null = null
+  /** Whether the application has it: before, there was no chance to listen to its signal. */
+  #handedOver = false
   #onOpened: ((open: boolean) => void) | null = null
 
   /** @internal */
@@ -168,11 +174,14 @@ export class SSEConnection {
     return this.held
   }
 
-  /** Aborts when the stream ends, whatever ends it; the reason is the close reason. */
+  /**
+   * Aborts when the stream ends, whatever ends it. Its reason is an error with the name `AbortError`, the code SSE_ERR_STREAM_ENDED
+   * and the close reason as `closeReason`. It never aborts before the turn in which `reply.sse()` or `createConnection()` resolves is over.
+   */
   get signal (): AbortSignal {
     if (this.#abort === null) {
       this.#abort = new AbortController()
-      if (this.#state === 'closed') this.#abort.abort(this.#reason)
+      if (this.#state === 'closed' && this.#handedOver) this.#abortSignal()
     }
     return this.#abort.signal
   }
@@ -242,6 +251,7 @@ export class SSEConnection {
     const { drainMs } = this.#host
     const farewell = new Chunk(this.#farewell(reason))
     this.#backlog.clear()
+    this.#waitingSince = this.#host.ran
     this.#host.schedule(this, this.#host.now() + drainMs)
     this.#writer.end(farewell, reason === 'shutdown' ? drainMs : null)
     this.#wake()
@@ -303,6 +313,25 @@ export class SSEConnection {
       this.#reason = null
       this.close(reason)
     }
+  }
+
+  /**
+   * The application gets the connection. If its stream has ended meanwhile, as that of a HEAD request, the signal aborts a turn
+   * later: whatever listens by then hears of it. @internal
+   */
+  handOver (): void {
+    if (this.#state !== 'closed') {
+      this.#handedOver = true
+      return
+    }
+    setImmediate(() => {
+      this.#handedOver = true
+      this.#abortSignal()
+    })
+  }
+
+  #abortSignal (): void {
+    this.#abort?.abort(new StreamEnded(this.#reason!))
   }
 
   /** Takes a frame for the end of this turn. False when it was dropped. @internal */
@@ -390,10 +419,13 @@ export class SSEConnection {
   /** @internal */
   onTime (now: number): void {
     const host = this.#host
-    if (this.#state === 'closing') return this.#destroy()
+    if (this.#state === 'closing') {
+      const leftMs = host.drainMs - this.#waitedMs()
+      return leftMs > 0 ? host.schedule(this, now + leftMs) : this.#destroy()
+    }
     if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
     const { blocked } = this
-    if (blocked && host.stallTimeoutMs > 0 && now - this.#blockedSince >= host.stallTimeoutMs) {
+    if (blocked && host.stallTimeoutMs > 0 && this.#waitedMs() >= host.stallTimeoutMs) {
       return this.#cut('stalled')
     }
     if (!blocked) this.#keepAlive(now)
@@ -427,8 +459,8 @@ export class SSEConnection {
     const host = this.#host
     this.#lastWriteAt = host.lately
     if (!this.blocked) return
-    this.#blockedSince = host.now()
-    const stalledAt = this.#blockedSince + host.stallTimeoutMs
+    this.#waitingSince = host.ran
+    const stalledAt = host.now() + host.stallTimeoutMs
     if (host.stallTimeoutMs > 0 && stalledAt < this.dueAt) host.schedule(this, stalledAt)
   }
 
@@ -471,7 +503,12 @@ export class SSEConnection {
     // Silence begins with the last write; once it has been looked at, with that look.
     const silentSince = blocked || this.#lastWriteAt + keepAliveIntervalMs <= now ? now : this.#lastWriteAt
     const due = Math.min(this.#endsAt, silentSince + keepAliveIntervalMs)
-    return blocked && stallTimeoutMs > 0 ? Math.min(due, this.#blockedSince + stallTimeoutMs) : due
+    return blocked && stallTimeoutMs > 0 ? Math.min(due, now + stallTimeoutMs - this.#waitedMs()) : due
+  }
+
+  /** How long the socket has had to take what was written. */
+  #waitedMs (): number {
+    return this.#host.ran - this.#waitingSince
   }
 
   #tellOpened (open: boolean): void {
@@ -509,6 +546,6 @@ export class SSEConnection {
     this.#unfinished = null
     this.#tellOpened(false)
     this.#wake()
-    this.#abort?.abort(reason)
+    if (this.#handedOver) this.#abortSignal()
   }
 }

@@ -112,6 +112,10 @@ export class Host implements ConnectionHost {
     return this.#wheel.now
   }
 
+  get ran (): number {
+    return this.#wheel.ran
+  }
+
   mark (connection: SSEConnection): void {
     if (connection.managed) this.#flusher.mark(connection)
     else this.#sources.mark(connection)

@@ -9,15 +9,18 @@ const HEADLESS_MS = 100
 export class Drain {
   readonly #registry: Registry<SSEConnection>
   readonly #drainMs: number
+  readonly #clock: { readonly ran: number }
   #ending: Promise<void> | null = null
   #onEmpty: (() => void) | null = null
 
-  constructor (registry: Registry<SSEConnection>, drainMs: number) {
+  /** @param clock how long the event loop has run: clients have `drainMs` of that to read. */
+  constructor (registry: Registry<SSEConnection>, drainMs: number, clock: { readonly ran: number }) {
     this.#registry = registry
     this.#drainMs = drainMs
+    this.#clock = clock
   }
 
-  /** Tells each client its place and when to come back. Resolves when all are gone, after `drainMs` at the latest. Once or more. */
+  /** Tells each client its place and when to come back. Resolves when all are gone, after `drainMs` at the latest, and what the event loop stood still. Once or more. */
   begin (): Promise<void> {
     return (this.#ending ??= this.#begin())
   }
@@ -27,13 +30,20 @@ export class Drain {
     if (this.#registry.size === 0) return
     await new Promise<void>(resolve => {
       let stop: NodeJS.Timeout | undefined
-      // By the millisecond: the wheel may be a tick late.
-      const cut = setTimeout(() => {
+      const endsAt = this.#clock.ran + this.#drainMs
+      const onTime = (): void => {
+        const leftMs = endsAt - this.#clock.ran
+        if (leftMs > 0) {
+          cut = setTimeout(onTime, leftMs)
+          return
+        }
         for (const connection of [...this.#registry.all()]) connection.cutShort()
         // The ends of those that were cut come in a later turn of the event loop, which must not be overtaken: on a busy
         // machine a timer that had been set before would be due already.
         setImmediate(() => { if (this.#registry.size > 0) stop = setTimeout(resolve, HEADLESS_MS) })
-      }, this.#drainMs)
+      }
+      // By the millisecond: the wheel may be a tick late.
+      let cut = setTimeout(onTime, this.#drainMs)
       this.#onEmpty = () => {
         clearTimeout(cut)
         clearTimeout(stop)

@@ -17,6 +17,7 @@ export class Wheel {
   readonly #clock: () => number
   #timer: NodeJS.Timeout | null = null
   #now: number
+  #ran = 0
   #tick: number
 
   constructor (tickMs: number, clock: () => number) {
@@ -31,8 +32,23 @@ export class Wheel {
     return this.#now
   }
 
+  /**
+   * How long the event loop has run. A turn that comes more than a tick late shows that it stood still, as in a process that was
+   * stopped or one that computes: what that took counts as one tick.
+   */
+  get ran (): number {
+    return this.#ran + this.#ranSince(this.#clock())
+  }
+
+  #ranSince (now: number): number {
+    const passed = now - this.#now
+    return passed > 2 * this.tickMs ? this.tickMs : passed
+  }
+
   start (): void {
-    this.#timer ??= setInterval(() => this.turn(), this.tickMs).unref()
+    if (this.#timer !== null) return
+    this.turn()
+    this.#timer = setInterval(() => this.turn(), this.tickMs).unref()
   }
 
   stop (): void {
@@ -42,7 +58,9 @@ export class Wheel {
 
   /** Looks at everything that has come due. */
   turn (): void {
-    const now = this.#now = this.#clock()
+    const now = this.#clock()
+    this.#ran += this.#ranSince(now)
+    this.#now = now
     const last = Math.floor(now / this.tickMs)
     // After a stall one round sees every slot; more rounds would see them again.
     const first = Math.max(this.#tick, last - SLOTS + 1)

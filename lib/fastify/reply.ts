@@ -67,8 +67,12 @@ async function connect (manager: SSEManager, guard: Guard, request: FastifyReque
   const connection = await manager.admit({ request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, since, requireAuthentication: false, managed, options })
   // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
   request.raw.headers['x-no-compression'] ??= '1'
-  // Only 200 opens an EventSource.
-  reply.code(200).headers(streamHeaders(request.raw)).send(new Body(reply, connection))
-  if (!connection.isConnected) await connection.opened()
+  try {
+    // Only 200 opens an EventSource.
+    reply.code(200).headers(streamHeaders(request.raw)).send(new Body(reply, connection))
+    if (!connection.isConnected) await connection.opened()
+  } finally {
+    connection.handOver()
+  }
   return connection
 }

@@ -76,10 +76,11 @@ export class Preconnects {
     for (const session of this.#sessions) closeSession(session, drainMs)
     for (const socket of [...this.#sockets.keys(), ...this.#carriers]) if (socket.bytesRead === 0) socket.destroy()
     let late = false
-    const timer = setTimeout(() => {
+    // After a time in which the loop stood still, timers come before what has arrived meanwhile: that is read first.
+    const timer = setTimeout(() => setImmediate(() => {
       late = true
       this.#cut()
-    }, drainMs).unref()
+    }), drainMs).unref()
     const check = setInterval(() => {
       // Node does this once, when it stops listening; a socket whose request is answered after that is kept alive.
       if ('closeIdleConnections' in server) server.closeIdleConnections()

@@ -225,7 +225,7 @@ export class Session {
     // What names this connection by its id may be for it from now on.
     client.reader.changed(client.certain, client.possible)
     connection.signal.addEventListener('abort', () => {
-      this.#meet(`end: ${String(connection.signal.reason)}`)
+      this.#meet(`end: ${String(connection.signal.reason.closeReason)}`)
       if (client.connection === connection) client.connection = null
     })
   }

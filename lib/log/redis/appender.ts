@@ -93,7 +93,7 @@ export class Appender {
       this.#pending.set(pending.nonce, pending)
       this.#bytes += bytes
       this.#queue.push(pending)
-      this.#timer ??= setTimeout(() => this.#expire(), this.#options.publishTimeoutMs)
+      this.#timer ??= this.#expireIn(this.#options.publishTimeoutMs)
       this.#send()
     })
   }
@@ -190,12 +190,17 @@ export class Appender {
     this.#queue.unshift(...items)
   }
 
+  /** After a time in which the event loop stood still, timers come before the answers that have arrived meanwhile: those are read first. */
+  #expireIn (ms: number): NodeJS.Timeout {
+    return setTimeout(() => setImmediate(() => this.#expire()), ms)
+  }
+
   #expire (): void {
     const now = performance.now()
     this.#timer = null
     for (const pending of this.#pending.values()) {
       if (pending.deadline > now) {
-        this.#timer = setTimeout(() => this.#expire(), pending.deadline - now + 1)
+        this.#timer = this.#expireIn(pending.deadline - now + 1)
         break
       }
       // It is in the log that this node follows, whose reader is late.
