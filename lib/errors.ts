@@ -9,7 +9,12 @@ export class SSEError extends Error {
   declare readonly statusCode: number
 
   static override [Symbol.hasInstance] (value: unknown): boolean {
-    return value instanceof Error && 'code' in value && typeof value.code === 'string' && value.code.startsWith('SSE_ERR_')
+    try {
+      return value instanceof Error && 'code' in value && typeof value.code === 'string' && value.code.startsWith('SSE_ERR_')
+    } catch {
+      // A getter of the application's error threw. This test stands in catch blocks, where nothing may throw.
+      return false
+    }
   }
 }
 

@@ -13,7 +13,7 @@ import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
 import { streamHeaders } from './wire/headers.js'
 import type { Health } from './log/health.js'
 import { Host } from './connections/context.js'
-import { warnings, type Log } from './util/logger.js'
+import { safeLog, warnings, type Log } from './util/logger.js'
 import { createNotificationEvent } from './events/message.js'
 import { resolveManagerOptions, type AnyRequest, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
 import { Publisher } from './delivery/publisher.js'
@@ -34,7 +34,6 @@ import type { BroadcastOptions, Delivery, EventInput, NotificationInput, Resourc
  */
 export class SSEManager {
   readonly #options: ResolvedOptions
-  readonly #log: Log
   readonly #registry = new Registry<SSEConnection>()
   readonly #rights: Rights
   readonly #operations: Operations
@@ -49,12 +48,13 @@ export class SSEManager {
 
   /**
    * @param options see `SSEOptions`, without those that only the plugin reads: `path`, `clientSubscriptions`, `decorators`, `authStrategies` and `authRelation`.
+   * @param logger where the manager logs; default: errors and warnings become process warnings. A logger that throws stops nothing.
    * @throws SSE_ERR_INVALID_OPTION
    */
-  constructor (options: SSEOptions = {}, log: Log = warnings) {
+  constructor (options: SSEOptions = {}, logger: Log = warnings) {
+    const log = safeLog(logger)
     const resolved = this.#options = resolveManagerOptions(options)
     const broker = resolved.broker ?? memoryBroker()
-    this.#log = log
     this.#rights = new Rights(resolved, this.#registry, log)
     const disconnections = new Disconnections()
     this.#operations = createOperations(resolved, this.#registry, this.#rights, disconnections)
@@ -200,7 +200,8 @@ export class SSEManager {
   }
 
   /**
-   * Takes a topic or pattern from an open stream, on whatever node. Resolves with false when it was not held.
+   * Takes a topic or pattern from an open stream, on whatever node. Its events that still wait are not sent, unless they are
+   * being written. Resolves with false when it was not held.
    * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION; SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED.
    */
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {

@@ -11,7 +11,7 @@ import cookie from '@fastify/cookie'
 import cors from '@fastify/cors'
 import helmet from '@fastify/helmet'
 import express from 'express'
-import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions, type RouteOptions } from 'fastify'
+import Fastify, { type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions, type RouteOptions } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventSource, fetch } from 'undici'
 import ssePlugin, { SSEError, SSEManager, type SSEConnection, type SSEOptions } from '../lib/index.js'
@@ -397,6 +397,7 @@ t.test('an error in the source is a sse:error without internals, and the log has
     'Node stream fails before the head': () => new Readable({ read () {}, construct (done) { done(new Error(secret)) } }),
     'web stream fails': () => new ReadableStream({ pull: fail }),
     'factory throws': () => fail,
+    'a frozen error is thrown': () => () => { throw Object.freeze(new Error(secret)) },
     'factory rejects': () => () => Promise.reject(new Error(secret)),
     'factory returns nothing to iterate': () => () => 42,
     'factory returns a string': () => () => 'abc',
@@ -584,6 +585,56 @@ t.test('a handler that forgets the promise of reply.sse() does not end the proce
   t.notMatch(JSON.parse(lines[2]!), { msg: /must await/ }, 'whoever answers twice is told by Fastify')
   t.strictSame(rejections, [])
   refused.close()
+})
+
+/** A logger that fails from the moment it is told to. */
+function createBreakingLogger (state: { broken: boolean }): FastifyBaseLogger {
+  const write = (): void => { if (state.broken) throw new Error('disk full') }
+  const logger: FastifyBaseLogger = { level: 'info', silent () {}, trace () {}, debug: write, info: write, warn: write, error: write, fatal: write, child: () => logger }
+  return logger
+}
+
+t.test('a logger that throws: failed sources, forgotten promises, strategies and responses that throw have the same end', async t => {
+  const rejections: unknown[] = []
+  const onRejection = (error: unknown) => { rejections.push(error) }
+  process.on('unhandledRejection', onRejection)
+  t.teardown(() => process.off('unhandledRejection', onRejection))
+  const state = { broken: false }
+  const app = Fastify({ loggerInstance: createBreakingLogger(state), disableRequestLogging: true })
+  t.teardown(() => app.close())
+  await app.register(ssePlugin, { authStrategies: [async () => { throw Object.freeze(new Error('no')) }], drainMs: 100 })
+  app.get('/source', (_request, reply) => reply.sse(async function * () {
+    yield 'a'
+    throw Object.freeze(new Error('frozen'))
+  }))
+  app.get('/forgotten', (request, reply) => { reply.sse() })
+  app.get('/over', async (request, reply) => { reply.sse() })
+  app.get('/sse', async (request, reply) => { await reply.sse() })
+  app.get('/wrapped', async (request, reply) => {
+    const { raw } = reply
+    const { write } = raw
+    raw.write = ((chunk: string | Buffer, ...rest: []) => {
+      if (String(chunk).includes('event: poison')) throw Object.freeze(new Error('poison'))
+      return Reflect.apply(write, raw, [chunk, ...rest])
+    }) as typeof write
+    await reply.sse()
+  })
+  const url = await listen(app)
+
+  state.broken = true
+  const source = raw(t, url, { path: '/source' })
+  const [answer] = await source.waitForAnswers(1)
+  t.strictSame(blocksOf(answer!.body).slice(-2).map(({ event }) => event), ['sse:error', 'sse:close'])
+  raw(t, url, { path: '/forgotten', headers: { accept: 'text/html' } })
+  t.equal(await (await fetch(`${url}/over`)).text(), '')
+  const neighbours = [raw(t, url, { path: '/sse' }), raw(t, url, { path: '/wrapped' }), raw(t, url, { path: '/sse' })]
+  for (const neighbour of neighbours) await neighbour.waitFor('id: ')
+  await app.sse.broadcastEvent({ event: 'poison', data: 1 })
+  await neighbours[0]!.waitFor('event: poison')
+  await neighbours[2]!.waitFor('event: poison')
+  await neighbours[1]!.waitForClose()
+  await turns(3)
+  t.strictSame(rejections, [])
 })
 
 t.test('what a client accepts', async t => {

@@ -3,6 +3,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { assertOrigin, currentUser, findUser, isRefusal } from '../access/authentication.js'
 import { AuthenticationFailed, Unauthenticated } from '../errors.js'
 import { isAcceptable } from '../wire/headers.js'
+import { safeLog } from '../util/logger.js'
 import type { SSEManager } from '../manager.js'
 import type { ResolvedOptions, SSEUser } from '../options.js'
 
@@ -46,7 +47,7 @@ export async function createGuard (fastify: FastifyInstance, options: ResolvedOp
         await strategies(request, reply)
       } catch (cause) {
         refused = true
-        if (!isRefusal(cause)) request.log.info({ err: cause }, 'No authentication strategy passed')
+        if (!isRefusal(cause)) safeLog(request.log).info({ err: cause }, 'No authentication strategy passed')
         if (requireAuthentication) throw new Unauthenticated({ cause })
         // One strategy may have passed, and @fastify/auth has already made it a 401: this stream is nobody's, but it is one.
         request.sseUser = given

@@ -4,7 +4,7 @@ import { Body } from './reply-body.js'
 import type { SSEConnection } from '../connections/connection.js'
 import { HeadAlreadySent, InvalidOption, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
-import type { Log } from '../util/logger.js'
+import { safeLog, type Log } from '../util/logger.js'
 import type { SSEManager } from '../manager.js'
 import { discard, hold, isSource, pump } from '../streams/source.js'
 import type { ConnectOptions, Source, SourceFactory } from '../../types/index.js'
@@ -12,13 +12,14 @@ import type { ConnectOptions, Source, SourceFactory } from '../../types/index.js
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
 export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
   const { sent } = reply
+  const warn = (err: unknown, what: string): void => safeLog(request.log).warn({ err }, `reply.sse() failed, ${what}: the handler must await or return its promise`)
   const answer = isSource(first) ? stream(manager, guard, request, reply, first, second) : connect(manager, guard, request, reply, true, first)
   // A handler that neither awaits nor returns this promise must not let any client end the process.
   answer.catch(err => {
     if (reply.sent) {
-      if (!sent) request.log.warn({ err }, 'reply.sse() failed, as its request was answered meanwhile: the handler must await or return its promise')
+      if (!sent) warn(err, 'as its request was answered meanwhile')
     } else {
-      setImmediate(() => { if (!reply.sent) request.log.warn({ err }, 'reply.sse() failed, and its request is unanswered: the handler must await or return its promise') })
+      setImmediate(() => { if (!reply.sent) warn(err, 'and its request is unanswered') })
     }
   })
   return answer
@@ -54,9 +55,9 @@ async function play (connection: SSEConnection, source: Source | SourceFactory, 
     await connection.drained()
     connection.close('source-end')
   } catch (err) {
-    log.error({ err, clientId: connection.clientId }, 'The source of an event stream failed')
-    await connection.drained()
-    connection.fail()
+    const told = connection.drained().then(() => connection.fail())
+    safeLog(log).error({ err, clientId: connection.clientId }, 'The source of an event stream failed')
+    await told
   }
 }
 
@@ -64,7 +65,7 @@ async function connect (manager: SSEManager, guard: Guard, request: FastifyReque
   assertOptions(options, managed ? CONNECT_OPTIONS : SOURCE_OPTIONS)
   if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
   const { user, since } = await guard(request, reply)
-  const connection = await manager.admit({ request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, since, requireAuthentication: false, managed, options })
+  const connection = await manager.admit({ request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, since, requireAuthentication: user !== null, managed, options })
   // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
   request.raw.headers['x-no-compression'] ??= '1'
   try {

@@ -3,6 +3,7 @@ import type { Guard } from './authentication.js'
 import { openBodyLast } from './reply-body.js'
 import { resolveRouteOptions, type ResolvedOptions } from '../options.js'
 import { redacting, requestSerializer } from './request-serializer.js'
+import { safeLog } from '../util/logger.js'
 import { streamRefusal, type RefusalOptions } from '../access/refusal.js'
 
 /** Has each route that says `sse` authenticated in onRequest: after the hooks of its scope, before its body is read. */
@@ -41,7 +42,7 @@ function refuseInStream (options: RefusalOptions, next: ErrorHandler | undefined
       if (error instanceof Error) throw error
       return request.server.errorHandler(error, request, reply)
     }
-    request.log.info({ err: error, retryable: refusal.retryable }, 'Stream refused')
     reply.code(refusal.statusCode).headers(refusal.headers).send(refusal.body)
+    safeLog(request.log).info({ err: error, retryable: refusal.retryable }, 'Stream refused')
   }
 }
