@@ -10,10 +10,10 @@ import ts from 'typescript'
 const LAYERS = [
   ['errors'],
   ['util/schema', 'util/timeout'],
-  ['log/broker', 'log/redis/client', 'util/memory-budget', 'access/address', 'delivery/replay-scheduler', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'events/topic', 'wire/http', 'connections/timing-wheel', 'subscriptions/yes'],
-  ['access/authentication', 'access/capacity', 'log/redis/reconnector', 'log/redis/script', 'events/catalogue', 'cluster/commands', 'log/cursor', 'cluster/presence', 'subscriptions/registry', 'log/ring', 'events/target', 'wire/writer'],
+  ['log/broker', 'log/redis/client', 'util/memory-budget', 'access/address', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'events/topic', 'wire/http', 'subscriptions/yes', 'util/async-context'],
+  ['access/authentication', 'access/capacity', 'log/redis/reconnector', 'log/redis/script', 'connections/timing-wheel', 'delivery/replay-scheduler', 'events/catalogue', 'cluster/commands', 'log/cursor', 'cluster/presence', 'subscriptions/registry', 'log/ring', 'events/target', 'wire/writer'],
   ['log/memory', 'log/redis/store', 'log/redis/history-cache', 'cluster/cluster', 'delivery/frame', 'connections/outbox-lane', 'events/message', 'options', 'wire/idle-sockets', 'testing/broker-contract'],
-  ['log/redis/appender', 'log/redis/reader', 'delivery/flusher', 'delivery/frame-cache', 'connections/outbox', 'access/refusal', 'subscriptions/subscriptions', 'streams/source', 'access/tickets'],
+  ['log/redis/appender', 'log/redis/reader', 'delivery/flusher', 'delivery/frame-cache', 'connections/outbox', 'connections/wall-clock', 'access/refusal', 'subscriptions/subscriptions', 'streams/source', 'access/tickets'],
   ['connections/backlog', 'connections/context'],
   ['log/redis/broker', 'connections/connection'],
   ['access/admission', 'fastify/reply-body', 'fastify/servers', 'connections/drain', 'delivery/publisher', 'connections/statistics'],
@@ -32,11 +32,11 @@ const SOCKETS = ['fastify/reply-body', 'wire/http']
 const LIB = fileURLToPath(new URL('../lib', import.meta.url))
 
 interface Import { from: string, typeOnly: boolean }
-interface Module { name: string, imports: Import[], texts: string[], constructed: string[] }
+interface Module { name: string, imports: Import[], texts: string[], constructed: string[], called: string[] }
 
 /** What a file imports, the texts it writes and what it constructs; comments do not count. */
 function read (name: string, text: string): Module {
-  const module: Module = { name, imports: [], texts: [], constructed: [] }
+  const module: Module = { name, imports: [], texts: [], constructed: [], called: [] }
   const visit = (node: ts.Node): void => {
     if (ts.isImportDeclaration(node)) {
       const clause = node.importClause
@@ -53,6 +53,7 @@ function read (name: string, text: string): Module {
     }
     if (ts.isCallExpression(node) && node.expression.kind === ts.SyntaxKind.ImportKeyword) module.imports.push({ from: node.arguments[0]!.getText(), typeOnly: false })
     if (ts.isStringLiteral(node) || ts.isNoSubstitutionTemplateLiteral(node) || ts.isTemplateHead(node) || ts.isTemplateMiddle(node) || ts.isTemplateTail(node)) module.texts.push(node.text)
+    if (ts.isCallExpression(node)) module.called.push(node.expression.getText())
     if (ts.isNewExpression(node)) module.constructed.push(node.expression.getText())
     ts.forEachChild(node, visit)
   }
@@ -119,6 +120,13 @@ t.test('all errors come from errors.ts', async t => {
   const own = modules.flatMap(({ name, constructed }) => constructed.filter(what => /^(?:globalThis\.)?(?:|Type|Range|Syntax|Reference|Aggregate|SSE)Error$/.test(what)).map(what => `${name}: new ${what}`))
   t.same(own, [])
   t.ok(modules.some(({ constructed }) => constructed.includes('Unauthenticated')), 'errors are made at all')
+})
+
+t.test('the application\'s logger is called through safeLog only: whatever it throws, a delivery goes on', async t => {
+  // A manager is given one logger, which its constructor wraps; those of Fastify's requests are wrapped where they are used.
+  const direct = modules.filter(({ called }) => called.some(what => /(?:^|\.)(?:request|reply|fastify|scope)\.log\.(?!child$)/.test(what))).map(({ name }) => name)
+  t.same(direct, [])
+  t.ok(modules.some(({ called }) => called.some(what => what.startsWith('safeLog(request.log).'))), 'calls were found at all')
 })
 
 t.test('each file loads by itself, so that coverage sees all of them', async t => {

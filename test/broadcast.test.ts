@@ -1,9 +1,10 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { Type } from '@sinclair/typebox'
 import t from 'tap'
-import { createDataEvent, createNotificationEvent, defineEvents, EventPriority, memoryBroker, SSEManager, type Broker, type BroadcastOptions, type EventInput, type SSEOptions } from '../lib/index.js'
+import { createDataEvent, createNotificationEvent, defineEvents, EventPriority, memoryBroker, SSEManager, type Broker, type BroadcastOptions, type EventInput, type Log, type SSEOptions } from '../lib/index.js'
 import { block, serve, type Service } from './helpers/app.js'
 import { SSEClient } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
@@ -230,6 +231,79 @@ t.test('a filter that throws what has no text, or answers with a promise, stops 
   await client.waitFor('y')
 })
 
+/** What the application may throw so that a logger that reads it, or marks it as pino does, throws too. */
+const UNLOGGABLE: Record<string, () => unknown> = {
+  'a frozen error': () => Object.freeze(new Error('frozen')),
+  'an error with a getter that throws': () => Object.defineProperty(new Error('getter'), 'code', { enumerable: true, get () { throw new Error('no code') } }),
+  'an error that is a revoked proxy': () => {
+    const { proxy, revoke } = Proxy.revocable(new Error('proxy'), {})
+    revoke()
+    return proxy
+  },
+  'an error without a readable message': () => Object.defineProperty(new Error(), 'message', { get () { throw new Error('no message') } }),
+  'a frozen object': () => Object.freeze({ reason: 'object' }),
+  null: () => null,
+  'a symbol': () => Symbol('thrown')
+}
+
+t.test('what cannot be logged costs nobody an event: not the others, not the log its order', async t => {
+  const lines: any[] = []
+  let thrown: () => unknown = () => null
+  const deny = (): never => { throw thrown() }
+  const service = await serve(t, {
+    authorizeTopic: ({ userId }) => userId !== 'mallory' || deny()
+  }, { logger: { level: 'error', stream: { write: line => { lines.push(JSON.parse(line)) } } } })
+  const ada = await service.join('ada', ['room:1'])
+  const start = ada.client.lastEventId
+  const mallory = await service.join('mallory', ['room:*'])
+  let published = 0
+  for (const [name, make] of Object.entries(UNLOGGABLE)) {
+    thrown = make
+    const mine = lines.length
+    const filter = ({ userId }: { userId: string | null }) => userId !== 'mallory' || deny()
+    for (const options of [{ subscriptionIds: ['room:1'] }, { filter }, { filter, local: true }]) {
+      t.match(await service.app.sse.broadcastEvent({ event: 'x', data: ++published }, options), { delivered: 1 }, name)
+    }
+    t.strictSame(lines.slice(mine).map(({ clientId }) => clientId), new Array(3).fill(mallory.connection.clientId), `${name}: each is logged`)
+  }
+  t.ok(lines.some(({ err }) => err?.message === 'frozen' && err.type === 'Error' && err.stack.includes('broadcast.test')), 'with what can be read of it')
+  await settle(service, ada.client, mallory.client)
+  t.strictSame(ada.client.json('x'), Array.from({ length: published }, (_, i) => i + 1))
+  t.strictSame(mallory.client.json('x'), [])
+  t.equal(ada.client.lastEventId.split('.')[1], (published * 2 / 3).toString(36))
+  const back = await service.join('mallory', ['room:*'], { cursor: start })
+  await settle(service, back.client)
+  t.strictSame([back.client.json('x'), back.client.named('sse:gap').length], [[], 0], 'nor does a replay stop there')
+})
+
+t.test('a logger that throws, rejects or lacks methods stops nothing, and is reported once', async t => {
+  const rejections: unknown[] = []
+  const reports: Error[] = []
+  const onRejection = (error: unknown) => { rejections.push(error) }
+  const onWarning = (warning: Error & { code?: string }) => { if (warning.code === 'SSE_LOGGER_FAILED') reports.push(warning) }
+  process.on('unhandledRejection', onRejection).on('warning', onWarning)
+  t.teardown(() => process.off('unhandledRejection', onRejection).off('warning', onWarning))
+  const fail = (): never => { throw new Error('disk full') }
+  const reject = async (): Promise<never> => fail()
+  const loggers: unknown[] = [{ error: fail, warn: fail, info: fail, debug: fail }, { error: reject, warn: reject, info: reject, debug: reject }, {}, null, { get error () { return fail() } }]
+  for (const logger of loggers) {
+    const manager = new SSEManager({}, logger as Log)
+    t.teardown(() => manager.close())
+    const server = createServer((request, response) => { manager.createConnection({ request, response }) })
+    await once(server.listen(0, '127.0.0.1'), 'listening')
+    t.teardown(() => { server.close() })
+    const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
+    t.teardown(() => client.close())
+    t.match(await manager.broadcastEvent({ event: 'x', data: 1 }, { filter: () => { throw new Error('filter') } }), { delivered: 0 })
+    t.match(await manager.broadcastEvent({ event: 'y', data: 1 }), { delivered: 1 })
+    await client.waitFor('y')
+  }
+  await turns(3)
+  t.strictSame(rejections, [])
+  t.match(reports.map(({ message }) => message), [/^The application's logger failed: disk full\. Not logged: /])
+  t.equal(reports.length, 1)
+})
+
 t.test('a log that is open serves one manager', async t => {
   const broker = memoryBroker()
   const first = new SSEManager({ broker })
@@ -281,6 +355,8 @@ t.test('subscriptions of a live connection', async t => {
   t.notOk(ada.connection.hasSubscription('room:7:files'))
   t.equal(await publish('b'), 1)
   t.equal(await publish('room:7'), 1)
+  // What still waits when its subscription is removed is not sent.
+  await settle(service, ada.client)
   await t.rejects(app.sse.addSubscription(clientId, 'd'), { code: 'SSE_ERR_TOO_MANY_SUBSCRIPTIONS' })
 
   t.strictSame(app.sse.getConnectionsBySubscription('room:*'), [ada.connection])
@@ -664,6 +740,136 @@ t.test('an event published from inside a filter or a signal listener comes after
   const ids = sequence(clients[0]!).map(line => parseInt(line.split(' ')[0]!.split('.')[1]!, 36))
   t.strictSame(ids, ids.map((_, i) => i + 1), 'in the order of the log')
   t.equal(clients[0]!.named('left').length, 1)
+})
+
+t.test('what filters publish, three deep, comes in the order of the log', async t => {
+  const service = await serve(t)
+  const { client } = await service.join()
+  const inner: Promise<unknown>[] = []
+  const publish = (event: string, then: readonly (() => void)[] = []): void => {
+    inner.push(service.app.sse.broadcastEvent({ event, data: 1 }, {
+      filter: () => {
+        for (const next of then) next()
+        return true
+      }
+    }))
+  }
+  publish('a', [() => publish('b', [() => publish('d', [() => publish('f')]), () => publish('e')]), () => publish('c')])
+  await until(() => inner.length === 6)
+  await Promise.all(inner)
+  await settle(service, client)
+  t.strictSame(seen(client), ['a', 'b', 'c', 'd', 'e', 'f'])
+  t.strictSame(client.applicationEvents.filter(({ id }) => id !== null).map(({ id }) => id!.split('.')[1]), ['1', '2', '3', '4', '5', '6'])
+})
+
+// --- In whose context the application's code is called ---
+
+t.test('a filter runs in its publisher\'s AsyncLocalStorage context, live and at replay', async t => {
+  const context = new AsyncLocalStorage<string>()
+  const service = await serve(t, {}, {}, app => {
+    app.addHook('onRequest', (request, _reply, done) => context.run((request.query as { user: string }).user, done))
+  })
+  const { app, join } = service
+  const acme = await join('acme')
+  const evil = await join('evil')
+  const start = acme.client.lastEventId
+  const filter = ({ userId }: { userId: string | null }) => userId === context.getStore()
+  for (const tenant of ['acme', 'evil']) {
+    await context.run(tenant, async () => {
+      for (const options of [{}, { ephemeral: true }, { local: true }]) await app.sse.broadcastEvent({ event: tenant, data: 1 }, { filter, ...options })
+      // From inside a delivery of another's.
+      const nested: Promise<unknown>[] = []
+      await context.run('other', () => app.sse.broadcastEvent({ event: 'other', data: 1 }, {
+        filter: () => {
+          if (nested.length === 0) nested.push(context.run(tenant, () => app.sse.broadcastEvent({ event: tenant, data: 2 }, { filter })))
+          return context.getStore() !== 'other'
+        }
+      }))
+      await Promise.all(nested)
+    })
+  }
+  await settle(service, acme.client, evil.client)
+  t.strictSame([seen(acme.client), seen(evil.client)], [new Array(4).fill('acme'), new Array(4).fill('evil')])
+  for (const user of ['evil', 'acme']) {
+    const back = await join(user, [], { cursor: start })
+    await settle(service, back.client)
+    t.strictSame(seen(back.client), [user, user], 'the logged ones, to their tenant')
+  }
+})
+
+t.test('authorizeTopic runs in no context, and authorizeSubscription in that of the request, or in none', async t => {
+  const context = new AsyncLocalStorage<string>()
+  const topics: unknown[] = []
+  const subscriptions: unknown[] = []
+  const service = await serve(t, {
+    authorizeTopic: () => {
+      topics.push(context.getStore())
+      return true
+    },
+    authorizeSubscription: ({ subscriptionId }) => {
+      subscriptions.push([subscriptionId, context.getStore()])
+      return true
+    }
+  }, {}, app => {
+    app.addHook('onRequest', (_request, _reply, done) => context.run('request', done))
+  })
+  const joined = await service.join('ada', ['room:*'])
+  const { client, connection } = joined
+  const start = client.lastEventId
+  const asked = (what: string): void => {
+    t.ok(topics.length > 0 && topics.every(store => store === undefined), `${what}: ${topics}`)
+    topics.length = 0
+  }
+  await context.run('application', async () => {
+    await service.app.sse.broadcastEvent({ event: 'x', data: 1 }, { subscriptionIds: ['room:1'], filter: () => context.getStore() === 'application' })
+    asked('a delivery')
+    connection.hasSubscription('room:1')
+    asked('hasSubscription')
+    await block(joined)
+    await service.app.sse.broadcastEvent({ event: 'x', data: 2 }, { subscriptionIds: ['room:1'] })
+    asked('a delivery')
+    await service.app.sse.reauthorize('ada')
+    asked('what waits')
+    await connection.addSubscription('a')
+    await service.app.sse.addSubscription(connection.clientId, 'b')
+  })
+  client.resume()
+  await settle(service, client)
+  t.strictSame(client.json('x'), [1, 2])
+  const back = await service.join('ada', ['room:*'], { cursor: start })
+  await settle(service, back.client)
+  t.strictSame(back.client.json('x'), [1, 2])
+  asked('a replay')
+  t.strictSame(subscriptions, [['room:*', 'request'], ['room:*', undefined], ['a', undefined], ['b', undefined], ['room:*', 'request']])
+})
+
+t.test('what is written later is written in no context', async t => {
+  const context = new AsyncLocalStorage<string>()
+  const manager = new SSEManager({ keepAliveIntervalMs: 20 })
+  t.teardown(() => manager.close())
+  const writes: [what: string, store: unknown][] = []
+  const server = createServer((request, response) => {
+    const { write } = response
+    response.write = function (this: unknown, ...args: [string | Buffer]) {
+      writes.push([String(args[0]), context.getStore()])
+      return Reflect.apply(write, response, args)
+    } as typeof write
+    // The first request opens the log, and so begins all that goes on by itself.
+    context.run('request', () => manager.createConnection({ request, response }))
+  })
+  await once(server.listen(0, '127.0.0.1'), 'listening')
+  t.teardown(() => { server.close() })
+  const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
+  t.teardown(() => client.close())
+  const [connection] = manager.connections()
+  context.run('application', () => connection!.sendEvent({ event: 'x', data: 1 }))
+  await client.waitFor('x')
+  await context.run('application', () => manager.broadcastEvent({ event: 'y', data: 1 }))
+  await client.waitFor('y')
+  await until(() => client.blocks.some(({ comment }) => comment === 'keep-alive'))
+  t.match(writes.shift(), [/stream/, 'request'])
+  for (const what of ['event: x', 'event: y', 'keep-alive']) t.ok(writes.some(([text]) => text.includes(what)), what)
+  t.strictSame(writes.filter(([, store]) => store !== undefined), [])
 })
 
 t.test('a filter that closes another connection leaves it its exact place', async t => {

@@ -5,7 +5,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import type { Broker, Message, Page, Target } from '../lib/log/broker.js'
 import { Budget } from '../lib/util/memory-budget.js'
-import { CatchUp, type Reader } from '../lib/delivery/replay-scheduler.js'
+import { CatchUp, type Reader, type Turns } from '../lib/delivery/replay-scheduler.js'
 import { formatCursor, parseCursor, type Lanes } from '../lib/log/cursor.js'
 import { SSEError } from '../lib/errors.js'
 import { encodeCursor, type EventPriority } from '../lib/events/event.js'
@@ -1011,6 +1011,45 @@ t.test('catch-up: a bounded time in a turn, everybody served', async t => {
   }
   t.ok(readers.slice(0, 39).every(({ reads }) => reads === 1), 'each once, also one that asked twice')
   t.equal(readers[39]!.reads, 0, 'one that has left is not read for')
+})
+
+t.test('catch-up: the time of a turn is kept within pages as well, and no page is read again', async t => {
+  const catchUp = new CatchUp(null as unknown as Broker, 32, { stuck: error => t.error(error), free: () => {} })
+  const PAGE = 20
+  let asked = 0
+  class Asking implements Reader {
+    isConnected = true
+    reads = 0
+    /** The turns in which its messages were asked about. */
+    readonly turns: number[] = []
+    constructor (readonly awayMs: number) {}
+    async readPage (_broker: Broker, time: Turns): Promise<void> {
+      this.reads++
+      if (this.awayMs > 0) await new Promise(resolve => setTimeout(resolve, this.awayMs))
+      for (let n = 0; n < PAGE; n++) {
+        if (time.over) await time.next()
+        asked++
+        this.turns.push(turn)
+        const end = performance.now() + 1
+        while (performance.now() < end);
+      }
+    }
+  }
+  // Some of a log in memory, some of one that takes longer than a turn.
+  const readers = Array.from({ length: 16 }, (_, i) => new Asking(i % 4 === 3 ? 10 : 0))
+  for (const reader of readers) catchUp.want(reader)
+  let turn = 0
+  let most = 0
+  for (let last = 0; asked < readers.length * PAGE; last = asked) {
+    await new Promise(resolve => setImmediate(resolve))
+    most = Math.max(most, asked - last)
+    turn++
+  }
+  // The clock is looked at every eighth time as long as it is fast.
+  t.ok(most <= 4 + 1 + 8, `${most} questions of 1 ms in a turn`)
+  t.ok(readers.every(({ reads }) => reads === 1))
+  const ends = readers.filter(({ awayMs }) => awayMs === 0).map(({ turns }) => turns.at(-1)!)
+  t.strictSame(ends, ends.toSorted((a, b) => a - b), 'first come, first served')
 })
 
 t.test('catch-up: reads that do not come back keep nobody waiting', async t => {

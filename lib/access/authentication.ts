@@ -1,6 +1,7 @@
 import { AuthenticationFailed, InvalidUser, OriginForbidden, SubscriptionForbidden, Unauthenticated } from '../errors.js'
 import type { AnyRequest, AuthData, ResolvedOptions, SSEUser, SubscriptionQuestion } from '../options.js'
 import { quote } from '../events/topic.js'
+import { inNoContext } from '../util/async-context.js'
 
 type AuthOptions = Pick<ResolvedOptions, 'requireAuthentication' | 'authHandler' | 'extractAuthData' | 'authorizeSubscription' | 'allowedOrigins'>
 
@@ -68,7 +69,9 @@ export async function authorize (options: AuthOptions, question: SubscriptionQue
   let allowed = false
   try {
     // Only `true` is a yes: a forgotten await or a truthy object is not.
-    allowed = await options.authorizeSubscription(question) === true
+    const { authorizeSubscription } = options
+    // Without a request the caller may be on any node: it is asked in the same context as there.
+    allowed = await (question.request === null ? inNoContext(() => authorizeSubscription(question)) : authorizeSubscription(question)) === true
   } catch (cause) {
     throw new AuthenticationFailed({ cause })
   }

@@ -80,7 +80,7 @@ export function createOperations (options: ResolvedOptions, registry: Registry<S
 
     removeSubscription: ofOne([Text, Text], Type.Boolean(), (clientId, subscription) => {
       const connection = managed(clientId)
-      return connection === null ? null : registry.unsubscribe(connection, subscription)
+      return connection === null ? null : rights.remove(connection, subscription)
     }),
 
     revokeSubscription: ofAll([Text, Text, Text], Count, (userId, subscription, reason) => rights.revoke(userId, subscription, reason), add),

@@ -4,6 +4,7 @@ import { formatCursor, formatPlace, parseCursor } from '../log/cursor.js'
 import type { EventPriority } from '../events/event.js'
 import type { FrameCache } from '../delivery/frame-cache.js'
 import { Frame, type Batch } from '../delivery/frame.js'
+import type { Turns } from '../delivery/replay-scheduler.js'
 import { Outbox } from './outbox.js'
 
 /** What a backlog needs to know of its node. */
@@ -191,9 +192,10 @@ export class Backlog {
 
   /**
    * Reads the next page of what was missed.
+   * @param turns the time that may be spent on it now; the rest of the page waits for the next turn.
    * @param wants whether a message is for this connection, as things stand now.
    */
-  async readPage (broker: Broker, wants: (message: Message) => boolean): Promise<void> {
+  async readPage (broker: Broker, turns: Turns, wants: (message: Message) => boolean): Promise<void> {
     const host = this.#host
     if (this.#reading) return
     const lane = this.#outbox?.ask(host.newest, host.position) ?? null
@@ -201,13 +203,13 @@ export class Backlog {
     this.#reading = true
     try {
       const page = await broker.read({ epoch: host.epoch, ...lane, limit: PAGE_EVENTS })
-      this.#takePage(page, lane, wants)
+      await this.#takePage(page, lane, turns, wants)
     } finally {
       this.#reading = false
     }
   }
 
-  #takePage (page: Page, lane: { priority: EventPriority, after: number }, wants: (message: Message) => boolean): void {
+  async #takePage (page: Page, lane: { priority: EventPriority, after: number }, turns: Turns, wants: (message: Message) => boolean): Promise<void> {
     const host = this.#host
     const outbox = this.#outbox
     const { priority } = lane
@@ -221,6 +223,10 @@ export class Backlog {
       // What has not been delivered yet will be.
       if (message.seq > host.position) break
       if (bytes >= PAGE_BYTES) return
+      if (turns.over) {
+        await turns.next()
+        if (moved()) return
+      }
       const wanted = wants(message)
       if (moved()) return
       if (wanted) {

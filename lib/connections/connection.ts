@@ -6,8 +6,10 @@ import { assertCloseReason, shouldReconnect, type CloseReason } from './close-re
 import { StreamEnded } from '../errors.js'
 import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from '../events/event.js'
 import type { Flushable } from '../delivery/flusher.js'
+import type { Turns } from '../delivery/replay-scheduler.js'
 import { Frame } from '../delivery/frame.js'
 import type { Log } from '../util/logger.js'
+import { inNoContext } from '../util/async-context.js'
 import { assertTopic } from '../events/topic.js'
 import { destroyTransport, isGone, sendHead, type HttpResponse } from '../wire/http.js'
 import { Writer, type Opening } from '../wire/writer.js'
@@ -126,8 +128,11 @@ export class SSEConnection {
   readonly #response: HttpResponse
   readonly #retryMs: number
   readonly #headOnly: boolean
+  /** By the host's clock. */
   readonly #endsAt: number
   readonly #expires: boolean
+  /** By the wall clock, in milliseconds since the epoch; Infinity for rights without an end. */
+  readonly #expiresAt: number
   /** Since when the socket has been waited for, by `host.ran`. */
   #waitingSince = 0
   #abort: AbortController | null = null
@@ -149,7 +154,8 @@ export class SSEConnection {
     this.#retryMs = profile.retryMs
     this.#headOnly = profile.headOnly
     const now = host.now()
-    const expiresAt = profile.expiresAt === undefined ? Infinity : now + profile.expiresAt - Date.now()
+    this.#expiresAt = profile.expiresAt ?? Infinity
+    const expiresAt = now + this.#expiresAt - Date.now()
     // Ages are spread by a fifth, so that clients that came together do not return together.
     const tooOldAt = host.maxConnectionAgeMs === 0 ? Infinity : now + host.maxConnectionAgeMs * (0.8 + 0.2 * Math.random())
     this.#endsAt = Math.min(expiresAt, tooOldAt)
@@ -197,7 +203,7 @@ export class SSEConnection {
    */
   hasSubscription (topic: string): boolean {
     assertTopic(topic)
-    return this.#host.covers(this, topic)
+    return inNoContext(() => this.#host.covers(this, topic))
   }
 
   /**
@@ -360,10 +366,10 @@ export class SSEConnection {
   }
 
   /** Reads the next page of what this connection has missed. Rejects when the log cannot be read. @internal */
-  async readPage (broker: Broker): Promise<void> {
+  async readPage (broker: Broker, turns: Turns): Promise<void> {
     if (this.#state !== 'open') return
     try {
-      await this.#backlog.readPage(broker, message => this.#host.isTarget(this, message.target))
+      await this.#backlog.readPage(broker, turns, message => this.#host.isTarget(this, message.target))
     } finally {
       this.#pump()
     }
@@ -376,12 +382,16 @@ export class SSEConnection {
     this.#host.mark(this)
   }
 
+  /** Removes the waiting frames that are not for this connection any more. A frame that is being written goes on. @internal */
+  sift (): void {
+    if (this.#state !== 'closed') inNoContext(() => this.#backlog.sift(target => this.#host.isTarget(this, target)))
+  }
+
   /** Rights of this user have changed: what waits is looked at again. @internal */
   reconsider (): void {
-    if (this.#state === 'closed') return
-    const isTarget = (target: Target): boolean => this.#host.isTarget(this, target)
-    this.#backlog.sift(isTarget)
-    if (this.#unfinished === null || this.#unfinished.every(({ target }) => target === null || isTarget(target))) return
+    this.sift()
+    const unfinished = this.#unfinished
+    if (unfinished === null || inNoContext(() => unfinished.every(({ target }) => target === null || this.#host.isTarget(this, target)))) return
     // Nothing can be taken out of what is being written; cut, the client comes back to what it may see now.
     this.#reason = 'revoked' satisfies CloseReason
     this.#destroy()
@@ -430,6 +440,11 @@ export class SSEConnection {
     }
     if (!blocked) this.#keepAlive(now)
     host.schedule(this, this.#nextDue(now))
+  }
+
+  /** The wall clock has run ahead of the host's. @internal */
+  onClockAhead (): void {
+    if (Date.now() >= this.#expiresAt) this.close('auth-expired')
   }
 
   /** @internal */

@@ -17,6 +17,7 @@ import type { Registry } from '../subscriptions/registry.js'
 import type { Rights } from '../subscriptions/subscriptions.js'
 import { assertSubscription, quote } from '../events/topic.js'
 import { Wheel } from './timing-wheel.js'
+import { WallClock } from './wall-clock.js'
 import type { EventInput } from '../../types/index.js'
 
 /** What the host asks of the rest of its node. */
@@ -81,6 +82,8 @@ export class Host implements ConnectionHost {
       free: () => log.info({}, 'No connection waits for the event log any more')
     })
     this.#wheel = new Wheel(tickMsFor(options), now)
+    const clock = new WallClock(this.#wheel, now(), () => { for (const connection of parts.registry.all()) connection.onClockAhead() })
+    this.#wheel.schedule(clock, now())
   }
 
   /** Lets time pass: keep-alives, stalls and ends are seen from here on. */

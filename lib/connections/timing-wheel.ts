@@ -1,3 +1,5 @@
+import { inNoContext } from '../util/async-context.js'
+
 /** What a wheel turns: its own place in the wheel is kept on it, so that moving it allocates nothing. */
 export interface Timed {
   /** When to look at it next, in milliseconds of the wheel's clock; Infinity for never. */
@@ -47,8 +49,10 @@ export class Wheel {
 
   start (): void {
     if (this.#timer !== null) return
-    this.turn()
-    this.#timer = setInterval(() => this.turn(), this.tickMs).unref()
+    inNoContext(() => {
+      this.turn()
+      this.#timer = setInterval(() => this.turn(), this.tickMs).unref()
+    })
   }
 
   stop (): void {

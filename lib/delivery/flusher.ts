@@ -1,4 +1,5 @@
 import { Batch } from './frame.js'
+import { inNoContext } from '../util/async-context.js'
 
 /** What can be written to at the end of a turn. The line of those that wait runs through them: standing in it allocates nothing. */
 export interface Flushable {
@@ -54,6 +55,10 @@ export class Flusher {
 
   #schedule (): void {
     this.#scheduled = true
+    inNoContext(this.#wait)
+  }
+
+  readonly #wait = (): void => {
     if (this.#intervalMs > 0) setTimeout(this.#run, this.#intervalMs)
     else setImmediate(this.#run)
   }

@@ -6,6 +6,7 @@ import { EventPriority, PRIORITIES } from '../events/event.js'
 import { Frame } from './frame.js'
 import { degraded, up, type Health } from '../log/health.js'
 import { createId } from '../util/id.js'
+import { inContext, inNoContext } from '../util/async-context.js'
 import type { Log } from '../util/logger.js'
 import { NODE_EVENT } from '../cluster/node-message.js'
 import { composeMessage } from '../events/message.js'
@@ -95,7 +96,8 @@ export class Publisher {
   }
 
   async #open (): Promise<void> {
-    await this.#broker.open({
+    // In no context: what the broker schedules delivers for all publishers.
+    await inNoContext(() => this.#broker.open({
       deliver: message => {
         if (message.event !== NODE_EVENT) return this.#deliver(message)
         this.#listener.told(message.data)
@@ -108,12 +110,12 @@ export class Publisher {
       },
       state: (state, err) => {
         if (this.#closed) return
-        if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
-        else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')
         this.#health = state === 'up' ? up() : degraded(err?.message ?? 'The event log cannot be reached', this.#health)
         this.#listener.state(state)
+        if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
+        else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')
       }
-    }, this.#options.history)
+    }, this.#options.history))
     // While it was opening: what is for an open log is not to begin.
     if (this.#closed) throw new Closed()
     this.#assertEpoch()
@@ -170,14 +172,16 @@ export class Publisher {
     await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: {}, ephemeral: true })
   }
 
+  /** In no context: `authorizeTopic` and what wraps a response run in the same context at each delivery, here and on other nodes. */
   #deliver (message: Message): number {
+    return inNoContext(() => this.#give(message))
+  }
+
+  #give (message: Message): number {
     let frame: Frame | null = null
     let delivered = 0
-    const { target } = message
-    const selected = this.#registry.select(target)
     // The application's code runs before anything is given out: a connection that it closes meanwhile names its exact place.
-    const receivers = target.filter === undefined && !this.#rights.limits(target) ? selected : selected.filter(connection => this.admits(target, connection))
-    for (const connection of receivers) {
+    for (const connection of this.#receivers(message.target)) {
       frame ??= Frame.ofMessage(message, this.#broker.epoch)
       if (connection.receive(frame)) delivered++
     }
@@ -187,15 +191,22 @@ export class Publisher {
     return delivered
   }
 
+  #receivers (target: Target): readonly SSEConnection[] {
+    let receivers = this.#registry.select(target)
+    if (this.#rights.limits(target)) receivers = receivers.filter(connection => this.#rights.permits(connection, target))
+    if (target.filter === undefined) return receivers
+    return inFilterContext(target, () => receivers.filter(connection => this.#passes(target, connection)))
+  }
+
   /** Whether a connection that the target names gets the message: by its rights, and by the application's filter. */
   admits (target: Target, connection: SSEConnection): boolean {
-    return this.#rights.permits(connection, target) && (target.filter === undefined || this.#passes(target.filter, connection))
+    return this.#rights.permits(connection, target) && (target.filter === undefined || inFilterContext(target, () => this.#passes(target, connection)))
   }
 
   /** One that throws leaves the connection out. */
-  #passes (filter: NonNullable<Target['filter']>, connection: SSEConnection): boolean {
+  #passes ({ filter }: Target, connection: SSEConnection): boolean {
     try {
-      return isYes(filter(connection), () => new InvalidTarget('has an async filter: it must answer true or false at once'))
+      return isYes(filter!(connection), () => new InvalidTarget('has an async filter: it must answer true or false at once'))
     } catch (err) {
       this.#log.error({ err, clientId: connection.clientId }, 'A broadcast filter threw; the connection is left out')
       return false
@@ -212,6 +223,11 @@ export class Publisher {
     this.#goTo(this.#broker.position)
     for (const connection of this.#registry.all()) connection.fallOut(reason)
   }
+}
+
+/** Calls a function in the context of the filter's publisher. A broker that copies the target may have lost it. */
+function inFilterContext<T> ({ filterContext }: Target, task: () => T): T {
+  return filterContext === undefined ? task() : inContext(filterContext, task)
 }
 
 /** Of a broker of somebody else's nothing is taken for granted: its numbers become ids. */

@@ -1,9 +1,11 @@
 import type { Broker } from '../log/broker.js'
+import { inNoContext } from '../util/async-context.js'
 
 /** A connection that reads what it has missed from the log, page by page. */
 export interface Reader {
   readonly isConnected: boolean
-  readPage (broker: Broker): Promise<void>
+  /** Looks at `turns` for each message: the application is asked about it, and may take its time. */
+  readPage (broker: Broker, turns: Turns): Promise<void>
 }
 
 /** Is told when reads begin to fail, and when nobody is left whose last one has. */
@@ -15,10 +17,61 @@ export interface CatchUpListener {
 /** What a turn of the loop may spend on reading, over all connections: a herd of returning clients shares it with live delivery. */
 const TURN_MS = 4
 const RETRY_MS = 500
+/** How often the clock is looked at costs more than a message that is read fast: every so many of them. */
+const STRIDE = 8
+const SLOW_MS = 0.25
 
-interface Turn {
-  readonly endsAt: number
-  reads: number
+/** The time that all readers together may spend in each turn of the event loop. */
+export class Turns {
+  readonly #wait: () => void
+  readonly #paused: (() => void)[] = []
+  #endsAt = 0
+  #over = true
+  #lookedAt = 0
+  /** Questions until the clock is looked at again. */
+  #rest = 0
+
+  /** @param wait called when a reader waits for the next turn. */
+  constructor (wait: () => void) {
+    this.#wait = wait
+  }
+
+  /** Whether readers wait for the next turn. */
+  get awaited (): boolean {
+    return this.#paused.length > 0
+  }
+
+  /** Whether the time of this turn is spent. To be asked before each message. */
+  get over (): boolean {
+    return this.#over || (--this.#rest <= 0 && this.look())
+  }
+
+  /** The same, by the clock. To be asked before each page. */
+  look (): boolean {
+    const now = performance.now()
+    this.#rest = now - this.#lookedAt > SLOW_MS ? 1 : STRIDE
+    this.#lookedAt = now
+    return (this.#over = now >= this.#endsAt)
+  }
+
+  /** Resolves in a later turn, in the order of the calls. */
+  async next (): Promise<void> {
+    do {
+      await new Promise<void>(resolve => {
+        this.#paused.push(resolve)
+        this.#wait()
+      })
+    } while (this.over)
+  }
+
+  /** Begins a turn: those that wait go on as soon as the caller has returned. */
+  begin (): void {
+    this.#lookedAt = performance.now()
+    this.#endsAt = this.#lookedAt + TURN_MS
+    this.#over = false
+    this.#rest = 1
+    for (const resume of this.#paused.splice(0)) resume()
+  }
 }
 
 /** Lets lagging connections read the log, first come, first served, for a bounded time in each turn of the loop. */
@@ -31,6 +84,9 @@ export class CatchUp {
   readonly #failed = new Set<Reader>()
   /** Whose last read has failed. */
   readonly #stuck = new Set<Reader>()
+  readonly #turns = new Turns(() => this.#schedule())
+  /** Reads that were begun in this turn and have not come back. */
+  #turn = { reads: 0 }
   #scheduled = false
 
   /** @param concurrentReads pages that are being read at once, of those begun in one turn; one that takes longer than its turn is not waited for. */
@@ -47,28 +103,35 @@ export class CatchUp {
   }
 
   #schedule (): void {
-    if (this.#scheduled || this.#waiting.size === 0) return
+    if (this.#scheduled || (this.#waiting.size === 0 && !this.#turns.awaited)) return
     this.#scheduled = true
-    setImmediate(() => {
-      this.#scheduled = false
-      this.#go({ endsAt: performance.now() + TURN_MS, reads: 0 })
-      this.#schedule()
-    })
+    inNoContext(() => setImmediate(this.#begin))
+  }
+
+  readonly #begin = (): void => {
+    this.#scheduled = false
+    this.#turn = { reads: 0 }
+    // Pages that are there come before new ones.
+    const resumes = this.#turns.awaited
+    this.#turns.begin()
+    if (!resumes) this.#go()
+    this.#schedule()
   }
 
   /** Begins reads until the turn is over. Each that comes back within the turn makes room for another. */
-  #go (turn: Turn): void {
+  #go (): void {
+    const turn = this.#turn
     for (const reader of this.#waiting) {
-      if (turn.reads === this.#concurrentReads || performance.now() >= turn.endsAt) return
+      if (turn.reads === this.#concurrentReads || this.#turns.awaited || this.#turns.look()) return
       this.#waiting.delete(reader)
       if (!reader.isConnected) {
         this.#free(reader)
         continue
       }
       turn.reads++
-      reader.readPage(this.#broker).then(() => this.#free(reader), (error: unknown) => this.#fail(reader, error)).then(() => {
+      reader.readPage(this.#broker, this.#turns).then(() => this.#free(reader), (error: unknown) => this.#fail(reader, error)).then(() => {
         turn.reads--
-        this.#go(turn)
+        this.#go()
       })
     }
   }

@@ -1,5 +1,6 @@
 import type { Target } from '../log/broker.js'
 import { InvalidTarget } from '../errors.js'
+import { currentContext } from '../util/async-context.js'
 import { assertTopic } from './topic.js'
 import type { BroadcastOptions } from '../../types/index.js'
 
@@ -22,6 +23,7 @@ export function createTarget (options: BroadcastOptions): Target {
       case 'filter':
         if (typeof options.filter !== 'function') throw new InvalidTarget('filter must be a function')
         target.filter = options.filter
+        target.filterContext = currentContext()
         break
       case 'ephemeral':
       case 'local':

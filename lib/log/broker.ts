@@ -1,5 +1,6 @@
 import type { EventPriority } from '../events/event.js'
 import type { SSEConnection } from '../connections/connection.js'
+import type { AsyncContext } from '../util/async-context.js'
 
 /** Who gets a message. Named users and named topics intersect; nothing named means everyone. */
 export interface Target {
@@ -13,6 +14,8 @@ export interface Target {
   readonly exceptClientIds?: readonly string[]
   /** Connections for which this returns exactly `true`. Never crosses nodes. */
   readonly filter?: (connection: SSEConnection) => boolean
+  /** The publisher's AsyncLocalStorage context, in which the filter is called. @internal */
+  readonly filterContext?: AsyncContext
 }
 
 export interface OutgoingMessage {

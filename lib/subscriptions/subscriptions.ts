@@ -114,6 +114,13 @@ export class Rights {
     }
   }
 
+  /** Takes a topic or pattern from one connection at the application's wish. Its events that wait are not sent. */
+  remove (connection: SSEConnection, subscription: string): boolean {
+    if (!this.#registry.unsubscribe(connection, subscription)) return false
+    connection.sift()
+    return true
+  }
+
   #take (connection: SSEConnection, subscription: string, reason: string): boolean {
     if (!this.#registry.unsubscribe(connection, subscription)) return false
     connection.reconsider()
