@@ -617,14 +617,21 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
     'an age before the end of the rights': { options: { maxConnectionAgeMs: 100, authHandler: () => ({ userId: 'ada', expiresAt: Date.now() + 60_000 }) }, reason: 'max-age', reconnect: true },
     FIN: { end: ({ client }) => client.socket.end(), reason: 'client', untold: true },
     RST: { end: ({ client }) => client.reset(), reason: 'client', untold: true },
+    // Nothing else is due in the time that a test has.
     'a client that does not read': {
-      options: { stallTimeoutMs: 200 },
+      options: { stallTimeoutMs: 200, keepAliveIntervalMs: 3_600_000 },
       end: ({ client, connection }) => block({ client, connection }),
       reason: 'stalled',
       untold: true
     },
+    'end of the rights while the client does not read': {
+      options: { keepAliveIntervalMs: 3_600_000, stallTimeoutMs: 3_600_000, drainMs: 100, authHandler: () => ({ userId: 'ada', expiresAt: Date.now() + 1_000 }) },
+      end: ({ client, connection }) => block({ client, connection }),
+      reason: 'auth-expired',
+      untold: true
+    },
     'a client that does not read a log': {
-      options: { stallTimeoutMs: 200 },
+      options: { stallTimeoutMs: 200, keepAliveIntervalMs: 3_600_000 },
       end: async ({ client, connection, app }) => {
         client.pause()
         for (let i = 0; i < 500 && connection.isConnected; i++) {

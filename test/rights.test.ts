@@ -9,6 +9,8 @@ import { Disconnections } from '../lib/access/disconnected-users.js'
 import { redacting, redactUrl } from '../lib/fastify/request-serializer.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
 import { RawSocket } from './helpers/raw.js'
+import { Wheel } from '../lib/connections/timing-wheel.js'
+import { WallClock } from '../lib/connections/wall-clock.js'
 import { SSEClient } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
 
@@ -135,10 +137,14 @@ t.test('what waits for a client is looked at again when rights are taken away', 
 
   for (const held of [['room:1', 'room:2'], ['room:*']]) {
     for (const outboxBytes of [1 << 20, 2048]) {
-      for (const [name, revoke] of [
-        ['reauthorize', (service: Service) => service.app.sse.reauthorize('ada')],
-        ['revokeSubscription', (service: Service) => service.app.sse.revokeSubscription('ada', held.length === 1 ? 'room:*' : 'room:1')]
-      ] as const) {
+      const subscription = held.length === 1 ? 'room:*' : 'room:1'
+      const ways: Record<string, (service: Service, joined: Joined) => Promise<unknown>> = {
+        reauthorize: service => service.app.sse.reauthorize('ada'),
+        revokeSubscription: service => service.app.sse.revokeSubscription('ada', subscription),
+        removeSubscription: (service, { connection }) => service.app.sse.removeSubscription(connection.clientId, subscription),
+        'connection.removeSubscription': (_service, { connection }) => connection.removeSubscription(subscription)
+      }
+      for (const [name, revoke] of Object.entries(ways)) {
         await t.test(`${name}, ${held}, ${outboxBytes === 2048 ? 'read again from the log' : 'in the outbox'}`, async t => {
           rooms.add('room:1')
           const service = await serve(t, { ...options, outboxBytes })
@@ -146,14 +152,14 @@ t.test('what waits for a client is looked at again when rights are taken away', 
           await block(joined)
           for (let n = 1; n <= 40; n++) await both(service, n)
           t.equal(joined.connection.stats().lagging, outboxBytes === 2048)
-          rooms.delete('room:1')
-          await revoke(service)
+          if (name.startsWith('re') && !name.startsWith('rem')) rooms.delete('room:1')
+          await revoke(service, joined)
           for (let n = 41; n <= 50; n++) await both(service, n)
           joined.client.resume()
           // Lanes are read apart from each other: the last event of the lowest may come before what is yet to be read of another.
           await until(() => !joined.connection.stats().lagging)
           await settle(service, joined.client)
-          const gone = ['room:1', ...(held.length === 1 && name === 'revokeSubscription' ? ['room:2'] : [])]
+          const gone = ['room:1', ...(held.length === 1 && name !== 'reauthorize' ? ['room:2'] : [])]
           for (const topic of ['room:1', 'room:2']) {
             for (const kind of ['', ' urgent']) {
               t.strictSame(numbers(joined.client, topic, kind), gone.includes(topic) ? [] : Array.from({ length: 50 }, (_, i) => i + 1), `${topic}${kind}`)
@@ -162,7 +168,7 @@ t.test('what waits for a client is looked at again when rights are taken away', 
             if (gone.includes(topic)) t.strictSame(ephemeral, [])
             else if (outboxBytes > 2048) t.equal(ephemeral.length, 50, 'those of others are kept')
           }
-          t.equal(joined.client.named('sse:unsubscribed').length, held.length === 1 && name === 'reauthorize' ? 0 : 1)
+          t.equal(joined.client.named('sse:unsubscribed').length, name.endsWith('removeSubscription') || (held.length === 1 && name === 'reauthorize') ? 0 : 1)
           t.strictSame(joined.client.named('sse:gap'), [])
           t.equal(joined.connection.stats().queuedBytes, 0)
         })
@@ -170,20 +176,58 @@ t.test('what waits for a client is looked at again when rights are taken away', 
     }
   }
 
-  await t.test('within one turn of the event loop', async t => {
-    rooms.add('room:1')
-    const service = await serve(t, options)
-    const joined = await service.join('ada', ['room:1', 'room:2'])
-    const { client } = joined
-    await both(service, 1)
-    rooms.delete('room:1')
-    await service.app.sse.revokeSubscription('ada', 'room:1')
+  for (const name of ['revokeSubscription', 'removeSubscription']) {
+    await t.test(`${name} within one turn of the event loop`, async t => {
+      rooms.add('room:1')
+      const service = await serve(t, options)
+      const joined = await service.join('ada', ['room:1', 'room:2'])
+      const { client, connection } = joined
+      await both(service, 1)
+      if (name === 'removeSubscription') {
+        await connection.removeSubscription('room:1')
+      } else {
+        rooms.delete('room:1')
+        await service.app.sse.revokeSubscription('ada', 'room:1')
+      }
+      await settle(service, client)
+      t.strictSame(texts(client), ['room:2 1', 'room:2 ephemeral 1', 'room:2 urgent 1'])
+      t.strictSame(client.blocks.at(-1)!.id, client.lastEventId)
+      const returned = await service.join('ada', ['room:2'], { cursor: client.lastEventId })
+      await settle(service, returned.client)
+      t.strictSame(texts(returned.client), [], 'its place is past them')
+    })
+  }
+
+  await t.test('a pattern that is replaced by a narrower one: what the new one covers stays', async t => {
+    const service = await serve(t)
+    const joined = await service.join('ada', ['room:**'])
+    await block(joined)
+    for (let n = 1; n <= 20; n++) await both(service, n)
+    await joined.connection.addSubscription('room:2')
+    await joined.connection.removeSubscription('room:**')
+    joined.client.resume()
+    await settle(service, joined.client)
+    t.strictSame(['', ' ephemeral', ' urgent'].map(kind => numbers(joined.client, 'room:1', kind).length), [0, 0, 0])
+    t.strictSame(['', ' ephemeral', ' urgent'].map(kind => numbers(joined.client, 'room:2', kind).length), [20, 20, 20])
+  })
+
+  await t.test('removeSubscription lets an event go on that is being written: the stream is not cut', async t => {
+    const service = await serve(t, { outboxBytes: 32 << 20, maxEventBytes: 16 << 20 })
+    const joined = await service.join('ada', ['room:1'])
+    const { client, connection } = joined
+    await block(joined)
+    await publish(service, 'x'.repeat(12 << 20), { subscriptionIds: ['room:1'] })
+    await publish(service, 'waits', { subscriptionIds: ['room:1'] })
+    const { sentEvents } = connection.stats()
+    client.resume()
+    await until(() => connection.stats().sentEvents > sentEvents)
+    client.pause()
+    t.ok(connection.stats().queuedBytes > 100_000, 'most of it is here still')
+    t.equal(await connection.removeSubscription('room:1'), true)
+    client.resume()
     await settle(service, client)
-    t.strictSame(texts(client), ['room:2 1', 'room:2 ephemeral 1', 'room:2 urgent 1'])
-    t.strictSame(client.blocks.at(-1)!.id, client.lastEventId)
-    const returned = await service.join('ada', ['room:2'], { cursor: client.lastEventId })
-    await settle(service, returned.client)
-    t.strictSame(texts(returned.client), [], 'its place is past them')
+    t.strictSame(texts(client).map(text => text!.length), [12 << 20])
+    t.ok(connection.isConnected)
   })
 
   await t.test('a large event that has waited and is written in pieces: it is not completed', async t => {
@@ -212,23 +256,24 @@ t.test('what waits for a client is looked at again when rights are taken away', 
     rooms.add('room:1')
     const service = await serve(t, { ...options, outboxBytes: 8 << 20 })
     const large = 'x'.repeat(1000)
-    for (const revoked of [true, false]) {
+    for (const revoked of ['all', 'the first', 'none']) {
       const { client, connection } = await service.join('ada', ['room:1', 'room:2'])
       client.pause()
       // In one turn more than the kernel takes.
-      for (let n = 0; n < 6000; n++) await publish(service, `${n} ${large}`, { subscriptionIds: [revoked ? 'room:1' : 'room:2'] })
+      for (let n = 0; n < 6000; n++) await publish(service, `${n} ${large}`, { subscriptionIds: [revoked === 'all' || (revoked === 'the first' && n === 0) ? 'room:1' : 'room:2'] })
       await turns(1)
       await until(() => connection.stats().queuedBytes > 100_000)
       await service.app.sse.revokeSubscription('ada', 'room:1')
-      if (revoked) {
-        await until(() => !connection.isConnected && connection.closeReason === 'revoked')
+      if (revoked !== 'none') {
+        await until(() => !connection.isConnected && connection.closeReason === 'revoked', 30_000, `the end of a stream of which ${revoked} was revoked`)
         client.resume()
         await client.waitForEnd()
         t.ok(texts(client).length < 6000)
         const back = await service.join('ada', ['room:2'], { cursor: client.lastEventId })
         await publish(service, 'here', { subscriptionIds: ['room:2'] })
         await settle(service, back.client)
-        t.strictSame(texts(back.client), ['here'])
+        t.equal(texts(back.client).at(-1), 'here')
+        t.equal(texts(back.client).filter(text => text === 'here' || (revoked === 'the first' && !text!.startsWith('0 '))).length, texts(back.client).length)
       } else {
         client.resume()
         await settle(service, client)
@@ -469,6 +514,72 @@ t.test('a stream ends within a second of its rights, at the intervals of product
     t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
     t.ok(Date.now() >= expiresAt - 1, 'not before')
   }
+})
+
+t.test('a stream ends with its rights when the wall clock runs ahead of timers, as after a suspend', async t => {
+  const { now } = Date
+  t.teardown(() => { Date.now = now })
+  let ahead = 0
+  Date.now = () => now() + ahead
+  const ends: Record<string, number | undefined> = { minute: now() + 60_000, day: now() + 86_400_000, never: undefined }
+  const service = await serve(t, { authHandler: ({ query }) => ({ userId: query['user'] as string, expiresAt: ends[query['user'] as string]! }) })
+  const [minute, day, never] = [await service.join('minute', ['a']), await service.join('day', ['a']), await service.join('never', ['a'])]
+  ahead = -3_600_000
+  await turns(3)
+  // The clock may have been looked at in between, or not.
+  ahead = 3_600_000
+  await minute.client.waitForEnd()
+  t.strictSame(minute.client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+  t.match(await publish(service, 'later', { subscriptionIds: ['a'] }), { delivered: 2 })
+  await settle(service, day.client, never.client)
+  t.ok(day.connection.isConnected && never.connection.isConnected)
+  ahead += 86_400_000
+  await day.client.waitForEnd()
+  t.equal(day.connection.closeReason, 'auth-expired')
+  t.ok(never.connection.isConnected)
+})
+
+t.test('a small difference of the clocks adds up', async t => {
+  const { now } = Date
+  t.teardown(() => { Date.now = now })
+  let wall = 1_000_000
+  Date.now = () => wall
+  const steps: number[] = []
+  const clock = new WallClock(new Wheel(10, () => 0), 0, () => { steps.push(wall) })
+  for (const by of [0, 60, 60, -500, 60, 60, 60]) {
+    wall += by
+    clock.onTime(0)
+  }
+  t.strictSame(steps, [1_000_120, 999_740], 'and one that was set back is ahead as soon as it gains')
+  t.end()
+})
+
+t.test('rights that end on the way in open no stream', async t => {
+  let expiresAt = 0
+  let asked = 0
+  const service = await serve(t, {
+    authHandler: () => ({ userId: 'ada', expiresAt }),
+    authorizeSubscription: async () => {
+      asked++
+      await until(() => Date.now() > expiresAt)
+      return true
+    }
+  }, {}, app => {
+    app.get('/slow', { sse: { requireAuthentication: true } }, async (_request, reply) => {
+      await until(() => Date.now() > expiresAt)
+      await reply.sse()
+    })
+  })
+  expiresAt = Date.now() + 200
+  const open = await service.open('/sse?join=none')
+  await open.waitForEnd()
+  t.equal(open.status, 200, 'nothing was asked for')
+  expiresAt = Date.now() + 200
+  await t.rejects(service.join('ada', ['a']), { message: /^401 / }, 'while authorizeSubscription was asked')
+  t.equal(asked, 1)
+  expiresAt = Date.now() + 200
+  t.match(await service.open('/slow'), { status: 401 }, 'while the handler was at work: not an anonymous stream')
+  t.equal(service.app.sse.connectionCount, 0)
 })
 
 // --- Everything at random, against a naive model ---

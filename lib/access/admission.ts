@@ -146,6 +146,8 @@ export class Admission {
     const { request, response, options, managed = true } = candidate
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
+    // Rights may have ended while the application was asked.
+    if (user !== null && currentUser(user) === null) throw new Unauthenticated()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
     const connection = new SSEConnection(this.#host, response, {
