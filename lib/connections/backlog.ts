@@ -1,7 +1,8 @@
 import type { Broker, GapReason, Message, Page, Target } from '../log/broker.js'
+import { BrokerUnavailable } from '../errors.js'
 import type { Budget } from '../util/memory-budget.js'
-import { formatCursor, formatPlace, parseCursor } from '../log/cursor.js'
-import type { EventPriority } from '../events/event.js'
+import { formatCursor, formatPlace, parseCursor, type Cursor } from '../log/cursor.js'
+import { EventPriority } from '../events/event.js'
 import type { FrameCache } from '../delivery/frame-cache.js'
 import { Frame, type Batch } from '../delivery/frame.js'
 import type { Turns } from '../delivery/replay-scheduler.js'
@@ -10,6 +11,8 @@ import { Outbox } from './outbox.js'
 /** What a backlog needs to know of its node. */
 export interface BacklogHost {
   readonly epoch: string
+  /** Whether other nodes share the log: then a client can have seen more of it than this node. */
+  readonly shared: boolean
   /** Newest sequence number that has been delivered on this node. */
   readonly position: number
   /** The same of each priority. */
@@ -38,6 +41,8 @@ export class Backlog {
   #outbox: Outbox | null = null
   #dropped = 0
   #reading = false
+  /** The client's cursor while this node has yet to reach it, or to learn that no node has; nothing of the log is taken meanwhile. */
+  #awaited: string | null = null
   /** Bytes a returning client may yet be sent of what it has missed. */
   #allowance = Infinity
 
@@ -55,7 +60,7 @@ export class Backlog {
   }
 
   get lagging (): boolean {
-    return this.#outbox !== null && this.#outbox.lagging !== null
+    return this.#awaited !== null || (this.#outbox !== null && this.#outbox.lagging !== null)
   }
 
   get bytes (): number {
@@ -73,6 +78,7 @@ export class Backlog {
    */
   get place (): string | null {
     const { epoch, position } = this.#host
+    if (this.#awaited !== null) return this.#awaited
     if (this.#outbox === null) return formatPlace(epoch, position)
     const lanes = this.#outbox.place(position)
     return lanes === null ? null : formatCursor(epoch, lanes)
@@ -92,9 +98,15 @@ export class Backlog {
    */
   receive (frame: Frame, blocked: boolean): boolean {
     if (blocked) this.spill()
-    if (blocked || this.#outbox !== null) return this.#createOutbox().push(frame, this.#host.position)
+    if (blocked || this.#outbox !== null) return this.#queue(frame)
     this.#join((this.#batch ?? this.#host.rootBatch).with(frame))
     return true
+  }
+
+  #queue (frame: Frame): boolean {
+    // The cursor covers it, or it is read from the log later. An ephemeral event would have come before the client did, had this node not been late.
+    if (this.#awaited !== null && frame.fromLog) return frame.seq > 0
+    return this.#createOutbox().push(frame, this.#host.position)
   }
 
   /** The frames of this turn, to be written now. */
@@ -150,13 +162,14 @@ export class Backlog {
 
   /** Nothing waits and nothing is missed: what comes next goes out as it comes. */
   settle (): void {
-    if (this.#outbox?.idle !== true) return
+    if (this.#awaited !== null || this.#outbox?.idle !== true) return
     this.#dropOutbox()
     // It is level with the log: from here on it is not a replay.
     this.#allowance = Infinity
   }
 
   clear (): void {
+    this.#awaited = null
     this.takeBatch()
     this.#dropOutbox()
   }
@@ -171,21 +184,50 @@ export class Backlog {
 
   /** Begins at a client's cursor, or with the gap that says why that is not possible. */
   resume (lastEventId: string): void {
-    const { epoch, position, maxReplayEvents, maxReplayBytes } = this.#host
-    const cursor = parseCursor(lastEventId)
-    const oldest = cursor === null ? 0 : Math.min(...cursor.lanes)
-    let gap: GapReason | null = null
-    if (cursor === null) gap = 'malformed'
-    else if (cursor.epoch !== epoch) gap = 'epoch'
-    else if (Math.max(...cursor.lanes) > position) gap = 'unknown'
-    else if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) gap = 'limit'
-    else if (oldest < position) this.#createOutbox().startAt(cursor.lanes, position)
+    const { shared, maxReplayBytes } = this.#host
     if (maxReplayBytes > 0) this.#allowance = maxReplayBytes
-    if (gap !== null) this.#createOutbox().skip(Frame.ofGap(gap, lastEventId))
+    const cursor = parseCursor(lastEventId)
+    if (cursor === null) return this.#beginWith('malformed', lastEventId)
+    const ahead = this.#gapBefore(cursor)
+    if (ahead === null) return this.#begin(cursor, lastEventId)
+    if (!shared) return this.#beginWith(ahead, lastEventId)
+    // Another node may have come further than this one: the log is asked.
+    this.#awaited = lastEventId
+    this.#createOutbox()
+  }
+
+  /** Why this node knows of no such place. */
+  #gapBefore ({ epoch, lanes }: Cursor): GapReason | null {
+    if (epoch !== this.#host.epoch) return 'epoch'
+    return Math.max(...lanes) > this.#host.position ? 'unknown' : null
+  }
+
+  #begin ({ lanes }: Cursor, lastEventId: string): void {
+    const { position, maxReplayEvents } = this.#host
+    const oldest = Math.min(...lanes)
+    if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) this.#beginWith('limit', lastEventId)
+    else if (oldest < position) this.#createOutbox().startAt(lanes, position)
+  }
+
+  #beginWith (gap: GapReason, lastEventId: string): void {
+    this.#createOutbox().skip(Frame.ofGap(gap, lastEventId))
+  }
+
+  /** Resolves when this node has reached the client's cursor, or the log has told that there is no such place. */
+  async #reach (broker: Broker, awaited: string): Promise<void> {
+    const cursor = parseCursor(awaited)!
+    const { gap } = await broker.read({ epoch: cursor.epoch, after: Math.max(...cursor.lanes), priority: EventPriority.LOW, limit: 1 })
+    if (this.#awaited !== awaited) return
+    if (gap === undefined && this.#gapBefore(cursor) !== null) throw new BrokerUnavailable('has not delivered all that it has read')
+    this.#awaited = null
+    if (gap === undefined) this.#begin(cursor, awaited)
+    else this.#beginWith(gap, awaited)
   }
 
   /** The log has lost its continuity: what waits of it is void. */
   fallOut (reason: GapReason): void {
+    // Nothing of it waits here: whether anything is gone that the client has not seen depends on where the log goes on.
+    if (this.#awaited !== null) return
     this.spill()
     this.#createOutbox().restart(Frame.ofGap(reason, ''))
   }
@@ -198,10 +240,11 @@ export class Backlog {
   async readPage (broker: Broker, turns: Turns, wants: (message: Message) => boolean): Promise<void> {
     const host = this.#host
     if (this.#reading) return
-    const lane = this.#outbox?.ask(host.newest, host.position) ?? null
-    if (lane === null) return
     this.#reading = true
     try {
+      if (this.#awaited !== null) return await this.#reach(broker, this.#awaited)
+      const lane = this.#outbox?.ask(host.newest, host.position) ?? null
+      if (lane === null) return
       const page = await broker.read({ epoch: host.epoch, ...lane, limit: PAGE_EVENTS })
       await this.#takePage(page, lane, turns, wants)
     } finally {

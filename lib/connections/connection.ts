@@ -31,7 +31,7 @@ export interface ConnectionStats {
   readonly droppedEvents: number
   /** Bytes that wait: held here, about 200 for each waiting event included, or in Node's own queue; the kernel's buffers are not counted. */
   readonly queuedBytes: number
-  /** Whether the client reads older events from the log. */
+  /** Whether the client reads older events from the log, or waits for this node, which has yet to reach the client's cursor. */
   readonly lagging: boolean
 }
 
@@ -86,6 +86,8 @@ export interface ConnectionHost extends BacklogHost {
 type State = 'opening' | 'open' | 'closing' | 'closed'
 
 const PUMP_BYTES = 16 * 1024
+/** No sequence number. */
+const NO_PLACE = -1
 const GREETING = encodeComment('stream')
 
 // A Member of the registry and Timed by the wheel. `implements` would say so in the published types too, which leave out what is internal.
@@ -306,7 +308,8 @@ export class SSEConnection {
       return this.#tellOpened(false)
     }
     const host = this.#host
-    this.#placeSent = host.position
+    // A client that is behind is told its own place, which is not that of the log yet.
+    this.#placeSent = this.#backlog.behind ? NO_PLACE : host.position
     this.#writer.open(destination, opening, host.greetings.of(GREETING + encodeRetry(this.#retryMs) + this.#place()))
     // What wraps the response may have thrown.
     if (this.#state === 'opening') this.#state = 'open'
@@ -379,6 +382,8 @@ export class SSEConnection {
   fallOut (reason: GapReason): void {
     if (!this.managed || this.#hasEnded()) return
     this.#backlog.fallOut(reason)
+    // A number of another epoch is another place.
+    this.#placeSent = NO_PLACE
     this.#host.mark(this)
   }
 

@@ -99,6 +99,10 @@ export class Host implements ConnectionHost {
     return this.#publisher.epoch
   }
 
+  get shared (): boolean {
+    return this.#publisher.shared
+  }
+
   get position (): number {
     return this.#publisher.position
   }

@@ -20,9 +20,11 @@ export class Frame implements Held {
   /** Whom it is for; null for what was made for the one that has it. */
   readonly target: Target | null
   readonly bytes: number
+  /** Whether it has come through the log, in its order, ephemeral or not; what was made on this node for this node has not. */
+  readonly fromLog: boolean
   holders = 0
 
-  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, target: Target | null = null, textBytes = Buffer.byteLength(text)) {
+  constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, target: Target | null = null, textBytes = Buffer.byteLength(text), fromLog = false) {
     this.head = head
     this.text = text
     this.priority = priority
@@ -30,15 +32,16 @@ export class Frame implements Held {
     this.key = key
     this.target = target
     this.bytes = head.length + textBytes
+    this.fromLog = fromLog
   }
 
-  static ofMessage (message: Message, epoch: string): Frame {
+  static ofMessage (message: Message, epoch: string, fromLog = message.seq > 0): Frame {
     const { event, data, priority, seq, target, retry } = message
     const head = seq === 0 ? '' : encodePlace(formatPlace(epoch, seq))
     const text = encodeEvent(event, data, retry)
     // The text itself would have to be made one string to be measured; what is in it beside name and data is ASCII.
     const bytes = text.length + Buffer.byteLength(event) - event.length + Buffer.byteLength(data) - data.length
-    return new Frame(head, text, priority, seq, conflationKey(message), target, bytes)
+    return new Frame(head, text, priority, seq, conflationKey(message), target, bytes, fromLog)
   }
 
   /** Its place is told with it: the one where the stream goes on. */

@@ -99,7 +99,7 @@ export class Publisher {
     // In no context: what the broker schedules delivers for all publishers.
     await inNoContext(() => this.#broker.open({
       deliver: message => {
-        if (message.event !== NODE_EVENT) return this.#deliver(message)
+        if (message.event !== NODE_EVENT) return this.#deliver(message, true)
         this.#listener.told(message.data)
         return 0
       },
@@ -146,7 +146,7 @@ export class Publisher {
     // One that does not go through the broker waits all the same: published from inside a delivery, it comes after it.
     if (local || !this.#opened) await this.open()
     if (this.#closed) throw new Closed()
-    if (local) return { id: null, delivered: this.#deliver(message) }
+    if (local) return { id: null, delivered: this.#deliver(message, false) }
     try {
       const answer = this.#broker.publish(message)
       const published: unknown = isPublished(answer) ? answer : await answer
@@ -162,7 +162,7 @@ export class Publisher {
 
   /** Delivers a message on this node only, past the log. */
   announce (message: Pick<Message, 'event' | 'data' | 'target'>): void {
-    this.#deliver({ ...message, priority: EventPriority.NORMAL, retry: undefined, key: undefined, ephemeral: true, seq: 0 })
+    this.#deliver({ ...message, priority: EventPriority.NORMAL, retry: undefined, key: undefined, ephemeral: true, seq: 0 }, false)
   }
 
   /** Tells all nodes something, past the log. */
@@ -173,16 +173,16 @@ export class Publisher {
   }
 
   /** In no context: `authorizeTopic` and what wraps a response run in the same context at each delivery, here and on other nodes. */
-  #deliver (message: Message): number {
-    return inNoContext(() => this.#give(message))
+  #deliver (message: Message, fromLog: boolean): number {
+    return inNoContext(() => this.#give(message, fromLog))
   }
 
-  #give (message: Message): number {
+  #give (message: Message, fromLog: boolean): number {
     let frame: Frame | null = null
     let delivered = 0
     // The application's code runs before anything is given out: a connection that it closes meanwhile names its exact place.
     for (const connection of this.#receivers(message.target)) {
-      frame ??= Frame.ofMessage(message, this.#broker.epoch)
+      frame ??= Frame.ofMessage(message, this.#broker.epoch, fromLog)
       if (connection.receive(frame)) delivered++
     }
     if (message.seq > 0) this.#position = this.newest[message.priority] = message.seq

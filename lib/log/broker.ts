@@ -109,6 +109,9 @@ export interface Page {
  *   answer before the delivery when the log has lost its continuity in between, or this node is late.
  * - `read` leaves out messages that a newer one in the log replaces: of those with the same key and target, and no filter, only the newest is read.
  * - `read` after a cursor of another epoch, one the log has not reached, or one that has been trimmed away reports a gap.
+ * - On a shared log another node may be ahead of this one, and so may a client that comes from there. `read` after a place that the log has reached
+ *   and this node has not is no gap: it waits until `position` has come so far, and rejects after some seconds when it has not; it is called again
+ *   then. `unknown` is reported only when the log itself ends before that place, and `epoch` when the log has another one. The same before this node has reached the log for the first time.
  * - Of all calls of `claim` with one key, on all nodes, one resolves with true within `ttlMs`. It rejects with
  *   SSE_ERR_BROKER_UNAVAILABLE when that cannot be known.
  * - After `close` every call throws, or rejects with, SSE_ERR_CLOSED, and nothing is delivered any more.

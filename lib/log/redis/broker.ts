@@ -5,6 +5,7 @@ import { inTime } from '../../util/timeout.js'
 import { resolveRedisOptions, type RedisStreamsOptions, type ResolvedRedisOptions } from '../../options.js'
 import { Appender } from './appender.js'
 import { connector, type Connect, type Connection } from './client.js'
+import { Lag } from './lag.js'
 import { Link, type Serve } from './reconnector.js'
 import { RedisLog } from './store.js'
 import { LogReader, type Arrival } from './reader.js'
@@ -32,6 +33,7 @@ class RedisStreamsBroker implements Broker {
   readonly #connect: Connect
   readonly #log: RedisLog
   readonly #reader: LogReader
+  readonly #lag: Lag
   /** Links that have never been up. */
   readonly #awaited = new Set<string>()
   /** What keeps a link from being up. */
@@ -57,10 +59,14 @@ class RedisStreamsBroker implements Broker {
       moved: (epoch, position, reason) => this.#move(epoch, position, reason),
       arrived: arrivals => this.#arrive(arrivals)
     })
+    this.#lag = new Lag(() => this, async () => {
+      const { epoch, newest } = await this.#log.greet(this.#reached(), { asked: 0 })
+      return { epoch: nameOf(epoch), position: newest }
+    })
   }
 
   get epoch (): string {
-    return this.#epoch === 0 ? NO_EPOCH : this.#epoch.toString(36)
+    return this.#epoch === 0 ? NO_EPOCH : nameOf(this.#epoch)
   }
 
   get position (): number {
@@ -100,15 +106,17 @@ class RedisStreamsBroker implements Broker {
   }
 
   async read ({ epoch, ...request }: ReadRequest): Promise<Page> {
-    if (this.#sink === null || this.#closing !== null) throw new Closed()
-    if (this.#replay === null || epoch !== this.epoch) return { messages: [], next: this.position, gap: 'epoch' }
-    return await this.#replay.read(request)
+    for (;;) {
+      if (this.#sink === null || this.#closing !== null) throw new Closed()
+      if (this.#lag.has(epoch, request.after)) return await this.#replay!.read(request)
+      const gap = await this.#lag.gapBefore(epoch, request.after)
+      if (gap !== null) return { messages: [], next: this.position, gap }
+    }
   }
 
   async claim (key: string, ttlMs: number): Promise<boolean> {
     if (this.#sink === null || this.#closing !== null) throw new Closed()
-    if (this.#connection === null) throw new BrokerUnavailable('cannot be reached')
-    return await this.#log.claim(this.#connection, key, ttlMs)
+    return await this.#log.claim(this.#reached(), key, ttlMs)
   }
 
   close (): Promise<void> {
@@ -118,6 +126,7 @@ class RedisStreamsBroker implements Broker {
   async #close (): Promise<void> {
     await this.#appender?.close()
     this.#sink = null
+    this.#lag.close(new Closed())
     await Promise.all(this.#links.map(link => link.stop()))
   }
 
@@ -150,17 +159,20 @@ class RedisStreamsBroker implements Broker {
     this.#sink?.state(state, error)
   }
 
+  #reached (): Connection {
+    if (this.#connection === null) throw new BrokerUnavailable('cannot be reached')
+    return this.#connection
+  }
+
   /** The log goes on elsewhere: what this node remembers of it is void. */
   #move (epoch: number, position: number, reason: GapReason | null): void {
-    const fetch: Fetch = async (from, to) => {
-      if (this.#connection === null) throw new BrokerUnavailable('cannot be reached')
-      return await this.#log.range(this.#connection, epoch, from, to)
-    }
+    const fetch: Fetch = async (from, to) => await this.#log.range(this.#reached(), epoch, from, to)
     this.#epoch = epoch
     this.#replay = new Replay(this.#history!, position, fetch)
     this.#appender!.skipped(epoch, position)
     // Who connected before the log was reached has been told a place in none.
     if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch')
+    this.#lag.moved()
   }
 
   #arrive (arrivals: readonly Arrival[]): void {
@@ -170,5 +182,10 @@ class RedisStreamsBroker implements Broker {
       const delivered = this.#sink?.deliver(message) ?? 0
       this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
     }
+    this.#lag.arrived(this.position)
   }
+}
+
+function nameOf (epoch: number): string {
+  return epoch.toString(36)
 }
