@@ -27,6 +27,12 @@ export interface BacklogHost {
   readonly maxReplayBytes: number
 }
 
+/** A cursor, and how the client has written it. */
+interface AwaitedCursor {
+  readonly cursor: Cursor
+  readonly lastEventId: string
+}
+
 const PAGE_EVENTS = 128
 /** A page ends after about as many bytes: no more than a socket takes at once. A client that takes nothing keeps nothing. */
 const PAGE_BYTES = 16 * 1024
@@ -42,7 +48,7 @@ export class Backlog {
   #dropped = 0
   #reading = false
   /** The client's cursor while this node has yet to reach it, or to learn that no node has; nothing of the log is taken meanwhile. */
-  #awaited: string | null = null
+  #awaited: AwaitedCursor | null = null
   /** Bytes a returning client may yet be sent of what it has missed. */
   #allowance = Infinity
 
@@ -78,7 +84,7 @@ export class Backlog {
    */
   get place (): string | null {
     const { epoch, position } = this.#host
-    if (this.#awaited !== null) return this.#awaited
+    if (this.#awaited !== null) return formatCursor(this.#awaited.cursor.epoch, this.#awaited.cursor.lanes)
     if (this.#outbox === null) return formatPlace(epoch, position)
     const lanes = this.#outbox.place(position)
     return lanes === null ? null : formatCursor(epoch, lanes)
@@ -104,8 +110,12 @@ export class Backlog {
   }
 
   #queue (frame: Frame): boolean {
-    // The cursor covers it, or it is read from the log later. An ephemeral event would have come before the client did, had this node not been late.
-    if (this.#awaited !== null && frame.fromLog) return frame.seq > 0
+    const awaited = this.#awaited
+    if (awaited !== null && frame.fromLog) {
+      // What comes before the cursor the client has had; an ephemeral event would have come before the client did, had this node not been late.
+      if (this.#gapBefore(awaited.cursor) !== null) return frame.seq > 0
+      this.#begin(awaited)
+    }
     return this.#createOutbox().push(frame, this.#host.position)
   }
 
@@ -188,11 +198,11 @@ export class Backlog {
     if (maxReplayBytes > 0) this.#allowance = maxReplayBytes
     const cursor = parseCursor(lastEventId)
     if (cursor === null) return this.#beginWith('malformed', lastEventId)
-    const ahead = this.#gapBefore(cursor)
-    if (ahead === null) return this.#begin(cursor, lastEventId)
-    if (!shared) return this.#beginWith(ahead, lastEventId)
+    const gap = this.#gapBefore(cursor)
+    if (gap === null) return this.#begin({ cursor, lastEventId })
+    if (!shared) return this.#beginWith(gap, lastEventId)
     // Another node may have come further than this one: the log is asked.
-    this.#awaited = lastEventId
+    this.#awaited = { cursor, lastEventId }
     this.#createOutbox()
   }
 
@@ -202,7 +212,8 @@ export class Backlog {
     return Math.max(...lanes) > this.#host.position ? 'unknown' : null
   }
 
-  #begin ({ lanes }: Cursor, lastEventId: string): void {
+  #begin ({ cursor: { lanes }, lastEventId }: AwaitedCursor): void {
+    this.#awaited = null
     const { position, maxReplayEvents } = this.#host
     const oldest = Math.min(...lanes)
     if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) this.#beginWith('limit', lastEventId)
@@ -210,18 +221,18 @@ export class Backlog {
   }
 
   #beginWith (gap: GapReason, lastEventId: string): void {
+    this.#awaited = null
     this.#createOutbox().skip(Frame.ofGap(gap, lastEventId))
   }
 
   /** Resolves when this node has reached the client's cursor, or the log has told that there is no such place. */
-  async #reach (broker: Broker, awaited: string): Promise<void> {
-    const cursor = parseCursor(awaited)!
-    const { gap } = await broker.read({ epoch: cursor.epoch, after: Math.max(...cursor.lanes), priority: EventPriority.LOW, limit: 1 })
+  async #reach (broker: Broker, awaited: AwaitedCursor): Promise<void> {
+    const { epoch, lanes } = awaited.cursor
+    const { gap } = await broker.read({ epoch, after: Math.max(...lanes), priority: EventPriority.LOW, limit: 1 })
     if (this.#awaited !== awaited) return
-    if (gap === undefined && this.#gapBefore(cursor) !== null) throw new BrokerUnavailable('has not delivered all that it has read')
-    this.#awaited = null
-    if (gap === undefined) this.#begin(cursor, awaited)
-    else this.#beginWith(gap, awaited)
+    if (gap !== undefined) return this.#beginWith(gap, awaited.lastEventId)
+    if (this.#gapBefore(awaited.cursor) !== null) throw new BrokerUnavailable('has not delivered all that it has read')
+    this.#begin(awaited)
   }
 
   /** The log has lost its continuity: what waits of it is void. */

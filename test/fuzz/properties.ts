@@ -4,8 +4,10 @@ import Fastify, { type FastifyInstance } from 'fastify'
 import ssePlugin, { SSEError, SSEManager, type BroadcastOptions, type EventInput, type SSEOptions } from '../../lib/index.js'
 import { resolveOptions } from '../../lib/options.js'
 import { requestText } from '../helpers/raw.js'
+import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { AnswerReader } from '../helpers/sse.js'
 import { turns } from '../helpers/wait.js'
+import { nodeSteps, travel } from './nodes.js'
 import { Session, setups, steps } from './session.js'
 import { Wire } from './wire.js'
 
@@ -270,4 +272,23 @@ const sessions: Property = {
   })
 }
 
-export const PROPERTIES: readonly Property[] = [options, events, requests, sources, sessions]
+// --- Two nodes, one of which is late ---
+
+let redis: Promise<RedisServer> | null = null
+let logs = 0
+
+/** Ends what the properties have started. */
+export async function stopRedis (): Promise<void> {
+  await (await redis)?.stop()
+}
+
+const nodes: Property = {
+  name: 'nodes: moving between them, one of them late, nothing comes twice, nothing is lost, and there is no gap',
+  runs: withoutRedis === false ? 12 : 0,
+  make: met => fc.asyncProperty(nodeSteps, async steps => {
+    redis ??= RedisServer.start()
+    await travel(await redis, `nodes-${++logs}`, steps, met)
+  })
+}
+
+export const PROPERTIES: readonly Property[] = [options, events, requests, sources, sessions, nodes]

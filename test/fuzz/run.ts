@@ -1,5 +1,5 @@
 import fc from 'fast-check'
-import { PROPERTIES } from './properties.js'
+import { PROPERTIES, stopRedis } from './properties.js'
 
 // npm run fuzz -- --seconds 600 [--only sessions] [--seed 1]
 // Goes on with new seeds until the time is over or a fault is found, which it shrinks and tells the way back to.
@@ -12,7 +12,7 @@ function option (name: string): string | undefined {
 const seconds = Number(option('seconds') ?? 60)
 const only = option('only') ?? ''
 let seed = Number(option('seed') ?? Date.now() % 2 ** 31)
-const chosen = PROPERTIES.filter(({ name }) => name.startsWith(only))
+const chosen = PROPERTIES.filter(({ name, runs }) => runs > 0 && name.startsWith(only))
 const deadline = Date.now() + seconds * 1000
 const met = Object.fromEntries(chosen.map(({ name }) => [name, { runs: 0 } as Record<string, number>]))
 
@@ -23,9 +23,11 @@ while (Date.now() < deadline) {
     if (!result.failed || result.counterexample === null) continue
     console.log(`FAULT: ${name}\nagain: npm run fuzz -- --only ${JSON.stringify(name.split(':')[0])} --seed ${seed}\n${JSON.stringify(result.counterexample)}`)
     console.log((result.errorInstance as Error | null)?.stack ?? result.errorInstance)
+    await stopRedis()
     process.exit(1)
   }
   seed++
 }
 for (const [name, counts] of Object.entries(met)) console.log(name, counts)
+await stopRedis()
 console.log(`No fault found, last seed ${seed - 1}`)

@@ -5,9 +5,13 @@ import { once } from 'node:events'
 export class Proxy {
   readonly #server: Server
   readonly #sockets = new Set<Socket>()
+  /** The connections to the server, and what was sent on each last. */
+  readonly #asked = new Map<Socket, Buffer>()
   /** While set, replies to connections that have sent this text are swallowed, and those connections cut. */
   swallow: string | null = null
   swallowed = 0
+  /** While set, replies to connections that have sent this text wait. */
+  #hold: string | null = null
 
   private constructor (server: Server) {
     this.#server = server
@@ -30,10 +34,27 @@ export class Proxy {
     return `redis://127.0.0.1:${this.port}`
   }
 
+  /** Lets all replies wait, or those to commands with this text. */
+  hold (text = ''): void {
+    this.#hold = text
+    for (const [server, asked] of this.#asked) if (asked.includes(text)) server.pause()
+  }
+
+  /** What has waited comes now. */
+  release (): void {
+    this.#hold = null
+    for (const server of this.#asked.keys()) server.resume()
+  }
+
   #join (client: Socket, server: Socket): void {
     let marked = false
+    this.#asked.set(server, Buffer.alloc(0))
+    server.on('close', () => this.#asked.delete(server))
+    if (this.#hold === '') server.pause()
     client.on('data', data => {
       marked ||= this.swallow !== null && data.includes(this.swallow)
+      this.#asked.set(server, data)
+      if (this.#hold !== null && data.includes(this.#hold)) server.pause()
       server.write(data)
     })
     server.on('data', data => {
