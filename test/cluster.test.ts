@@ -226,13 +226,16 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
 
   t.test('a node that begins without Redis lets clients that have a place wait for it', async t => {
     prefixes++
-    const a = await node(t, 'a')
+    const ticketSecret = 'thirty-two characters of a random generator'
+    const a = await node(t, 'a', { ticketSecret })
     const { id: cursor } = await a.app.sse.broadcastEvent({ data: '1' })
     await a.app.sse.broadcastEvent({ data: '2' })
     const proxy = await Proxy.to(server!.port)
     t.teardown(() => proxy.close())
     proxy.hold()
-    const b = await node(t, 'b', { redis: proxy, startDegraded: true })
+    const b = await node(t, 'b', { redis: proxy, startDegraded: true, ticketSecret })
+    const ticket = a.app.sse.issueTicket({ userId: 'ada' })
+    t.equal((await b.open(`/sse?ticket=${ticket}`)).status, 503, 'not the 401 that an EventSource takes for final')
     const back = await b.join(null, [], { cursor: cursor! })
     const stranger = await b.join(null, [], { cursor: 'zzzz.1' })
     await b.app.sse.broadcastEvent({ data: 'local' }, { local: true })
@@ -241,6 +244,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     proxy.release()
     await until(() => said(back).includes('2'))
     t.strictSame(said(back), ['local', '2'])
+    t.equal((await b.open(`/sse?ticket=${ticket}`)).status, 200)
     t.strictSame(back.client.named('sse:gap'), [])
     t.match(JSON.parse((await stranger.client.waitFor('sse:gap'))[0]!.data!), { reason: 'epoch', lastEventId: 'zzzz.1' })
   })

@@ -888,6 +888,24 @@ t.test('what has been sent takes nothing of the budget', async t => {
   await slow.client.waitFor('small', 20)
 })
 
+t.test('a client that was behind is told its place once it is level, whatever came last in the log', async t => {
+  const service = await serve(t, { keepAliveIntervalMs: 50 })
+  const { app } = service
+  const { client } = await service.join('ada', ['mine'])
+  const cursor = client.lastEventId
+  client.close()
+  await app.sse.broadcastEvent({ data: 1, priority: EventPriority.HIGH }, { subscriptionIds: ['mine'] })
+  const { id: last } = await app.sse.broadcastEvent({ data: 2, priority: EventPriority.LOW }, { subscriptionIds: ['others'] })
+  const again = await service.join('ada', ['mine'], { cursor })
+  await until(() => again.client.lastEventId === last)
+  await until(() => again.client.blocks.at(-1)!.comment === 'keep-alive')
+  t.strictSame(again.client.json(), [1])
+  t.equal(again.client.blocks.filter(({ id }) => id === last).length, 1, 'once')
+  const stranger = await service.join('ada', ['others'], { cursor })
+  await until(() => stranger.client.lastEventId === last)
+  t.strictSame(stranger.client.json(), [2])
+})
+
 t.test('EventSource comes back by itself and has missed nothing', async t => {
   const sockets = new Set<Socket>()
   const service = await serve(t, { retryMs: 100 }, {}, app => {

@@ -100,9 +100,11 @@ export class Tickets {
    */
   async redeem (ticket: string): Promise<Ticket> {
     const content = this.#read(ticket)
-    if (content === null || content.log !== this.#broker.epoch) throw new InvalidTicket()
+    if (content === null) throw new InvalidTicket()
     const remainingMs = content.until - Date.now()
     if (remainingMs <= 0 || !await this.#broker.claim(`ticket:${content.id}`, remainingMs + CLOCK_SKEW_MS)) throw new InvalidTicket()
+    // Compared only now: before the log is reached its epoch is not known, and the claim has failed.
+    if (content.log !== this.#broker.epoch) throw new InvalidTicket()
     return new Ticket(content)
   }
 

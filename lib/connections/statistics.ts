@@ -15,7 +15,7 @@ export interface ManagerStats {
   readonly delivered: number
   /** Ephemeral events dropped for slow clients. */
   readonly dropped: number
-  /** Connections that read older events from the log. */
+  /** Connections that read older events from the log, or wait for this node, which has yet to reach their clients' cursors. */
   readonly lagging: number
   /** Bytes that wait for slow clients, the kernel's own buffers not counted. */
   readonly queuedBytes: number
