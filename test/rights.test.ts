@@ -521,8 +521,8 @@ t.test('a stream ends with its rights when the wall clock runs ahead of timers, 
   t.teardown(() => { Date.now = now })
   let ahead = 0
   Date.now = () => now() + ahead
-  const ends: Record<string, number | undefined> = { minute: now() + 60_000, day: now() + 86_400_000, never: undefined }
-  const service = await serve(t, { authHandler: ({ query }) => ({ userId: query['user'] as string, expiresAt: ends[query['user'] as string]! }) })
+  const ends: Record<string, { expiresAt?: number }> = { minute: { expiresAt: now() + 60_000 }, day: { expiresAt: now() + 86_400_000 }, never: {} }
+  const service = await serve(t, { authHandler: ({ query }) => ({ userId: query['user'] as string, ...ends[query['user'] as string] }) })
   const [minute, day, never] = [await service.join('minute', ['a']), await service.join('day', ['a']), await service.join('never', ['a'])]
   ahead = -3_600_000
   await turns(3)
