@@ -3,13 +3,14 @@ import type { Writable } from 'node:stream'
 import { Admission, type Candidate, type CreateConnection } from './access/admission.js'
 import { memoryBroker } from './log/memory.js'
 import type { Seat } from './access/capacity.js'
+import { assertNames, CREATE_OPTIONS } from './access/connect-options.js'
 import { assertCloseReason } from './connections/close-reason.js'
 import { Cluster, type ClusterHost, type ClusterStats } from './cluster/cluster.js'
 import { createOperations, type Operations, type Presence } from './cluster/commands.js'
 import type { SSEConnection } from './connections/connection.js'
 import { Disconnections } from './access/disconnected-users.js'
 import { Drain } from './connections/drain.js'
-import { HeadAlreadySent, NoAnswer, UnknownConnection } from './errors.js'
+import { HeadAlreadySent, InvalidOption, NoAnswer, UnknownConnection } from './errors.js'
 import { streamHeaders } from './wire/headers.js'
 import type { Health } from './log/health.js'
 import { Host } from './connections/context.js'
@@ -94,9 +95,12 @@ export class SSEManager {
   /**
    * Opens a managed stream on a plain HTTP response: the way in without Fastify. Resolves once the head is sent.
    * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_NOT_ACCEPTABLE,
-   * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED: the response is untouched; `refuse` answers it.
+   * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_OPTION, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED: the response is untouched; `refuse` answers it.
    */
   async createConnection (options: CreateConnection): Promise<SSEConnection> {
+    assertNames(options, CREATE_OPTIONS, 'createConnection()')
+    // A user that was not found must not become an anonymous connection.
+    if ('user' in options && options.user === undefined) throw new InvalidOption('user', 'of createConnection() is undefined: give it a user, or null for an anonymous connection, or leave it out and authHandler is asked')
     const { request, response, user, authData } = options
     if (response.headersSent) throw new HeadAlreadySent()
     const connection = await this.admit({ request, response, user, authData, since: this.moment, options })

@@ -10,7 +10,7 @@ import ts from 'typescript'
 const LAYERS = [
   ['errors'],
   ['util/schema', 'util/timeout'],
-  ['log/broker', 'log/redis/client', 'log/redis/lag', 'util/memory-budget', 'access/address', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'events/topic', 'wire/http', 'subscriptions/yes', 'util/async-context'],
+  ['log/broker', 'log/redis/client', 'log/redis/lag', 'util/memory-budget', 'access/address', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'access/connect-options', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'events/topic', 'wire/http', 'subscriptions/yes', 'util/async-context'],
   ['access/authentication', 'access/capacity', 'log/redis/reconnector', 'log/redis/script', 'connections/timing-wheel', 'delivery/replay-scheduler', 'events/catalogue', 'cluster/commands', 'log/cursor', 'cluster/presence', 'subscriptions/registry', 'log/ring', 'events/target', 'wire/writer'],
   ['log/memory', 'log/redis/store', 'log/redis/history-cache', 'cluster/cluster', 'delivery/frame', 'connections/outbox-lane', 'events/message', 'options', 'wire/idle-sockets', 'testing/broker-contract'],
   ['log/redis/appender', 'log/redis/reader', 'delivery/flusher', 'delivery/frame-cache', 'connections/outbox', 'connections/wall-clock', 'access/refusal', 'subscriptions/subscriptions', 'streams/source', 'access/tickets'],

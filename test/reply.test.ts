@@ -1580,6 +1580,28 @@ t.test('createConnection', async t => {
     }
   })
 
+  t.test('what is not an option opens no stream: a misspelt user would be an anonymous one', async t => {
+    const manager = new SSEManager({ drainMs: 300 })
+    const attempts: [object, RegExp][] = [
+      [{ userId: 'ada' }, /"userId" of createConnection\(\) is not an option: it has request, response, user, authData, subscriptions,/],
+      [{ subscription: ['a'] }, /"subscription" of createConnection\(\) is not an option/],
+      [{ requireAuthentication: true }, /"requireAuthentication"/],
+      [{ user: undefined }, /"user" of createConnection\(\) is undefined: .* null for an anonymous connection/]
+    ]
+    const url = await serveHttp(t, createServer((request, response) => {
+      const [options] = attempts[Number(request.url!.slice(1))] ?? [{}]
+      manager.createConnection({ request, response, ...options }).then(() => {}, error => manager.refuse({ request, response }, error))
+    }))
+    t.teardown(() => manager.close())
+    for (const [i, [, message]] of attempts.entries()) {
+      const [answer] = await raw(t, url, { path: `/${i}`, headers: { accept: 'application/json', connection: 'close' } }).waitForAnswers(1)
+      t.equal(answer!.status, 500)
+      t.match(JSON.parse(answer!.body), { code: 'SSE_ERR_INVALID_OPTION', message })
+    }
+    t.equal(manager.connectionCount, 0)
+    await raw(t, url, { path: '/none' }).waitFor('id: ')
+  })
+
   t.test('what wraps a response may throw: that stream ends, the others go on', async t => {
     const manager = new SSEManager({ drainMs: 300 }, { error: (details, message) => { logged.push(message) }, warn () {}, info () {}, debug () {} })
     const logged: string[] = []

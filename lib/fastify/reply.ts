@@ -1,8 +1,9 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import { assertNames, CONNECT_OPTIONS, SOURCE_OPTIONS } from '../access/connect-options.js'
 import type { Guard } from './authentication.js'
 import { Body } from './reply-body.js'
 import type { SSEConnection } from '../connections/connection.js'
-import { HeadAlreadySent, InvalidOption, InvalidSource } from '../errors.js'
+import { HeadAlreadySent, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
 import { safeLog, type Log } from '../util/logger.js'
 import type { SSEManager } from '../manager.js'
@@ -25,14 +26,11 @@ export function replySSE (manager: SSEManager, guard: Guard, request: FastifyReq
   return answer
 }
 
-const SOURCE_OPTIONS = ['clientInfo', 'retryMs', 'lastEventId']
-const CONNECT_OPTIONS = ['subscriptions', ...SOURCE_OPTIONS]
-
-/** A misspelt name would open a stream that holds nothing, a forgotten `await` one without its source. */
+/** A forgotten `await` would open a stream without its source. */
 function assertOptions (options: unknown, names: readonly string[]): asserts options is ConnectOptions {
   if (typeof options !== 'object' || options === null) throw new InvalidSource(`or options of reply.sse() must be an object, not ${options === null ? 'null' : `a ${typeof options}`}`)
   if ('then' in options) throw new InvalidSource('is still a promise: await it first')
-  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(name, `of reply.sse() is not an option: it has ${names.join(', ')}`)
+  assertNames(options, names, 'reply.sse()')
 }
 
 async function stream (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options: unknown): Promise<void> {
