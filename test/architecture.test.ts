@@ -9,10 +9,10 @@ import ts from 'typescript'
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
   ['errors'],
-  ['util/schema', 'util/timeout'],
-  ['log/broker', 'log/redis/client', 'log/redis/lag', 'util/memory-budget', 'access/address', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'access/connect-options', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'events/topic', 'wire/http', 'subscriptions/yes', 'util/async-context'],
-  ['access/authentication', 'access/capacity', 'log/redis/reconnector', 'log/redis/script', 'connections/timing-wheel', 'delivery/replay-scheduler', 'events/catalogue', 'cluster/commands', 'log/cursor', 'cluster/presence', 'subscriptions/registry', 'log/ring', 'events/target', 'wire/writer'],
-  ['log/memory', 'log/redis/store', 'log/redis/history-cache', 'cluster/cluster', 'delivery/frame', 'connections/outbox-lane', 'events/message', 'options', 'wire/idle-sockets', 'testing/broker-contract'],
+  ['util/schema', 'util/timeout', 'util/text', 'util/async-context', 'events/topic'],
+  ['log/broker', 'log/redis/client', 'log/redis/lag', 'util/memory-budget', 'access/address', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'access/connect-options', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'subscriptions/match-cache', 'events/target', 'wire/http', 'subscriptions/yes'],
+  ['access/authentication', 'access/capacity', 'log/redis/reconnector', 'log/redis/script', 'connections/timing-wheel', 'delivery/replay-scheduler', 'events/catalogue', 'cluster/commands', 'log/cursor', 'cluster/presence', 'subscriptions/pattern-index', 'log/ring', 'wire/writer'],
+  ['subscriptions/registry', 'log/memory', 'log/redis/store', 'log/redis/history-cache', 'cluster/cluster', 'delivery/frame', 'connections/outbox-lane', 'events/message', 'options', 'wire/idle-sockets', 'testing/broker-contract'],
   ['log/redis/appender', 'log/redis/reader', 'delivery/flusher', 'delivery/frame-cache', 'connections/outbox', 'connections/wall-clock', 'access/refusal', 'subscriptions/subscriptions', 'streams/source', 'access/tickets'],
   ['connections/backlog', 'connections/context'],
   ['log/redis/broker', 'connections/connection'],

@@ -10,11 +10,12 @@ import { formatCursor, parseCursor, type Lanes } from '../lib/log/cursor.js'
 import { SSEError } from '../lib/errors.js'
 import { encodeCursor, type EventPriority } from '../lib/events/event.js'
 import { Flusher, type Flushable } from '../lib/delivery/flusher.js'
-import { Frame } from '../lib/delivery/frame.js'
+import { Frame, FRAME_BYTES } from '../lib/delivery/frame.js'
 import { Outbox } from '../lib/connections/outbox.js'
 import { Registry, type Member } from '../lib/subscriptions/registry.js'
 import { bytesOf, Ring } from '../lib/log/ring.js'
-import { assertSubscription, assertTopic, covers, isPattern, PatternIndex } from '../lib/events/topic.js'
+import { PatternIndex } from '../lib/subscriptions/pattern-index.js'
+import { assertSubscription, assertTopic, covers, isPattern } from '../lib/events/topic.js'
 import { Wheel, type Timed } from '../lib/connections/timing-wheel.js'
 import { inTime } from '../lib/util/timeout.js'
 import { EventStreamParser } from './helpers/parser.js'
@@ -605,8 +606,6 @@ t.test('with an interval, what comes within it goes together', async t => {
 // --- outbox.ts ---
 
 const FORM = /^[A-Za-z0-9._~-]{1,128}$/
-/** What the outbox counts for a frame beside its text. */
-const FRAME_BYTES = 200
 const UNLIMITED = { maxEvents: 1e6, maxAgeMs: 1e12, maxBytes: 1e12 }
 
 interface Publish { do: 'publish', priority: EventPriority, size: number, key: string | undefined, ephemeral: boolean, mine: boolean }

@@ -209,7 +209,7 @@ t.test('frames in a row are read back as that row, through chunks, cut anywhere'
       batch = batch.with(encode(input))
       if (!breaks.includes(i) && i < inputs.length - 1) continue
       chunks.push(batch.chunk)
-      assert.equal(batch.chunk.plain.length, batch.bytes)
+      assert.equal(batch.chunk.plain.length, batch.textBytes)
       batch = new Batch()
     }
     const plain = Buffer.concat(chunks.map(chunk => chunk.plain))
@@ -242,7 +242,7 @@ t.test('a batch is made once for all who were given the same frames', async t =>
   t.strictSame(first.frames, [a, b], 'another branch changes nothing')
   t.strictSame(first.with(c).frames, [a, b, c])
   t.equal(first.with(c).count, 3)
-  t.equal(first.with(c).bytes, a.bytes + b.bytes + c.bytes)
+  t.equal(first.with(c).textBytes, a.textBytes + b.textBytes + c.textBytes)
   t.strictSame(root.frames, [])
 })
 
@@ -290,7 +290,7 @@ t.test('a frame knows the bytes of its text, whatever is in it: chunks are frame
   })
   t.doesNotThrow(() => fc.assert(fc.property(message, input => {
     const frame = Frame.ofMessage({ ...outgoing, ...input }, 'epoch')
-    assert.equal(frame.bytes, Buffer.byteLength(frame.head + frame.text))
+    assert.equal(frame.textBytes, Buffer.byteLength(frame.head + frame.text))
   }), { numRuns: RUNS }))
 })
 

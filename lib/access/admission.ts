@@ -11,6 +11,7 @@ import type { Registry } from '../subscriptions/registry.js'
 import type { Rights } from '../subscriptions/subscriptions.js'
 import { Ticket, type Tickets } from './tickets.js'
 import { assertSubscription } from '../events/topic.js'
+import { ownText } from '../util/text.js'
 import { isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
 import { isTaken } from '../wire/writer.js'
 import type { ConnectOptions } from '../../types/index.js'
@@ -118,7 +119,9 @@ export class Admission {
     try {
       const user = candidate.user !== undefined ? this.#vouched(candidate) : await (this.redeem(subject) ?? authenticate(this.#options, subject, candidate.authData))
       if (candidate.user === undefined) this.assertRecognised(subject, user)
-      const { userId = null, claims } = user ?? {}
+      // Cut from a header or an URL, what is kept with the connection would keep all of it.
+      const userId = user === null ? null : ownText(user.userId)
+      const claims = user?.claims
       seat?.assign(userId)
       const granted = user instanceof Ticket ? user.subscriptions : []
       const subscriptions = this.#checked(options.subscriptions, granted)
@@ -126,7 +129,7 @@ export class Admission {
       const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
       return await this.#rights.grant({ request: subject, userId, claims }, asked, () => {
         if (userId !== null && this.#disconnections.hit(userId, since)) throw new Unauthenticated()
-        return this.#enter(candidate, user, subscriptions, ip)
+        return this.#enter(candidate, user, userId, subscriptions, ownText(ip))
       })
     } catch (error) {
       // Not that of a stream that the response carries already, if this was a second call.
@@ -142,7 +145,7 @@ export class Admission {
     return current
   }
 
-  #enter (candidate: Candidate, user: SSEUser | null, held: Set<string>, ip: string): SSEConnection {
+  #enter (candidate: Candidate, user: SSEUser | null, userId: string | null, held: Set<string>, ip: string): SSEConnection {
     const { request, response, options, managed = true } = candidate
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
@@ -150,13 +153,14 @@ export class Admission {
     if (user !== null && currentUser(user) === null) throw new Unauthenticated()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
+    const lastEventId = options.lastEventId === undefined ? lastEventIdOf(request) : options.lastEventId
     const connection = new SSEConnection(this.#host, response, {
       clientId: createId(),
-      userId: user?.userId ?? null,
+      userId,
       claims: user?.claims,
       expiresAt: user?.expiresAt ?? undefined,
       clientInfo: { ...options.clientInfo, ip, userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
-      lastEventId: (options.lastEventId === undefined ? lastEventIdOf(request) : options.lastEventId) || null,
+      lastEventId: lastEventId ? ownText(lastEventId) : null,
       managed,
       // Broadcasts do not reach a stream of its own source: whatever its ticket grants, there is nothing to take away.
       held: managed ? held : new Set(),
@@ -175,7 +179,7 @@ export class Admission {
     const { maxSubscriptionsPerConnection } = this.#options
     if (subscriptions.size > maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
     for (const subscription of subscriptions) assertSubscription(subscription)
-    return subscriptions
+    return new Set(Array.from(subscriptions, ownText))
   }
 
   #assertOpen (): void {

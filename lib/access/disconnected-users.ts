@@ -1,3 +1,5 @@
+import { ownText } from '../util/text.js'
+
 const MAX_REMEMBERED = 10_000
 
 /** Which users have been disconnected, in order: whoever was to be recognised before that is refused on entry. */
@@ -15,7 +17,7 @@ export class Disconnections {
   add (userId: string): void {
     // Last in line, wherever it was.
     this.#lastOf.delete(userId)
-    this.#lastOf.set(userId, ++this.#count)
+    this.#lastOf.set(ownText(userId), ++this.#count)
     if (this.#lastOf.size <= MAX_REMEMBERED) return
     const [[oldest, at]] = this.#lastOf as Iterable<[string, number]> as [[string, number]]
     this.#lastOf.delete(oldest)

@@ -73,6 +73,11 @@ export class Backlog {
     return (this.#outbox?.bytes ?? 0) + (this.#batch?.bytes ?? 0)
   }
 
+  /** What the batch of this turn has to write. */
+  get textBytes (): number {
+    return this.#batch?.textBytes ?? 0
+  }
+
   /** Ephemeral frames dropped so far. */
   get dropped (): number {
     return this.#dropped + (this.#outbox?.dropped ?? 0)
@@ -285,9 +290,9 @@ export class Backlog {
       if (moved()) return
       if (wanted) {
         const frame = host.frames.of(message, host.epoch)
-        if (frame.bytes > this.#allowance) return outbox.skip(Frame.ofGap('limit', this.place ?? ''))
+        if (frame.textBytes > this.#allowance) return outbox.skip(Frame.ofGap('limit', this.place ?? ''))
         if (!outbox.refill(frame)) return
-        this.#allowance -= frame.bytes
+        this.#allowance -= frame.textBytes
         bytes += frame.bytes
       }
       after = message.seq

@@ -61,6 +61,7 @@ export interface ConnectionHost extends BacklogHost {
   readonly stallTimeoutMs: number
   readonly maxConnectionAgeMs: number
   readonly drainMs: number
+  readonly maxEventBytes: number
   /** The time, in milliseconds of the clock that `schedule` goes by. */
   now (): number
   /** The same, up to a tick ago: for what is noted with every write. */
@@ -361,7 +362,7 @@ export class SSEConnection {
       if (batch.frame!.seq > 0) this.#placeSent = batch.frame!.seq
       this.#write(batch.chunk)
       this.#sent += batch.events
-      if (this.#writer.hasRest) this.#unfinished = batch.frames
+      if (this.#writer.hasRest) this.#keepUnfinished(batch.frames)
       // Usually that was all: who has an outbox has no batch.
       else if (this.#waiter === null) return
     }
@@ -423,8 +424,13 @@ export class SSEConnection {
   /** Whether a source should wait before it adds this frame: of what a source made, nothing is dropped. @internal */
   crowdedFor (frame: Frame): boolean {
     if (this.#hasEnded()) return false
-    const { behind, bytes } = this.#backlog
-    return this.blocked || behind || (bytes > 0 && bytes + frame.bytes > Math.min(PUMP_BYTES, this.#host.outboxBytes))
+    const { behind, textBytes } = this.#backlog
+    return this.blocked || behind || (textBytes > 0 && textBytes + frame.textBytes > Math.min(PUMP_BYTES, this.#host.outboxBytes))
+  }
+
+  /** The bound of what a source may add at once. @internal */
+  get maxEventBytes (): number {
+    return this.#host.maxEventBytes
   }
 
   #isWaiting (): boolean {
@@ -492,18 +498,30 @@ export class SSEConnection {
         this.#wrote()
         continue
       }
-      this.#unfinished = null
+      this.#dropUnfinished()
       const taken = this.#backlog.take(PUMP_BYTES)
       if (taken === null) break
       this.#sent += taken.frames.length
       this.#write(new Chunk(taken.text))
-      if (this.#writer.hasRest) this.#unfinished = taken.frames
+      if (this.#writer.hasRest) this.#keepUnfinished(taken.frames)
     }
     // A page is read only for a socket that has taken all there was: until then a lagging connection holds its place, and nothing else.
     if (this.blocked) return
     if (this.#backlog.wantsPage) this.#host.wantsPage(this)
     this.#backlog.settle()
     if (!this.#isWaiting()) this.#wake()
+  }
+
+  /** Of what is written in pieces the frames are looked at when rights change: until then they take memory beside the pieces. */
+  #keepUnfinished (frames: readonly Frame[]): void {
+    this.#unfinished = frames
+    for (const frame of frames) this.#host.budget.hold(frame)
+  }
+
+  #dropUnfinished (): void {
+    if (this.#unfinished === null) return
+    for (const frame of this.#unfinished) this.#host.budget.release(frame)
+    this.#unfinished = null
   }
 
   #keepAlive (now: number): void {
@@ -563,7 +581,7 @@ export class SSEConnection {
     this.#host.ended(this, reason)
     this.#writer.release()
     this.#backlog.clear()
-    this.#unfinished = null
+    this.#dropUnfinished()
     this.#tellOpened(false)
     this.#wake()
     if (this.#handedOver) this.#abortSignal()

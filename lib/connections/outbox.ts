@@ -2,11 +2,8 @@ import type { Budget } from '../util/memory-budget.js'
 import type { Target } from '../log/broker.js'
 import { formatCursor, type Lanes } from '../log/cursor.js'
 import { encodePlace, PRIORITIES, type EventPriority } from '../events/event.js'
-import type { Frame } from '../delivery/frame.js'
+import { FRAME_BYTES, type Frame } from '../delivery/frame.js'
 import { Lane } from './outbox-lane.js'
-
-/** What a waiting frame takes beside its text, in bytes: objects, and its places in line. */
-const FRAME_BYTES = 200
 
 /**
  * The bounded waiting room of one connection that cannot be written to right now, and its place in the log. Higher
@@ -168,7 +165,7 @@ export class Outbox {
     if (this.#gap !== null) {
       const gap = this.#gap
       this.#gap = null
-      bytes -= gap.bytes
+      bytes -= gap.textBytes
       text += place() + gap.text
       frames.push(gap)
     }
@@ -178,7 +175,7 @@ export class Outbox {
         if (bytes <= 0) return { text, frames }
         lane.send(frame)
         this.#forget(frame)
-        bytes -= frame.bytes
+        bytes -= frame.textBytes
         text += (frame.seq > 0 ? place() : frame.head) + frame.text
         frames.push(frame)
       }

@@ -1,10 +1,15 @@
 import { Buffer } from 'node:buffer'
+import { bytesOfTarget } from '../events/target.js'
+import { memoryBytes } from '../util/text.js'
 import type { Held } from '../util/memory-budget.js'
 import type { GapReason, Message, Target } from '../log/broker.js'
 import { Chunk } from '../wire/chunk.js'
 import { conflationKey } from '../events/conflation.js'
 import { formatPlace } from '../log/cursor.js'
 import { encodeControl, encodeEvent, encodePlace, EventPriority } from '../events/event.js'
+
+/** What a waiting frame takes beside its texts and its target, in bytes: objects, and its places in line. */
+export const FRAME_BYTES = 400
 
 /** The encoded form of one event, made once and shared by all connections of this node that get it. */
 export class Frame implements Held {
@@ -19,6 +24,9 @@ export class Frame implements Held {
   readonly key: string | null
   /** Whom it is for; null for what was made for the one that has it. */
   readonly target: Target | null
+  /** Of what is written: head and text. */
+  readonly textBytes: number
+  /** Of what is kept for as long as it waits: text, key and target. */
   readonly bytes: number
   /** Whether it has come through the log, in its order, ephemeral or not; what was made on this node for this node has not. */
   readonly fromLog: boolean
@@ -31,8 +39,9 @@ export class Frame implements Held {
     this.seq = seq
     this.key = key
     this.target = target
-    this.bytes = head.length + textBytes
     this.fromLog = fromLog
+    this.textBytes = head.length + textBytes
+    this.bytes = head.length + memoryBytes(text.length, textBytes) + (key === null ? 0 : key.length) + (target === null ? 0 : bytesOfTarget(target))
   }
 
   static ofMessage (message: Message, epoch: string, fromLog = message.seq > 0): Frame {
@@ -58,6 +67,8 @@ export class Batch implements Held {
   readonly parent: Batch | null
   readonly frame: Frame | null
   readonly count: number
+  /** Of its chunk, unless a key replaces some of it. */
+  readonly textBytes: number
   readonly bytes: number
   holders = 0
   #next: Batch | null = null
@@ -68,7 +79,8 @@ export class Batch implements Held {
     this.parent = parent
     this.frame = frame
     this.count = this.#events = frame === null ? 0 : parent!.count + 1
-    this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes
+    this.textBytes = frame === null ? 0 : parent!.textBytes + frame.textBytes
+    this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes + FRAME_BYTES
   }
 
   /** This batch and one more frame. */
@@ -100,7 +112,7 @@ export class Batch implements Held {
 
   #encode (): Chunk {
     const frames = this.frames
-    if (!frames.some(frame => frame.key !== null)) return new Chunk(textOf(frames), this.bytes)
+    if (!frames.some(frame => frame.key !== null)) return new Chunk(textOf(frames), this.textBytes)
     const newest = newestOfEachKey(frames)
     this.#events = newest.length
     return new Chunk(textOf(newest))

@@ -1,4 +1,8 @@
+import { createHash } from 'node:crypto'
 import type { OutgoingMessage } from '../log/broker.js'
+
+/** A longer one is kept as its digest: with a target of thousands it would take as much again as the target, wherever it is looked up. */
+const MAX_LENGTH = 128
 
 /**
  * What messages have in common of which only the newest is worth having: key and target, and whether they are logged,
@@ -7,5 +11,6 @@ import type { OutgoingMessage } from '../log/broker.js'
  */
 export function conflationKey ({ key, target, ephemeral }: OutgoingMessage): string | null {
   if (key === undefined || target.filter !== undefined) return null
-  return JSON.stringify([key, ephemeral, target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds])
+  const text = JSON.stringify([key, ephemeral, target.userIds, target.subscriptionIds, target.clientIds, target.exceptClientIds])
+  return text.length <= MAX_LENGTH ? text : createHash('sha256').update(text).digest('base64')
 }

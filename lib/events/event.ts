@@ -1,4 +1,6 @@
-import { InvalidData, InvalidEventName, InvalidId, InvalidPriority, InvalidRetry } from '../errors.js'
+import { Buffer } from 'node:buffer'
+import { EventTooLarge, InvalidData, InvalidEventName, InvalidId, InvalidPriority, InvalidRetry } from '../errors.js'
+import { ownText } from '../util/text.js'
 
 // The wire format, by WHATWG HTML, "Server-sent events": strings in, strings out. Nothing else in lib/ writes a field.
 
@@ -8,6 +10,12 @@ export type EventPriority = (typeof EventPriority)[keyof typeof EventPriority]
 export const PRIORITIES = 4
 
 const LINE_END = /\r\n?|\n/
+const CR = 13
+const LF = 10
+/** Of `data: `, which each line begins with. */
+const DATA_PREFIX_BYTES = 6
+/** A line end becomes `\ndata: `; any other character has at most three bytes. */
+const MAX_BYTES_PER_CHARACTER = 1 + DATA_PREFIX_BYTES
 const PRINTABLE_ASCII = /^[\x20-\x7e]*$/
 const FORBIDDEN = /[\r\n\0]/
 const MAX_NAME_LENGTH = 256
@@ -50,13 +58,13 @@ function shown (value: unknown): string {
 }
 
 /**
- * The text that `data:` lines carry: a string as it is, anything else as JSON.
+ * The text that `data:` lines carry: a string as it is, anything else as JSON. It is kept, and keeps nothing else alive.
  * Throws SSE_ERR_INVALID_DATA for what has no JSON form, and for lone surrogates, which UTF-8 cannot carry.
  */
 export function serialize (data: unknown): string {
   if (typeof data === 'string') {
     if (!data.isWellFormed()) throw new InvalidData('must not have lone surrogates')
-    return data
+    return ownText(data)
   }
   if (data instanceof Promise) throw new InvalidData('is a promise: await it first')
   let text: string | undefined
@@ -81,9 +89,38 @@ export function encodeEvent (name: string, data: string, retry?: number): string
     text += `retry: ${retry}\n`
   }
   // Most data is JSON of one line: no split, no array, and no regular expression that reads all of it.
-  if (!data.includes('\n') && !data.includes('\r')) return `${text}data: ${data}\n\n`
-  for (const line of data.split(LINE_END)) text += `data: ${line}\n`
-  return text + '\n'
+  return isOneLine(data) ? `${text}data: ${data}\n\n` : `${text}${linesOf('data', data)}\n`
+}
+
+/**
+ * Throws SSE_ERR_EVENT_TOO_LARGE when name and data, as they are written, have more than `maxBytes`. What all events have alike is not counted.
+ * @param besides bytes that go with them, such as an id.
+ */
+export function assertEventSize (name: string, data: string, besides: number, maxBytes: number): void {
+  if ((name.length + data.length) * MAX_BYTES_PER_CHARACTER + besides <= maxBytes) return
+  const bytes = (name === 'message' ? 0 : Buffer.byteLength(name)) + bytesOfData(data) + besides
+  if (bytes > maxBytes) throw new EventTooLarge(bytes, maxBytes)
+}
+
+/** Of the text of `data:` lines on the wire, without the prefix of the first and what ends the last. */
+function bytesOfData (data: string): number {
+  let bytes = Buffer.byteLength(data)
+  if (isOneLine(data)) return bytes
+  for (let i = 0; i < data.length; i++) {
+    const code = data.charCodeAt(i)
+    if (code === CR) bytes += DATA_PREFIX_BYTES
+    else if (code === LF) bytes += data.charCodeAt(i - 1) === CR ? -1 : DATA_PREFIX_BYTES
+  }
+  return bytes
+}
+
+function isOneLine (text: string): boolean {
+  return !text.includes('\n') && !text.includes('\r')
+}
+
+/** The text as lines of one field. In one piece: a string that grew line by line would keep an object for each. */
+function linesOf (field: string, text: string): string {
+  return `${field}: ${text.split(LINE_END).join(`\n${field}: `)}\n`
 }
 
 /** The line that names a place for Last-Event-ID; put before a block it belongs to that block. */
@@ -112,7 +149,7 @@ export function encodeRetry (retry: number): string {
 
 /** A comment: bytes that keep proxies and clients awake and dispatch nothing. */
 export function encodeComment (text: string): string {
-  return text.split(LINE_END).map(line => `: ${line}\n`).join('') + '\n'
+  return `${linesOf('', text)}\n`
 }
 
 /** The control events, in the reserved namespace. */

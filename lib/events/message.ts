@@ -1,16 +1,15 @@
 import { Buffer } from 'node:buffer'
-import type { Message, Target } from '../log/broker.js'
+import type { Message } from '../log/broker.js'
 import { checkBuiltIn, type NotificationLevel } from './catalogue.js'
-import { EventTooLarge, InvalidEvent, InvalidId, InvalidKey } from '../errors.js'
-import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from './event.js'
+import { InvalidEvent, InvalidId, InvalidKey } from '../errors.js'
+import { assertEventName, assertEventSize, assertPriority, assertRetry, EventPriority, serialize } from './event.js'
 import type { ResolvedOptions } from '../options.js'
-import { bytesOfIds } from '../log/ring.js'
-import { createTarget } from './target.js'
+import { bytesOfIds, createTarget } from './target.js'
+import { ownText } from '../util/text.js'
 import type { BroadcastOptions, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../../types/index.js'
 
 const MAX_KEY_LENGTH = 256
 const KEYS = new Set(['event', 'data', 'priority', 'retry', 'key'])
-const MAX_BYTES_PER_CHARACTER = 3
 
 /**
  * The message that a publish asks for: checked, serialised, and not in the log yet. All messages have the same shape, and
@@ -30,8 +29,9 @@ export function composeMessage (input: EventInput, options: BroadcastOptions, { 
   if (events === undefined) checkBuiltIn(event, data)
   else events.check(event, data)
   const text = serialize(data)
-  assertSize(text, target, maxEventBytes)
-  return { event, data: text, priority, retry, key, target, ephemeral: options.ephemeral === true || options.local === true, seq: 0 }
+  // With key and target: every node reads and keeps them.
+  assertEventSize(event, text, bytesOfIds(target) + (key === undefined ? 0 : Buffer.byteLength(key)), maxEventBytes)
+  return { event: ownText(event), data: text, priority, retry, key: key === undefined ? undefined : ownText(key), target, ephemeral: options.ephemeral === true || options.local === true, seq: 0 }
 }
 
 /** A misspelt name, or a target that belongs beside the event, would send something else to somebody else. */
@@ -44,14 +44,6 @@ function assertKeys (input: EventInput): void {
 /** A notification without a level is an `info`. */
 function complete (event: string, data: unknown): unknown {
   return event === 'notification' && typeof data === 'object' && data !== null ? { level: 'info' satisfies NotificationLevel, ...data } : data
-}
-
-/** With the target: every node reads and keeps it, as long as it may be. */
-function assertSize (text: string, target: Target, maxEventBytes: number): void {
-  const idBytes = bytesOfIds(target)
-  if (text.length * MAX_BYTES_PER_CHARACTER + idBytes <= maxEventBytes) return
-  const bytes = Buffer.byteLength(text) + idBytes
-  if (bytes > maxEventBytes) throw new EventTooLarge(bytes, maxEventBytes)
 }
 
 /** `{ event: 'data' }` for `broadcastEvent` and `sendEvent`. */

@@ -2,11 +2,17 @@ import type { Target } from '../log/broker.js'
 import { InvalidTarget } from '../errors.js'
 import { currentContext } from '../util/async-context.js'
 import { assertTopic } from './topic.js'
+import { bytesOfText, ownText } from '../util/text.js'
 import type { BroadcastOptions } from '../../types/index.js'
+
+/** What each id in a target takes beside its text, in bytes. */
+const ID_BYTES = 32
+/** What a filter counts for. What it closes over cannot be measured: often a request, with its body. */
+const FILTER_BYTES = 16 * 1024
 
 /**
  * Whom a broadcast's options name. A list that is there but no list, or a misspelt name, is an error: the event would go to
- * everyone. An empty list is nobody. Lists are copied: the log keeps them.
+ * everyone. An empty list is nobody. Lists and ids are copied: the log keeps them.
  * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_TOPIC
  */
 export function createTarget (options: BroadcastOptions): Target {
@@ -51,7 +57,23 @@ function isPlain (options: unknown): options is object {
 
 function copyOf (ids: unknown, name: string): readonly string[] {
   if (!Array.isArray(ids) || !ids.every(isId)) throw new InvalidTarget(`${name} must be an array of strings`)
-  return ids.slice()
+  return ids.map(ownText)
+}
+
+/** What the ids of a target take in memory. */
+export function bytesOfIds ({ userIds, subscriptionIds, clientIds, exceptClientIds }: Target): number {
+  return bytesOfList(userIds) + bytesOfList(subscriptionIds) + bytesOfList(clientIds) + bytesOfList(exceptClientIds)
+}
+
+/** What keeping a target takes in memory. */
+export function bytesOfTarget (target: Target): number {
+  return bytesOfIds(target) + (target.filter === undefined ? 0 : FILTER_BYTES)
+}
+
+function bytesOfList (ids: readonly string[] | undefined): number {
+  let bytes = 0
+  if (ids !== undefined) for (const id of ids) bytes += ID_BYTES + bytesOfText(id)
+  return bytes
 }
 
 function isId (id: unknown): id is string {

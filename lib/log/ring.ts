@@ -1,7 +1,8 @@
-import { Buffer } from 'node:buffer'
-import type { History, Message, OutgoingMessage, Page, Target } from './broker.js'
+import type { History, Message, OutgoingMessage, Page } from './broker.js'
 import { conflationKey } from '../events/conflation.js'
 import type { EventPriority } from '../events/event.js'
+import { bytesOfTarget } from '../events/target.js'
+import { bytesOfText } from '../util/text.js'
 
 interface Entry {
   readonly message: Message
@@ -11,8 +12,8 @@ interface Entry {
   readonly key: string | null
 }
 
-/** What each id in a target takes beside its text, in bytes. */
-const ID_BYTES = 32
+/** What a message takes beside its texts and its target, in bytes: objects, and its place here. */
+const MESSAGE_BYTES = 320
 /** Messages that one read looks at: nobody waits for the lane of another priority to be walked to its end. */
 const SCAN = 2048
 
@@ -88,7 +89,8 @@ export class Ring {
 
   #put (message: Message, time: number): void {
     if (this.#last - this.#first >= this.#entries.length) this.#grow(message.seq)
-    const entry = { message, time, bytes: bytesOf(message), key: conflationKey(message) }
+    const key = conflationKey(message)
+    const entry = { message, time, bytes: bytesOf(message, key), key }
     this.#entries[message.seq & (this.#entries.length - 1)] = entry
     this.#bytes += entry.bytes
     if (entry.key !== null) this.#newest.set(entry.key, Math.max(message.seq, this.#newest.get(entry.key) ?? 0))
@@ -120,19 +122,8 @@ export class Ring {
   }
 }
 
-/** What keeping a message takes in memory, about: `maxEvents` bounds what they all take alike. */
-export function bytesOf ({ data, event, key, target }: OutgoingMessage): number {
-  const bytes = Buffer.byteLength(data) + event.length + bytesOfIds(target)
-  // What is conflated is known by its key and target together: both are there twice.
-  return key === undefined ? bytes : bytes + 2 * key.length + bytesOfIds(target)
-}
-
-export function bytesOfIds ({ userIds, subscriptionIds, clientIds, exceptClientIds }: Target): number {
-  return bytesOfList(userIds) + bytesOfList(subscriptionIds) + bytesOfList(clientIds) + bytesOfList(exceptClientIds)
-}
-
-function bytesOfList (ids: readonly string[] | undefined): number {
-  let bytes = 0
-  if (ids !== undefined) for (const id of ids) bytes += ID_BYTES + id.length
-  return bytes
+/** What keeping a message takes in memory, about. */
+export function bytesOf (message: OutgoingMessage, conflated = conflationKey(message)): number {
+  const { data, event, key, target } = message
+  return MESSAGE_BYTES + bytesOfText(data) + bytesOfText(event) + bytesOfTarget(target) + (key === undefined ? 0 : bytesOfText(key)) + (conflated === null ? 0 : conflated.length)
 }

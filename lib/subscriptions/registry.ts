@@ -1,6 +1,8 @@
 import type { Target } from '../log/broker.js'
 import { MultiMap } from './multimap.js'
-import { covers, isPattern, PatternIndex } from '../events/topic.js'
+import { covers, isPattern } from '../events/topic.js'
+import { PatternIndex } from './pattern-index.js'
+import { ownText } from '../util/text.js'
 
 /** What the registry knows of a connection. */
 export interface Member {
@@ -73,8 +75,9 @@ export class Registry<M extends Member> {
 
   subscribe (member: M, subscription: string): void {
     if (member.held.has(subscription)) return
-    member.held.add(subscription)
-    this.#subscribe(member, subscription)
+    const own = ownText(subscription)
+    member.held.add(own)
+    this.#subscribe(member, own)
   }
 
   #subscribe (member: M, subscription: string): void {
