@@ -80,9 +80,9 @@ export const OptionsSchema = Type.Object({
   history: Type.Object({
     maxEvents: Type.Integer({ minimum: 1, maximum: 2 ** 26, default: 10_000, description: 'Events kept for replay.' }),
     maxAgeMs: durationMs('Age to which events are kept for replay, in milliseconds.', 300_000, 1),
-    maxBytes: bytes('Bytes of events kept for replay, the ids in their targets included.', 64 * 1024 * 1024)
+    maxBytes: bytes('Bytes of events kept for replay: texts, keys, ids of targets, 320 for each event, 16 KB for each filter.', 64 * 1024 * 1024)
   }, { default: {}, additionalProperties: false, description: 'How much of the log is kept.' }),
-  outboxBytes: bytes('Bytes that wait for one slow client; beyond that it reads on from the log.', 1024 * 1024),
+  outboxBytes: bytes('Bytes that wait for one slow client: texts, keys, ids of targets, 400 for each event, 16 KB for each filter; beyond that it reads on from the log.', 1024 * 1024),
   maxQueuedBytes: bytes('Bytes that wait for all clients of this node together, what several wait for counted once; beyond that logged events are read from the log later, and others are dropped. What is being written, one event for each client at most, comes on top.', 256 * 1024 * 1024),
   flush: Type.Union([Type.Literal('immediate'), Type.Object({ intervalMs: Type.Integer({ minimum: 1, maximum: 10_000 }) }, { additionalProperties: false })], { default: 'immediate', description: "`'immediate'`: one write per connection and turn of the event loop; `{ intervalMs }`: one per interval." }),
   // limits
@@ -90,7 +90,7 @@ export const OptionsSchema = Type.Object({
   maxConnectionsPerUser: count('Streams of one user on this node; 0 for no limit. Beyond: 429.', 0),
   maxConnectionsPerIp: count('Streams from one address on this node, of IPv6 from one /64; 0 for no limit. Beyond: 429. Behind a proxy it needs `trustProxy`.', 0),
   maxSubscriptionsPerConnection: Type.Integer({ minimum: 1, maximum: 100_000, default: 128, description: 'Subscriptions one connection may hold.' }),
-  maxEventBytes: bytes('Bytes of one event\'s data and of the ids in its target, 32 added for each.', 1024 * 1024, 1),
+  maxEventBytes: bytes('Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key or own id, and the ids in its target, 32 added for each.', 1024 * 1024, 1),
   maxReplayEvents: count('Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the history.', 0),
   maxReplayBytes: count('Bytes of the log that a returning client is sent; beyond, it gets a gap instead of the rest; 0 for no limit but the history.', 0),
   maxConcurrentReplays: Type.Integer({ minimum: 1, maximum: 10_000, default: 32, description: 'Pages of the log read at the same time in one turn of the event loop, for clients of this node that return or are slow; others wait for the next turn.' }),

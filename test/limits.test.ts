@@ -371,8 +371,30 @@ t.test('subscriptions of a connection and bytes of an event, at the bound and be
     await app.sse.broadcastEvent({ data: 'x'.repeat(33) }, { [list]: ['y'.repeat(2), 'z'] })
     await t.rejects(app.sse.broadcastEvent({ data: 'x'.repeat(34) }, { [list]: ['y'.repeat(2), 'z'] }), { code: 'SSE_ERR_EVENT_TOO_LARGE', message: /101 bytes/ }, list)
   }
+  // As it is written: a name, a key, and six letters more for each line after the first.
+  for (const [size, event] of [[100, { event: 'abcdé', key: 'kkkk', data: 'x'.repeat(90) }], [100, { data: '\n'.repeat(14) + 'xx' }], [98, { data: '\r\n'.repeat(14) }], [98, { data: '\r'.repeat(14) }], [100, { data: ['\n', 'x'.repeat(94)] }]] as const) {
+    await app.sse.broadcastEvent(event)
+    const longer = (more: number) => ({ ...event, data: typeof event.data === 'string' ? event.data + 'x'.repeat(more) : [event.data[0] + 'x'.repeat(more), event.data[1]] })
+    await app.sse.broadcastEvent(longer(100 - size))
+    await t.rejects(app.sse.broadcastEvent(longer(101 - size)), { code: 'SSE_ERR_EVENT_TOO_LARGE', message: /101 bytes/ })
+    t.throws(() => connection.sendEvent(longer(101 - size)), { code: 'SSE_ERR_EVENT_TOO_LARGE' })
+  }
   const many = Array.from({ length: 1_000_000 }, (_, i) => `user-${i}`)
   await t.rejects(app.sse.broadcastToUsers({ data: 'x' }, many), { code: 'SSE_ERR_EVENT_TOO_LARGE' })
+})
+
+t.test('items of a source have the same bound', async t => {
+  const items: Iterable<unknown>[] = []
+  const { open } = await serve(t, { maxEventBytes: 100 }, {}, app => {
+    app.get('/source', { sse: true }, (_request, reply) => reply.sse(items.shift() as Iterable<string>))
+  })
+  const large = [['x'.repeat(101)], ['\n'.repeat(15)], [{ event: 'abcde', id: 'x'.repeat(40), data: 'x'.repeat(60) }], [Buffer.from('x'.repeat(101))]]
+  for (const item of large) {
+    items.push([{ event: 'first', data: 'x'.repeat(95) }, ...item])
+    const client = await open('/source')
+    await until(() => client.closed)
+    t.strictSame(client.events.map(({ event }) => event), ['first', 'sse:error', 'sse:close'])
+  }
 })
 
 t.test('events and bytes of a replay, at the bound and beyond', async t => {

@@ -354,7 +354,7 @@ t.test('a gap for what the history has let go', async t => {
   await t.test('by bytes', async t => {
     const service = await serve(t, { history: { maxBytes: 10_000 }, maxEventBytes: 5_000 })
     const start = (await service.open('/sse')).lastEventId
-    for (let i = 1; i <= 3; i++) await service.app.sse.broadcastEvent({ event: 'old', data: 'x'.repeat(5_000) })
+    for (let i = 1; i <= 3; i++) await service.app.sse.broadcastEvent({ event: 'old', data: 'x'.repeat(5_000 - 'old'.length) })
     await gap(t, service, start)
   })
 })

@@ -159,9 +159,9 @@ t.test('a frame is refused with a code, or read back as exactly that one event',
       rejected++
       return
     }
-    const { head, text, bytes } = frame! as Frame
+    const { head, text, textBytes } = frame! as Frame
     const wire = Buffer.from(head + text)
-    assert.equal(bytes, wire.length)
+    assert.equal(textBytes, wire.length)
     checkRead(cut(wire, at), [wanted])
     accepted++
   }), { numRuns: 5 * RUNS }))

@@ -60,10 +60,16 @@ export interface SSEOptions {
     maxEvents?: ResolvedOptions['history']['maxEvents']
     /** Age to which events are kept for replay, in milliseconds. Integer from 1. Default `300_000`. */
     maxAgeMs?: ResolvedOptions['history']['maxAgeMs']
-    /** Bytes of events kept for replay, the ids in their targets included. Integer from 1_024. Default `67_108_864`. */
+    /**
+     * Bytes of events kept for replay: texts, keys, ids of targets, 320 for each event, 16 KB for each filter. Integer from
+     * 1_024. Default `67_108_864`.
+     */
     maxBytes?: ResolvedOptions['history']['maxBytes']
   }
-  /** Bytes that wait for one slow client; beyond that it reads on from the log. Integer from 1_024. Default `1_048_576`. */
+  /**
+   * Bytes that wait for one slow client: texts, keys, ids of targets, 400 for each event, 16 KB for each filter; beyond that
+   * it reads on from the log. Integer from 1_024. Default `1_048_576`.
+   */
   outboxBytes?: ResolvedOptions['outboxBytes']
   /**
    * Bytes that wait for all clients of this node together, what several wait for counted once; beyond that logged events are
@@ -87,7 +93,10 @@ export interface SSEOptions {
   maxConnectionsPerIp?: ResolvedOptions['maxConnectionsPerIp']
   /** Subscriptions one connection may hold. Integer, 1 to 100_000. Default `128`. */
   maxSubscriptionsPerConnection?: ResolvedOptions['maxSubscriptionsPerConnection']
-  /** Bytes of one event's data and of the ids in its target, 32 added for each. Integer from 1. Default `1_048_576`. */
+  /**
+   * Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key or own id,
+   * and the ids in its target, 32 added for each. Integer from 1. Default `1_048_576`.
+   */
   maxEventBytes?: ResolvedOptions['maxEventBytes']
   /**
    * Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the

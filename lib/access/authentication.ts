@@ -2,6 +2,7 @@ import { AuthenticationFailed, InvalidUser, OriginForbidden, SubscriptionForbidd
 import type { AnyRequest, AuthData, ResolvedOptions, SSEUser, SubscriptionQuestion } from '../options.js'
 import { quote } from '../events/topic.js'
 import { inNoContext } from '../util/async-context.js'
+import { ownText } from '../util/text.js'
 
 type AuthOptions = Pick<ResolvedOptions, 'requireAuthentication' | 'authHandler' | 'extractAuthData' | 'authorizeSubscription' | 'allowedOrigins'>
 
@@ -117,7 +118,7 @@ export function currentUser (result: unknown): SSEUser | null {
 
 function toUser (result: unknown): SSEUser | null {
   if (result === null || result === undefined) return null
-  if (typeof result === 'string' && result !== '') return { userId: result }
+  if (typeof result === 'string' && result !== '') return { userId: ownText(result) }
   if (typeof result === 'object' && 'userId' in result && typeof result.userId === 'string' && result.userId !== '') {
     const user = result as SSEUser
     if (isEnd(user)) return user

@@ -34,6 +34,8 @@ interface AwaitedCursor {
 }
 
 const PAGE_EVENTS = 128
+/** Of a batch, for each connection that waits with it, when memory is short. */
+const SHARE_BYTES = 1024
 /** A page ends after about as many bytes: no more than a socket takes at once. A client that takes nothing keeps nothing. */
 const PAGE_BYTES = 16 * 1024
 
@@ -99,8 +101,8 @@ export class Backlog {
   overflows (frame: Frame): boolean {
     const batch = this.#batch
     if (batch === null) return false
-    // Over the budget, what nobody else waits for does not wait for the end of the turn.
-    return batch.bytes + frame.bytes > this.#host.outboxBytes || (batch.holders === 1 && this.#host.budget.exceeded)
+    // Over the budget, what nobody else waits for does not wait for the end of the turn, and of what few wait for each has a small share.
+    return batch.bytes + frame.bytes > this.#host.outboxBytes || (batch.bytes > (batch.holders - 1) * SHARE_BYTES && this.#host.budget.exceeded)
   }
 
   /**
@@ -127,7 +129,9 @@ export class Backlog {
   /** The frames of this turn, to be written now. */
   takeBatch (): Batch | null {
     const batch = this.#batch
-    if (batch !== null) this.#join(null)
+    if (batch === null) return null
+    this.#join(null)
+    if (batch.holders === 0) batch.prune()
     return batch
   }
 

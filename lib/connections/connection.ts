@@ -29,7 +29,7 @@ export interface ConnectionStats {
   readonly sentEvents: number
   /** Ephemeral events dropped because the client was too slow. */
   readonly droppedEvents: number
-  /** Bytes that wait: held here, about 200 for each waiting event included, or in Node's own queue; the kernel's buffers are not counted. */
+  /** Bytes that wait: held here, targets, keys and 400 for each waiting event included, or in Node's own queue; the kernel's buffers are not counted. */
   readonly queuedBytes: number
   /** Whether the client reads older events from the log, or waits for this node, which has yet to reach the client's cursor. */
   readonly lagging: boolean

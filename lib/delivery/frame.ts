@@ -90,6 +90,13 @@ export class Batch implements Held {
     return (this.#next = new Batch(this, frame))
   }
 
+  /** Its last holder has left: batches that were made on the way to it, and are held by nobody, are not kept to be found again. */
+  prune (): void {
+    let batch: Batch = this
+    while (batch.parent !== null && batch.parent.parent !== null && batch.parent.holders === 0) batch = batch.parent
+    if (batch.parent !== null && batch.parent.#next === batch) batch.parent.#next = null
+  }
+
   get frames (): Frame[] {
     const frames = new Array<Frame>(this.count)
     let batch: Batch = this
