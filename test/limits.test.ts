@@ -372,7 +372,7 @@ t.test('subscriptions of a connection and bytes of an event, at the bound and be
     await t.rejects(app.sse.broadcastEvent({ data: 'x'.repeat(34) }, { [list]: ['y'.repeat(2), 'z'] }), { code: 'SSE_ERR_EVENT_TOO_LARGE', message: /101 bytes/ }, list)
   }
   // As it is written: a name, a key, and six letters more for each line after the first.
-  for (const [size, event] of [[100, { event: 'abcdé', key: 'kkkk', data: 'x'.repeat(90) }], [100, { data: '\n'.repeat(14) + 'xx' }], [98, { data: '\r\n'.repeat(14) }], [98, { data: '\r'.repeat(14) }], [100, { data: ['\n', 'x'.repeat(94)] }]] as const) {
+  for (const [size, event] of [[100, { event: 'abcdé', key: 'kkkk', data: 'x'.repeat(90) }], [100, { data: '\n'.repeat(14) + 'xx' }], [98, { data: '\r\n'.repeat(14) }], [98, { data: '\r'.repeat(14) }], [100, { data: ['\n', 'x'.repeat(91)] }]] as const) {
     await app.sse.broadcastEvent(event)
     const longer = (more: number) => ({ ...event, data: typeof event.data === 'string' ? event.data + 'x'.repeat(more) : [event.data[0] + 'x'.repeat(more), event.data[1]] })
     await app.sse.broadcastEvent(longer(100 - size))
@@ -392,7 +392,7 @@ t.test('items of a source have the same bound', async t => {
   for (const item of large) {
     items.push([{ event: 'first', data: 'x'.repeat(95) }, ...item])
     const client = await open('/source')
-    await until(() => client.closed)
+    await client.waitFor('sse:close')
     t.strictSame(client.events.map(({ event }) => event), ['first', 'sse:error', 'sse:close'])
   }
 })
