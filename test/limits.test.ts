@@ -383,20 +383,6 @@ t.test('subscriptions of a connection and bytes of an event, at the bound and be
   await t.rejects(app.sse.broadcastToUsers({ data: 'x' }, many), { code: 'SSE_ERR_EVENT_TOO_LARGE' })
 })
 
-t.test('items of a source have the same bound', async t => {
-  const items: Iterable<unknown>[] = []
-  const { open } = await serve(t, { maxEventBytes: 100 }, {}, app => {
-    app.get('/source', { sse: true }, (_request, reply) => reply.sse(items.shift() as Iterable<string>))
-  })
-  const large = [['x'.repeat(101)], ['\n'.repeat(15)], [{ event: 'abcde', id: 'x'.repeat(40), data: 'x'.repeat(60) }], [Buffer.from('x'.repeat(101))]]
-  for (const item of large) {
-    items.push([{ event: 'first', data: 'x'.repeat(95) }, ...item])
-    const client = await open('/source')
-    await client.waitFor('sse:close')
-    t.strictSame(client.events.map(({ event }) => event), ['first', 'sse:error', 'sse:close'])
-  }
-})
-
 t.test('events and bytes of a replay, at the bound and beyond', async t => {
   const publish = async ({ app }: Service, n: number, priority: EventPriority = EventPriority.NORMAL) => { await app.sse.broadcastEvent({ event: 'x', data: `${n}`.padStart(50, '0'), priority }) }
   const numbers = (client: SSEClient) => client.named('x').map(({ data }) => Number(data))

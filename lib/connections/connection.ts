@@ -61,7 +61,6 @@ export interface ConnectionHost extends BacklogHost {
   readonly stallTimeoutMs: number
   readonly maxConnectionAgeMs: number
   readonly drainMs: number
-  readonly maxEventBytes: number
   /** The time, in milliseconds of the clock that `schedule` goes by. */
   now (): number
   /** The same, up to a tick ago: for what is noted with every write. */
@@ -426,11 +425,6 @@ export class SSEConnection {
     if (this.#hasEnded()) return false
     const { behind, textBytes } = this.#backlog
     return this.blocked || behind || (textBytes > 0 && textBytes + frame.textBytes > Math.min(PUMP_BYTES, this.#host.outboxBytes))
-  }
-
-  /** The bound of what a source may add at once. @internal */
-  get maxEventBytes (): number {
-    return this.#host.maxEventBytes
   }
 
   #isWaiting (): boolean {

@@ -59,7 +59,6 @@ export class Host implements ConnectionHost {
   readonly maxReplayEvents: number
   readonly maxReplayBytes: number
   readonly drainMs: number
-  readonly maxEventBytes: number
   readonly #parts: HostParts
 
   constructor (parts: HostParts) {
@@ -77,7 +76,6 @@ export class Host implements ConnectionHost {
     this.maxReplayEvents = options.maxReplayEvents
     this.maxReplayBytes = options.maxReplayBytes
     this.drainMs = options.drainMs
-    this.maxEventBytes = options.maxEventBytes
     this.#flusher = new Flusher(options.flush === 'immediate' ? 0 : options.flush.intervalMs)
     this.#catchUp = new CatchUp(broker, options.maxConcurrentReplays, {
       stuck: err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'),

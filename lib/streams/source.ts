@@ -1,7 +1,7 @@
 import type { Readable } from 'node:stream'
 import type { SSEConnection } from '../connections/connection.js'
 import { InvalidSource } from '../errors.js'
-import { assertEventName, assertEventSize, assertRetry, encodeEvent, encodeId, EventPriority, serialize } from '../events/event.js'
+import { assertEventName, assertRetry, encodeEvent, encodeId, EventPriority, serialize } from '../events/event.js'
 import { Frame } from '../delivery/frame.js'
 import type { Source, SourceEvent, SourceFactory, SourceItem } from '../../types/index.js'
 
@@ -27,7 +27,7 @@ type Result = { done?: boolean | undefined, value?: unknown }
  * left; then the source is told so, which runs its `finally`. Throws what the source throws.
  */
 export async function pump (connection: SSEConnection, source: Source | SourceFactory): Promise<void> {
-  const { signal, lastEventId, maxEventBytes } = connection
+  const { signal, lastEventId } = connection
   const departure = new Departure(signal)
   const made = typeof source === 'function' ? source({ signal, lastEventId }) : source
   const given = await departure.or(made)
@@ -43,7 +43,7 @@ export async function pump (connection: SSEConnection, source: Source | SourceFa
     while (connection.isConnected) {
       const result = await departure.or(reading.next())
       if (result === GONE) break
-      const frame = result.done === true ? frameOfText(decoder.decode(), maxEventBytes) : frameOf(result.value as SourceItem, decoder, maxEventBytes)
+      const frame = result.done === true ? frameOfText(decoder.decode()) : frameOf(result.value as SourceItem, decoder)
       if (frame !== null) {
         while (connection.crowdedFor(frame)) await connection.drained()
         connection.receive(frame)
@@ -126,23 +126,18 @@ class Departure {
   }
 }
 
-function frameOfText (text: string, maxEventBytes: number): Frame | null {
-  return text === '' ? null : frameOfEvent('message', text, '', undefined, maxEventBytes)
-}
-
-function frameOfEvent (event: string, text: string, head: string, retry: number | undefined, maxEventBytes: number): Frame {
-  assertEventSize(event, text, head.length, maxEventBytes)
-  return new Frame(head, encodeEvent(event, text, retry), EventPriority.NORMAL)
+function frameOfText (text: string): Frame | null {
+  return text === '' ? null : new Frame('', encodeEvent('message', text), EventPriority.NORMAL)
 }
 
 const EVENT_KEYS = new Set(['event', 'data', 'id', 'retry'])
 const YIELDS = 'it yields strings, bytes or { event?, data, id?, retry? }'
 
-function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>, maxEventBytes: number): Frame | null {
-  if (typeof item === 'string') return frameOfEvent('message', serialize(item), '', undefined, maxEventBytes)
+function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): Frame | null {
+  if (typeof item === 'string') return new Frame('', encodeEvent('message', serialize(item)), EventPriority.NORMAL)
   if (item instanceof Uint8Array) {
     // A character may be cut by the end of a buffer: its rest comes with the next.
-    return frameOfText(decoder.decode(item, { stream: true }), maxEventBytes)
+    return frameOfText(decoder.decode(item, { stream: true }))
   }
   if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : item === undefined ? 'undefined' : `a ${typeof item}`}: ${YIELDS}`)
   // A misspelt name would send something else.
@@ -150,5 +145,5 @@ function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>, m
   const { event = 'message', data, id, retry } = item as SourceEvent
   assertEventName(event)
   if (retry !== undefined) assertRetry(retry)
-  return frameOfEvent(event, serialize(data), id === undefined ? '' : encodeId(id), retry, maxEventBytes)
+  return new Frame(id === undefined ? '' : encodeId(id), encodeEvent(event, serialize(data), retry), EventPriority.NORMAL)
 }
