@@ -18,7 +18,7 @@ import { turns } from './helpers/wait.js'
 /** How much more than its count a container may take. */
 const MARGIN = 1.5
 const EPOCH = 'epoch123'
-const KEPT = 2 << 20
+const KEPT = 4 << 20
 /** What the caches of a node keep at most, each. */
 const CACHE_BYTES = 4 << 20
 const QUEUED_BYTES = 4 << 20

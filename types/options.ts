@@ -94,8 +94,8 @@ export interface SSEOptions {
   /** Subscriptions one connection may hold. Integer, 1 to 100_000. Default `128`. */
   maxSubscriptionsPerConnection?: ResolvedOptions['maxSubscriptionsPerConnection']
   /**
-   * Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key or own id,
-   * and the ids in its target, 32 added for each. Integer from 1. Default `1_048_576`.
+   * Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key, and the
+   * ids in its target, 32 added for each. Integer from 1. Default `1_048_576`.
    */
   maxEventBytes?: ResolvedOptions['maxEventBytes']
   /**

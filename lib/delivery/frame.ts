@@ -10,6 +10,8 @@ import { encodeControl, encodeEvent, encodePlace, EventPriority } from '../event
 
 /** What a waiting frame takes beside its texts and its target, in bytes: objects, and its places in line. */
 export const FRAME_BYTES = 400
+/** What a batch takes beside its frames. */
+const BATCH_BYTES = 100
 
 /** The encoded form of one event, made once and shared by all connections of this node that get it. */
 export class Frame implements Held {
@@ -80,7 +82,7 @@ export class Batch implements Held {
     this.frame = frame
     this.count = this.#events = frame === null ? 0 : parent!.count + 1
     this.textBytes = frame === null ? 0 : parent!.textBytes + frame.textBytes
-    this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes + FRAME_BYTES
+    this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes + FRAME_BYTES + BATCH_BYTES
   }
 
   /** This batch and one more frame. */
