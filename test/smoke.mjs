@@ -28,3 +28,13 @@ assert.ok(!(new Error('another') instanceof loaded.SSEError))
 const app = fastify()
 await app.register(loaded.default)
 await assert.rejects(async () => { await app.register(other.default) }, { code: 'SSE_ERR_ALREADY_REGISTERED' })
+
+// One copy guards the routes that the other has remembered, whichever was loaded last.
+for (const copy of [loaded, other]) {
+  const guarded = fastify()
+  guarded.post('/publish', { sse: true }, async () => 'published')
+  guarded.register(copy.default, { requireAuthentication: true, authHandler: ({ token }) => token })
+  assert.equal((await guarded.inject({ method: 'POST', url: '/publish' })).statusCode, 401)
+  assert.equal((await guarded.inject({ method: 'POST', url: '/publish', headers: { authorization: 'Bearer ada' } })).body, 'published')
+  await guarded.close()
+}

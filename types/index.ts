@@ -117,7 +117,7 @@ declare module 'fastify' {
     sse: ReplySSE
   }
   interface FastifyRequest {
-    /** Who the request is from, once `onRequest` of a route with `sse` has run; the application's hooks may set it before. */
+    /** The user of the request: set at the end of `onRequest` on a route with `sse`; null for an anonymous client. Hooks of the application may set it before; if they set it later, it counts at `reply.sse()`. */
     sseUser: SSEUser | null
   }
   interface RouteShorthandOptions<
@@ -130,7 +130,7 @@ declare module 'fastify' {
     TypeProvider extends FastifyTypeProvider = FastifyTypeProviderDefault,
     Logger extends FastifyBaseLogger = FastifyBaseLogger
   > {
-    /** Authenticates the request in `onRequest`, for a handler that calls `reply.sse()`. */
+    /** Authenticates the request in `onRequest`, after the route's own hooks. Throws at boot: SSE_ERR_UNGUARDED_ROUTE if no plugin in the scope of the route reads it, SSE_ERR_INVALID_OPTION. */
     sse?: boolean | SSERouteOptions
   }
 }

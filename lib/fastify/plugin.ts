@@ -1,12 +1,13 @@
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import fp from 'fastify-plugin'
-import { createGuard } from './authentication.js'
+import { Guard } from './authentication.js'
+import { DeclaredRoutes } from './declared-routes.js'
 import { registerEndpoint, splitOptions } from './endpoint.js'
 import { AlreadyRegistered, DecoratorTaken } from '../errors.js'
 import { SSEManager } from '../manager.js'
 import { resolveOptions, type ResolvedOptions, type SSEOptions } from '../options.js'
 import { replySSE } from './reply.js'
-import { guardRoutes } from './route.js'
+import { createRouteReader } from './route.js'
 import { Servers } from './servers.js'
 
 const kManager = Symbol.for('fastify-sse-manager.manager')
@@ -16,18 +17,19 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   const options = resolveOptions(own)
   const names = options.decorators
   assertFree(fastify, names)
+  const routes = DeclaredRoutes.of(fastify, names.reply)
 
   const manager = new SSEManager(options, fastify.log.child({ plugin: 'fastify-sse-manager' }))
-  const guard = await createGuard(fastify, options, manager)
+  const guard = await Guard.create(fastify, options, manager)
 
   Object.defineProperty(manager, kManager, { value: true })
   fastify.decorate(names.instance, manager)
-  if (!fastify.hasRequestDecorator('sseUser')) fastify.decorateRequest('sseUser', null)
   fastify.decorateReply(names.reply, function (this: FastifyReply, first?: unknown, second?: unknown) {
     return replySSE(manager, guard, this.request, this, first, second)
   })
 
-  guardRoutes(fastify, options, guard)
+  const covers = (scope: FastifyInstance): boolean => (scope as unknown as Record<string, unknown>)[names.instance] === manager
+  routes.read(createRouteReader(options, guard, covers))
 
   // Streams end before the server stops listening to them: `onClose` would wait for them for ever (FACTS 2.4). Not
   // awaited: the sooner the port is closed, the sooner a returning client finds the next server instead of a 503.

@@ -1,7 +1,8 @@
 import type { OutgoingHttpHeaders } from 'node:http'
 import { Stream, type Writable } from 'node:stream'
-import type { FastifyReply, FastifyRequest, onSendHookHandler, RouteOptions } from 'fastify'
+import type { FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import type { SSEConnection } from '../connections/connection.js'
+import { pinHooks } from './route-options.js'
 
 /**
  * The body Fastify is given, so that its onSend hooks run and its headers are sent. Nothing flows through it: asked to
@@ -65,38 +66,14 @@ function isTimedOut ({ statusCode, request }: FastifyReply): boolean {
   return statusCode !== 200 && (request as Partial<FastifyRequest>).signal?.reason?.code === 'FST_ERR_HANDLER_TIMEOUT'
 }
 
-const prepared = new WeakSet<RouteOptions>()
-
 /**
  * Sees to it that a body which nobody has wrapped or replaced is opened by the last onSend hook of its route. Fastify would
  * set each header by itself, and watch over body and response for as long as the stream lasts: a seventh of what a stream
  * takes in memory, and of the time to open it.
- * Hooks may be added to the route, and wrapped, as long as it is not ready: whenever they are read, ours comes last, once.
  */
 export function openBodyLast (route: RouteOptions): void {
-  // Two managers may want it.
-  if (prepared.has(route)) return
-  prepared.add(route)
-  let hooks: onSendHookHandler[] = []
-  let last: onSendHookHandler | null = null
-  const give = (given: RouteOptions['onSend']): void => { hooks = [given ?? []].flat() as onSendHookHandler[] }
-  give(route.onSend)
-  Object.defineProperty(route, 'onSend', {
-    enumerable: true,
-    configurable: true,
-    get: () => {
-      // The same list each time: others add to it.
-      if (last !== null && hooks.at(-1) === last) return hooks
-      const at = last === null ? -1 : hooks.indexOf(last)
-      if (at >= 0) hooks.splice(at, 1)
-      // A new one, as the old may be in somebody's wrapping, with others after it by now.
-      const opener: onSendHookHandler = (_request, reply, payload, done) => {
-        if (opener === last && payload instanceof Body && reply.statusCode === 200) payload.open()
-        else done()
-      }
-      hooks.push(last = opener)
-      return hooks
-    },
-    set: give
+  pinHooks(route, 'onSend', isLast => (_request, reply, payload, done) => {
+    if (isLast() && payload instanceof Body && reply.statusCode === 200) payload.open()
+    else done()
   })
 }

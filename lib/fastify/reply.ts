@@ -62,8 +62,8 @@ async function play (connection: SSEConnection, source: Source | SourceFactory, 
 async function connect (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, managed: boolean, options: unknown = {}): Promise<SSEConnection> {
   assertOptions(options, managed ? CONNECT_OPTIONS : SOURCE_OPTIONS)
   if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
-  const { user, since } = await guard(request, reply)
-  const connection = await manager.admit({ request: request.raw, response: reply.raw, subject: request, ip: request.ip, user, since, requireAuthentication: user !== null, managed, options })
+  const recognition = await guard.recognise(request, reply)
+  const connection = await manager.admit({ request: request.raw, response: reply.raw, subject: request, ip: request.ip, ...recognition, managed, options })
   // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
   request.raw.headers['x-no-compression'] ??= '1'
   try {
