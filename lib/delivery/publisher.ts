@@ -35,6 +35,7 @@ export class Publisher {
   readonly #log: Log
   readonly nodeId = createId()
   #health = degraded('The event log is not open')
+  #state: 'up' | 'down' | null = null
   #position = 0
   /** Of each priority; where nothing is known of it, the position when that was so. */
   readonly newest: number[] = new Array(PRIORITIES).fill(0)
@@ -103,14 +104,18 @@ export class Publisher {
         this.#listener.told(message.data)
         return 0
       },
-      gap: reason => {
+      gap: (reason, err) => {
         this.#assertEpoch()
         this.#loseContinuity(reason)
         this.#listener.state('up')
+        if (err !== undefined) this.#log.warn({ err, reason }, 'The event log has lost its continuity; connected clients are sent a gap')
       },
       state: (state, err) => {
         if (this.#closed) return
         this.#health = state === 'up' ? up() : degraded(err?.message ?? 'The event log cannot be reached', this.#health)
+        // Else only the reason has changed.
+        if (state === this.#state) return
+        this.#state = state
         this.#listener.state(state)
         if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
         else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')

@@ -60,10 +60,13 @@ export interface Sink {
    * many connections of this node have got it. Never throws.
    */
   deliver (message: Message): number
-  /** The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. Throws when the epoch cannot be one. */
-  gap (reason: GapReason): void
   /**
-   * Whether the log can be published to and read as it grows, and why not. Told when it changes. While it is `down`,
+   * The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. Throws when the epoch cannot be one.
+   * @param error what has happened to the log, for the application's log.
+   */
+  gap (reason: GapReason, error?: Error): void
+  /**
+   * Whether the log can be published to and read as it grows, and why not. Told when it, or the reason, changes. While it is `down`,
    * `deliver` may pause; what was missed comes later, or a `gap` does.
    */
   state (state: 'up' | 'down', error?: Error): void

@@ -2,6 +2,7 @@ import type { History, OutgoingMessage, Published } from '../broker.js'
 import { BrokerUnavailable, Closed } from '../../errors.js'
 import { bytesOf } from '../ring.js'
 import { isErrorReply, type Connection } from './client.js'
+import type { Report } from './reconnector.js'
 import type { Batch, Outgoing, RedisLog } from './store.js'
 
 /** A publish that has not been answered yet. */
@@ -65,12 +66,12 @@ export class Appender {
   }
 
   /** See `Serve`. */
-  async serve (connection: Connection, up: () => void): Promise<never> {
+  async serve (connection: Connection, report: Report): Promise<never> {
     await this.#log.greet(connection, { asked: 0, writable: true })
     return await new Promise<never>((_resolve, reject) => {
       this.#connection = connection
       this.#fail = reject
-      up()
+      report(null)
       this.#send()
     })
   }
@@ -81,12 +82,12 @@ export class Appender {
     this.#downBecause = cause
     if (this.#options.waitWhenDown) return
     // What Redis cannot have may as well fail now.
-    for (const pending of this.#queue.splice(0)) this.#reject(pending, NOTHING, cause)
+    for (const pending of this.#queue.splice(0)) this.#reject(pending, nothing(cause), cause)
   }
 
   publish (message: OutgoingMessage): Promise<Published> {
     const bytes = OVERHEAD_BYTES + bytesOf(message)
-    if (this.#connection === null && !this.#options.waitWhenDown) throw new BrokerUnavailable(NOTHING, { cause: this.#downBecause })
+    if (this.#connection === null && !this.#options.waitWhenDown) throw new BrokerUnavailable(nothing(this.#downBecause), { cause: this.#downBecause })
     if (this.#pending.size > 0 && this.#bytes + bytes > this.#options.maxPendingBytes) throw new BrokerUnavailable('is too slow: too much waits for it already; nothing was published')
     return new Promise((resolve, reject) => {
       const pending: Pending = { message, nonce: `${this.#log.writerId}-${(++this.#published).toString(36)}`, bytes, deadline: performance.now() + this.#options.publishTimeoutMs, sent: false, logged: null, resolve, reject }
@@ -180,7 +181,7 @@ export class Appender {
     this.#batch = null
     for (const item of items) {
       item.sent = false
-      this.#reject(item, NOTHING, cause)
+      this.#reject(item, nothing(cause), cause)
     }
   }
 
@@ -205,7 +206,7 @@ export class Appender {
       }
       // It is in the log that this node follows, whose reader is late.
       if (pending.logged?.epoch === this.#skipped.epoch) this.#settle(pending).resolve({ seq: pending.logged.seq, delivered: 0 })
-      else this.#reject(pending, pending.sent ? UNKNOWN : NOTHING, this.#connection === null ? this.#downBecause : undefined)
+      else this.#reject(pending, pending.sent ? UNKNOWN : nothing(this.#downBecause), this.#connection === null ? this.#downBecause : undefined)
     }
     // Nobody waits for them any more, and Redis may not take the next batch for long.
     const alive = this.#queue.findIndex(item => this.#pending.has(item.nonce))
@@ -224,5 +225,9 @@ export class Appender {
   }
 }
 
-const NOTHING = 'cannot be reached; nothing was published'
+/** The first word of Redis's answer says what is wrong there; the rest is in the cause. */
+function nothing (cause: Error): string {
+  return `${isErrorReply(cause) ? `cannot be written, Redis answers ${cause.message.split(' ', 1)[0]}` : 'cannot be reached'}; nothing was published`
+}
+
 const UNKNOWN = 'did not answer in time; whether the event was published is not known'

@@ -5,6 +5,7 @@ import { inTime } from '../../util/timeout.js'
 import { resolveRedisOptions, type RedisStreamsOptions, type ResolvedRedisOptions } from '../../options.js'
 import { Appender } from './appender.js'
 import { connector, type Connect, type Connection } from './client.js'
+import { HistoryReader } from './history-reader.js'
 import { Lag } from './lag.js'
 import { Link, type Serve } from './reconnector.js'
 import { RedisLog } from './store.js'
@@ -15,8 +16,8 @@ export type { IoredisClient, NodeRedisClient } from './client.js'
 export type { RedisStreamsOptions } from '../../options.js'
 
 /**
- * The log of many nodes, in Redis 6.2 or later, or Valkey. Each node holds two connections of its own: one that publishes
- * and fetches what is older than the node remembers, and one that waits for what is new.
+ * The log of many nodes, in Redis 6.2 or later, or Valkey. Each node holds two connections of its own, one that publishes and
+ * one that waits for what is new, and a third while it fetches what is older than it remembers.
  * @throws SSE_ERR_INVALID_OPTION
  */
 export function redisStreamsBroker (options: RedisStreamsOptions): Broker {
@@ -34,6 +35,7 @@ class RedisStreamsBroker implements Broker {
   readonly #log: RedisLog
   readonly #reader: LogReader
   readonly #lag: Lag
+  readonly #past: HistoryReader
   /** Links that have never been up. */
   readonly #awaited = new Set<string>()
   /** What keeps a link from being up. */
@@ -47,6 +49,7 @@ class RedisStreamsBroker implements Broker {
   /** The connection that publishes, while there is one. */
   #connection: Connection | null = null
   #state: 'up' | 'down' | null = null
+  #reason: string | null = null
   #onUp: (() => void) | null = null
   #started = false
   #closing: Promise<void> | null = null
@@ -56,13 +59,14 @@ class RedisStreamsBroker implements Broker {
     this.#connect = connect
     this.#log = new RedisLog(options.keyPrefix, createId(), options.replyTimeoutMs)
     this.#reader = new LogReader(this.#log, {
-      moved: (epoch, position, reason) => this.#move(epoch, position, reason),
-      arrived: arrivals => this.#arrive(arrivals)
+      moved: (epoch, position, reason, why) => this.#move(epoch, position, reason, why),
+      arrived: arrival => this.#arrive(arrival)
     })
     this.#lag = new Lag(() => this, async () => {
       const { epoch, newest } = await this.#log.greet(this.#reached(), { asked: 0 })
       return { epoch: nameOf(epoch), position: newest }
     })
+    this.#past = new HistoryReader(this.#log, connect)
   }
 
   get epoch (): string {
@@ -77,10 +81,10 @@ class RedisStreamsBroker implements Broker {
     this.#sink = sink
     this.#history = history
     const appender = this.#appender = new Appender(this.#log, history, this.#options)
-    this.#link('reader', (connection, up) => this.#reader.serve(connection, up))
-    this.#link('writer', (connection, up) => {
+    this.#link('reader', (connection, report) => this.#reader.serve(connection, report))
+    this.#link('writer', (connection, report) => {
       this.#connection = connection
-      return appender.serve(connection, up)
+      return appender.serve(connection, report)
     }, error => {
       this.#connection = null
       appender.lost(error)
@@ -127,6 +131,7 @@ class RedisStreamsBroker implements Broker {
     await this.#appender?.close()
     this.#sink = null
     this.#lag.close(new Closed())
+    this.#past.close()
     await Promise.all(this.#links.map(link => link.stop()))
   }
 
@@ -154,8 +159,10 @@ class RedisStreamsBroker implements Broker {
     if (error === undefined && this.#awaited.size > 0) return
     const state = error === undefined ? 'up' : 'down'
     if (state === 'up') this.#onUp?.()
-    if (state === this.#state) return
+    const reason = error?.message ?? null
+    if (state === this.#state && reason === this.#reason) return
     this.#state = state
+    this.#reason = reason
     this.#sink?.state(state, error)
   }
 
@@ -165,24 +172,42 @@ class RedisStreamsBroker implements Broker {
   }
 
   /** The log goes on elsewhere: what this node remembers of it is void. */
-  #move (epoch: number, position: number, reason: GapReason | null): void {
-    const fetch: Fetch = async (from, to) => await this.#log.range(this.#reached(), epoch, from, to)
+  #move (epoch: number, position: number, reason: GapReason | null, why: string): void {
+    const fetch: Fetch = async (from, to) => {
+      // While Redis cannot be reached, no connection is tried for each reader.
+      this.#reached()
+      return await this.#past.read(epoch, from, to)
+    }
     this.#epoch = epoch
     this.#replay = new Replay(this.#history!, position, fetch)
     this.#appender!.skipped(epoch, position)
     // Who connected before the log was reached has been told a place in none.
-    if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch')
+    if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch', reason === null ? undefined : new BrokerUnavailable(why))
     this.#lag.moved()
   }
 
-  #arrive (arrivals: readonly Arrival[]): void {
-    const replay = this.#replay!
-    for (const { message, time } of arrivals) if (message.seq > 0) replay.append(message, this.#log.localTime(time))
-    for (const { message, nonce } of arrivals) {
-      const delivered = this.#sink?.deliver(message) ?? 0
-      this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
+  #arrive ({ message, time, nonce }: Arrival): void {
+    if (message.seq > 0) this.#replay!.append(message, this.#log.localTime(time))
+    let delivered = 0
+    let fault: Error | null = null
+    try {
+      delivered = this.#sink?.deliver(message) ?? 0
+    } catch (error) {
+      fault = error as Error
     }
+    this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
+    // Some connections have it and some do not: a gap says so to all. What follows is delivered.
+    if (fault !== null) this.#tellGap(fault)
     this.#lag.arrived(this.position)
+  }
+
+  #tellGap (fault: Error): void {
+    try {
+      this.#sink?.gap('trimmed', fault)
+    } catch {
+      // It fails as the delivery did, and nothing else would say so.
+      process.emitWarning(fault)
+    }
   }
 }
 

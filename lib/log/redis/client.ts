@@ -1,3 +1,4 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { BrokerUnavailable, InvalidOption } from '../../errors.js'
 import { inTime } from '../../util/timeout.js'
 
@@ -20,7 +21,10 @@ export interface NodeRedisClient {
  * both client libraries behave alike and what is pending stays in our hands.
  */
 export interface Connection {
-  /** Rejects with Redis's error reply, or when there is no reply in time. A frozen Redis raises no event (FACTS 3.6). */
+  /**
+   * Rejects with Redis's error reply, or when there is no reply in time. While bytes of it arrive, a reply has as much time
+   * again: a slow link is no silent Redis. A frozen Redis raises no event (FACTS 3.6).
+   */
   send (command: readonly string[], timeoutMs: number): Promise<unknown>
   destroy (): void
 }
@@ -32,6 +36,7 @@ interface OwnIoredis extends IoredisClient {
   connect (): Promise<void>
   disconnect (): void
   on (event: string, listener: (error: Error) => void): void
+  readonly stream?: ReadSocket
 }
 
 interface OwnNodeRedis extends NodeRedisClient {
@@ -39,6 +44,11 @@ interface OwnNodeRedis extends NodeRedisClient {
   readonly isOpen: boolean
   destroy (): void
   on (event: string, listener: (error: Error) => void): void
+}
+
+/** What is known of a socket of a client library. */
+interface ReadSocket {
+  readonly bytesRead?: number
 }
 
 interface Attempt {
@@ -114,7 +124,7 @@ async function connectIoredis (client: IoredisClient, { database, connectTimeout
   const failures: Error[] = []
   redis.on('error', error => { failures[0] = withoutCommand(error) })
   const connection: Connection = {
-    send: (command, timeoutMs) => inTime(redis.call(command[0]!, ...command.slice(1)).catch(error => { throw withoutCommand(error) }), timeoutMs),
+    send: (command, timeoutMs) => inTime(redis.call(command[0]!, ...command.slice(1)).catch(error => { throw withoutCommand(error) }), timeoutMs, () => redis.stream?.bytesRead),
     destroy: () => redis.disconnect()
   }
   await established(redis.connect(), connection, connectTimeoutMs, signal).catch(error => { throw failures[0] ?? withoutCommand(error) })
@@ -133,9 +143,9 @@ function withoutCommand (error: Error): Error {
 }
 
 async function connectNodeRedis (client: NodeRedisClient, { database, connectTimeoutMs, onLost, signal }: Attempt): Promise<Connection> {
-  const { socket } = (client as { options?: { socket?: object } }).options ?? {}
+  const { options } = client as { options?: { socket?: object } }
   const redis = client.duplicate({
-    socket: { ...socket, connectTimeout: connectTimeoutMs, socketTimeout: undefined, reconnectStrategy: false },
+    socket: { ...options?.socket, connectTimeout: connectTimeoutMs, socketTimeout: undefined, reconnectStrategy: false },
     disableOfflineQueue: true,
     pingInterval: undefined,
     commandsQueueMaxLength: undefined,
@@ -150,12 +160,28 @@ async function connectNodeRedis (client: NodeRedisClient, { database, connectTim
     ...(database !== undefined && { database })
   }) as OwnNodeRedis
   redis.on('error', onLost)
+  let socket: ReadSocket | undefined
   const connection: Connection = {
-    send: (command, timeoutMs) => inTime(redis.sendCommand([...command]), timeoutMs),
+    send: (command, timeoutMs) => inTime(redis.sendCommand([...command]), timeoutMs, () => socket?.bytesRead),
     destroy: () => { if (redis.isOpen) redis.destroy() }
   }
-  await established(redis.connect(), connection, connectTimeoutMs, signal)
+  const attempt = noticingSocket(() => redis.connect(), made => { socket = made })
+  await established(attempt, connection, connectTimeoutMs, signal)
   return connection
+}
+
+/**
+ * Tells which socket `connect` makes: node-redis keeps it to itself. A socket of TLS is not told; a reply on it has to be
+ * there whole in the time that it has.
+ */
+function noticingSocket<T> (connect: () => T, made: (socket: ReadSocket) => void): T {
+  const onSocket = (message: unknown) => made((message as { socket: ReadSocket }).socket)
+  subscribe('net.client.socket', onSocket)
+  try {
+    return connect()
+  } finally {
+    unsubscribe('net.client.socket', onSocket)
+  }
 }
 
 /** Waits for the handshake; one that is given up leaves no socket behind. */

@@ -2,10 +2,8 @@ import type { History, Message, Page, ReadRequest } from '../broker.js'
 import { Ring } from '../ring.js'
 import type { Entry } from './store.js'
 
-/** Reads entries of the log from Redis, oldest first. */
+/** Reads the newest of these entries of the log from Redis, newest first, as many as come at once; none when there are none. */
 export type Fetch = (from: number, to: number) => Promise<readonly Entry[]>
-
-const PAGE_ENTRIES = 500
 
 /**
  * One stretch of the log without a hole, as this node has it: what has arrived, and in front of it what has been fetched
@@ -46,12 +44,14 @@ export class Replay {
 
   async #fetchPage (): Promise<void> {
     const to = this.#ring.first - 1
-    const from = Math.max(1, to - PAGE_ENTRIES + 1)
-    const entries = to < 1 ? [] : await this.#fetch(from, to)
-    for (let i = entries.length - 1; i >= 0; i--) {
-      const { message, time, number } = entries[i]!
-      if (message === null || number !== this.#ring.first - 1 || !this.#ring.prepend(message, time)) break
+    const entries = to < 1 ? [] : await this.#fetch(1, to)
+    for (const { message, time, number } of entries) {
+      // A hole, or an entry that cannot be delivered: what is in front of it is out of reach.
+      if (message === null || number !== this.#ring.first - 1 || !this.#ring.prepend(message, time)) {
+        this.#complete = true
+        return
+      }
     }
-    this.#complete = this.#ring.first > from || from === 1
+    this.#complete = entries.length === 0
   }
 }

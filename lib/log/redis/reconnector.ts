@@ -1,7 +1,10 @@
 import type { Connect, Connection } from './client.js'
 
-/** Uses a connection for as long as it lasts. Calls `up` once it is of use; never resolves, and rejects when it is not any more. */
-export type Serve = (connection: Connection, up: () => void) => Promise<never>
+/** Tells that a connection is of use, with null, or what keeps it from being of use. */
+export type Report = (problem: Error | null) => void
+
+/** Uses a connection for as long as it lasts; never resolves, and rejects when it is of no use any more. */
+export type Serve = (connection: Connection, report: Report) => Promise<never>
 
 const FIRST_DELAY_MS = 50
 const MAX_DELAY_MS = 1_000
@@ -12,13 +15,13 @@ const SETTLED_MS = 2_000
 export class Link {
   readonly #connect: Connect
   readonly #serve: Serve
-  readonly #onChange: (error: Error | null) => void
+  readonly #onChange: Report
   readonly #stop = new AbortController()
   #running: Promise<void> | null = null
   #wake: (() => void) | null = null
 
-  /** @param onChange called with null when the link is up, and with the reason when it is down or an attempt has failed. */
-  constructor ({ connect, serve, onChange }: { connect: Connect, serve: Serve, onChange: (error: Error | null) => void }) {
+  /** @param onChange called with null when the link is of use, and with the reason when it is not or an attempt has failed. */
+  constructor ({ connect, serve, onChange }: { connect: Connect, serve: Serve, onChange: Report }) {
     this.#connect = connect
     this.#serve = serve
     this.#onChange = onChange
@@ -75,11 +78,11 @@ export class Link {
     try {
       connection = await this.#connect(lose, signal)
       signal.throwIfAborted()
-      const up = () => {
-        upSince = performance.now()
-        this.#onChange(null)
+      const report: Report = problem => {
+        upSince = Math.min(upSince, performance.now())
+        this.#onChange(problem)
       }
-      return await Promise.race([this.#serve(connection, up), lost])
+      return await Promise.race([this.#serve(connection, report), lost])
     } catch (error) {
       return { error: error as Error, lastedMs: performance.now() - upSince }
     } finally {

@@ -5,6 +5,7 @@ import { BrokerUnavailable } from '../../errors.js'
 import type { EventPriority } from '../../events/event.js'
 import { bytesOf } from '../ring.js'
 import type { Connection } from './client.js'
+import type { Portion } from './portion.js'
 import { APPEND, GREET } from './script.js'
 
 /** A message as it stands in Redis. */
@@ -13,7 +14,8 @@ export interface Entry {
   readonly message: Message | null
   /** See `Outgoing`. */
   readonly nonce: string
-  /** When it was logged, by Redis's clock, in milliseconds. */
+  readonly epoch: number
+  /** When it was logged, by Redis's clock, in milliseconds; 0 when it is not of our making. */
   readonly time: number
   /** Its number among the logged, or among the ephemeral ones. */
   readonly number: number
@@ -21,11 +23,26 @@ export interface Entry {
   readonly other: number
 }
 
-/** What has come, oldest first; at most `READ_COUNT` of each. */
-export interface News {
+/** Where a reader stands: it has read up to these numbers. */
+export interface Position {
   readonly epoch: number
-  readonly logged: readonly Entry[]
-  readonly ephemeral: readonly Entry[]
+  readonly seq: number
+  readonly ephemerals: number
+}
+
+/** What has come of one kind, oldest first. */
+export interface Stretch {
+  readonly entries: readonly Entry[]
+  /** Whether there may be more behind it. */
+  readonly cut: boolean
+}
+
+/** What has come. */
+export interface News {
+  readonly logged: Stretch
+  readonly ephemeral: Stretch
+  /** Whether an entry is left out that Redis may not have been given by a node: `greet` tells. */
+  readonly suspect: boolean
 }
 
 /** Where the log stands. */
@@ -41,6 +58,8 @@ export interface Place {
   /** When the entry that was asked about was logged, and the newest; null when there is none. */
   readonly askedTime: number | null
   readonly newestTime: number | null
+  /** Why this epoch was begun. */
+  readonly why: string
 }
 
 /** A message on its way to Redis. */
@@ -61,9 +80,10 @@ export interface Batch {
 /** What became of a batch: its place, or null when it came too late and nothing was appended. */
 export type Appended = { epoch: number, first: number } | null
 
-export const READ_COUNT = 500
 /** A writer whose reply was lost comes back within its publish timeout, which is at most a minute. */
 const WRITER_MS = 300_000
+/** The slowest link on which a batch is appended before its connection is given up: 64 KB/s. */
+const APPEND_BYTES_PER_MS = 64
 /** Ephemeral messages stay only until every node has read them. */
 const EPHEMERAL_HISTORY: History = { maxEvents: 1_000, maxAgeMs: 10_000, maxBytes: 4 * 1024 * 1024 }
 
@@ -115,44 +135,69 @@ export class RedisLog {
     const [epoch, oldest, newest, ephemerals, now] = reply.map(Number) as [number, number, number, number, number]
     this.#observe(now)
     const [askedTime, newestTime] = [reply[5]!, reply[6]!].map(time => time === '' ? null : Number(time)) as [number | null, number | null]
-    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime }
+    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime, why: reply[7]! }
   }
 
   async append (connection: Connection, { number, remainingMs, items }: Batch, history: History): Promise<Appended> {
     const deadline = Math.floor(Date.now() + this.#aheadMs + remainingMs())
+    let bytes = 0
     const args = [number, deadline, WRITER_MS, ...limits(history), ...limits(EPHEMERAL_HISTORY)].map(String)
     for (const { message, nonce } of items) {
       const { event, data, priority, retry, key, target, ephemeral } = message
-      args.push(ephemeral ? '0' : '1', String(bytesOf(message)), JSON.stringify({ event, priority, retry, key, target, nonce }), data)
+      const size = bytesOf(message)
+      bytes += size
+      args.push(ephemeral ? '0' : '1', String(size), JSON.stringify({ event, priority, retry, key, target, nonce }), data)
     }
-    const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs))
+    const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs + Math.ceil(bytes / APPEND_BYTES_PER_MS)))
     this.#observe(Number(reply[1]))
     return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }
   }
 
-  /** What comes after these numbers, waited for as long as `blockMs`; null when nothing came. */
-  async follow (connection: Connection, epoch: number, seq: number, ephemerals: number, blockMs: number): Promise<News | null> {
+  /**
+   * What comes after this position, waited for as long as `blockMs`; null when nothing came.
+   * @param known up to where Redis has confirmed that entries were given by nodes, whatever they look like.
+   */
+  async follow (connection: Connection, { epoch, seq, ephemerals }: Position, known: Pick<Place, 'newest' | 'ephemerals'>, portion: Portion, blockMs: number): Promise<News | null> {
     // To block for 0 would be for ever.
     const block = blockMs === 0 ? [] : ['BLOCK', String(blockMs)]
-    const reply = await connection.send(['XREAD', 'COUNT', String(READ_COUNT), ...block, 'STREAMS', this.#log, this.#ephemeral, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], blockMs + this.#replyTimeoutMs)
+    const { count } = portion
+    const reply = await this.#read(connection, ['XREAD', 'COUNT', String(count), ...block, 'STREAMS', this.#log, this.#ephemeral, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], portion, blockMs)
     if (reply === null) return null
-    const news = { epoch: 0, logged: [] as Entry[], ephemeral: [] as Entry[] }
+    const news = { logged: NOTHING, ephemeral: NOTHING, suspect: false }
     for (const [key, raw] of reply as [unknown, unknown[]][]) {
       // A prefix of the client's own may stand before ours.
       const ephemeral = String(key).endsWith(this.#ephemeral)
-      for (const item of raw) {
-        const { epoch, entry } = decode(item, ephemeral)
-        news.epoch = epoch
-        news[ephemeral ? 'ephemeral' : 'logged'].push(entry)
-      }
+      const last = ephemeral ? known.ephemerals : known.newest
+      const decoded = raw.map(item => decode(item, ephemeral))
+      const suspect = decoded.findIndex(entry => entry.epoch !== epoch || (entry.message === null && entry.number > last))
+      if (suspect >= 0) news.suspect = true
+      news[ephemeral ? 'ephemeral' : 'logged'] = { entries: suspect < 0 ? decoded : decoded.slice(0, suspect), cut: suspect >= 0 || raw.length >= count }
     }
     return news
   }
 
-  /** The entries of these numbers that are there, oldest first. */
-  async range (connection: Connection, epoch: number, from: number, to: number): Promise<Entry[]> {
-    const reply = await connection.send(['XRANGE', this.#log, `${epoch}-${from}`, `${epoch}-${to}`], this.#replyTimeoutMs)
-    return (reply as unknown[]).map(item => decode(item, false).entry)
+  /** The entries of these numbers that are there, newest first; as many as the portion has room for. */
+  async range (connection: Connection, epoch: number, from: number, to: number, portion: Portion): Promise<Entry[]> {
+    const reply = await this.#read(connection, ['XREVRANGE', this.#log, `${epoch}-${to}`, `${epoch}-${from}`, 'COUNT', String(portion.count)], portion, 0)
+    return (reply as unknown[]).map(item => decode(item, false))
+  }
+
+  /** Sends a read of a portion, which learns from it. */
+  async #read (connection: Connection, command: readonly string[], portion: Portion, blockMs: number): Promise<unknown> {
+    const { count } = portion
+    const timeoutMs = blockMs + this.#replyTimeoutMs * portion.patience
+    const sentAt = performance.now()
+    try {
+      const reply = await connection.send(command, timeoutMs)
+      const streams = command[0] === 'XREAD' ? (reply as [unknown, unknown[]][] | null ?? []).map(([, raw]) => raw) : [reply as unknown[]]
+      const share = (performance.now() - sentAt) / timeoutMs
+      for (const raw of streams) portion.came(count, raw.length, bytesOfEntries(raw), share)
+      return reply
+    } catch (error) {
+      // A timer may fire a little early.
+      if (performance.now() - sentAt > timeoutMs - 10) portion.late(count)
+      throw error
+    }
   }
 
   #observe (clock: number): void {
@@ -179,17 +224,28 @@ const head = TypeCompiler.Compile(Type.Object({
   nonce: Type.String()
 }))
 
-function decode (raw: unknown, ephemeral: boolean): { epoch: number, entry: Entry } {
+const NOTHING: Stretch = { entries: [], cut: false }
+
+function decode (raw: unknown, ephemeral: boolean): Entry {
   const [id, fields] = raw as [unknown, unknown[]]
   const [epoch, number] = String(id).split('-').map(Number) as [number, number]
   const [t, time, b, , o, other, h, text, d, data] = fields as string[]
-  const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd'
+  const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd' && isCount(time!) && isCount(other!)
   const parsed = ours ? parse(text!) : null
-  const place = { time: Number(time), number, other: Number(other) }
-  if (!head.Check(parsed)) return { epoch, entry: { message: null, nonce: '', ...place } }
+  if (!head.Check(parsed)) return { epoch, number, message: null, nonce: '', time: 0, other: 0 }
   const { event, priority, retry, key, target, nonce } = parsed
   const message = { event, data: data!, priority: priority as EventPriority, retry, key, target, ephemeral, seq: ephemeral ? 0 : number }
-  return { epoch, entry: { message, nonce, ...place } }
+  return { epoch, number, message, nonce, time: Number(time), other: Number(other) }
+}
+
+function isCount (text: string): boolean {
+  return /^\d{1,15}$/.test(text)
+}
+
+function bytesOfEntries (entries: readonly unknown[]): number {
+  let bytes = 0
+  for (const entry of entries) for (const text of (entry as [unknown, unknown[]])[1]) bytes += String(text).length
+  return bytes
 }
 
 function parse (text: string): unknown {

@@ -1,0 +1,52 @@
+import type { Connect, Connection } from './client.js'
+import { Portion } from './portion.js'
+import type { Entry, RedisLog } from './store.js'
+
+/** Time after which a connection that is not used is closed. */
+const IDLE_MS = 10_000
+
+/**
+ * Reads what is older than this node remembers, on a connection of its own: on a slow link its large replies hold up no
+ * publish, and a timeout costs only this connection. It is made when something is read, and closed when it has been idle.
+ */
+export class HistoryReader {
+  readonly #log: RedisLog
+  readonly #connect: Connect
+  readonly #portion = new Portion()
+  readonly #stop = new AbortController()
+  #connection: Promise<Connection> | null = null
+  #reads = 0
+  #idle: NodeJS.Timeout | undefined
+
+  constructor (log: RedisLog, connect: Connect) {
+    this.#log = log
+    this.#connect = connect
+  }
+
+  /** The newest of the entries `from` to `to`, newest first: as many as one reply may have. Rejects when Redis does not answer. */
+  async read (epoch: number, from: number, to: number): Promise<Entry[]> {
+    this.#stop.signal.throwIfAborted()
+    clearTimeout(this.#idle)
+    this.#reads++
+    const connection: Promise<Connection> = (this.#connection ??= this.#connect(() => this.#drop(connection), this.#stop.signal))
+    try {
+      return await this.#log.range(await connection, epoch, from, to, this.#portion)
+    } catch (error) {
+      this.#drop(connection)
+      throw error
+    } finally {
+      if (--this.#reads === 0) this.#idle = setTimeout(() => this.#drop(connection), IDLE_MS).unref()
+    }
+  }
+
+  close (): void {
+    this.#stop.abort()
+    clearTimeout(this.#idle)
+    if (this.#connection !== null) this.#drop(this.#connection)
+  }
+
+  #drop (connection: Promise<Connection>): void {
+    if (this.#connection === connection) this.#connection = null
+    connection.then(made => made.destroy(), () => {})
+  }
+}
