@@ -1,10 +1,16 @@
 import fastifyRedis from '@fastify/redis'
 import { createClient, RESP_TYPES } from '@redis/client'
+import { once } from 'node:events'
+import { createServer, type AddressInfo } from 'node:net'
 import Fastify from 'fastify'
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import type { Broker, GapReason, History, Message, OutgoingMessage, Published } from '../../lib/log/broker.js'
 import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/log/redis/broker.js'
+import { connector } from '../../lib/log/redis/client.js'
+import { MAX_COUNT, Portion } from '../../lib/log/redis/portion.js'
+import { Link } from '../../lib/log/redis/reconnector.js'
+import { RedisLog } from '../../lib/log/redis/store.js'
 import { formatPlace } from '../../lib/log/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
 import { brokerContract } from '../../lib/testing/broker-contract.js'
@@ -311,8 +317,8 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     const foreign = await open(t, { client: url, keyPrefix: 'foreign' })
     await foreign.publish('before')
     const epoch = parseInt(foreign.broker.epoch, 36)
-    await server.ask('XADD', '{foreign}:log', `${epoch}-2`, 'what', 'ever')
     await server.ask('HSET', '{foreign}:meta', 'seq', '2')
+    await server.ask('XADD', '{foreign}:log', `${epoch}-2`, 'what', 'ever')
     await foreign.publish('after')
     t.strictSame(texts(foreign), ['before', 'after'])
     t.strictSame(foreign.gaps, ['trimmed'])
@@ -322,8 +328,9 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     const good = { event: 'e', priority: 1, target: {}, nonce: 'other' }
     let seq = 3
     for (const head of ['{', 'null', '7', ...[{ ...good, event: 'a\nid: 9' }, { ...good, event: '' }, { ...good, priority: 4 }, { ...good, retry: 0 }, { ...good, target: undefined }, { ...good, target: { userIds: 'ada' } }, { ...good, nonce: undefined }].map(head => JSON.stringify(head))]) {
-      await server.ask('XADD', '{foreign}:log', `${epoch}-${++seq}`, 't', String(Date.now()), 'b', '0', 'o', '0', 'h', head, 'd', 'bad')
-      await server.ask('HSET', '{foreign}:meta', 'seq', String(seq))
+      // In this order: an entry behind what the meta data say is not of the log at all.
+      await server.ask('HSET', '{foreign}:meta', 'seq', String(++seq))
+      await server.ask('XADD', '{foreign}:log', `${epoch}-${seq}`, 't', String(Date.now()), 'b', '0', 'o', '0', 'h', head, 'd', 'bad')
       await foreign.publish(head)
       seq++
       t.equal(texts(foreign).at(-1), head)
@@ -332,6 +339,232 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     t.equal(foreign.gaps.length, 11, 'each is told')
     t.notOk(texts(foreign).includes('bad'))
     t.strictSame(foreign.states, ['up'], 'and the connections stay')
+  })
+
+  await t.test('what something else does to the keys is got over by one gap', async t => {
+    const epochOf = (node: Node) => parseInt(node.broker.epoch, 36)
+    const cases: [name: string, gaps: number, harm: (key: (name: string) => string, epoch: number) => string[][]][] = [
+      ['an entry by the clock', 1, key => [['XADD', key('log'), '*', 'a', 'b']]],
+      ['the next entry', 1, (key, epoch) => [['XADD', key('log'), `${epoch}-4`, 'a', 'b']]],
+      ['the next entry, in our form', 1, (key, epoch) => [['XADD', key('log'), `${epoch}-4`, 't', String(Date.now()), 'b', '0', 'o', '1', 'h', '{}', 'd', '']]],
+      ['the next entry, as if of a node', 1, (key, epoch) => [['XADD', key('log'), `${epoch}-4`, 't', String(Date.now()), 'b', '0', 'o', '1', 'h', JSON.stringify({ event: 'e', priority: 1, target: {}, nonce: '' }), 'd', 'x']]],
+      ['an entry far away in this epoch', 1, (key, epoch) => [['XADD', key('log'), `${epoch}-18446744073709551610`, 'a', 'b']]],
+      ['the last id there is', 1, key => [['XADD', key('log'), '18446744073709551615-18446744073709551615', 'a', 'b']]],
+      ['an entry that was deleted again', 1, key => [['XADD', key('log'), '18446744073709551615-1', 'a', 'b'], ['XDEL', key('log'), '18446744073709551615-1']]],
+      ['an ephemeral entry by the clock', 1, key => [['XADD', key('ephemeral'), '*', 'a', 'b']]],
+      ['the next ephemeral entry', 1, (key, epoch) => [['XADD', key('ephemeral'), `${epoch}-2`, 'a', 'b']]],
+      ['meta data of before', 1, key => [['HSET', key('meta'), 'seq', '2']]],
+      ['meta data of before, of ephemeral entries', 1, key => [['HSET', key('meta'), 'ephemerals', '0']]],
+      ['an epoch that is no number', 1, key => [['HSET', key('meta'), 'epoch', 'nan']]],
+      ['a sequence number that is none', 1, key => [['HSET', key('meta'), 'seq', '1e300']]],
+      ['a value for the log', 1, key => [['SET', key('log'), 'x']]],
+      ['a list for the ephemeral stream', 1, key => [['DEL', key('ephemeral')], ['RPUSH', key('ephemeral'), 'x']]],
+      ['a value for the meta data', 1, key => [['SET', key('meta'), 'x']]],
+      ['an entry deleted that all have read', 0, (key, epoch) => [['XDEL', key('log'), `${epoch}-2`]]],
+      ['accounts that are lost', 0, key => [['HDEL', key('meta'), 'logBytes', 'logFirstBytes', 'logFirstTime'], ['HSET', key('meta'), 'ephemeralBytes', 'x', 'ephemeralFirstBytes', '-1', 'ephemeralFirstTime', '1.5']]]
+    ]
+    await Promise.all(cases.map(async ([name, gaps, harm], i) => {
+      const keyPrefix = `harm-${i}`
+      const [one, other] = [await open(t, { client: url, keyPrefix }), await open(t, { client: createClient({ url }), keyPrefix })]
+      for (const n of numbers(3)) await one.publish(n)
+      await one.publish('ephemeral', { ephemeral: true })
+      await until(() => other.delivered.length === 4)
+      const [epoch, answers] = [one.broker.epoch, [] as string[]]
+      for (const command of harm(key => `{${keyPrefix}}:${key}`, epochOf(one))) answers.push(await server.ask(...command))
+      t.notOk(answers.some(answer => answer.startsWith('-')), `${name}: ${answers}`)
+      // One that had been given a place in the old epoch is lost with it, and its publisher is told.
+      const outcomes = await Promise.all(numbers(10).map(n => one.publish(`after ${n}`, { ephemeral: n === '5' }).then(() => 'ok', error => (error as Error).message)))
+      t.strictSame(outcomes.filter(outcome => outcome !== 'ok' && !/lost together/.test(outcome)), [], name)
+      for (let n = 0; n < 5; n++) await other.publish(`later ${n}`)
+      await until(() => one.delivered.at(-1)?.data === 'later 4')
+      const late = await open(t, { client: url, keyPrefix })
+      t.strictSame((await late.read(late.broker.position - 5)), numbers(5).map(n => `later ${n}`), name)
+      for (const node of [one, other]) {
+        t.equal(node.gaps.length, gaps, `${name}: ${node.gaps}`)
+        t.ok(gaps === 0 ? node.broker.epoch === epoch : node.broker.epoch > epoch, name)
+        t.strictSame(texts(node).filter(text => text.startsWith('later')), numbers(5).map(n => `later ${n}`), name)
+        t.equal(node.states.at(-1), 'up', name)
+      }
+      t.strictSame(texts(one).filter(text => text.startsWith('after')), numbers(10).filter(n => outcomes[Number(n)] === 'ok').map(n => `after ${n}`), `${name}: what was confirmed has arrived, nothing else`)
+    }))
+  })
+
+  await t.test('a foreign entry that is the oldest is trimmed as any other', async t => {
+    const node = await open(t, { client: url, keyPrefix: 'oldest' }, { maxEvents: 3 })
+    await node.publish('0')
+    await server.ask('HSET', '{oldest}:meta', 'seq', '2')
+    await server.ask('XADD', '{oldest}:log', `${parseInt(node.broker.epoch, 36)}-2`, 'a', 'b')
+    for (const n of numbers(10).slice(2)) await node.publish(n)
+    t.strictSame(node.gaps, ['trimmed'])
+    t.strictSame(await node.read(node.broker.position - 3), ['7', '8', '9'])
+  })
+
+  await t.test('numbers of an entry that are none spoil nothing', async t => {
+    const node = await open(t, { client: url, keyPrefix: 'numbers' })
+    const epoch = parseInt(node.broker.epoch, 36)
+    const head = JSON.stringify({ event: 'e', priority: 1, target: {}, nonce: '' })
+    let seq = 0
+    for (const [time, other] of [['x', '0'], ['1', 'x'], ['1e400', '0'], ['1', '-1']] as const) {
+      await server.ask('HSET', '{numbers}:meta', 'seq', String(++seq))
+      await server.ask('XADD', '{numbers}:log', `${epoch}-${seq++}`, 't', time, 'b', '0', 'o', other, 'h', head, 'd', 'bad')
+      await node.publish('ephemeral', { ephemeral: true })
+      await node.publish('logged')
+    }
+    t.strictSame(texts(node).join(), 'ephemeral,logged,'.repeat(4).slice(0, -1))
+    t.strictSame(node.gaps, ['trimmed', 'trimmed', 'trimmed', 'trimmed'])
+    t.equal(parseInt(node.broker.epoch, 36), epoch)
+  })
+
+  await t.test('a batch is appended whole, and once, also when its streams are broken', async t => {
+    const connection = await connector(url, undefined, 20_000)(() => {}, new AbortController().signal)
+    t.teardown(() => connection.destroy())
+    const length = async (key: string) => Number((await server.ask('XLEN', `{whole}:${key}`)).split('\r\n')[0]!.slice(1))
+    const log = new RedisLog('whole', 'writer', 20_000)
+    const item = (data: string, ephemeral: boolean) => ({ nonce: data, message: { event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral } })
+    const batch = (number: number, remainingMs = 20_000) => ({ number, remainingMs: () => remainingMs, items: [item('1', false), item('2', true), item('3', false), item('4', true)] })
+    const before = await log.append(connection, batch(1), HISTORY)
+    for (const [n, key] of ['ephemeral', 'log'].entries()) {
+      await server.ask('XADD', `{whole}:${key}`, '*', 'a', 'b')
+      const after = await log.append(connection, batch(2 + n), HISTORY)
+      t.match(after, { first: 1 })
+      t.ok(after!.epoch > before!.epoch)
+      t.strictSame([await length('log'), await length('ephemeral')], [2, 2], `${key}: nothing half, nothing twice`)
+      t.strictSame(await log.append(connection, batch(2 + n), HISTORY), after, 'sent again')
+      t.strictSame([await length('log'), await length('ephemeral')], [2, 2])
+      t.match(await log.greet(connection, { asked: 0 }), { why: `{whole}:${key} has an id that no node has given` })
+    }
+    // What is remembered of the writer was overwritten.
+    await server.ask('DEL', '{whole}:writer:writer')
+    await server.ask('RPUSH', '{whole}:writer:writer', 'x')
+    t.match(await log.append(connection, batch(4), HISTORY), { first: 3 })
+    // Clocks of nodes may be wrong.
+    for (const shiftMs of [60_000, -60_000]) {
+      const { now } = Date
+      Date.now = () => now() + shiftMs
+      try {
+        await log.greet(connection, { asked: 0 })
+        t.not(await log.append(connection, batch(shiftMs > 0 ? 5 : 6), HISTORY), null, `${shiftMs} ms`)
+        t.equal(await log.append(connection, batch(20, -1_000), HISTORY), null, 'too late')
+      } finally {
+        Date.now = now
+      }
+    }
+  })
+
+  await t.test('an exception of a delivery costs a gap, and nothing else', async t => {
+    const broker = redisStreamsBroker({ client: url, keyPrefix: 'throws', startTimeoutMs: 20_000, publishTimeoutMs: 20_000, replyTimeoutMs: 20_000 })
+    t.teardown(() => broker.close())
+    const told: string[] = []
+    let gapThrows = false
+    await broker.open({
+      deliver: ({ data }) => {
+        told.push(data)
+        if (data.startsWith('bad')) throw new Error(data)
+        return 1
+      },
+      gap: (reason, error) => {
+        told.push(`${reason}: ${error?.message}`)
+        if (gapThrows) throw new Error('as well')
+      },
+      state: state => { told.push(state) }
+    }, HISTORY)
+    const warnings: Error[] = []
+    process.on('warning', warning => { if (/^bad/.test(warning.message)) warnings.push(warning) })
+    const publish = (data: string, ephemeral = false) => broker.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral })
+    const results = await Promise.all(['1', 'bad 2', '3'].map(data => publish(data)))
+    t.strictSame(results, [{ seq: 1, delivered: 1 }, { seq: 2, delivered: 0 }, { seq: 3, delivered: 1 }])
+    gapThrows = true
+    await Promise.all([publish('bad ephemeral', true), publish('4')])
+    t.strictSame(told, ['up', '1', 'bad 2', 'trimmed: bad 2', '3', 'bad ephemeral', 'trimmed: bad ephemeral', '4'])
+    t.equal(broker.position, 4)
+    await until(() => warnings.length === 1, 5_000, 'a gap that throws is a warning')
+  })
+
+  await t.test('a deleted entry in the middle is a gap for what is before it', async t => {
+    const one = await open(t, { client: url, keyPrefix: 'middle' })
+    for (const n of numbers(20)) await one.publish(n)
+    await server.ask('XDEL', '{middle}:log', `${parseInt(one.broker.epoch, 36)}-10`)
+    const other = await open(t, { client: url, keyPrefix: 'middle' })
+    t.equal(await other.read(8), 'trimmed')
+    t.strictSame(await other.read(10), numbers(20).slice(10))
+    t.equal(await other.read(9), 'trimmed')
+  })
+
+  await t.test('more than fits at once keeps its order, of both kinds', async t => {
+    const proxy = await Proxy.to(server.port)
+    t.teardown(() => proxy.close())
+    const one = await open(t, { client: url, keyPrefix: 'full' })
+    const other = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'full' })
+    await one.publish('before')
+    await until(() => other.delivered.length === 1)
+    proxy.cut()
+    await Promise.all(numbers(600).map(n => one.publish(n, { ephemeral: n === '20' || n === '550' })))
+    proxy.open = true
+    await until(() => other.delivered.length === 601)
+    t.strictSame(texts(other), ['before', ...numbers(600)])
+    t.strictSame(other.gaps, [])
+  })
+
+  await t.test('a slow link', async t => {
+    const big = 'x'.repeat(100_000)
+    await Promise.all(Object.entries({ ioredis: (url: string) => new Redis(url, { lazyConnect: true }), 'node-redis': (url: string) => createClient({ url }) }).map(async ([name, client]) => {
+      const keyPrefix = `slow-${name}`
+      const history = { maxBytes: 1 << 26 }
+      const proxy = await Proxy.to(server.port)
+      t.teardown(() => proxy.close())
+      const near = await open(t, { client: url, keyPrefix }, history)
+      const far = await open(t, { client: client(proxy.url), keyPrefix, replyTimeoutMs: 1_500 }, history)
+      await near.publish('before')
+      await until(() => far.delivered.length === 1)
+      proxy.cut()
+      await until(() => far.states.at(-1) !== 'up')
+      await Promise.all(numbers(80).map(() => near.publish(big)))
+      proxy.bytesPerMs = 2_000
+      proxy.open = true
+      await until(() => far.delivered.length > 1, 30_000, `${name}: it comes`)
+      t.match(far.states.at(-1), /^down/, `${name}: degraded while there is more to come`)
+      await until(() => far.delivered.length === 81, 30_000, `${name}: all of it comes`)
+      await until(() => far.states.at(-1) === 'up')
+      t.ok(far.states.some(state => /has \d+ events that this node has not read yet/.test(state)), `${name}: and says so: ${far.states}`)
+      t.strictSame(far.gaps, [])
+
+      // Whoever returns to a node that has just started. What others publish there does not wait behind it.
+      const fresh = await open(t, { client: client(proxy.url), keyPrefix, replyTimeoutMs: 1_500 }, history)
+      const first = fresh.read(1)
+      first.catch(() => {})
+      for (const n of numbers(20)) await fresh.publish(n)
+      const read = await until(() => first.catch(() => fresh.read(1)).catch(() => null), 30_000, `${name}: old events come`)
+      t.ok(read.length >= 80, name)
+      t.strictSame(fresh.states, ['up'], `${name}: the connection that publishes stays`)
+
+      // A single event may take many times as long as Redis has to answer.
+      const { seq } = await near.publish('y'.repeat(1_000_000))
+      proxy.bytesPerMs = 200
+      const late = await open(t, { client: client(proxy.url), keyPrefix, replyTimeoutMs: 1_500 }, history)
+      t.equal((await late.read(seq! - 1))[0]!.length, 1_000_000, `${name}: an event of 5 s`)
+    }))
+  })
+
+  await t.test('what fails to come from the history costs no connection that publishes', async t => {
+    const proxy = await Proxy.to(server.port)
+    t.teardown(() => proxy.close())
+    const one = await open(t, { client: url, keyPrefix: 'apart' })
+    for (const n of numbers(3)) await one.publish(n)
+    for (const client of [new Redis(proxy.url, { lazyConnect: true }), createClient({ url: proxy.url })]) {
+      const node = await open(t, { client, keyPrefix: 'apart' })
+      proxy.swallow = 'XREVRANGE'
+      await t.rejects(node.read(0))
+      t.equal(proxy.swallow, null)
+      t.strictSame((await node.read(0)).slice(0, 3), numbers(3))
+      await node.publish('goes on')
+      t.strictSame(node.states, ['up'])
+    }
+  })
+
+  await t.test('bytes of publishes that are answered make room again', async t => {
+    const node = await open(t, { client: url, keyPrefix: 'room', maxPendingBytes: 10_000 })
+    for (let round = 0; round < 10; round++) await Promise.all(numbers(4).map(() => node.publish('x'.repeat(1_000))))
+    t.equal(node.delivered.length, 40)
   })
 
   await t.test('scripts are sent again to a Redis that has forgotten them', async t => {
@@ -352,6 +585,82 @@ t.test('with a server', { skip: withoutRedis }, async t => {
   })
 })
 
+t.test('a portion follows the size of entries and the speed of replies', async t => {
+  const portion = new Portion()
+  const read = (bytes: number, share: number, entries = portion.count) => {
+    portion.came(portion.count, entries, entries * bytes, share)
+    return portion.count
+  }
+  t.equal(portion.count, 64)
+  t.equal(read(100, 0), 128)
+  for (let i = 0; i < 5; i++) read(100, 0)
+  t.equal(portion.count, MAX_COUNT)
+  t.equal(read(100_000, 0), 10, 'a megabyte')
+  t.ok(read(100, 0) < 20, 'the next ones may be as large again')
+  for (let i = 0; i < 50; i++) read(100, 0)
+  t.equal(portion.count, MAX_COUNT)
+  t.equal(read(100, 0.4), MAX_COUNT, 'quick enough')
+  t.equal(read(100, 0.6), MAX_COUNT / 2, 'too close to the end of its time')
+  t.equal(read(100, 0.9, 3), MAX_COUNT / 2, 'it has waited for its first entry')
+  t.equal(read(0, 0, 0), MAX_COUNT / 2)
+  for (let count = 250; count > 1; count >>= 1) {
+    t.equal(portion.count, count)
+    portion.late(count)
+  }
+  t.strictSame([portion.count, portion.patience], [1, 1])
+  for (let i = 0; i < 20; i++) portion.late(1)
+  t.strictSame([portion.count, portion.patience], [1, 64], 'bounded')
+  for (let i = 0; i < 3; i++) read(100, 0)
+  t.strictSame([portion.count, portion.patience], [8, 8])
+})
+
+t.test('a link that lasts comes back at once, one that does not ever more slowly', async t => {
+  for (const lastsMs of [10_000, 0]) {
+    const delays: number[] = []
+    let now = performance.now()
+    const { setTimeout } = globalThis
+    const restore = [
+      t.intercept(performance, 'now', { value: () => now, configurable: true }),
+      t.intercept(globalThis, 'setTimeout', {
+        value: (run: () => void, ms: number) => {
+          delays.push(ms)
+          return setTimeout(run, 0)
+        },
+        configurable: true
+      })
+    ]
+    const changes: (Error | null)[] = []
+    const link = new Link({
+      connect: async () => ({ send: async () => null, destroy: () => {} }),
+      serve: async (_connection, report) => {
+        report(null)
+        now += lastsMs
+        throw new Error('lost')
+      },
+      onChange: error => { changes.push(error) }
+    })
+    link.start()
+    while (delays.length < 12) await new Promise(resolve => setImmediate(resolve))
+    await link.stop()
+    for (const { restore: undo } of restore as unknown as { restore (): void }[]) undo()
+    t.ok(lastsMs > 0 ? delays.every(ms => ms <= 50) : delays.slice(6).every(ms => ms >= 500 && ms <= 1_000), delays.join())
+    t.ok(changes.length >= 24)
+  }
+})
+
+t.test('closing does not wait for a server that says nothing', async t => {
+  const server = createServer(socket => socket.on('error', () => {})).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => server.close())
+  const url = `redis://127.0.0.1:${(server.address() as AddressInfo).port}`
+  for (const client of [new Redis(url, { lazyConnect: true }), createClient({ url })]) {
+    const node = await open(t, { client, replyTimeoutMs: 60_000, startTimeoutMs: 100, startDegraded: true })
+    let closed = false
+    node.broker.close().then(() => { closed = true })
+    await until(() => closed, 20_000, 'it is closed')
+  }
+})
+
 t.test('a server that refuses', { skip: withoutRedis }, async t => {
   const server = await start(t)
   for (const [what, wrong, right, message] of [
@@ -362,7 +671,7 @@ t.test('a server that refuses', { skip: withoutRedis }, async t => {
     await node.publish('before')
     await server.ask(...wrong)
     const error = await node.publish('refused').catch(error => error) as SSEError
-    t.match(error, { ...unavailable, message: 'nothing was published' }, what)
+    t.match(error, { ...unavailable, message: /cannot be written, Redis answers (OOM|READONLY); nothing was published/ }, what)
     t.match((error.cause as Error).message, message)
     await until(() => node.states.at(-1) !== 'up')
     t.match(node.states.at(-1), /^down: (?:OOM|READONLY|UNBLOCKED)/)

@@ -10,6 +10,10 @@ export class Proxy {
   /** While set, replies to connections that have sent this text are swallowed, and those connections cut. */
   swallow: string | null = null
   swallowed = 0
+  /** Whether connections are taken. */
+  open = true
+  /** What a connection carries from the server. */
+  bytesPerMs = Infinity
   /** While set, replies to connections that have sent this text wait. */
   #hold: string | null = null
 
@@ -20,7 +24,7 @@ export class Proxy {
   static async to (port: number): Promise<Proxy> {
     const server = createServer()
     const proxy = new Proxy(server)
-    server.on('connection', client => proxy.#join(client, connect(port, '127.0.0.1')))
+    server.on('connection', client => { if (proxy.open) proxy.#join(client, connect(port, '127.0.0.1')); else client.destroy() })
     server.listen(0, '127.0.0.1')
     await once(server, 'listening')
     return proxy
@@ -60,6 +64,9 @@ export class Proxy {
     server.on('data', data => {
       if (!marked) {
         client.write(data)
+        if (this.bytesPerMs === Infinity) return
+        server.pause()
+        setTimeout(() => server.resume(), data.length / this.bytesPerMs)
         return
       }
       this.swallow = null
@@ -73,6 +80,12 @@ export class Proxy {
         other.destroy()
       })
     }
+  }
+
+  /** Cuts all connections, and takes none until it is open again. */
+  cut (): void {
+    this.open = false
+    for (const socket of this.#sockets) socket.destroy()
   }
 
   async close (): Promise<void> {
