@@ -173,8 +173,8 @@ export interface RedisStreamsOptions {
   /** Database to use. Absent: the client's. Integer from 0. */
   database?: ResolvedRedisOptions['database']
   /**
-   * Time that Redis has for an answer, or to take a connection, in milliseconds; then the connection is given up. Integer,
-   * 100 to 60_000. Default `2_000`.
+   * Time that Redis has for an answer, or to take a connection, in milliseconds; then the connection is given up. It begins
+   * anew while bytes of an answer arrive. Integer, 100 to 60_000. Default `2_000`.
    */
   replyTimeoutMs?: ResolvedRedisOptions['replyTimeoutMs']
   /** Time after which a publish that is not confirmed is rejected, in milliseconds. Integer, 100 to 60_000. Default `2_000`. */

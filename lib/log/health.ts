@@ -2,7 +2,7 @@
 export interface Health {
   /**
    * - `up`: what is published is logged and delivered.
-   * - `degraded`: connected clients stay connected and `local` broadcasts reach them; nothing can be logged.
+   * - `degraded`: connected clients stay connected and `local` broadcasts reach them; nothing can be logged, or this node is late in reading the log.
    */
   readonly status: 'up' | 'degraded'
   /** Why it is degraded. */

@@ -69,6 +69,7 @@ export class Link {
   /** One connection from beginning to end; returns what ended it. */
   async #once (signal: AbortSignal): Promise<{ error: Error, lastedMs: number }> {
     let upSince = Infinity
+    let over = false
     let connection: Connection | null = null
     let lose: (error: Error) => void = () => {}
     const lost = new Promise<never>((_resolve, reject) => { lose = reject })
@@ -79,6 +80,8 @@ export class Link {
       connection = await this.#connect(lose, signal)
       signal.throwIfAborted()
       const report: Report = problem => {
+        // A reply that came with the end of the connection says nothing of the next one.
+        if (over) return
         upSince = Math.min(upSince, performance.now())
         this.#onChange(problem)
       }
@@ -86,6 +89,7 @@ export class Link {
     } catch (error) {
       return { error: error as Error, lastedMs: performance.now() - upSince }
     } finally {
+      over = true
       signal.removeEventListener('abort', onAbort)
       connection?.destroy()
     }
