@@ -7,6 +7,8 @@ import createError, { type FastifyErrorConstructor } from '@fastify/error'
 export class SSEError extends Error {
   declare readonly code: string
   declare readonly statusCode: number
+  /** Of `SSE_ERR_NO_ANSWER`, where the call counts: what the nodes that have answered did. */
+  declare readonly count?: number
 
   static override [Symbol.hasInstance] (value: unknown): boolean {
     try {

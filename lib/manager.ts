@@ -6,7 +6,7 @@ import type { Seat } from './access/capacity.js'
 import { assertNames, CREATE_OPTIONS } from './access/connect-options.js'
 import { assertCloseReason } from './connections/close-reason.js'
 import { Cluster, type ClusterHost, type ClusterStats } from './cluster/cluster.js'
-import { createOperations, type Operations, type Presence } from './cluster/commands.js'
+import { createOperations, endUncertain, type Operations, type Presence } from './cluster/commands.js'
 import type { SSEConnection } from './connections/connection.js'
 import { Disconnections } from './access/disconnected-users.js'
 import { Drain } from './connections/drain.js'
@@ -66,10 +66,11 @@ export class SSEManager {
         this.#host.start()
         this.#cluster.open()
       },
+      gap: (reason, commandsKept) => this.#cluster.onGap(reason, commandsKept),
       state: state => this.#cluster.onLog(state),
-      told: text => this.#cluster.receive(text)
+      told: (text, seq) => this.#cluster.receive(text, seq)
     }, log)
-    this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(), log)
+    this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(disconnections), log)
     this.#statistics = new Statistics(this.#registry, this.#publisher)
     this.#host = new Host({
       options: resolved,
@@ -218,52 +219,55 @@ export class SSEManager {
    * Takes a topic or pattern from all streams of a user, on all nodes; the user is told with `sse:unsubscribed` and keeps the
    * rest. What waits for them is looked at again: nothing that is not with the socket yet arrives. Exactly this subscription:
    * a pattern that covers it stays. See to it first that `authorizeSubscription` refuses it from now on. Resolves with the
-   * number of streams that held it, on the nodes that answer within `cluster.answerTimeoutMs`; a silent one may still do it.
+   * number of streams that held it, once all nodes have done it.
    * @param reason told to the client: `a-z`, `0-9` and `-`, at most 64; default `revoked`.
-   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER, with the `count` so far, when a node has not answered within
+   * `cluster.answerTimeoutMs`: it does it before it delivers anything published after this call; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
    */
   async revokeSubscription (userId: string, subscription: string, reason: string = 'revoked'): Promise<number> {
     assertId(userId, 'userId')
     assertSubscription(subscription)
     assertCloseReason(reason)
-    return (await this.#cluster.ask('revokeSubscription', userId, subscription, reason)).value!
+    return this.#counted(await this.#cluster.ask('revokeSubscription', userId, subscription, reason))
   }
 
   /**
    * The user's rights have changed: each node asks `authorizeSubscription` again about everything the user's streams hold there,
    * takes away what it does not allow any more, as `revokeSubscription` does, and looks again, with `authorizeTopic`, at what
-   * waits. When it throws, the subscription is taken away and the error logged. Resolves with the number of subscriptions
-   * taken away, on the nodes that answer within `cluster.answerTimeoutMs`; a silent one may still do it.
-   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
+   * waits; what is published meanwhile waits for the answers. When it throws, the subscription is taken away and the error logged. Resolves with the number of
+   * subscriptions taken away, once all nodes have done it.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER, with the `count` so far, when a node has not answered within
+   * `cluster.answerTimeoutMs`: it does it before it delivers anything published after this call; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
    */
   async reauthorize (userId: string, reason: string = 'revoked'): Promise<number> {
     assertId(userId, 'userId')
     assertCloseReason(reason)
-    return (await this.#cluster.ask('reauthorize', userId, reason)).value!
+    return this.#counted(await this.#cluster.ask('reauthorize', userId, reason))
   }
 
   /**
-   * Ends one stream, on whatever node, with `sse:close` and the reason. Resolves with false when no node that answers within
-   * `cluster.answerTimeoutMs` has it; a silent one may still end it.
+   * Ends one stream, on whatever node, with `sse:close` and the reason. Resolves with false when no node has it.
    * @param reason `a-z`, `0-9` and `-`, at most 64; default `closed`.
-   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE when this node does not have it and others cannot be asked.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER when a node that may have it has not answered within `cluster.answerTimeoutMs`, and ends it later; SSE_ERR_BROKER_UNAVAILABLE when this node does not have it and others cannot be asked.
    */
   async closeConnection (clientId: string, reason: string = 'closed'): Promise<boolean> {
     assertId(clientId, 'clientId')
     assertCloseReason(reason)
-    return (await this.#cluster.ask('closeConnection', clientId, reason)).value ?? false
+    const { value, complete } = await this.#cluster.ask('closeConnection', clientId, reason)
+    return this.#counted({ value: value === null ? 0 : 1, complete }) > 0
   }
 
   /**
    * Ends all streams of a user, on all nodes, and refuses (401) the requests of theirs that were being authenticated before and
    * have no stream yet. Tickets stay good: see to it first that the user is not recognised any more. Resolves with how many streams there
-   * were on those nodes that answer within `cluster.answerTimeoutMs`; a silent one may still end more.
-   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
+   * were, once all nodes have ended theirs.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER, with the `count` so far, when a node has not answered within `cluster.answerTimeoutMs`: it
+   * ends them before it delivers anything published after this call; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
    */
   async disconnectUser (userId: string, reason: string = 'disconnected'): Promise<number> {
     assertId(userId, 'userId')
     assertCloseReason(reason)
-    return (await this.#cluster.ask('disconnectUser', userId, reason)).value!
+    return this.#counted(await this.#cluster.ask('disconnectUser', userId, reason))
   }
 
   // --- All nodes ---
@@ -369,7 +373,13 @@ export class SSEManager {
     throw new UnknownConnection(quote(clientId))
   }
 
-  #createClusterHost (): ClusterHost {
+  /** What the nodes have done together, once all have answered. */
+  #counted ({ value, complete }: Outcome<number>): number {
+    if (!complete) throw Object.assign(new NoAnswer(this.#options.cluster.answerTimeoutMs), { count: value! })
+    return value!
+  }
+
+  #createClusterHost (disconnections: Disconnections): ClusterHost {
     const publisher = this.#publisher
     const registry = this.#registry
     return {
@@ -379,7 +389,9 @@ export class SSEManager {
       counts: () => ({ connections: registry.size, users: registry.users, subscriptions: registry.subscriptions }),
       observe: observer => registry.observe(observer),
       announce: (event, topic, userId) => publisher.announce({ event: `sse:${event}`, data: JSON.stringify({ subscriptionId: topic, userId }), target: { subscriptionIds: [topic] } }),
-      publish: text => publisher.tell(text)
+      place: () => ({ epoch: publisher.epoch, position: publisher.position }),
+      publish: (text, way) => publisher.tell(text, way),
+      missed: () => endUncertain(registry, this.#rights, disconnections)
     }
   }
 }

@@ -2,7 +2,7 @@ import { assertOrigin, authenticate, currentUser, parameterOf } from './authenti
 import { Capacity, type Seat } from './capacity.js'
 import { SSEConnection, type ConnectionHost } from '../connections/connection.js'
 import type { Disconnections } from './disconnected-users.js'
-import { ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
+import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
 import { assertRetry } from '../events/event.js'
 import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
@@ -128,8 +128,11 @@ export class Admission {
       if (options.retryMs !== undefined) assertRetry(options.retryMs)
       const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
       return await this.#rights.grant({ request: subject, userId, claims }, asked, () => {
-        if (userId !== null && this.#disconnections.hit(userId, since)) throw new Unauthenticated()
-        return this.#enter(candidate, user, userId, subscriptions, ownText(ip))
+        if (userId !== null && this.#disconnections.hit(userId, since)) {
+          // A 401 would be final for an EventSource whose user may never have been disconnected.
+          throw this.#disconnections.isUnsure(userId, since) ? new BrokerUnavailable('has lost messages of other nodes while the request was authenticated; try again') : new Unauthenticated()
+        }
+        return this.#enter(candidate, user, subscriptions, ip)
       })
     } catch (error) {
       // Not that of a stream that the response carries already, if this was a second call.

@@ -6,7 +6,7 @@ const MAX_REMEMBERED = 10_000
 export class Disconnections {
   readonly #lastOf = new Map<string, number>()
   #count = 0
-  /** The last one that has been forgotten: it may have been anybody's. */
+  /** The last one that is not known: it was forgotten, or never heard of, and may have been anybody's. */
   #forgotten = 0
 
   /** Noted before anybody is asked who a client is. */
@@ -24,8 +24,18 @@ export class Disconnections {
     this.#forgotten = at
   }
 
+  /** Users may have been disconnected without this node having heard of it. */
+  miss (): void {
+    this.#forgotten = ++this.#count
+  }
+
   /** Whether the user has been disconnected since that moment; true, too, when so many have been that it cannot be known. */
   hit (userId: string, since: number): boolean {
-    return since < (this.#lastOf.get(userId) ?? this.#forgotten)
+    return since < Math.max(this.#lastOf.get(userId) ?? 0, this.#forgotten)
+  }
+
+  /** Whether that is only because it cannot be known. */
+  isUnsure (userId: string, since: number): boolean {
+    return since >= (this.#lastOf.get(userId) ?? 0) && since < this.#forgotten
   }
 }

@@ -1,5 +1,8 @@
+import { CommandsHeard } from './commands-heard.js'
 import type { ArgumentsOf, Operations, ResultOf } from './commands.js'
+import type { NodeWay } from '../delivery/publisher.js'
 import { Closed } from '../errors.js'
+import type { GapReason } from '../log/broker.js'
 import type { Health } from '../log/health.js'
 import { inTime } from '../util/timeout.js'
 import type { Log } from '../util/logger.js'
@@ -52,8 +55,12 @@ export interface ClusterHost {
   observe (observer: RegistryObserver): void
   /** Tells those connections of this node that hear the topic. */
   announce (event: 'join' | 'leave', topic: string, userId: string): void
-  /** Carries a message to all nodes, this one included; at most once. */
-  publish (text: string): Promise<unknown>
+  /** Where the log stands that this node reads. */
+  place (): { epoch: string, position: number }
+  /** Carries a message to all nodes, this one included. */
+  publish (text: string, way: NodeWay): Promise<unknown>
+  /** This node has missed a command that may have taken rights away. */
+  missed (): void
 }
 
 /** A new node has been greeted by all others by then. */
@@ -69,6 +76,7 @@ export class Cluster {
   readonly #membership: Membership
   readonly #scatter: Scatter
   readonly #presence: PresenceList | null
+  readonly #commands = new CommandsHeard()
   readonly #startedAt = Date.now()
   /** When it will have heard of all others, by `performance.now()`. */
   #settledAt = Infinity
@@ -94,7 +102,7 @@ export class Cluster {
       answerTimeoutMs: options.answerTimeoutMs,
       others: () => this.#membership.ids(),
       settlesInMs: () => Math.max(0, this.#settledAt - performance.now()),
-      say: saying => this.#say(saying)
+      say: (saying, way) => this.#say(saying, way)
     }, log)
   }
 
@@ -102,6 +110,8 @@ export class Cluster {
   open (): void {
     if (!this.#host.shared || this.#closed) return
     this.#open = true
+    const { epoch, position } = this.#host.place()
+    this.#commands.open(epoch, position)
     this.#membership.start()
     this.#greet()
   }
@@ -116,7 +126,7 @@ export class Cluster {
     this.#membership.stop()
     this.#scatter.close()
     // A log that does not answer must not hold up the end.
-    await inTime(this.#say({ kind: 'bye' }), this.#options.answerTimeoutMs).catch(() => {})
+    await inTime(this.#say({ kind: 'bye' }, 'apart'), this.#options.answerTimeoutMs).catch(() => {})
   }
 
   /** The log is reached, or not; or it goes on elsewhere. */
@@ -127,31 +137,51 @@ export class Cluster {
     if (state === 'up') this.#greet()
   }
 
+  /** The log has lost its continuity. See `Sink.gap`. */
+  onGap (reason: GapReason, commandsKept: boolean): void {
+    if (!this.#open) return
+    const { epoch, position } = this.#host.place()
+    if (this.#commands.moved(epoch, position, reason, commandsKept)) this.#missed()
+    // With the log went what was said there and is not answered yet.
+    this.#scatter.again()
+  }
+
+  #missed (): void {
+    this.#log.warn({}, 'This node was away for so long that it has missed commands of other nodes; the streams of its users end, and come back with the rights of today')
+    this.#host.missed()
+  }
+
   /** Takes a message that a node, maybe this one, has published. */
-  receive (text: string): void {
+  receive (text: string, seq: number): void {
+    if (seq > 0) this.#commands.heard(seq)
     const message = decodeNodeMessage(text)
     if (message === null) return this.#log.debug({}, 'A message of another node is not understood')
     // Also of this node, so that all read the same list in the same order.
     if (message.kind === 'presence') this.#presence?.changed(message)
-    else if (message.kind === 'present') this.#presence?.listed(message)
+    else if (message.kind === 'present') this.#presence?.listed(message, this.#membership.established)
     else if (message.from !== this.#host.nodeId) this.#hear(message)
   }
 
   #hear (message: NodeMessage): void {
     switch (message.kind) {
       case 'hello':
-        this.#membership.heard(message.report)
+        this.#take(message.report)
         return this.#answer()
       case 'beat':
-        this.#membership.heard(message.report)
+        this.#take(message.report)
         return this.#compare(message.report)
       case 'bye': return this.#membership.remove(message.from)
       case 'command':
-        this.#scatter.obey(message)
+        if (message.to?.includes(this.#host.nodeId) !== false) this.#scatter.obey(message)
         return
       case 'answer':
         if (message.to === this.#host.nodeId) this.#scatter.answered(message)
     }
+  }
+
+  #take (report: Report): void {
+    this.#membership.heard(report)
+    if (this.#commands.missed(report.left)) this.#missed()
   }
 
   /** See `Scatter`. */
@@ -162,9 +192,9 @@ export class Cluster {
   }
 
   stats (): ClusterStats {
-    const { everyMs, present, ...own } = this.#report()
+    const { everyMs, present, left, ...own } = this.#report()
     const nodes: NodeStats[] = [{ ...own, heardAt: Date.now() }]
-    for (const { report: { everyMs, present, ...report }, heardAt } of this.#membership.all()) nodes.push({ ...report, heardAt })
+    for (const { report: { everyMs, present, left, ...report }, heardAt } of this.#membership.all()) nodes.push({ ...report, heardAt })
     const sum = (count: 'connections' | 'users' | 'subscriptions') => nodes.reduce((total, node) => total + node[count], 0)
     return { nodes, connections: sum('connections'), users: sum('users'), subscriptions: sum('subscriptions') }
   }
@@ -172,7 +202,8 @@ export class Cluster {
   #report (): Report {
     const { nodeId, health: { status, reason } } = this.#host
     const { nodeName: name = null, heartbeatIntervalMs: everyMs } = this.#options
-    return { nodeId, name, startedAt: this.#startedAt, ...this.#host.counts(), status, ...(reason !== undefined && { reason }), everyMs, present: this.#presence?.size ?? null }
+    const { left } = this.#commands
+    return { nodeId, name, startedAt: this.#startedAt, ...this.#host.counts(), status, ...(reason !== undefined && { reason }), everyMs, present: this.#presence?.size ?? null, ...(left !== undefined && { left }) }
   }
 
   #greet (): void {
@@ -202,10 +233,10 @@ export class Cluster {
 
   /** Says something that is said again later, or will be missed by nobody. */
   #tell (saying: Saying): void {
-    this.#say(saying).catch(err => { this.#log.debug({ err, kind: saying.kind }, 'The other nodes are not reached') })
+    this.#say(saying, 'apart').catch(err => { this.#log.debug({ err, kind: saying.kind }, 'The other nodes are not reached') })
   }
 
-  async #say (saying: Saying): Promise<void> {
-    await this.#host.publish(encodeNodeMessage({ ...saying, from: this.#host.nodeId }))
+  async #say (saying: Saying, way: NodeWay): Promise<void> {
+    await this.#host.publish(encodeNodeMessage({ ...saying, from: this.#host.nodeId }), way)
   }
 }

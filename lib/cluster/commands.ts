@@ -1,6 +1,7 @@
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
 import type { SSEConnection } from '../connections/connection.js'
+import type { CloseReason } from '../connections/close-reason.js'
 import type { Disconnections } from '../access/disconnected-users.js'
 import { TooManySubscriptions } from '../errors.js'
 import type { ResolvedOptions } from '../options.js'
@@ -8,10 +9,19 @@ import type { Registry } from '../subscriptions/registry.js'
 import type { Rights } from '../subscriptions/subscriptions.js'
 
 /**
+ * What an operation does:
+ * - `ask`: it changes nothing, and may be done again.
+ * - `change`: it changes what a connection holds; done once, in the order of what was published before and after.
+ * - `revoke`: it takes rights away; as above, and logged, so that a node that was away does it before it delivers what came after it.
+ */
+type Effect = 'ask' | 'change' | 'revoke'
+
+/**
  * Something that any node can ask all nodes to do. What one does with its own connections is `run`; null is "not mine".
  * Arguments and results are data, and checked where they arrive.
  */
 export interface Operation<A extends unknown[] = unknown[], R = unknown> {
+  readonly effect: Effect
   readonly args: TypeCheck<TSchema>
   readonly result: TypeCheck<TSchema>
   run (...args: A): R | null | Promise<R | null>
@@ -52,20 +62,20 @@ export function createOperations (options: ResolvedOptions, registry: Registry<S
     return connection?.managed === true ? connection : null
   }
   return {
-    closeConnection: ofOne([Text, Text], Type.Literal(true), (clientId, reason) => {
+    closeConnection: ofOne('revoke', [Text, Text], Type.Literal(true), (clientId, reason) => {
       const connection = registry.client(clientId)
       connection?.close(reason)
       return connection === undefined ? null : true
     }),
 
-    disconnectUser: ofAll([Text, Text], Count, (userId, reason) => {
+    disconnectUser: ofAll('revoke', [Text, Text], Count, (userId, reason) => {
       disconnections.add(userId)
       const connections = [...registry.user(userId)]
       for (const connection of connections) connection.close(reason)
       return connections.length
     }, add),
 
-    addSubscription: ofOne([Text, Text], Type.Literal(true), async (clientId, subscription) => {
+    addSubscription: ofOne('change', [Text, Text], Type.Literal(true), async (clientId, subscription) => {
       const connection = managed(clientId)
       if (connection === null) return null
       const { userId, claims, held } = connection
@@ -78,17 +88,28 @@ export function createOperations (options: ResolvedOptions, registry: Registry<S
       })
     }),
 
-    removeSubscription: ofOne([Text, Text], Type.Boolean(), (clientId, subscription) => {
+    removeSubscription: ofOne('change', [Text, Text], Type.Boolean(), (clientId, subscription) => {
       const connection = managed(clientId)
       return connection === null ? null : rights.remove(connection, subscription)
     }),
 
-    revokeSubscription: ofAll([Text, Text, Text], Count, (userId, subscription, reason) => rights.revoke(userId, subscription, reason), add),
+    revokeSubscription: ofAll('revoke', [Text, Text, Text], Count, (userId, subscription, reason) => rights.revoke(userId, subscription, reason), add),
 
-    reauthorize: ofAll([Text, Text], Count, (userId, reason) => rights.reauthorize(userId, reason), add),
+    reauthorize: ofAll('revoke', [Text, Text], Count, (userId, reason) => rights.reauthorize(userId, reason), add),
 
-    presence: ofAll([Text], PresenceSchema, subscription => holdersOf(registry.subscription(subscription)), mergePresence)
+    presence: ofAll('ask', [Text], PresenceSchema, subscription => holdersOf(registry.subscription(subscription)), mergePresence)
   }
+}
+
+/**
+ * This node may have missed a command. Streams that belong to a user end, and those on the way in are asked about again: they
+ * come back with today's rights. Commands name users, or take nothing from an anonymous client that it could not have again.
+ * @internal
+ */
+export function endUncertain (registry: Registry<SSEConnection>, rights: Rights, disconnections: Disconnections): void {
+  disconnections.miss()
+  rights.disturb(() => true)
+  for (const connection of [...registry.all()]) if (connection.userId !== null) connection.close('rights-unknown' satisfies CloseReason)
 }
 
 /** @internal */
@@ -101,13 +122,13 @@ export type ResultOf<N extends keyof Operations> = NonNullable<Awaited<ReturnTyp
 type Values<T extends TSchema[]> = { [I in keyof T]: Static<T[I]> }
 
 /** An operation on something that at most one node has. */
-function ofOne<A extends TSchema[], R extends TSchema> (args: [...A], result: R, run: (...args: Values<A>) => Static<R> | null | Promise<Static<R> | null>): Operation<Values<A>, Static<R>> {
-  return { args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge: null }
+function ofOne<A extends TSchema[], R extends TSchema> (effect: Effect, args: [...A], result: R, run: (...args: Values<A>) => Static<R> | null | Promise<Static<R> | null>): Operation<Values<A>, Static<R>> {
+  return { effect, args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge: null }
 }
 
 /** An operation that each node has a part in. */
-function ofAll<A extends TSchema[], R extends TSchema> (args: [...A], result: R, run: (...args: Values<A>) => Static<R> | Promise<Static<R>>, merge: (one: Static<R>, other: Static<R>) => Static<R>): Operation<Values<A>, Static<R>> {
-  return { args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge }
+function ofAll<A extends TSchema[], R extends TSchema> (effect: Effect, args: [...A], result: R, run: (...args: Values<A>) => Static<R> | Promise<Static<R>>, merge: (one: Static<R>, other: Static<R>) => Static<R>): Operation<Values<A>, Static<R>> {
+  return { effect, args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge }
 }
 
 function holdersOf (connections: readonly SSEConnection[]): Presence {

@@ -26,6 +26,7 @@ export class Membership {
   readonly #members = new Map<string, Member>()
   #timer: NodeJS.Timeout | null = null
   #listening = true
+  #listenedMs = 0
 
   constructor (everyMs: number, events: MembershipEvents) {
     this.#everyMs = everyMs
@@ -52,15 +53,18 @@ export class Membership {
     if (listening) for (const member of this.#members.values()) member.silentMs = 0
   }
 
-  /** Takes what a node says of itself. True when it was not known. */
-  heard (report: Report): boolean {
-    const known = this.#members.has(report.nodeId)
+  /** Takes what a node says of itself. */
+  heard (report: Report): void {
     this.#members.set(report.nodeId, { report, heardAt: Date.now(), silentMs: 0 })
-    return !known
   }
 
   remove (nodeId: string): void {
     if (this.#members.delete(nodeId)) this.#events.gone(nodeId)
+  }
+
+  /** Whether this node has listened for so long that each other that lived has been heard: one that is new here has come, or come back. */
+  get established (): boolean {
+    return this.#listenedMs > this.#everyMs * MISSED_BEATS
   }
 
   ids (): IterableIterator<string> {
@@ -74,6 +78,7 @@ export class Membership {
   /** Counts this node's own beats, not the clock: for a process that was frozen no time has passed in which it could have heard. */
   #age (ms: number): void {
     if (!this.#listening) return
+    this.#listenedMs += ms
     for (const [nodeId, member] of this.#members) {
       member.silentMs += ms
       // Time passes here in steps of this node's own interval.

@@ -1,7 +1,7 @@
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 
-// What nodes tell each other, through the log that they share: ephemeral messages of one reserved name. A message is input
+// What nodes tell each other, through the log that they share: messages of one reserved name. A message is input
 // from another process, which may be of another version: what is not understood is left alone.
 
 /** The name of messages between nodes; applications cannot publish it, and no client is sent it. */
@@ -26,7 +26,9 @@ const ReportSchema = Type.Object({
   /** How often it says so, in milliseconds. */
   everyMs: Type.Integer({ minimum: 1, maximum: MAX_BEAT_MS }),
   /** Entries of the presence list that are this node's; null when it keeps none. */
-  present: Type.Union([Count, Type.Null()])
+  present: Type.Union([Count, Type.Null()]),
+  /** The epoch that it read before this one, and the newest command that it read there. */
+  left: Type.Optional(Type.Object({ epoch: Type.String(), command: Count }))
 })
 export type Report = Static<typeof ReportSchema>
 
@@ -37,8 +39,8 @@ const Schema = Type.Union([
   message('hello', { report: ReportSchema }),
   message('beat', { report: ReportSchema }),
   message('bye', {}),
-  /** All nodes are asked to do something; each answers. */
-  message('command', { id: Count, operation: Type.String(), args: Type.Array(Type.Unknown()) }),
+  /** All nodes are asked to do something; each answers. `to`: asked again, those that have not answered. */
+  message('command', { id: Count, operation: Type.String(), args: Type.Array(Type.Unknown()), to: Type.Optional(Type.Array(Id)) }),
   message('answer', { to: Id, id: Count, value: Type.Optional(Type.Unknown()), error: Type.Optional(Type.Object({ code: Type.String(), message: Type.String() })) }),
   /** Topic, user, and whether that user is there now, on the node that tells. */
   message('presence', { changes: Type.Array(Type.Tuple([Type.String(), Type.String(), Type.Boolean()])) }),

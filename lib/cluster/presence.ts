@@ -110,14 +110,17 @@ export class PresenceList {
     }
   }
 
-  /** A node tells all it has. Of one that was not known it is no news: its users were there before. */
-  listed ({ from, first, more, entries }: MessageOf<'present'>): void {
+  /**
+   * A node tells all it has. That is no news to a node that has just come: the users were there before. To others it is,
+   * also of a node that they do not know: it was taken for dead, and its users have left.
+   */
+  listed ({ from, first, more, entries }: MessageOf<'present'>, established: boolean): void {
     const known = this.#nodes.has(from)
     if (first) this.#stale.set(from, this.#of(from))
     const stale = this.#stale.get(from)
     for (const [topic, userId] of entries) {
       const key = keyOf(topic, userId)
-      this.#add(from, key, known)
+      this.#add(from, key, known || established)
       stale?.delete(key)
     }
     if (more) return

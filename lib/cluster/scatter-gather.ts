@@ -1,10 +1,15 @@
 import type { ArgumentsOf, Operation, Operations, ResultOf } from './commands.js'
 import * as errors from '../errors.js'
 import type { Log } from '../util/logger.js'
+import type { NodeWay } from '../delivery/publisher.js'
 import type { MessageOf, Saying } from './node-message.js'
 
 /** Commands of this node that wait for answers, at most. */
 const MAX_PENDING = 1_000
+/** A node that has not answered is asked this often within the time it has. */
+const ATTEMPTS = 4
+/** Answers that are kept for nodes that ask again, at most. */
+const MAX_ANSWERS = 10_000
 
 export interface ScatterHost {
   /** Whether there can be other nodes. */
@@ -15,7 +20,7 @@ export interface ScatterHost {
   /** Time in which all that live will have been heard of, in milliseconds. */
   settlesInMs (): number
   /** Rejects when the others cannot be reached. */
-  say (saying: Saying): Promise<void>
+  say (saying: Saying, way: NodeWay): Promise<void>
 }
 
 /** What the nodes answered, together, and whether all have that were to. */
@@ -24,12 +29,19 @@ export interface Outcome<R> {
   readonly complete: boolean
 }
 
-/** Has something done by this node and by all others, and gathers what they answer. */
+type Answer = { value: unknown } | { error: { code: string, message: string } }
+
+/**
+ * Has something done by this node and by all others, and gathers what they answer. Others are asked again until they have
+ * answered, or time is up; they know a command that they have done by its sender and id, and do it once.
+ */
 export class Scatter {
   readonly #operations: Operations
   readonly #host: ScatterHost
   readonly #log: Log
   readonly #pending = new Map<number, Gathering>()
+  /** What this node has done for others and may be asked again, oldest first. */
+  readonly #answers = new Map<string, Promise<Answer>>()
   #asked = 0
 
   constructor (operations: Operations, host: ScatterHost, log: Log) {
@@ -55,28 +67,56 @@ export class Scatter {
   async #askOthers (name: string, operation: Operation, args: unknown[], own: unknown): Promise<Outcome<unknown>> {
     if (this.#pending.size >= MAX_PENDING) throw new errors.TooManyCommands(MAX_PENDING)
     const id = ++this.#asked
-    const gathering = new Gathering(operation, own, this.#host.others())
+    const command = { kind: 'command', id, operation: name, args } as const
+    const { answerTimeoutMs } = this.#host
+    const say = (): Promise<void> => this.#host.say(command, WAYS[operation.effect])
+    const gathering = new Gathering(operation, own, this.#host.others(), say)
     this.#pending.set(id, gathering)
+    // What is in the log is read there; what is lost is the answer.
+    const timer = setInterval(() => {
+      const to = gathering.awaited
+      if (to.length > 0) this.#host.say({ ...command, to }, operation.effect === 'change' ? 'ordered' : 'apart').catch(() => {})
+    }, answerTimeoutMs / ATTEMPTS)
     try {
-      await this.#host.say({ kind: 'command', id, operation: name, args })
-      return await gathering.end(this.#host.answerTimeoutMs, this.#host.settlesInMs())
+      await say()
+      return await gathering.end(answerTimeoutMs, this.#host.settlesInMs())
     } finally {
+      clearInterval(timer)
       this.#pending.delete(id)
     }
   }
 
-  /** Does what another node asks for, and answers. */
-  async obey ({ from: to, id, operation: name, args }: MessageOf<'command'>): Promise<void> {
-    const answer = await this.#run(name, args)
-    this.#host.say({ kind: 'answer', to, id, ...answer }).catch(err => {
+  /** The log has lost what was said there: commands that are not answered yet are said again. */
+  again (): void {
+    for (const gathering of this.#pending.values()) gathering.again()
+  }
+
+  /** Does what another node asks for, once, and answers. */
+  async obey (command: MessageOf<'command'>): Promise<void> {
+    const { from: to, id, operation: name } = command
+    const answer = this.#answer(command)
+    if (answer === null) return
+    this.#host.say({ kind: 'answer', to, id, ...await answer }, 'apart').catch(err => {
       this.#log.debug({ err, operation: name }, 'A command of another node could not be answered')
     })
   }
 
-  async #run (name: string, args: unknown[]): Promise<{ value: unknown } | { error: { code: string, message: string } }> {
-    if (!Object.hasOwn(this.#operations, name)) return { value: null }
-    const operation = this.#operations[name as keyof Operations] as unknown as Operation
-    if (!operation.args.Check(args)) return { value: null }
+  /** Null for what is asked again and has yet to be read in the log. */
+  #answer ({ from, id, operation: name, args, to }: MessageOf<'command'>): Promise<Answer> | null {
+    const operation = Object.hasOwn(this.#operations, name) ? this.#operations[name as keyof Operations] as unknown as Operation : null
+    if (operation?.args.Check(args) !== true) return Promise.resolve({ value: null })
+    if (operation.effect === 'ask') return this.#run(name, operation, args)
+    const key = `${from} ${id}`
+    const known = this.#answers.get(key)
+    if (known !== undefined) return known
+    if (to !== undefined && operation.effect === 'revoke') return null
+    const answer = this.#run(name, operation, args)
+    this.#answers.set(key, answer)
+    if (this.#answers.size > MAX_ANSWERS) this.#answers.delete(this.#answers.keys().next().value!)
+    return answer
+  }
+
+  async #run (name: string, operation: Operation, args: unknown[]): Promise<Answer> {
     try {
       return { value: await operation.run(...args) }
     } catch (err) {
@@ -104,6 +144,8 @@ export class Scatter {
   }
 }
 
+const WAYS = { ask: 'apart', change: 'ordered', revoke: 'logged' } as const satisfies Record<Operation['effect'], NodeWay>
+
 /** The answers to one command. */
 class Gathering {
   readonly #operation: Operation
@@ -113,11 +155,22 @@ class Gathering {
   #waiting = true
   #settled = false
   #decided: () => void = () => {}
+  readonly #say: () => Promise<void>
 
-  constructor (operation: Operation, own: unknown, others: Iterable<string>) {
+  constructor (operation: Operation, own: unknown, others: Iterable<string>, say: () => Promise<void>) {
     this.#operation = operation
+    this.#say = say
     this.#value = own
     this.#awaited = new Set(others)
+  }
+
+  /** The nodes that have not answered. */
+  get awaited (): string[] {
+    return [...this.#awaited]
+  }
+
+  again (): void {
+    if (this.#operation.effect === 'revoke') this.#say().catch(() => {})
   }
 
   take (from: string, value: unknown): void {

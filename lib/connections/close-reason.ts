@@ -9,14 +9,15 @@ import { InvalidCloseReason } from '../errors.js'
  * - `max-age`: `maxConnectionAgeMs` is over; clients come back by themselves.
  * - `auth-expired`: `expiresAt` has passed.
  * - `revoked`: rights were taken away while something they had covered was being written; it comes back by itself.
+ * - `rights-unknown`: this node has missed a command of another node that may have concerned the user; clients come back by themselves.
  * - `stalled`: the socket took no byte for `stallTimeoutMs`.
  * - `source-end`, `source-error`: the source of `reply.sse(source)` ended, or failed.
  * - `head`: it was a HEAD request.
  */
-export type CloseReason = 'client' | 'closed' | 'disconnected' | 'shutdown' | 'max-age' | 'auth-expired' | 'revoked' | 'stalled' | 'source-end' | 'source-error' | 'head'
-export const CLOSE_REASONS: readonly CloseReason[] = ['client', 'closed', 'disconnected', 'shutdown', 'max-age', 'auth-expired', 'revoked', 'stalled', 'source-end', 'source-error', 'head']
+export type CloseReason = 'client' | 'closed' | 'disconnected' | 'shutdown' | 'max-age' | 'auth-expired' | 'revoked' | 'rights-unknown' | 'stalled' | 'source-end' | 'source-error' | 'head'
+export const CLOSE_REASONS: readonly CloseReason[] = ['client', 'closed', 'disconnected', 'shutdown', 'max-age', 'auth-expired', 'revoked', 'rights-unknown', 'stalled', 'source-end', 'source-error', 'head']
 
-const RECONNECT: ReadonlySet<string> = new Set<CloseReason>(['shutdown', 'max-age', 'auth-expired', 'source-error'])
+const RECONNECT: ReadonlySet<string> = new Set<CloseReason>(['shutdown', 'max-age', 'auth-expired', 'rights-unknown', 'source-error'])
 const FORM = /^[a-z0-9-]{1,64}$/
 
 export function isCloseReason (reason: string): reason is CloseReason {

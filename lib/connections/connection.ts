@@ -137,6 +137,10 @@ export class SSEConnection {
   readonly #expiresAt: number
   /** Since when the socket has been waited for, by `host.ran`. */
   #waitingSince = 0
+  /** How many decisions about its rights it waits for. */
+  #holds = 0
+  /** While it waits: whether the socket is full. */
+  #socketBlocked = false
   #abort: AbortController | null = null
   /** Whether the application has it: before, there was no chance to listen to its signal. */
   #handedOver = false
@@ -314,6 +318,7 @@ export class SSEConnection {
     // What wraps the response may have thrown.
     if (this.#state === 'opening') this.#state = 'open'
     this.#wrote()
+    if (this.#holds > 0) this.#block()
     host.schedule(this, this.#nextDue(host.lately))
     if (this.#backlog.behind) host.mark(this)
     this.#tellOpened(true)
@@ -402,6 +407,24 @@ export class SSEConnection {
     this.#destroy()
   }
 
+  /** Nothing more is written until `letGo`: it is as if the socket were full. @internal */
+  hold (): void {
+    if (++this.#holds === 1) this.#block()
+  }
+
+  #block (): void {
+    this.#socketBlocked = this.blocked
+    this.blocked = true
+  }
+
+  /** @internal */
+  letGo (): void {
+    if (--this.#holds > 0) return
+    this.blocked = this.#socketBlocked
+    if (this.blocked) this.#waitingSince = this.#host.ran
+    else this.#host.mark(this)
+  }
+
   /** @internal */
   tellUnsubscribed (subscriptionId: string, reason: string): void {
     this.receive(new Frame('', encodeControl('unsubscribed', { subscriptionId, reason }), EventPriority.CRITICAL))
@@ -440,7 +463,7 @@ export class SSEConnection {
     }
     if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
     const { blocked } = this
-    if (blocked && host.stallTimeoutMs > 0 && this.#waitedMs() >= host.stallTimeoutMs) {
+    if (blocked && this.#holds === 0 && host.stallTimeoutMs > 0 && this.#waitedMs() >= host.stallTimeoutMs) {
       return this.#cut('stalled')
     }
     if (!blocked) this.#keepAlive(now)
@@ -465,6 +488,7 @@ export class SSEConnection {
 
   /** @internal */
   onDrain (): void {
+    if (this.#holds > 0) return this.#block()
     this.#pump()
   }
 

@@ -21,9 +21,19 @@ export interface Listener {
   opened (): void
   /** The log is reached, or not; or it goes on elsewhere. */
   state (state: 'up' | 'down'): void
-  /** A node has told the others something. */
-  told (text: string): void
+  /** The log has lost its continuity; see `Sink.gap`. `state` follows. */
+  gap (reason: GapReason, commandsKept: boolean): void
+  /** A node has told the others something; `seq` is its place in the log, 0 when it has none. */
+  told (text: string, seq: number): void
 }
+
+/**
+ * How a message reaches the other nodes: `logged`, in the order of the log, and read also by a node that was away; `ordered`,
+ * among the events, as ephemeral as those may be; `apart`, on the channel of nodes.
+ */
+export type NodeWay = 'logged' | 'ordered' | 'apart'
+
+const NO_TARGET: Target = { clientIds: [] }
 
 /** This node's side of the log: events go in checked, and come back, from all nodes alike, to those they are for. */
 export class Publisher {
@@ -101,12 +111,14 @@ export class Publisher {
     await inNoContext(() => this.#broker.open({
       deliver: message => {
         if (message.event !== NODE_EVENT) return this.#deliver(message, true)
-        this.#listener.told(message.data)
+        this.#passed(message)
+        this.#listener.told(message.data, message.seq)
         return 0
       },
-      gap: (reason, err) => {
+      gap: (reason, err, commandsKept = false) => {
         this.#assertEpoch()
         this.#loseContinuity(reason)
+        this.#listener.gap(reason, commandsKept)
         this.#listener.state('up')
         if (err !== undefined) this.#log.warn({ err, reason }, 'The event log has lost its continuity; connected clients are sent a gap')
       },
@@ -170,11 +182,12 @@ export class Publisher {
     this.#deliver({ ...message, priority: EventPriority.NORMAL, retry: undefined, key: undefined, ephemeral: true, seq: 0 }, false)
   }
 
-  /** Tells all nodes something, past the log. */
-  async tell (text: string): Promise<void> {
+  /** Tells all nodes something. */
+  async tell (text: string, way: NodeWay): Promise<void> {
     await this.open()
     if (this.#closed) throw new Closed()
-    await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: {}, ephemeral: true })
+    // Who returns, or is slow, reads it in the log: it is for no connection.
+    await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: NO_TARGET, ephemeral: way !== 'logged', ...(way !== 'ordered' && { channel: 'node' }) })
   }
 
   /** In no context: `authorizeTopic` and what wraps a response run in the same context at each delivery, here and on other nodes. */
@@ -190,7 +203,7 @@ export class Publisher {
       frame ??= Frame.ofMessage(message, this.#broker.epoch, fromLog)
       if (connection.receive(frame)) delivered++
     }
-    if (message.seq > 0) this.#position = this.newest[message.priority] = message.seq
+    this.#passed(message)
     this.#messages++
     this.#deliveries += delivered
     return delivered
@@ -201,6 +214,10 @@ export class Publisher {
     if (this.#rights.limits(target)) receivers = receivers.filter(connection => this.#rights.permits(connection, target))
     if (target.filter === undefined) return receivers
     return inFilterContext(target, () => receivers.filter(connection => this.#passes(target, connection)))
+  }
+
+  #passed ({ seq, priority }: Message): void {
+    if (seq > 0) this.#position = this.newest[priority] = seq
   }
 
   /** Whether a connection that the target names gets the message: by its rights, and by the application's filter. */

@@ -29,6 +29,12 @@ export interface OutgoingMessage {
   readonly target: Target
   /** Not logged: no id, no replay, may be dropped under pressure. */
   readonly ephemeral: boolean
+  /**
+   * Set on what nodes tell each other. `node`, ephemeral: a heartbeat, an answer; a broker that drops ephemeral messages keeps
+   * these apart from the application's, and may deliver them earlier or later than those. `node`, logged: a command; its place
+   * in the log counts, and `gap` says whether one was lost. A broker that drops no message may ignore it, and need not deliver it.
+   */
+  readonly channel?: 'node' | undefined
 }
 
 export interface Message extends OutgoingMessage {
@@ -63,8 +69,10 @@ export interface Sink {
   /**
    * The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. Throws when the epoch cannot be one.
    * @param error what has happened to the log, for the application's log.
+   * @param commandsKept true when no logged message of channel `node` is among what was lost. Absent: one may be, and the
+   * node ends the streams of all users, who come back with today's rights; after an `epoch`, when another node knows of one.
    */
-  gap (reason: GapReason, error?: Error): void
+  gap (reason: GapReason, error?: Error, commandsKept?: boolean): void
   /**
    * Whether the log can be published to and read as it grows, and why not. Told when it, or the reason, changes. While it is `down`,
    * `deliver` may pause; what was missed comes later, or a `gap` does.
@@ -107,6 +115,7 @@ export interface Page {
  * - `deliver` is called once for each message on each node, in log order, own messages included, and is never re-entered;
  *   a publish from inside it is delivered after it.
  * - Sequence numbers grow by one for each logged message within an epoch.
+ * - Messages of channel `node` are delivered on each node that reads the log, however many ephemeral messages are published.
  * - `publish` answers once the message is logged, or handed on when it is ephemeral, and this node has delivered it: at once,
  *   or with a promise. In a bounded time it rejects with SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached. It may
  *   answer before the delivery when the log has lost its continuity in between, or this node is late.

@@ -86,19 +86,31 @@ export class Rights {
 
   /** Takes a topic or pattern from all connections of a user. Returns from how many. */
   revoke (userId: string, subscription: string, reason: string): number {
-    this.#disturb(userId)
+    this.disturb(id => id === userId)
     return [...this.#registry.user(userId)].filter(connection => this.#take(connection, subscription, reason)).length
   }
 
   /** Asks again about everything that the connections of a user hold. Resolves with how many subscriptions were taken away. */
   async reauthorize (userId: string, reason: string): Promise<number> {
-    this.#disturb(userId)
-    let taken = 0
+    this.disturb(id => id === userId)
     const connections = [...this.#registry.user(userId)]
     for (const connection of connections) connection.reconsider()
-    await Promise.all(connections.flatMap(connection => Array.from(connection.held, async subscription => {
-      if (!await this.#stillHas(connection, subscription) && this.#take(connection, subscription, reason)) taken++
-    })))
+    if (this.#options.authorizeSubscription === undefined) return 0
+    const taken = await Promise.all(connections.map(connection => this.#reauthorizeOne(connection, reason)))
+    return taken.reduce((sum, count) => sum + count, 0)
+  }
+
+  /** What is published meanwhile waits: on a node that was away it may follow the command at once. */
+  async #reauthorizeOne (connection: SSEConnection, reason: string): Promise<number> {
+    let taken = 0
+    connection.hold()
+    try {
+      await Promise.all(Array.from(connection.held, async subscription => {
+        if (!await this.#stillHas(connection, subscription) && this.#take(connection, subscription, reason)) taken++
+      }))
+    } finally {
+      connection.letGo()
+    }
     return taken
   }
 
@@ -128,7 +140,8 @@ export class Rights {
     return true
   }
 
-  #disturb (userId: string): void {
-    for (const arrival of this.#arrivals) if (arrival.userId === userId) arrival.stale = true
+  /** The rights of these users have changed: what the application has said of those on the way in counts no more. */
+  disturb (whose: (userId: string | null) => boolean): void {
+    for (const arrival of this.#arrivals) if (whose(arrival.userId)) arrival.stale = true
   }
 }

@@ -1,4 +1,4 @@
-import type { Broker, GapReason, History, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../broker.js'
+import type { Broker, GapReason, History, Message, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../broker.js'
 import { BrokerUnavailable, Closed } from '../../errors.js'
 import { createId } from '../../util/id.js'
 import { inTime } from '../../util/timeout.js'
@@ -59,7 +59,8 @@ class RedisStreamsBroker implements Broker {
     this.#connect = connect
     this.#log = new RedisLog(options.keyPrefix, createId(), options.replyTimeoutMs)
     this.#reader = new LogReader(this.#log, {
-      moved: (epoch, position, reason, why) => this.#move(epoch, position, reason, why),
+      moved: (epoch, position, reason, why, commandsKept) => this.#move(epoch, position, reason, why, commandsKept),
+      told: message => { this.#deliver(message) },
       arrived: arrival => this.#arrive(arrival)
     })
     this.#lag = new Lag(() => this, async () => {
@@ -106,7 +107,10 @@ class RedisStreamsBroker implements Broker {
 
   async publish (message: OutgoingMessage): Promise<Published> {
     if (this.#appender === null || this.#closing !== null) throw new Closed()
-    return await this.#appender.publish(message)
+    if (!message.ephemeral || message.channel !== 'node') return await this.#appender.publish(message)
+    if (this.#connection === null) throw new BrokerUnavailable('cannot be reached')
+    await this.#log.tell(this.#connection, message)
+    return { seq: null, delivered: 0 }
   }
 
   async read ({ epoch, ...request }: ReadRequest): Promise<Page> {
@@ -172,7 +176,7 @@ class RedisStreamsBroker implements Broker {
   }
 
   /** The log goes on elsewhere: what this node remembers of it is void. */
-  #move (epoch: number, position: number, reason: GapReason | null, why: string): void {
+  #move (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean): void {
     const fetch: Fetch = async (from, to) => {
       // While Redis cannot be reached, no connection is tried for each reader.
       this.#reached()
@@ -182,28 +186,30 @@ class RedisStreamsBroker implements Broker {
     this.#replay = new Replay(this.#history!, position, fetch)
     this.#appender!.skipped(epoch, position)
     // Who connected before the log was reached has been told a place in none.
-    if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch', reason === null ? undefined : new BrokerUnavailable(why))
+    if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch', reason === null ? undefined : new BrokerUnavailable(why), commandsKept)
     this.#lag.moved()
   }
 
   #arrive ({ message, time, nonce }: Arrival): void {
     if (message.seq > 0) this.#replay!.append(message, this.#log.localTime(time))
-    let delivered = 0
-    let fault: Error | null = null
-    try {
-      delivered = this.#sink?.deliver(message) ?? 0
-    } catch (error) {
-      fault = error as Error
-    }
+    const { delivered, fault } = this.#deliver(message)
     this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
     // Some connections have it and some do not: a gap says so to all. What follows is delivered.
     if (fault !== null) this.#tellGap(fault)
     this.#lag.arrived(this.position)
   }
 
+  #deliver (message: Message): { delivered: number, fault: Error | null } {
+    try {
+      return { delivered: this.#sink?.deliver(message) ?? 0, fault: null }
+    } catch (error) {
+      return { delivered: 0, fault: error as Error }
+    }
+  }
+
   #tellGap (fault: Error): void {
     try {
-      this.#sink?.gap('trimmed', fault)
+      this.#sink?.gap('trimmed', fault, true)
     } catch {
       // It fails as the delivery did, and nothing else would say so.
       process.emitWarning(fault)

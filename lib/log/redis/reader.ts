@@ -12,8 +12,11 @@ export interface ReaderSink {
    * The log goes on behind `position`.
    * @param reason why not where this reader was; null at its first contact.
    * @param why what happened to the log, as the end of a sentence.
+   * @param commandsKept whether it is known that no command is among what is lost.
    */
-  moved (epoch: number, position: number, reason: GapReason | null, why: string): void
+  moved (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean): void
+  /** What a node has told the others, in any order with the log. Never throws. */
+  told (message: Message): void
   /** The next message in log order. Never throws. */
   arrived (entry: Arrival): void
 }
@@ -21,6 +24,8 @@ export interface ReaderSink {
 export type Arrival = Entry & { readonly message: Message }
 
 const BLOCK_MS = 2_000
+/** In front of all ids. */
+const BEGINNING = '0-0'
 /** A reader that is this far behind, by the time at which entries were logged, and has more to read, is late. */
 const LATE_MS = 4_000
 
@@ -34,6 +39,10 @@ export class LogReader {
   /** When the entry at this position was logged: the same number at another time is another entry. */
   #positionTime: number | null = null
   #ephemerals = 0
+  /** The id of what a node has told the others last. */
+  #nodes = BEGINNING
+  /** When something of the log came last, or it was asked for, by `performance.now()`. */
+  #heardAt = 0
   /** When this log was seen last, by Redis's clock. */
   #seenAt = 0
   /** The newest numbers as Redis has confirmed them last. */
@@ -53,8 +62,8 @@ export class LogReader {
     for (;;) {
       const news = await this.#news(connection)
       const late = news !== null && this.#take(news)
-      // Silence may be that of another log: of one that was wiped nothing comes that is behind our place.
-      if (news === null || news.suspect || late) await this.#greet(connection)
+      // Silence may be that of another log, also while nodes talk: of one that was wiped nothing comes that is behind our place.
+      if (news === null || news.suspect || late || performance.now() - this.#heardAt > BLOCK_MS) await this.#greet(connection)
       if (late) goal = this.#known.newest
       if (behind !== (this.#position < goal)) {
         behind = !behind
@@ -70,7 +79,7 @@ export class LogReader {
   }
 
   async #news (connection: Connection): Promise<News | null> {
-    const position = { epoch: this.#epoch, seq: this.#position, ephemerals: this.#ephemerals }
+    const position = { epoch: this.#epoch, seq: this.#position, ephemerals: this.#ephemerals, nodes: this.#nodes }
     const news = await this.#log.follow(connection, position, this.#known, this.#portion, BLOCK_MS)
     if (news === null) return null
     // Who waits is told of one stream only, by Redis before 7.2: what the other has may belong before it.
@@ -82,7 +91,11 @@ export class LogReader {
   /** Finds its place, after a connection was lost too: Redis may have come back with less than it had, or with nothing. */
   async #greet (connection: Connection): Promise<void> {
     const known = this.#epoch !== 0
+    this.#heardAt = performance.now()
     let place = await this.#log.greet(connection, { asked: this.#position })
+    if (!known) this.#nodes = place.nodes
+    // A stream that was wiped has got smaller ids if the clock has been set.
+    else if (timeOf(place.nodes) < timeOf(this.#nodes)) this.#nodes = BEGINNING
     if (known && place.epoch === this.#epoch) {
       this.#seenAt = place.now
       this.#known = place
@@ -103,11 +116,14 @@ export class LogReader {
     this.#ephemerals = ephemerals
     this.#seenAt = now
     this.#known = { newest, ephemerals }
-    this.#sink.moved(epoch, position, reason, `has begun anew: ${why}`)
+    this.#sink.moved(epoch, position, reason, `has begun anew: ${why}`, false)
   }
 
   /** Delivers what came, in log order. Returns whether it is late: old, and with more behind it. */
-  #take ({ logged, ephemeral }: News): boolean {
+  #take ({ logged, ephemeral, told, nodes }: News): boolean {
+    if (logged.entries.length + ephemeral.entries.length > 0) this.#heardAt = performance.now()
+    for (const message of told) this.#sink.told(message)
+    this.#nodes = nodes
     let next = 0
     const passOn = (mayPass: (entry: Entry) => boolean) => {
       for (; next < logged.entries.length && mayPass(logged.entries[next]!); next++) this.#pass(logged.entries[next]!)
@@ -131,7 +147,7 @@ export class LogReader {
     if (!ours || number !== expected) {
       this.#position = ours ? number - 1 : number
       this.#positionTime = null
-      this.#sink.moved(this.#epoch, this.#position, 'trimmed', `lacks ${expected === this.#position ? `the event ${expected}` : `the events ${expected} to ${this.#position}`}: deleted, trimmed before this node has read them, or none of ours`)
+      this.#sink.moved(this.#epoch, this.#position, 'trimmed', `lacks ${expected === this.#position ? `the event ${expected}` : `the events ${expected} to ${this.#position}`}: deleted, trimmed before this node has read them, or none of ours`, ours && entry.command < expected)
       if (!ours) return
     }
     this.#sink.arrived(entry as Arrival)
@@ -140,6 +156,11 @@ export class LogReader {
     // Ephemeral ones that were published before it and are not here are gone.
     this.#ephemerals = Math.max(this.#ephemerals, other)
   }
+}
+
+/** The time in the id of an entry. */
+function timeOf (id: string): number {
+  return Number(id.split('-')[0])
 }
 
 function isArrival (entry: Entry): entry is Arrival {

@@ -43,7 +43,7 @@ local function look (command, key, ...)
   if not string.find(reply.err, 'WRONGTYPE', 1, true) then return redis.call(command, key, ...) end
   wrong = 'the key ' .. key .. ' was overwritten with another type'
 end
-local meta = look('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals', 'logBytes', 'logFirstBytes', 'logFirstTime', 'ephemeralBytes', 'ephemeralFirstBytes', 'ephemeralFirstTime') or {}
+local meta = look('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals', 'logBytes', 'logFirstBytes', 'logFirstTime', 'ephemeralBytes', 'ephemeralFirstBytes', 'ephemeralFirstTime', 'command') or {}
 local epoch, seq, ephemerals = count(meta[1]), count(meta[2]), count(meta[3])
 local length, ephemeralLength = look('XLEN', KEYS[2]), look('XLEN', KEYS[3])
 
@@ -60,9 +60,9 @@ end
 `
 
 /**
- * Where the log stands. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
+ * Where the log stands. KEYS as above, and what nodes tell each other. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
  * Returns epoch, oldest and newest sequence number, newest ephemeral number, Redis's clock, the times at which the entries of
- * the given and of the newest number were logged, and why the epoch was begun.
+ * the given and of the newest number were logged, why the epoch was begun, and the id of what a node has told the others last.
  */
 export const GREET = new Script(`${PLACE}
 -- An entry behind the newest was not added by a node, or the meta data are older than the stream: nothing can be appended.
@@ -80,14 +80,17 @@ local function timeOf (number)
   local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
   return entry and entry[2][2] or ''
 end
+-- What nodes tell each other has no numbers: a key of another type is no loss.
+if type(redis.pcall('XLEN', KEYS[4])) ~= 'number' then redis.call('DEL', KEYS[4]) end
+local told = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
 local oldest = seq > 0 and redis.call('XRANGE', KEYS[2], integer(epoch) .. '-0', '+', 'COUNT', 1)[1]
-return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '' }
+return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '', told and told[1] or '0-0' }
 `)
 
 /**
  * Appends a batch, whole and once. KEYS as above, and the writer's. ARGV: number of the batch; time after which it must not be
  * appended; milliseconds for which the writer is remembered; for log and ephemeral stream each events, milliseconds and bytes
- * kept; then for each message 1 when it is logged, its bytes as nodes count them, head and data.
+ * kept; then for each message 1 when it is logged, 2 when it is logged and a command, its bytes as nodes count them, head and data.
  * Returns `done`, Redis's clock, epoch and first sequence number; or `late` and the clock when nothing was appended.
  */
 export const APPEND = new Script(`${PLACE}
@@ -104,7 +107,8 @@ local function front (stream)
   if first then stream.firstTime, stream.firstBytes = count(first[2][2]) or 0, count(first[2][4]) or stream.bytes end
 end
 -- Bytes are counted from the beginning of the stream; an entry carries how many there were before it (b), and how far the
--- other stream was (o), so that the order of both is known.
+-- other stream was (o), so that the order of both is known, and the newest command before it (c), so that a reader that
+-- finds a hole knows whether a command is in it.
 -- What is known of a stream and how it is limited stand at the same places, in the meta data and in ARGV.
 local function open (key, name, length, at)
   local stream = { key = key, name = name, length = length, bytes = count(meta[at]) or 0 }
@@ -113,11 +117,11 @@ local function open (key, name, length, at)
   if not stream.firstBytes or not stream.firstTime then front(stream) end
   return stream
 end
-local stray
+local stray, command
 -- Returns Redis's error when it refuses; sets stray when the stream has a greater id than any node has given.
 local function add (stream, number, other, bytes, head, data)
   if stream.length == 0 then stream.firstBytes, stream.firstTime = stream.bytes, now end
-  local reply = redis.pcall('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'o', integer(other), 'h', head, 'd', data)
+  local reply = redis.pcall('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'o', integer(other), 'h', head, 'd', data, 'c', integer(command))
   if type(reply) == 'table' and reply.err then
     if string.find(reply.err, 'equal or smaller', 1, true) or string.find(reply.err, 'exhausted', 1, true) then stray = stream.key end
     return reply
@@ -147,13 +151,15 @@ local first
 local function append ()
   local log, ephemeral, added = nil, nil, 0
   first = integer(seq + 1)
+  command = count(meta[10]) or 0
   for i = 10, #ARGV, 4 do
     local refused
     added = added + 1
-    if ARGV[i] == '1' then
+    if ARGV[i] ~= '0' then
       log = log or open(KEYS[2], 'log', length, 4)
       seq = seq + 1
       refused = add(log, seq, ephemerals, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+      if ARGV[i] == '2' then command = seq end
     else
       ephemeral = ephemeral or open(KEYS[3], 'ephemeral', ephemeralLength, 7)
       ephemerals = ephemerals + 1
@@ -161,7 +167,7 @@ local function append ()
     end
     if refused then return refused end
   end
-  local state = { 'seq', integer(seq), 'ephemerals', integer(ephemerals) }
+  local state = { 'seq', integer(seq), 'ephemerals', integer(ephemerals), 'command', integer(command) }
   if log then close(log, added, state) end
   if ephemeral then close(ephemeral, added, state) end
   redis.call('HSET', KEYS[1], unpack(state))

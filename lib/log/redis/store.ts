@@ -1,4 +1,4 @@
-import { Type } from '@sinclair/typebox'
+import { Type, type Static } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { History, Message, OutgoingMessage } from '../broker.js'
 import { BrokerUnavailable } from '../../errors.js'
@@ -21,6 +21,8 @@ export interface Entry {
   readonly number: number
   /** The newest number of the other kind when it was published. */
   readonly other: number
+  /** The number of the newest command that was logged before it. */
+  readonly command: number
 }
 
 /** Where a reader stands: it has read up to these numbers. */
@@ -28,6 +30,8 @@ export interface Position {
   readonly epoch: number
   readonly seq: number
   readonly ephemerals: number
+  /** The id of what a node has told the others last. */
+  readonly nodes: string
 }
 
 /** What has come of one kind, oldest first. */
@@ -43,6 +47,9 @@ export interface News {
   readonly ephemeral: Stretch
   /** Whether an entry is left out that Redis may not have been given by a node: `greet` tells. */
   readonly suspect: boolean
+  /** What nodes have told each other, and the id of the last of that. */
+  readonly told: readonly Message[]
+  readonly nodes: string
 }
 
 /** Where the log stands. */
@@ -60,6 +67,8 @@ export interface Place {
   readonly newestTime: number | null
   /** Why this epoch was begun. */
   readonly why: string
+  /** The id of what a node has told the others last. */
+  readonly nodes: string
 }
 
 /** A message on its way to Redis. */
@@ -87,12 +96,19 @@ const APPEND_BYTES_PER_MS = 64
 /** Ephemeral messages stay only until every node has read them. */
 const EPHEMERAL_HISTORY: History = { maxEvents: 1_000, maxAgeMs: 10_000, maxBytes: 4 * 1024 * 1024 }
 
-/** The log as Redis keeps it: two streams, of logged and of ephemeral messages, and what is known of them and of each writer. */
+/** A node that has not read what others tell it for this long is taken for dead, and told anew when it is back. */
+const NODES_MS = 15_000
+
+/**
+ * The log as Redis keeps it: two streams, of logged and of ephemeral messages, and what is known of them and of each writer.
+ * A third, which needs no order with them, has what nodes tell each other: no flood of events pushes that out.
+ */
 export class RedisLog {
   readonly writerId: string
   readonly #meta: string
   readonly #log: string
   readonly #ephemeral: string
+  readonly #nodes: string
   readonly #writer: string
   readonly #claims: string
   readonly #replyTimeoutMs: number
@@ -105,6 +121,7 @@ export class RedisLog {
     this.#meta = `{${keyPrefix}}:meta`
     this.#log = `{${keyPrefix}}:log`
     this.#ephemeral = `{${keyPrefix}}:ephemeral`
+    this.#nodes = `{${keyPrefix}}:nodes`
     this.#claims = `{${keyPrefix}}:claim:`
     this.#writer = `{${keyPrefix}}:writer:${writerId}`
     this.#replyTimeoutMs = replyTimeoutMs
@@ -131,11 +148,11 @@ export class RedisLog {
    * @param writable whether to reject when Redis takes no writes (a replica, out of memory, …).
    */
   async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<Place> {
-    const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0'], this.#replyTimeoutMs))
+    const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#nodes], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0'], this.#replyTimeoutMs))
     const [epoch, oldest, newest, ephemerals, now] = reply.map(Number) as [number, number, number, number, number]
     this.#observe(now)
     const [askedTime, newestTime] = [reply[5]!, reply[6]!].map(time => time === '' ? null : Number(time)) as [number | null, number | null]
-    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime, why: reply[7]! }
+    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime, why: reply[7]!, nodes: reply[8]! }
   }
 
   async append (connection: Connection, { number, remainingMs, items }: Batch, history: History): Promise<Appended> {
@@ -143,28 +160,43 @@ export class RedisLog {
     let bytes = 0
     const args = [number, deadline, WRITER_MS, ...limits(history), ...limits(EPHEMERAL_HISTORY)].map(String)
     for (const { message, nonce } of items) {
-      const { event, data, priority, retry, key, target, ephemeral } = message
+      const { data, ephemeral, channel } = message
       const size = bytesOf(message)
       bytes += size
-      args.push(ephemeral ? '0' : '1', String(size), JSON.stringify({ event, priority, retry, key, target, nonce }), data)
+      args.push(ephemeral ? '0' : channel === 'node' ? '2' : '1', String(size), headOf(message, nonce), data)
     }
     const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs + Math.ceil(bytes / APPEND_BYTES_PER_MS)))
     this.#observe(Number(reply[1]))
     return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }
   }
 
+  /** Tells the other nodes something, once: a message of this kind is said again, or not missed. */
+  async tell (connection: Connection, message: OutgoingMessage): Promise<void> {
+    const oldest = Math.floor(Date.now() + this.#aheadMs - NODES_MS)
+    try {
+      await connection.send(['XADD', this.#nodes, 'MINID', '~', String(oldest), '*', 'h', headOf(message, ''), 'd', message.data], this.#replyTimeoutMs)
+    } catch (cause) {
+      throw new BrokerUnavailable('could not carry a message to the other nodes', { cause })
+    }
+  }
+
   /**
    * What comes after this position, waited for as long as `blockMs`; null when nothing came.
    * @param known up to where Redis has confirmed that entries were given by nodes, whatever they look like.
    */
-  async follow (connection: Connection, { epoch, seq, ephemerals }: Position, known: Pick<Place, 'newest' | 'ephemerals'>, portion: Portion, blockMs: number): Promise<News | null> {
+  async follow (connection: Connection, { epoch, seq, ephemerals, nodes }: Position, known: Pick<Place, 'newest' | 'ephemerals'>, portion: Portion, blockMs: number): Promise<News | null> {
     // To block for 0 would be for ever.
     const block = blockMs === 0 ? [] : ['BLOCK', String(blockMs)]
     const { count } = portion
-    const reply = await this.#read(connection, ['XREAD', 'COUNT', String(count), ...block, 'STREAMS', this.#log, this.#ephemeral, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], portion, blockMs)
+    const reply = await this.#read(connection, ['XREAD', 'COUNT', String(count), ...block, 'STREAMS', this.#nodes, this.#log, this.#ephemeral, nodes, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], portion, blockMs)
     if (reply === null) return null
-    const news = { logged: NOTHING, ephemeral: NOTHING, suspect: false }
+    const news = { logged: NOTHING, ephemeral: NOTHING, suspect: false, told: [] as Message[], nodes }
     for (const [key, raw] of reply as [unknown, unknown[]][]) {
+      if (this.#isNodes(key)) {
+        news.told = raw.map(told).filter(message => message !== null)
+        news.nodes = String((raw as [unknown][]).at(-1)![0])
+        continue
+      }
       // A prefix of the client's own may stand before ours.
       const ephemeral = String(key).endsWith(this.#ephemeral)
       const last = ephemeral ? known.ephemerals : known.newest
@@ -189,7 +221,7 @@ export class RedisLog {
     const sentAt = performance.now()
     try {
       const reply = await connection.send(command, timeoutMs)
-      const streams = command[0] === 'XREAD' ? (reply as [unknown, unknown[]][] | null ?? []).map(([, raw]) => raw) : [reply as unknown[]]
+      const streams = command[0] === 'XREAD' ? (reply as [unknown, unknown[]][] | null ?? []).filter(([key]) => !this.#isNodes(key)).map(([, raw]) => raw) : [reply as unknown[]]
       const share = (performance.now() - sentAt) / timeoutMs
       for (const raw of streams) portion.came(count, raw.length, bytesOfEntries(raw), share)
       return reply
@@ -198,6 +230,10 @@ export class RedisLog {
       if (performance.now() - sentAt > timeoutMs - 10) portion.late(count)
       throw error
     }
+  }
+
+  #isNodes (key: unknown): boolean {
+    return String(key).endsWith(this.#nodes)
   }
 
   #observe (clock: number): void {
@@ -215,27 +251,41 @@ function texts (reply: unknown): string[] {
 
 const Ids = Type.Optional(Type.Array(Type.String()))
 /** All of a message but its data. Of another process, perhaps of another version: what cannot be delivered must not stop what comes after it. */
-const head = TypeCompiler.Compile(Type.Object({
+const Head = Type.Object({
   event: Type.String({ pattern: '^[^\\r\\n\\0]+$' }),
   priority: Type.Integer({ minimum: 0, maximum: 3 }),
   retry: Type.Optional(Type.Integer({ minimum: 100, maximum: 3_600_000 })),
   key: Type.Optional(Type.String()),
   target: Type.Object({ userIds: Ids, subscriptionIds: Ids, clientIds: Ids, exceptClientIds: Ids }),
   nonce: Type.String()
-}))
+})
+const head = TypeCompiler.Compile(Head)
 
 const NOTHING: Stretch = { entries: [], cut: false }
 
 function decode (raw: unknown, ephemeral: boolean): Entry {
   const [id, fields] = raw as [unknown, unknown[]]
   const [epoch, number] = String(id).split('-').map(Number) as [number, number]
-  const [t, time, b, , o, other, h, text, d, data] = fields as string[]
+  const [t, time, b, , o, other, h, text, d, data, , command] = fields as string[]
   const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd' && isCount(time!) && isCount(other!)
   const parsed = ours ? parse(text!) : null
-  if (!head.Check(parsed)) return { epoch, number, message: null, nonce: '', time: 0, other: 0 }
-  const { event, priority, retry, key, target, nonce } = parsed
-  const message = { event, data: data!, priority: priority as EventPriority, retry, key, target, ephemeral, seq: ephemeral ? 0 : number }
-  return { epoch, number, message, nonce, time: Number(time), other: Number(other) }
+  if (!head.Check(parsed)) return { epoch, number, message: null, nonce: '', time: 0, other: 0, command: 0 }
+  return { epoch, number, message: messageOf(parsed, data!, ephemeral ? 0 : number), nonce: parsed.nonce, time: Number(time), other: Number(other), command: Number(command) }
+}
+
+/** Null for what is not ours. */
+function told (raw: unknown): Message | null {
+  const [h, text, d, data] = (raw as [unknown, string[]])[1]
+  const parsed = h === 'h' && d === 'd' ? parse(text!) : null
+  return head.Check(parsed) ? messageOf(parsed, data!, 0) : null
+}
+
+function headOf ({ event, priority, retry, key, target }: OutgoingMessage, nonce: string): string {
+  return JSON.stringify({ event, priority, retry, key, target, nonce })
+}
+
+function messageOf ({ event, priority, retry, key, target }: Static<typeof Head>, data: string, seq: number): Message {
+  return { event, data, priority: priority as EventPriority, retry, key, target, ephemeral: seq === 0, seq }
 }
 
 function isCount (text: string): boolean {
