@@ -501,6 +501,12 @@ t.test('who was disconnected is remembered for ten thousand users; beyond that w
   disconnections.add('one more')
   t.strictSame([disconnections.hit('ada', start), disconnections.hit('ada', later), disconnections.hit('grace', start)], [true, false, true])
   t.notOk(disconnections.hit('grace', disconnections.moment))
+  const before = disconnections.moment
+  disconnections.miss()
+  t.strictSame(['ada', 'new'].map(user => [disconnections.hit(user, before), disconnections.isUnsure(user, before)]), [[true, true], [true, true]], 'some may have been missed')
+  disconnections.add('new')
+  t.strictSame([disconnections.hit('new', before), disconnections.isUnsure('new', before)], [true, false])
+  t.notOk(disconnections.hit('ada', disconnections.moment))
   t.end()
 })
 
@@ -1102,4 +1108,32 @@ t.test('tickets and tokens do not reach the log, whatever happens', async t => {
   })
   t.strictSame(['/a', '/a?b=1', '/a?ticket', '/a?ticket=', '/a?x=1&ticket=a=b&y=2', '/a?to%6ben=1', '/a?%zz=1&token=2', '/a?token=1?token=2'].map(redactUrl),
     ['/a', '/a?b=1', '/a?ticket', '/a?ticket=[redacted]', '/a?x=1&ticket=[redacted]&y=2', '/a?to%6ben=[redacted]', '/a?%zz=1&token=[redacted]', '/a?token=[redacted]'])
+})
+
+t.test('what is published while reauthorize asks waits for the answer', async t => {
+  const gates: ((answer: boolean) => void)[] = []
+  let asks = false
+  const service = await serve(t, { stallTimeoutMs: 60_000, authorizeSubscription: () => !asks || new Promise<boolean>(resolve => { gates.push(resolve) }) })
+  const { app, join } = service
+  const [ada, grace] = [await join('ada', ['a', 'b']), await join('grace', ['a', 'b'])]
+  const slow = await join('ada', ['a', 'b'])
+  await block(slow)
+  asks = true
+  const changing = app.sse.reauthorize('ada')
+  const twice = app.sse.reauthorize('ada')
+  await publish(service, 'in a', { subscriptionIds: ['a'] })
+  await publish(service, 'in b', { subscriptionIds: ['b'] })
+  ada.connection.sendEvent({ event: 'x', data: 'direct' })
+  await until(() => grace.client.named('x').length === 2)
+  t.strictSame(texts(ada.client), [], 'nothing before it is known')
+  t.equal(gates.length, 8)
+  // Of the two connections, twice: a and b each.
+  for (const [i, answer] of gates.entries()) answer(i % 2 === 1)
+  t.strictSame([await changing, await twice].sort(), [0, 2])
+  slow.client.resume()
+  await settle(service, ada.client, slow.client)
+  t.strictSame([ada, slow].map(({ client }) => texts(client)), [['in b', 'direct'], ['in b']])
+  t.strictSame([ada, slow].map(({ connection }) => [...connection.subscriptions]), [['b'], ['b']])
+  await publish(service, 'later', { subscriptionIds: ['b'] })
+  await ada.client.waitFor('x', 3)
 })

@@ -132,7 +132,7 @@ export class Admission {
           // A 401 would be final for an EventSource whose user may never have been disconnected.
           throw this.#disconnections.isUnsure(userId, since) ? new BrokerUnavailable('has lost messages of other nodes while the request was authenticated; try again') : new Unauthenticated()
         }
-        return this.#enter(candidate, user, subscriptions, ip)
+        return this.#enter(candidate, user, userId, subscriptions, ownText(ip))
       })
     } catch (error) {
       // Not that of a stream that the response carries already, if this was a second call.

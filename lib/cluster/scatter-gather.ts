@@ -8,6 +8,8 @@ import type { MessageOf, Saying } from './node-message.js'
 const MAX_PENDING = 1_000
 /** A node that has not answered is asked this often within the time it has. */
 const ATTEMPTS = 4
+/** Commands that are on their way once more, at most: to ask again must not be what holds up the answers. */
+const MAX_REPEATS = 32
 /** Answers that are kept for nodes that ask again, at most. */
 const MAX_ANSWERS = 10_000
 
@@ -43,6 +45,7 @@ export class Scatter {
   /** What this node has done for others and may be asked again, oldest first. */
   readonly #answers = new Map<string, Promise<Answer>>()
   #asked = 0
+  #repeats = 0
 
   constructor (operations: Operations, host: ScatterHost, log: Log) {
     this.#operations = operations
@@ -75,7 +78,9 @@ export class Scatter {
     // What is in the log is read there; what is lost is the answer.
     const timer = setInterval(() => {
       const to = gathering.awaited
-      if (to.length > 0) this.#host.say({ ...command, to }, operation.effect === 'change' ? 'ordered' : 'apart').catch(() => {})
+      if (to.length === 0 || this.#repeats >= MAX_REPEATS) return
+      this.#repeats++
+      this.#host.say({ ...command, to }, operation.effect === 'change' ? 'ordered' : 'apart').catch(() => {}).finally(() => { this.#repeats-- })
     }, answerTimeoutMs / ATTEMPTS)
     try {
       await say()

@@ -273,7 +273,7 @@ export class SSEConnection {
     let text = ''
     // Coming back before the server has finished closing would be answered with an error, which is final (FACTS 2.5).
     const retryMs = reason === 'shutdown' ? Math.max(this.#retryMs, this.#host.drainMs) : this.#retryMs
-    if (reason === 'shutdown' || reason === 'max-age') text += encodeRetry(Math.min(Math.round(retryMs * (1 + Math.random())), 3_600_000))
+    if (reason === 'shutdown' || reason === 'max-age' || reason === 'rights-unknown') text += encodeRetry(Math.min(Math.round(retryMs * (1 + Math.random())), 3_600_000))
     return text + this.#place() + encodeControl('close', { reason, reconnect: shouldReconnect(reason) })
   }
 

@@ -62,6 +62,19 @@ class Node {
     return this.delivered.map(({ data }) => data)
   }
 
+  /** What `flood` has told, each as often as it came. */
+  get told (): string[] {
+    return this.texts.filter(text => text.startsWith('told ')).sort()
+  }
+
+  async hasTold (count: number): Promise<void> {
+    const deadline = Date.now() + DEADLINE_MS
+    while (this.told.length < count) {
+      assert.ok(Date.now() < deadline, `${count} messages between nodes are delivered, there are ${this.told.length}`)
+      await sleep(5)
+    }
+  }
+
   async has (count: number): Promise<void> {
     const deadline = Date.now() + DEADLINE_MS
     while (this.delivered.length < count) {
@@ -191,6 +204,15 @@ function ofEachNode (check: Check, shared: boolean): void {
     assert.deepEqual(messages.map(({ data }) => data.slice(0, 2)), ['19'])
   }, { ...HISTORY, maxBytes: 4_000 })
 
+  check('what nodes tell each other reaches all, however many ephemeral messages are published', async join => {
+    const nodes = [await join(), ...shared ? [await join()] : []]
+    const told = await flood(nodes[0]!)
+    for (const node of nodes) {
+      await node.hasTold(told.length)
+      assert.deepEqual(node.told, told)
+    }
+  })
+
   check('what is published from inside a delivery is delivered after it', async join => {
     const node = await join()
     const inner: Promise<unknown>[] = []
@@ -258,6 +280,19 @@ function ofEachNode (check: Check, shared: boolean): void {
     assert.equal(node.delivered.length, 1)
     await node.broker.close()
   })
+}
+
+/** Messages of both kinds between nodes, in a flood of ephemeral ones. Returns the former. */
+async function flood (node: Node): Promise<string[]> {
+  const noise = 'x'.repeat(500)
+  const told: string[] = []
+  for (let i = 0; i < 12; i++) {
+    // It may be lost, and its publish rejected.
+    for (let n = 0; n < 100; n++) node.publish(noise, { ephemeral: true }).catch(() => {})
+    told.push(`told ${i}`)
+    await node.publish(told.at(-1)!, { channel: 'node', ephemeral: i % 2 === 0 })
+  }
+  return told.sort()
 }
 
 function betweenNodes (check: Check): void {

@@ -26,6 +26,8 @@ interface Node {
   broker: Broker
   delivered: Message[]
   gaps: GapReason[]
+  /** Of each gap whether no command is in it. */
+  kept: (boolean | undefined)[]
   states: string[]
   publish (data: string, more?: Partial<OutgoingMessage>): Promise<Published>
   read (after: number, limit?: number): Promise<string[] | GapReason>
@@ -36,6 +38,7 @@ function nodeOf (broker: Broker): Node {
     broker,
     delivered: [],
     gaps: [],
+    kept: [],
     states: [],
     publish: async (data, more) => await broker.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, ...more }),
     read: async (after, limit = 1_000) => {
@@ -51,7 +54,10 @@ async function open (t: Test, options: RedisStreamsOptions, history: Partial<His
   t.teardown(() => node.broker.close())
   await node.broker.open({
     deliver: message => node.delivered.push(message),
-    gap: reason => { node.gaps.push(reason) },
+    gap: (reason, _error, commandsKept) => {
+      node.gaps.push(reason)
+      node.kept.push(commandsKept)
+    },
     state: (state, error) => { node.states.push(error === undefined ? state : `${state}: ${error.message}`) }
   }, { ...HISTORY, ...history })
   return node
@@ -312,6 +318,14 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     t.ok(one.gaps.length > 0 && one.gaps.every(reason => reason === 'trimmed'))
     t.strictSame(texts(one).slice(-5), numbers(50).slice(45))
     t.strictSame(await one.read(45), numbers(50).slice(45))
+    t.same(new Set(one.kept), new Set([true]), 'no command was among them')
+    for (const [prefix, commands] of [['none', []], ['one', [0]], ['last', [49]], ['next', [44]]] as const) {
+      const node = await open(t, { client: url, keyPrefix: `hole-${prefix}` }, { maxEvents: 5 })
+      await node.publish('command', { channel: 'node' })
+      await Promise.all(numbers(50).map((n, i) => node.publish(n, (commands as readonly number[]).includes(i) ? { channel: 'node' } : {})))
+      t.strictSame(node.gaps, ['trimmed'])
+      t.strictSame(node.kept, [prefix === 'none' || prefix === 'last'], `${prefix}: it is known whether one is in the hole`)
+    }
 
     // Somebody else has written to our stream.
     const foreign = await open(t, { client: url, keyPrefix: 'foreign' })
