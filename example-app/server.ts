@@ -1,5 +1,4 @@
 import { basename, resolve } from 'node:path'
-import { randomBytes } from 'node:crypto'
 import { fileURLToPath } from 'node:url'
 import fastifyCookie from '@fastify/cookie'
 import fastifyStatic from '@fastify/static'
@@ -11,6 +10,7 @@ import { events } from './events.js'
 import { noticeRoutes } from './notices.js'
 import { publish } from './publisher.js'
 import { Roster } from './roster.js'
+import { allowedHosts, allowSameOrigin } from './same-origin.js'
 import { COOKIE, sessionRoutes, Sessions, type Claims } from './sessions.js'
 import { streamRoutes } from './streams.js'
 import { tokenRoutes } from './tokens.js'
@@ -19,8 +19,10 @@ import { findUser, mayHear } from './users.js'
 export interface Options {
   /** A file whose end the board shows. */
   logFile?: string
-  /** Signs the session cookies. Default: random, so a restart signs everyone out. */
-  secret?: string
+  /** A file that keeps the sign-ins. Default: none, so a restart signs everyone out. */
+  sessionFile?: string
+  /** Names of this server beside those of loopback. */
+  hosts?: readonly string[]
   logger?: boolean
 }
 
@@ -28,10 +30,11 @@ const DRAIN_MS = 1_000
 const PAGE_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 /** The whole app, not yet listening. */
-export async function build ({ logFile, secret = randomBytes(32).toString('hex'), logger = false }: Options = {}): Promise<FastifyInstance> {
+export async function build ({ logFile, sessionFile, hosts = [], logger = false }: Options = {}): Promise<FastifyInstance> {
   const app = fastify({ logger, ajv: { customOptions: { removeAdditional: false, coerceTypes: 'array' } } })
-  await app.register(fastifyCookie, { secret })
-  const sessions = new Sessions(app)
+  allowSameOrigin(app, hosts)
+  await app.register(fastifyCookie)
+  const sessions = new Sessions(sessionFile ?? null)
   const board = new Board(sessions, logFile ?? null)
 
   await app.register(ssePlugin, {
@@ -40,9 +43,9 @@ export async function build ({ logFile, secret = randomBytes(32).toString('hex')
     authHandler: ({ token, cookies }) => {
       const caller = sessions.identify({ token, cookie: cookies[COOKIE] })
       if (caller === null) return null
-      const { user, session, expiresAt } = caller
-      const claims: Claims = { session }
-      return { userId: user.id, claims, ...(expiresAt === null ? {} : { expiresAt }) }
+      const { user, signIn } = caller
+      const claims: Claims = { signIn }
+      return { userId: user.id, claims, expiresAt: signIn?.expiresAt ?? null }
     },
     authorizeSubscription: ({ userId, subscriptionId }) => {
       const user = findUser(userId ?? '')
@@ -77,11 +80,12 @@ export async function build ({ logFile, secret = randomBytes(32).toString('hex')
 
 async function main (): Promise<void> {
   const file = process.argv[2]
-  const secret = process.env.SESSION_SECRET
+  const sessionFile = process.env.SESSION_FILE
   const app = await build({
     logger: process.env.LOG === '1',
+    hosts: allowedHosts(process.env),
     ...(file === undefined ? {} : { logFile: resolve(file) }),
-    ...(secret === undefined ? {} : { secret })
+    ...(sessionFile === undefined ? {} : { sessionFile: resolve(sessionFile) })
   })
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     // The second one ends the process the hard way.

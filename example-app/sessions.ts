@@ -1,51 +1,51 @@
-import { randomBytes } from 'node:crypto'
 import { Type, type Static } from '@sinclair/typebox'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { NotFound, SignInFirst } from './errors.js'
+import { SignIns, type SignIn } from './sign-ins.js'
 import { findUser, rooms, users, type User } from './users.js'
 
 export const COOKIE = 'board_session'
-const LIFETIME_MS = 8 * 3_600_000
 const DEMO_TOKEN = /^demo-(\w+)$/
 
 export interface Caller {
   readonly user: User
-  /** One sign-in; a bearer token has none. */
-  readonly session: string | null
-  readonly expiresAt: number | null
+  /** Null for a bearer token. */
+  readonly signIn: SignIn | null
 }
 
-/** What a stream remembers of its sign-in. */
+/** What a stream remembers of its sign-in: the entry of the list, and not the secret of its cookie. */
 export interface Claims {
-  readonly session: string | null
+  readonly signIn: SignIn | null
 }
 
-const SignIn = Type.Object({ user: Type.String({ minLength: 1, maxLength: 32 }) })
+const Body = Type.Object({ user: Type.String({ minLength: 1, maxLength: 32 }) })
 
-/** Who is calling: a signed cookie `user.session.expiry` from a browser, or the demo token of a script. */
+/** Who is calling: the cookie of a sign-in from a browser, or the demo token of a script. */
 export class Sessions {
-  readonly #app: FastifyInstance
+  readonly #signIns: SignIns
 
-  constructor (app: FastifyInstance) {
-    this.#app = app
+  constructor (file: string | null) {
+    this.#signIns = new SignIns(file)
   }
 
   open (user: User): { cookie: string, expiresAt: number } {
-    const expiresAt = Date.now() + LIFETIME_MS
-    return { cookie: this.#app.signCookie(`${user.id}.${randomBytes(9).toString('base64url')}.${expiresAt}`), expiresAt }
+    const { id, expiresAt } = this.#signIns.open(user.id)
+    return { cookie: id, expiresAt }
   }
 
-  identify (credentials: { token: string | null, cookie: string | undefined }): Caller | null {
-    const named = credentials.token?.match(DEMO_TOKEN)?.[1]
-    const guest = named === undefined ? undefined : findUser(named)
-    if (guest !== undefined) return { user: guest, session: null, expiresAt: null }
+  /** The cookie of the request is worthless from here on. */
+  end (request: FastifyRequest): void {
+    this.#signIns.end(request.cookies[COOKIE] ?? '')
+  }
 
-    const cookie = this.#app.unsignCookie(credentials.cookie ?? '')
-    if (!cookie.valid) return null
-    const [userId = '', session = '', expiry = ''] = cookie.value.split('.')
-    const user = findUser(userId)
-    if (user === undefined || Number(expiry) <= Date.now()) return null
-    return { user, session, expiresAt: Number(expiry) }
+  identify ({ token, cookie = '' }: { token: string | null, cookie: string | undefined }): Caller | null {
+    const named = token?.match(DEMO_TOKEN)?.[1]
+    const guest = named === undefined ? undefined : findUser(named)
+    if (guest !== undefined) return { user: guest, signIn: null }
+
+    const signIn = this.#signIns.find(cookie)
+    const user = signIn === null ? undefined : findUser(signIn.userId)
+    return user === undefined ? null : { user, signIn }
   }
 
   /** The caller of a request, if it has one. */
@@ -71,7 +71,7 @@ export function sessionRoutes (app: FastifyInstance, sessions: Sessions, facts: 
     return { user: sessions.find(request)?.user ?? null, users, rooms, logFile: facts.logFile, run: facts.run }
   })
 
-  app.post<{ Body: Static<typeof SignIn> }>('/login', { schema: { body: SignIn } }, (request, reply) => {
+  app.post<{ Body: Static<typeof Body> }>('/login', { schema: { body: Body } }, (request, reply) => {
     const user = findUser(request.body.user)
     if (user === undefined) throw new NotFound('No such demo user')
     const { cookie, expiresAt } = sessions.open(user)
@@ -82,9 +82,11 @@ export function sessionRoutes (app: FastifyInstance, sessions: Sessions, facts: 
   app.post('/logout', async (request, reply) => {
     const caller = sessions.find(request)
     reply.clearCookie(COOKIE, cookieOptions)
-    if (caller === null || caller.session === null) return { closed: 0 }
+    if (caller === null || caller.signIn === null) return { closed: 0 }
+    // First, so that no stream is opened while the open ones end.
+    sessions.end(request)
     // Only the streams of this sign-in: the same user may be signed in elsewhere.
-    const streams = app.sse.getConnectionsByUser(caller.user.id).filter(({ claims }) => (claims as Claims).session === caller.session)
+    const streams = app.sse.getConnectionsByUser(caller.user.id).filter(({ claims }) => (claims as Claims).signIn === caller.signIn)
     for (const stream of streams) await app.sse.closeConnection(stream.clientId, 'logout')
     return { closed: streams.length }
   })

@@ -31,7 +31,11 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     const tab = tabs.of(user, name ?? request.id)
     const cutMs = tab.cutUntil - Date.now()
     // A cut lasts: the browser is back at once, and its request stays unanswered for as long as the line is "down".
-    if (cutMs > 0) await wait(cutMs, undefined, { signal: closing.signal }).catch(() => {})
+    if (cutMs > 0) {
+      await wait(cutMs, undefined, { signal: closing.signal }).catch(() => {})
+      // Signed out meanwhile: the stream was not open yet, and so was not ended.
+      board.sessions.user(request)
+    }
 
     const connection = await reply.sse({ subscriptions: chosen ?? [...tab.topics], clientInfo: { tab: name ?? null } })
     const data = { clientId: connection.clientId, run: board.run, at: connection.clientInfo.connectedAt, topics: [...connection.subscriptions] }

@@ -15,6 +15,7 @@ import { startCluster } from '../example-app/cluster/start.js'
 import { build } from '../example-app/server.js'
 import { Tail } from '../example-app/tail.js'
 import { withoutRedis } from './helpers/redis.js'
+import { SSEClient } from './helpers/sse.js'
 
 // The operations board, as its users see it: real Chromium, a page and a cookie jar for each of them.
 
@@ -279,6 +280,112 @@ t.test('nobody hears what is not theirs', async t => {
   t.ok(spam.filter(code => code === 429).length >= 5, 'who posts too fast is told so')
 })
 
+/** The status and body of one request, whose headers may be those of any page: `fetch` would not send them. */
+async function send (url: string, method: string, headers: Record<string, string>, body?: object): Promise<{ status: number, answer: any, headers: Record<string, string> }> {
+  const client = await SSEClient.open(url, { method, headers: { connection: 'close', ...(body !== undefined && { 'content-type': 'application/json' }), ...headers }, ...(body !== undefined && { body: JSON.stringify(body) }) })
+  const { status, isStream } = client
+  if (!isStream) await client.waitForEnd()
+  client.close()
+  return { status, answer: isStream ? null : client.answer, headers: client.headers }
+}
+
+const FOREIGN_PAGES: Record<string, string>[] = [
+  { 'sec-fetch-site': 'cross-site', origin: 'https://evil.example' },
+  // Another port of this machine: its pages send the cookies along.
+  { 'sec-fetch-site': 'same-site', origin: 'http://127.0.0.1:1' },
+  // Browsers that do not send Sec-Fetch-Site, or not on plain HTTP.
+  { origin: 'https://evil.example' },
+  { origin: 'http://127.0.0.1:1' },
+  { origin: 'null' },
+  { origin: '' }
+]
+
+t.test('names that are not the server\'s are refused: a page may have pointed its own at loopback', async t => {
+  const app = await build({ hosts: ['board.example'] })
+  const url = await listen(app)
+  t.teardown(() => app.close())
+  const port = new URL(url).port
+  const ada = { authorization: 'Bearer demo-ada' }
+  for (const host of ['evil.example', '127.0.0.1.evil.example', 'localhost.evil.example', 'evil-localhost', '10.0.0.1', '[::2]', 'localhost@evil.example', '', '127.0.0.1:1:1', 'board.example.']) {
+    const own = { host: `${host}:${port}`, origin: `http://${host}:${port}`, 'sec-fetch-site': 'same-origin', ...ada }
+    for (const [method, path, body] of [['POST', '/login', { user: 'ada' }], ['POST', '/logout'], ['GET', '/snapshot'], ['GET', '/sse'], ['GET', '/session'], ['GET', '/'], ['GET', '/nothing']] as const) {
+      const { status, answer } = await send(url + path, method, own, body)
+      t.equal(status, 421, `${method} ${path} of ${host}`)
+      t.match(answer, { code: 'BOARD_UNKNOWN_HOST' })
+    }
+  }
+  for (const host of ['localhost', 'LOCALHOST', `localhost:${port}`, `127.0.0.1:${port}`, '127.0.0.1', '127.1.2.3', `[::1]:${port}`, 'board.example', `Board.Example:${port}`]) {
+    t.equal((await send(`${url}/snapshot`, 'GET', { host, ...ada })).status, 200, host)
+  }
+})
+
+t.test('what pages of other origins post is refused, whatever the route', async t => {
+  const app = await build()
+  const url = await listen(app)
+  t.teardown(() => app.close())
+  const { headers: { 'set-cookie': set = '' } } = await send(`${url}/login`, 'POST', { origin: url, 'sec-fetch-site': 'same-origin' }, { user: 'ada' })
+  const cookie = set.split(';')[0]!
+  const stream = await SSEClient.open(`${url}/sse`, { headers: { cookie } })
+  t.teardown(() => stream.close())
+  const on = `/connections/${app.sse.getConnectionsByUser('ada')[0]!.clientId}`
+  const routes: [string, string, object?][] = [
+    ['POST', '/login', { user: 'ada' }], ['POST', '/logout'], ['POST', '/rooms/general/messages', { text: 'forged' }], ['POST', '/users/grace/messages', { text: 'forged' }],
+    ['POST', '/notify', { title: 'forged', message: 'forged' }], ['POST', '/acknowledge', { title: 'forged' }], ['POST', `${on}/cut`, { seconds: 1 }],
+    ['PUT', `${on}/subscriptions/chat:oncall`], ['DELETE', `${on}/subscriptions/machine`], ['DELETE', on]
+  ]
+  for (const page of FOREIGN_PAGES) {
+    for (const [method, path, body] of routes) {
+      const { status, answer } = await send(url + path, method, { cookie, ...page }, body)
+      t.equal(status, 403, `${method} ${path} of ${JSON.stringify(page)}`)
+      t.match(answer, { code: 'BOARD_CROSS_SITE' })
+    }
+  }
+  t.match(await (await fetch(`${url}/snapshot`, { headers: { cookie } })).json(), { rooms: [], private: [] }, 'nothing was said')
+  t.equal(app.sse.getConnectionsByUser('ada').length, 1, 'nobody was signed out or cut')
+  t.equal((await send(`${url}/notify`, 'POST', { cookie, origin: url }, { title: 'own', message: 'page' })).status, 201)
+  await stream.waitFor('notification')
+  t.strictSame(stream.json('notification').map(({ title }) => title), ['own'])
+})
+
+t.test('a sign-out ends the session: the cookie is worthless afterwards, also after a restart', async t => {
+  const sessionFile = join(t.testdir({}), 'sessions.json')
+  const start = async () => {
+    const app = await build({ sessionFile })
+    t.teardown(() => app.close())
+    return { app, url: await listen(app) }
+  }
+  const cookieOf = async (url: string, user: string) => (await send(`${url}/login`, 'POST', {}, { user })).headers['set-cookie']!.split(';')[0]!
+  const status = async (url: string, cookie: string, path: string) => (await send(url + path, 'GET', { cookie })).status
+  const first = await start()
+  const [ended, open] = [await cookieOf(first.url, 'ada'), await cookieOf(first.url, 'ada')]
+  const stream = await SSEClient.open(`${first.url}/sse`, { headers: { cookie: ended } })
+  const other = await SSEClient.open(`${first.url}/sse`, { headers: { cookie: open } })
+  t.teardown(() => { stream.close(); other.close() })
+  // Cut off, and waiting to be let in again, while the user signs out.
+  const tab = 'abcdefgh12'
+  const cut = await SSEClient.open(`${first.url}/sse?tab=${tab}`, { headers: { cookie: ended } })
+  const { clientId } = first.app.sse.getConnectionsByUser('ada').find(({ clientInfo }) => clientInfo['tab'] === tab)!
+  t.equal((await send(`${first.url}/connections/${clientId}/cut`, 'POST', { cookie: ended }, { seconds: 3 })).status, 200)
+  await cut.waitForEnd()
+  const waiting = send(`${first.url}/sse?tab=${tab}`, 'GET', { cookie: ended, accept: 'application/json, text/event-stream' })
+
+  t.strictSame((await send(`${first.url}/logout`, 'POST', { cookie: ended })).answer, { closed: 1 })
+  await stream.waitForEnd()
+  t.match(stream.json('sse:close'), [{ reason: 'logout' }])
+  for (const path of ['/sse', '/snapshot', '/tokens?prompt=x']) {
+    t.equal(await status(first.url, ended, path), 401, path)
+    t.equal(await status(first.url, open, path), 200, `${path}, the other sign-in of the same user`)
+  }
+  t.match((await send(`${first.url}/session`, 'GET', { cookie: ended })).answer, { user: null })
+  t.match((await send(`${first.url}/logout`, 'POST', { cookie: ended })).answer, { closed: 0 })
+  t.equal((await waiting).status, 401)
+  await first.app.close()
+
+  const second = await start()
+  t.equal(await status(second.url, ended, '/snapshot'), 401)
+  t.equal(await status(second.url, open, '/snapshot'), 200)
+})
+
 t.test('the tail reads what is written, whatever happens to the file', async t => {
   const path = join(t.testdir({}), 'late.log')
   const tail = new Tail(path)
@@ -363,6 +470,17 @@ t.test('two nodes in a browser: the one that serves you is killed, and the strea
       await page.locator('#lobby-count').getByText('2', { exact: true }).waitFor()
     }
     t.strictSame(complaints, [])
+  })
+
+  await t.test('a page of another origin kills no node, and says nothing', async t => {
+    for (const headers of [...FOREIGN_PAGES, { host: 'evil.example', origin: 'http://evil.example', 'sec-fetch-site': 'same-origin' }]) {
+      for (const name of ['amber', 'teal']) t.equal((await send(`${url}/nodes/${name}/kill`, 'POST', headers)).status, 'host' in headers ? 421 : 403)
+      t.equal((await send(`${url}/say`, 'POST', headers, { user: 'eve-1', text: 'forged' })).status, 'host' in headers ? 421 : 403)
+    }
+    const received = await number(one, 'received')
+    await until(async () => await number(one, 'received') >= received + 6)
+    t.equal(await one.locator('.node[data-gone]').count(), 0)
+    t.equal(await one.locator('#messages').getByText('forged').count(), 0)
   })
 
   await t.test('killed, resumed, nothing lost, nothing twice', async t => {

@@ -6,6 +6,7 @@ import { Type, type Static } from '@sinclair/typebox'
 import fastify from 'fastify'
 import { redisStreamsBroker } from '../../lib/log/redis/broker.js'
 import ssePlugin, { EventPriority } from '../../lib/index.js'
+import { allowedHosts, allowSameOrigin } from '../same-origin.js'
 
 // One node of the cluster, a process like any other. What makes it one of many are the option `broker` and its name.
 
@@ -23,6 +24,8 @@ const Victim = Type.Object({ name: Type.String({ maxLength: 32 }) })
 process.once('disconnect', () => process.exit())
 
 const app = fastify()
+// Kills, too, are for the page of this cluster only. The supervisor's environment is that of its nodes.
+allowSameOrigin(app, allowedHosts(process.env))
 
 await app.register(ssePlugin, {
   broker: redisStreamsBroker({ client: redisUrl }),
