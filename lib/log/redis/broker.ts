@@ -108,8 +108,7 @@ class RedisStreamsBroker implements Broker {
   async publish (message: OutgoingMessage): Promise<Published> {
     if (this.#appender === null || this.#closing !== null) throw new Closed()
     if (!message.ephemeral || message.channel !== 'node') return await this.#appender.publish(message)
-    if (this.#connection === null) throw new BrokerUnavailable('cannot be reached')
-    await this.#log.tell(this.#connection, message)
+    await this.#log.tell(this.#reached(), message)
     return { seq: null, delivered: 0 }
   }
 

@@ -81,10 +81,14 @@ local function timeOf (number)
   return entry and entry[2][2] or ''
 end
 -- What nodes tell each other has no numbers: a key of another type is no loss.
-if type(redis.pcall('XLEN', KEYS[4])) ~= 'number' then redis.call('DEL', KEYS[4]) end
-local told = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
+local told = '0-0'
+if redis.call('EXISTS', KEYS[4]) == 1 then
+  local info = redis.pcall('XINFO', 'STREAM', KEYS[4])
+  if info.err then redis.call('DEL', KEYS[4]) end
+  for i = 1, #info, 2 do if info[i] == 'last-generated-id' then told = info[i + 1] end end
+end
 local oldest = seq > 0 and redis.call('XRANGE', KEYS[2], integer(epoch) .. '-0', '+', 'COUNT', 1)[1]
-return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '', told and told[1] or '0-0' }
+return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '', told }
 `)
 
 /**
