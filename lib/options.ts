@@ -80,7 +80,7 @@ export const OptionsSchema = Type.Object({
   history: Type.Object({
     maxEvents: Type.Integer({ minimum: 1, maximum: 2 ** 26, default: 10_000, description: 'Events kept for replay.' }),
     maxAgeMs: durationMs('Age to which events are kept for replay, in milliseconds.', 300_000, 1),
-    maxBytes: bytes('Bytes of events kept for replay: texts, keys, ids of targets, 320 for each event, 16 KB for each filter.', 64 * 1024 * 1024)
+    maxBytes: bytes('Bytes of events kept for replay: texts, keys, the ids in their targets, 16 KB for each filter. The objects of each event, some 300 bytes, come on top: `maxEvents` bounds them.', 64 * 1024 * 1024)
   }, { default: {}, additionalProperties: false, description: 'How much of the log is kept.' }),
   outboxBytes: bytes('Bytes that wait for one slow client: texts, keys, ids of targets, 400 for each event, 16 KB for each filter; beyond that it reads on from the log.', 1024 * 1024),
   maxQueuedBytes: bytes('Bytes that wait for all clients of this node together, what several wait for counted once; beyond that logged events are read from the log later, and others are dropped. What is being written, one event for each client at most, comes on top.', 256 * 1024 * 1024),

@@ -12,8 +12,6 @@ interface Entry {
   readonly key: string | null
 }
 
-/** What a message takes beside its texts and its target, in bytes: objects, and its place here. */
-const MESSAGE_BYTES = 320
 /** Messages that one read looks at: nobody waits for the lane of another priority to be walked to its end. */
 const SCAN = 2048
 
@@ -122,8 +120,8 @@ export class Ring {
   }
 }
 
-/** What keeping a message takes in memory, about. */
+/** What keeping a message takes in memory, about: `maxEvents` bounds what they all take alike, some 300 bytes. */
 export function bytesOf (message: OutgoingMessage, conflated = conflationKey(message)): number {
   const { data, event, key, target } = message
-  return MESSAGE_BYTES + bytesOfText(data) + bytesOfText(event) + bytesOfTarget(target) + (key === undefined ? 0 : bytesOfText(key)) + (conflated === null ? 0 : conflated.length)
+  return bytesOfText(data) + bytesOfText(event) + bytesOfTarget(target) + (key === undefined ? 0 : bytesOfText(key)) + (conflated === null ? 0 : conflated.length)
 }
