@@ -61,8 +61,8 @@ export interface SSEOptions {
     /** Age to which events are kept for replay, in milliseconds. Integer from 1. Default `300_000`. */
     maxAgeMs?: ResolvedOptions['history']['maxAgeMs']
     /**
-     * Bytes of events kept for replay: texts, keys, ids of targets, 320 for each event, 16 KB for each filter. Integer from
-     * 1_024. Default `67_108_864`.
+     * Bytes of events kept for replay: texts, keys, the ids in their targets, 16 KB for each filter. The objects of each
+     * event, some 300 bytes, come on top: `maxEvents` bounds them. Integer from 1_024. Default `67_108_864`.
      */
     maxBytes?: ResolvedOptions['history']['maxBytes']
   }
