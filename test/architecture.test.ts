@@ -22,7 +22,7 @@ const LAYERS = [
 ]
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
 const FASTIFY_VALUES = ['fastify/authentication']
-const FASTIFY_TYPES = ['fastify/authentication', 'fastify/endpoint', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/servers', 'options']
+const FASTIFY_TYPES = ['fastify/authentication', 'fastify/declared-routes', 'fastify/endpoint', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/route-options', 'fastify/servers', 'options']
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['fastify/reply-body', 'wire/http']
 
