@@ -9,13 +9,13 @@ import ts from 'typescript'
 /** Lowest first: a file imports values only from layers below its own. Type-only imports are free, they leave no trace at run time. */
 const LAYERS = [
   ['access/address', 'cluster/commands-heard', 'cluster/membership', 'cluster/node-message', 'connections/drain', 'connections/outbox-lane', 'connections/wall-clock', 'errors', 'events/conflation', 'fastify/request-serializer', 'fastify/route-options', 'log/broker', 'log/health', 'log/redis/portion', 'log/redis/reconnector', 'subscriptions/multimap', 'subscriptions/yes', 'util/async-context', 'util/id', 'util/logger', 'util/memory-budget', 'util/text', 'wire/chunk', 'wire/headers', 'wire/http'],
-  ['access/capacity', 'access/connect-options', 'access/disconnected-users', 'cluster/commands', 'cluster/scatter-gather', 'connections/close-reason', 'connections/timing-wheel', 'delivery/replay-scheduler', 'events/event', 'events/topic', 'fastify/reply-body', 'log/redis/history-reader', 'log/redis/lag', 'log/redis/reader', 'util/schema', 'util/timeout', 'wire/idle-sockets', 'wire/writer'],
+  ['access/capacity', 'access/connect-options', 'access/disconnected-users', 'cluster/commands', 'cluster/scatter-gather', 'connections/close-reason', 'connections/timing-wheel', 'delivery/replay-scheduler', 'events/event', 'events/topic', 'fastify/reply-body', 'log/redis/history-reader', 'log/redis/lag', 'util/schema', 'util/timeout', 'wire/idle-sockets', 'wire/writer'],
   ['access/authentication', 'access/refusal', 'cluster/presence', 'connections/statistics', 'events/catalogue', 'events/target', 'fastify/endpoint', 'fastify/servers', 'log/cursor', 'log/redis/client', 'subscriptions/match-cache'],
   ['access/tickets', 'cluster/cluster', 'delivery/frame', 'events/message', 'log/redis/script', 'log/ring', 'options', 'subscriptions/pattern-index', 'subscriptions/subscriptions', 'testing/broker-contract'],
   ['connections/outbox', 'delivery/flusher', 'delivery/frame-cache', 'delivery/publisher', 'fastify/authentication', 'fastify/route', 'log/memory', 'log/redis/appender', 'log/redis/history-cache', 'log/redis/store', 'streams/source', 'subscriptions/registry'],
-  ['connections/backlog', 'connections/context', 'fastify/declared-routes', 'fastify/reply', 'log/redis/broker'],
+  ['connections/backlog', 'connections/context', 'fastify/declared-routes', 'fastify/reply', 'log/redis/reader'],
   ['connections/connection'],
-  ['access/admission'],
+  ['access/admission', 'log/redis/broker'],
   ['manager'],
   ['fastify/plugin'],
   ['index']

@@ -403,6 +403,24 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     }))
   })
 
+  await t.test('an entry of something else in the stream of nodes stops neither nodes nor events', async t => {
+    const [one, other] = [await open(t, { client: url, keyPrefix: 'nodes' }), await open(t, { client: url, keyPrefix: 'nodes' })]
+    const tell = (data: string) => one.publish(data, { ephemeral: true, channel: 'node' })
+    let round = 0
+    for (const id of ['*', `${Date.now() + 3_600_000}-0`, '18446744073709551615-18446744073709551615']) {
+      t.notMatch(await server.ask('XADD', '{nodes}:nodes', id, 'a', 'b'), /^-/)
+      // One that was told in between may be lost with the entry: nodes say it again.
+      await until(async () => {
+        await tell(`${id} ${++round}`).catch(() => {})
+        return texts(other).includes(`${id} ${round}`)
+      })
+      await until(async () => Number(/(\d+)-/.exec(await server.ask('XREVRANGE', '{nodes}:nodes', '+', '-', 'COUNT', '1'))?.[1]) < Date.now() + 60_000, 10_000, `${id} is gone`)
+      await one.publish(id)
+    }
+    await until(() => texts(other).at(-1)!.startsWith('1844'))
+    for (const { gaps, states } of [one, other]) t.strictSame([gaps, states], [[], ['up']])
+  })
+
   await t.test('a foreign entry that is the oldest is trimmed as any other', async t => {
     const node = await open(t, { client: url, keyPrefix: 'oldest' }, { maxEvents: 3 })
     await node.publish('0')

@@ -4,7 +4,7 @@ import type { GapReason, Message } from '../broker.js'
 import type { Connection } from './client.js'
 import { Portion } from './portion.js'
 import type { Report } from './reconnector.js'
-import type { Entry, News, Place, RedisLog } from './store.js'
+import { timeOf, type Entry, type News, type Place, type RedisLog } from './store.js'
 
 /** What a reader tells its broker. */
 export interface ReaderSink {
@@ -156,11 +156,6 @@ export class LogReader {
     // Ephemeral ones that were published before it and are not here are gone.
     this.#ephemerals = Math.max(this.#ephemerals, other)
   }
-}
-
-/** The time in the id of an entry. */
-function timeOf (id: string): number {
-  return Number(id.split('-')[0])
 }
 
 function isArrival (entry: Entry): entry is Arrival {

@@ -1,6 +1,9 @@
 import { createHash } from 'node:crypto'
 import { isErrorReply, type Connection } from './client.js'
 
+/** How far an id of the stream of nodes may be ahead of Redis's clock, which may be set back. */
+export const NODES_AHEAD_MS = 60_000
+
 /** A Lua script, sent by its digest; whole only to a Redis that has not seen it yet, such as one that was restarted. */
 export class Script {
   readonly #source: string
@@ -86,6 +89,11 @@ if redis.call('EXISTS', KEYS[4]) == 1 then
   local info = redis.pcall('XINFO', 'STREAM', KEYS[4])
   if info.err then redis.call('DEL', KEYS[4]) end
   for i = 1, #info, 2 do if info[i] == 'last-generated-id' then told = info[i + 1] end end
+  -- What follows an id that is ahead of the clock is never trimmed, and behind the last id there is nothing can follow.
+  if tonumber(string.match(told, '^%d+')) > now + ${NODES_AHEAD_MS} then
+    redis.call('DEL', KEYS[4])
+    told = '0-0'
+  end
 end
 local oldest = seq > 0 and redis.call('XRANGE', KEYS[2], integer(epoch) .. '-0', '+', 'COUNT', 1)[1]
 return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '', told }

@@ -6,7 +6,7 @@ import type { EventPriority } from '../../events/event.js'
 import { bytesOf } from '../ring.js'
 import type { Connection } from './client.js'
 import type { Portion } from './portion.js'
-import { APPEND, GREET } from './script.js'
+import { APPEND, GREET, NODES_AHEAD_MS } from './script.js'
 
 /** A message as it stands in Redis. */
 export interface Entry {
@@ -195,6 +195,7 @@ export class RedisLog {
       if (this.#isNodes(key)) {
         news.told = raw.map(told).filter(message => message !== null)
         news.nodes = String((raw as [unknown][]).at(-1)![0])
+        if (timeOf(news.nodes) > Date.now() + this.#aheadMs + NODES_AHEAD_MS) news.suspect = true
         continue
       }
       // A prefix of the client's own may stand before ours.
@@ -286,6 +287,11 @@ function headOf ({ event, priority, retry, key, target }: OutgoingMessage, nonce
 
 function messageOf ({ event, priority, retry, key, target }: Static<typeof Head>, data: string, seq: number): Message {
   return { event, data, priority: priority as EventPriority, retry, key, target, ephemeral: seq === 0, seq }
+}
+
+/** The time in the id of an entry. */
+export function timeOf (id: string): number {
+  return Number(id.split('-')[0])
 }
 
 function isCount (text: string): boolean {
