@@ -120,7 +120,9 @@ function isOneLine (text: string): boolean {
 
 /** The text as lines of one field. In one piece: a string that grew line by line would keep an object for each. */
 function linesOf (field: string, text: string): string {
-  return `${field}: ${text.split(LINE_END).join(`\n${field}: `)}\n`
+  // By a plain separator it is cut in less than half the time.
+  const lines = text.includes('\r') ? text.split(LINE_END) : text.split('\n')
+  return `${field}: ${lines.join(`\n${field}: `)}\n`
 }
 
 /** The line that names a place for Last-Event-ID; put before a block it belongs to that block. */
