@@ -253,6 +253,32 @@ t.test('hooks that other plugins add, wrap or replace leave the guard where it i
   }
 })
 
+t.test('a hook that sets or changes the option of a route when it has been read stops the boot', async t => {
+  const changes: Record<string, (route: RouteOptions) => void> = {
+    sets: route => { route.sse = true },
+    replaces: route => { route.sse = { requireAuthentication: true } },
+    'writes into': route => { (route.sse as { requireAuthentication: boolean }).requireAuthentication = true }
+  }
+  for (const [name, change] of Object.entries(changes)) {
+    for (const order of ['before', 'after'] as const) {
+      await t.test(`${name}, ${order} the plugin`, async t => {
+        const app = make(t)
+        if (order === 'before') app.addHook('onRoute', change)
+        await app.register(ssePlugin, { authHandler: () => null })
+        if (order === 'after') app.addHook('onRoute', change)
+        app.post('/publish', name === 'sets' ? {} : { sse: { requireAuthentication: false } }, publish)
+        await t.rejects(async () => { await app.ready() }, unguarded(/POST \/publish.*onRoute/))
+      })
+    }
+  }
+  const app = make(t)
+  app.addHook('onRoute', route => { route.sse = true })
+  app.addHook('onRoute', route => { delete (route as { sse?: unknown }).sse })
+  await app.register(ssePlugin, strict)
+  app.post('/publish', publish)
+  await app.ready()
+})
+
 t.test('a plugin that removes the hooks of a route cannot remove its guard', async t => {
   const app = make(t)
   await app.register(ssePlugin, strict)

@@ -66,6 +66,10 @@ export class DeclaredRoutes {
 
   /** The option of a route in whose scope nothing reads it is a registration in the wrong scope, or none: the route would be open. */
   #assertGuarded (): void {
+    for (const reader of this.#readers) {
+      const late = this.#routes.filter(route => isAsked(route, reader.option) && !reader.heeds(route))
+      if (late.length > 0) throw new UnguardedRoute(late.map(({ options }) => nameOf(options)).join(', '), `an onRoute hook has set or changed the option "${reader.option}" after it was read; give it where the route is declared`)
+    }
     for (const option of this.#options) {
       const open = this.#routes.filter(route => isAsked(route, option) && !isRead(route, option))
       if (open.length > 0) throw new UnguardedRoute(open.map(({ options }) => nameOf(options)).join(', '), `no plugin in their scope reads the option "${option}"; register fastify-sse-manager in that scope, or in one around it`)

@@ -1,8 +1,9 @@
+import { isDeepStrictEqual } from 'node:util'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import type { Guard } from './authentication.js'
 import { openBodyLast } from './reply-body.js'
 import { UnguardedRoute } from '../errors.js'
-import { resolveRouteOptions, type ResolvedOptions } from '../options.js'
+import { resolveRouteOptions, type ResolvedOptions, type RouteOptions as RouteOptionValues } from '../options.js'
 import { redacting, requestSerializer } from './request-serializer.js'
 import { overlay, pinHooks } from './route-options.js'
 import { safeLog } from '../util/logger.js'
@@ -12,6 +13,8 @@ import { streamRefusal, type Refusal } from '../access/refusal.js'
 export interface RouteGuard {
   /** The name of the option. */
   readonly option: string
+  /** What it said. */
+  readonly wanted: RouteOptionValues
   arrive (request: FastifyRequest, reply: FastifyReply): unknown
   decide (request: FastifyRequest, reply: FastifyReply): Promise<unknown>
   refusal (error: unknown, request: FastifyRequest, reply: FastifyReply): Refusal | null
@@ -30,6 +33,8 @@ export interface DeclaredRoute {
 export interface RouteReader {
   readonly option: string
   read (route: DeclaredRoute): void
+  /** Whether the route is guarded as its option says now, or out of reach. A hook that came after `read` may have set the option, or changed it. */
+  heeds (route: DeclaredRoute): boolean
 }
 
 /** `POST /publish`, for errors. */
@@ -57,11 +62,13 @@ export function createRouteReader (options: ResolvedOptions, guard: Guard, cover
       const refusals = { ...options, ...wanted }
       guardRoute(route, {
         option,
+        wanted,
         arrive: (request, reply) => guard.arrive(request, reply, requireAuthentication),
         decide: (request, reply) => guard.decide(request, reply, requireAuthentication),
         refusal: (error, request, reply) => streamRefusal(error, request.raw, refusals, reply.getHeader('retry-after'))
       })
-    }
+    },
+    heeds: route => !covers(route.scope) || isDeepStrictEqual(resolveRouteOptions(route.options, option), route.guards.find(guard => guard.option === option)?.wanted ?? null)
   }
 }
 
