@@ -326,6 +326,8 @@ t.test('commands', { skip: withoutRedis }, async t => {
     await sse.addSubscription(clientId, 'chat:2')
     t.strictSame(asked, [['b', 'ada', 'chat:2']])
     await sse.broadcastEvent({ event: 'said', data: 'heard' }, { subscriptionIds: ['chat:2'] })
+    // What still waits goes with the subscription.
+    await client.waitFor('said')
     t.equal(await sse.removeSubscription(clientId, 'chat:2'), true)
     t.equal(await sse.removeSubscription(clientId, 'chat:2'), false)
     await sse.broadcastEvent({ event: 'said', data: 'not heard' }, { subscriptionIds: ['chat:2'] })
@@ -828,6 +830,30 @@ t.test('a command is done once however often it is asked, and one that the log h
   await until(() => log.said.filter(({ data }) => data === asked.data).length === 2)
   await log.hear({ kind: 'answer', to: app.sse.nodeId, id: JSON.parse(asked.data).id, value: 3 })
   t.equal(await disconnecting, 3)
+})
+
+t.test('a node that answers twice is counted once', async t => {
+  const log = new TestLog()
+  const { app } = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000 } })
+  for (const from of ['x', 'y']) await log.hear({ from, kind: 'hello', report: { ...REPORT, nodeId: from } })
+  const disconnecting = app.sse.disconnectUser('ada')
+  const { id } = await until(() => log.sayings('command')[0])
+  for (const from of ['x', 'x', 'y']) await log.hear({ from, kind: 'answer', to: app.sse.nodeId, id, value: 2 })
+  t.equal(await disconnecting, 4)
+})
+
+t.test('other nodes are told that rights have changed before this one has asked the application', async t => {
+  const log = new TestLog()
+  let asked = 0
+  let answer: ((yes: boolean) => void) | null = null
+  const { app, join } = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000 }, authorizeSubscription: () => ++asked === 1 || new Promise<boolean>(resolve => { answer = resolve }) })
+  await join('ada', ['room:1'])
+  await log.hear({ kind: 'hello', report: REPORT })
+  const reauthorizing = app.sse.reauthorize('ada')
+  const { id } = await until(() => log.sayings('command')[0])
+  await log.hear({ kind: 'answer', to: app.sse.nodeId, id, value: 2 })
+  ;(await until(() => answer))(false)
+  t.equal(await reauthorizing, 3)
 })
 
 t.test('after a gap a node says all it has, and asks the others for what they have', async t => {

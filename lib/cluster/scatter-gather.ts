@@ -54,26 +54,32 @@ export class Scatter {
   }
 
   /**
-   * Asks this node first, and the others when that does not decide it. Resolves as soon as it is decided; with what there
-   * is when a node has not answered in time.
+   * Asks this node first, and the others when that does not decide it; where each node has a part, without waiting for this
+   * one. Resolves as soon as it is decided; with what there is when a node has not answered in time.
    * @throws what the operation throws, here or elsewhere; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_TOO_MANY_COMMANDS
    */
   async ask<N extends keyof Operations> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
     const operation = this.#operations[name] as unknown as Operation
-    const own = await operation.run(...args)
-    const outcome = !this.#host.shared || (own !== null && operation.merge === null)
-      ? { value: own, complete: true }
-      : await this.#askOthers(name, operation, args, own)
+    const running = operation.run(...args)
+    // Where each has a part in it, the others begin at once: the application may take its time here.
+    const asked = this.#host.shared && operation.merge !== null ? this.#askOthers(name, operation, args) : null
+    asked?.catch(() => {})
+    const own = await running
+    if (asked !== null) {
+      const { value, complete } = await asked
+      return { value: value === null ? own : operation.merge!(own, value), complete } as Outcome<ResultOf<N>>
+    }
+    const outcome = !this.#host.shared || own !== null ? { value: own, complete: true } : await this.#askOthers(name, operation, args)
     return outcome as Outcome<ResultOf<N>>
   }
 
-  async #askOthers (name: string, operation: Operation, args: unknown[], own: unknown): Promise<Outcome<unknown>> {
+  async #askOthers (name: string, operation: Operation, args: unknown[]): Promise<Outcome<unknown>> {
     if (this.#pending.size >= MAX_PENDING) throw new errors.TooManyCommands(MAX_PENDING)
     const id = ++this.#asked
     const command = { kind: 'command', id, operation: name, args } as const
     const { answerTimeoutMs } = this.#host
     const say = (): Promise<void> => this.#host.say(command, WAYS[operation.effect])
-    const gathering = new Gathering(operation, own, this.#host.others(), say)
+    const gathering = new Gathering(operation, this.#host.others(), say)
     this.#pending.set(id, gathering)
     // What is in the log is read there; what is lost is the answer.
     const timer = setInterval(() => {
@@ -155,17 +161,18 @@ const WAYS = { ask: 'apart', change: 'ordered', revoke: 'logged' } as const sati
 class Gathering {
   readonly #operation: Operation
   readonly #awaited: Set<string>
-  #value: unknown
+  /** Whose part is counted: a node that was asked again may answer twice. */
+  readonly #answered = new Set<string>()
+  #value: unknown = null
   #error: Error | null = null
   #waiting = true
   #settled = false
   #decided: () => void = () => {}
   readonly #say: () => Promise<void>
 
-  constructor (operation: Operation, own: unknown, others: Iterable<string>, say: () => Promise<void>) {
+  constructor (operation: Operation, others: Iterable<string>, say: () => Promise<void>) {
     this.#operation = operation
     this.#say = say
-    this.#value = own
     this.#awaited = new Set(others)
   }
 
@@ -181,7 +188,10 @@ class Gathering {
   take (from: string, value: unknown): void {
     this.#awaited.delete(from)
     // A result of another version is no result.
-    if (value !== null && this.#operation.result.Check(value)) this.#value = this.#value === null ? value : (this.#operation.merge?.(this.#value, value) ?? this.#value)
+    if (value !== null && !this.#answered.has(from) && this.#operation.result.Check(value)) {
+      this.#answered.add(from)
+      this.#value = this.#value === null ? value : (this.#operation.merge?.(this.#value, value) ?? this.#value)
+    }
     this.#decide()
   }
 
