@@ -30,6 +30,8 @@ export class Lag {
   /** Oldest first. */
   readonly #waiting = new Set<Waiter>()
   #asking: Promise<Standing> | null = null
+  /** What somebody waits for first, or less. */
+  #least = Infinity
   #moves = 0
   #timer: NodeJS.Timeout | null = null
 
@@ -63,7 +65,10 @@ export class Lag {
 
   /** This node has read the log up to there. */
   arrived (position: number): void {
-    if (this.#waiting.size > 0) this.#wake(waiter => waiter.seq <= position)
+    if (position < this.#least) return
+    this.#wake(waiter => waiter.seq <= position)
+    this.#least = Infinity
+    for (const { seq } of this.#waiting) this.#least = Math.min(this.#least, seq)
   }
 
   /** This node follows the log from another place on. */
@@ -88,6 +93,7 @@ export class Lag {
 
   #wait (seq: number): Promise<void> {
     return new Promise((resolve, reject) => {
+      this.#least = Math.min(this.#least, seq)
       this.#waiting.add({ seq, deadline: performance.now() + PATIENCE_MS, resolve, reject })
       this.#timer ??= setTimeout(() => this.#expire(), PATIENCE_MS)
     })
