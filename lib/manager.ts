@@ -1,51 +1,39 @@
 import type { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
-import { Admission, type Candidate, type CreateConnection } from './access/admission.js'
-import { memoryBroker } from './log/memory.js'
+import { type Candidate, type CreateConnection } from './access/admission.js'
 import type { Seat } from './access/capacity.js'
 import { assertNames, CREATE_OPTIONS } from './access/connect-options.js'
 import { assertCloseReason } from './connections/close-reason.js'
-import { Cluster, type ClusterHost, type ClusterStats } from './cluster/cluster.js'
-import { createOperations, endUncertain, type Operations, type Presence } from './cluster/commands.js'
+import { type ClusterStats } from './cluster/cluster.js'
+import { type Presence } from './cluster/commands.js'
 import type { SSEConnection } from './connections/connection.js'
-import { Disconnections } from './access/disconnected-users.js'
-import { Drain } from './connections/drain.js'
 import { HeadAlreadySent, InvalidOption, NoAnswer, UnknownConnection } from './errors.js'
 import { streamHeaders } from './wire/headers.js'
 import type { Health } from './log/health.js'
-import { Host } from './connections/context.js'
 import { safeLog, warnings, type Log } from './util/logger.js'
 import { createNotificationEvent } from './events/message.js'
-import { resolveManagerOptions, type AnyRequest, type ResolvedOptions, type SSEOptions, type SSEUser } from './options.js'
-import { Publisher } from './delivery/publisher.js'
+import { resolveManagerOptions } from './options.js'
+import type { SSEOptions } from '../types/options.js'
+import { type SSEUser } from './access/authentication.js'
+import { type AnyRequest, isGone, type HttpResponse } from './wire/http.js'
+import { type Delivery } from './delivery/publisher.js'
 import { refusalOf } from './access/refusal.js'
-import { Registry } from './subscriptions/registry.js'
-import { Rights } from './subscriptions/subscriptions.js'
+import { Node } from './node.js'
 import type { Outcome } from './cluster/scatter-gather.js'
-import { Statistics, type ManagerStats } from './connections/statistics.js'
-import { Tickets, type Ticket, type TicketGrant } from './access/tickets.js'
-import { assertId } from './events/target.js'
-import { assertSubscription, quote } from './events/topic.js'
-import { isGone, type HttpResponse } from './wire/http.js'
-import type { BroadcastOptions, Delivery, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../types/index.js'
+import { type ManagerStats } from './connections/statistics.js'
+import { type Ticket, type TicketGrant } from './access/tickets.js'
+import { assertId, type BroadcastOptions } from './events/target.js'
+import { assertSubscription } from './events/topic.js'
+import { quote } from './util/quote.js'
+import type { NotificationInput, EventInput, ResourcePayload, ResourceName } from './events/event-input.js'
 
 /**
  * Who is connected to this node, and every way to reach them. Decorates Fastify as `fastify.sse`; without Fastify make
  * one with `new SSEManager(options)`.
  */
 export class SSEManager {
-  readonly #options: ResolvedOptions
-  readonly #registry = new Registry<SSEConnection>()
-  readonly #rights: Rights
-  readonly #operations: Operations
-  readonly #publisher: Publisher
-  readonly #cluster: Cluster
-  readonly #tickets: Tickets
-  readonly #admission: Admission
-  readonly #host: Host
-  readonly #statistics: Statistics
-  readonly #drain: Drain
-  #closing: Promise<void> | null = null
+  /** @internal */
+  readonly node: Node
 
   /**
    * @param options see `SSEOptions`, without those that only the plugin reads: `path`, `clientSubscriptions`, `decorators`, `authStrategies` and `authRelation`.
@@ -53,42 +41,7 @@ export class SSEManager {
    * @throws SSE_ERR_INVALID_OPTION
    */
   constructor (options: SSEOptions = {}, logger: Log = warnings) {
-    const log = safeLog(logger)
-    const resolved = this.#options = resolveManagerOptions(options)
-    const broker = resolved.broker ?? memoryBroker()
-    this.#rights = new Rights(resolved, this.#registry, log)
-    const disconnections = new Disconnections()
-    this.#operations = createOperations(resolved, this.#registry, this.#rights, disconnections)
-    this.#publisher = new Publisher(resolved, broker, this.#registry, this.#rights, {
-      opened: () => {
-        // Opened by somebody who publishes while it closes.
-        if (this.#closing !== null) return
-        this.#host.start()
-        this.#cluster.open()
-      },
-      gap: (reason, commandsKept) => this.#cluster.onGap(reason, commandsKept),
-      state: state => this.#cluster.onLog(state),
-      told: (text, seq) => this.#cluster.receive(text, seq)
-    }, log)
-    this.#cluster = new Cluster(resolved, this.#operations, this.#createClusterHost(disconnections), log)
-    this.#statistics = new Statistics(this.#registry, this.#publisher)
-    this.#host = new Host({
-      options: resolved,
-      log,
-      broker,
-      publisher: this.#publisher,
-      registry: this.#registry,
-      rights: this.#rights,
-      operations: this.#operations,
-      ended: (connection, reason) => {
-        this.#registry.remove(connection)
-        this.#statistics.ended(connection, reason)
-        this.#drain.left()
-      }
-    })
-    this.#drain = new Drain(this.#registry, resolved.drainMs, this.#host)
-    this.#tickets = new Tickets(resolved, broker)
-    this.#admission = new Admission(resolved, this.#registry, this.#rights, this.#tickets, disconnections, this.#host)
+    this.node = new Node(resolveManagerOptions(options), safeLog(logger))
   }
 
   // --- Connections ---
@@ -120,7 +73,7 @@ export class SSEManager {
    */
   refuse ({ request, response }: Pick<CreateConnection, 'request' | 'response'>, error: unknown): void {
     if (response.headersSent || isGone(response)) return
-    const { statusCode, headers, body } = refusalOf(error, request, this.#options)
+    const { statusCode, headers, body } = refusalOf(error, request, this.node.options)
     response.statusCode = statusCode
     for (const [name, value] of Object.entries(headers)) response.setHeader(name, value)
     ;(response as ServerResponse).end(body)
@@ -131,65 +84,65 @@ export class SSEManager {
    * @throws SSE_ERR_TICKET_NOT_ISSUED, SSE_ERR_INVALID_SUBSCRIPTION
    */
   issueTicket (grant: TicketGrant): string {
-    return this.#tickets.issue(grant)
+    return this.node.tickets.issue(grant)
   }
 
   /** Who the ticket of a request names. @internal */
   redeem (request: AnyRequest): Promise<Ticket> | null {
-    return this.#admission.redeem(request)
+    return this.node.admission.redeem(request)
   }
 
   /** Refuses a request whose ticket is recognised by nothing. @internal */
   assertRecognised (request: AnyRequest, user: SSEUser | null): void {
-    this.#admission.assertRecognised(request, user)
+    this.node.admission.assertRecognised(request, user)
   }
 
   /** Noted before it is found out who a request is from. @internal */
   get moment (): number {
-    return this.#admission.moment
+    return this.node.admission.moment
   }
 
   /** Counts a client in, before anything slow is done for it. @internal */
   seat (response: HttpResponse, ip: string | undefined): Seat | null {
-    return this.#admission.seat(response, ip)
+    return this.node.admission.seat(response, ip)
   }
 
   /** Everything that can refuse a stream, before the head. @internal */
   admit (candidate: Candidate): Promise<SSEConnection> {
-    return this.#publisher.isOpen ? this.#admission.admit(candidate) : this.open().then(() => this.#admission.admit(candidate))
+    return this.node.eventLog.isOpen ? this.node.admission.admit(candidate) : this.open().then(() => this.node.admission.admit(candidate))
   }
 
   /** The open stream with this client id, on this node. @throws SSE_ERR_INVALID_TARGET when the id is no string. */
   getConnection (clientId: string): SSEConnection | undefined {
     assertId(clientId, 'clientId')
-    return this.#registry.client(clientId)
+    return this.node.registry.client(clientId)
   }
 
   /** The open streams of a user, on this node. @throws SSE_ERR_INVALID_TARGET when the id is no string. */
   getConnectionsByUser (userId: string): SSEConnection[] {
     assertId(userId, 'userId')
-    return this.#registry.user(userId)
+    return this.node.registry.user(userId)
   }
 
   /** The open streams of this node that hold exactly this topic or pattern. @throws SSE_ERR_INVALID_SUBSCRIPTION */
   getConnectionsBySubscription (subscription: string): SSEConnection[] {
     assertSubscription(subscription)
-    return this.#registry.subscription(subscription)
+    return this.node.registry.subscription(subscription)
   }
 
   /** All open streams of this node. */
   connections (): IterableIterator<SSEConnection> {
-    return this.#registry.all()
+    return this.node.registry.all()
   }
 
   /** How many streams are open on this node. */
   get connectionCount (): number {
-    return this.#registry.size
+    return this.node.registry.size
   }
 
   /** Counts and sums of this node, as of now. Costs a look at each connection. */
   stats (): ManagerStats {
-    return this.#statistics.read()
+    return this.node.statistics.read()
   }
 
   /**
@@ -201,7 +154,7 @@ export class SSEManager {
   async addSubscription (clientId: string, subscription: string): Promise<void> {
     assertId(clientId, 'clientId')
     assertSubscription(subscription)
-    this.#owned(clientId, await this.#cluster.ask('addSubscription', clientId, subscription))
+    this.#owned(clientId, await this.node.cluster.ask('addSubscription', clientId, subscription))
   }
 
   /**
@@ -212,7 +165,7 @@ export class SSEManager {
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
     assertId(clientId, 'clientId')
     assertSubscription(subscription)
-    return this.#owned(clientId, await this.#cluster.ask('removeSubscription', clientId, subscription))
+    return this.#owned(clientId, await this.node.cluster.ask('removeSubscription', clientId, subscription))
   }
 
   /**
@@ -228,7 +181,7 @@ export class SSEManager {
     assertId(userId, 'userId')
     assertSubscription(subscription)
     assertCloseReason(reason)
-    return this.#counted(await this.#cluster.ask('revokeSubscription', userId, subscription, reason))
+    return this.#counted(await this.node.cluster.ask('revokeSubscription', userId, subscription, reason))
   }
 
   /**
@@ -242,7 +195,7 @@ export class SSEManager {
   async reauthorize (userId: string, reason: string = 'revoked'): Promise<number> {
     assertId(userId, 'userId')
     assertCloseReason(reason)
-    return this.#counted(await this.#cluster.ask('reauthorize', userId, reason))
+    return this.#counted(await this.node.cluster.ask('reauthorize', userId, reason))
   }
 
   /**
@@ -253,7 +206,7 @@ export class SSEManager {
   async closeConnection (clientId: string, reason: string = 'closed'): Promise<boolean> {
     assertId(clientId, 'clientId')
     assertCloseReason(reason)
-    const { value, complete } = await this.#cluster.ask('closeConnection', clientId, reason)
+    const { value, complete } = await this.node.cluster.ask('closeConnection', clientId, reason)
     return this.#counted({ value: value === null ? 0 : 1, complete }) > 0
   }
 
@@ -267,14 +220,14 @@ export class SSEManager {
   async disconnectUser (userId: string, reason: string = 'disconnected'): Promise<number> {
     assertId(userId, 'userId')
     assertCloseReason(reason)
-    return this.#counted(await this.#cluster.ask('disconnectUser', userId, reason))
+    return this.#counted(await this.node.cluster.ask('disconnectUser', userId, reason))
   }
 
   // --- All nodes ---
 
   /** Of this node, made anew at each start. */
   get nodeId (): string {
-    return this.#publisher.nodeId
+    return this.node.id
   }
 
   /**
@@ -282,7 +235,7 @@ export class SSEManager {
    * `cluster.heartbeatIntervalMs` old at most. One that ends says so; one that dies is missing after three and a half intervals.
    */
   clusterStats (): ClusterStats {
-    return this.#cluster.stats()
+    return this.node.cluster.stats()
   }
 
   /**
@@ -292,7 +245,7 @@ export class SSEManager {
    */
   async presence (subscription: string): Promise<Presence> {
     assertSubscription(subscription)
-    const { value, complete } = await this.#cluster.ask('presence', subscription)
+    const { value, complete } = await this.node.cluster.ask('presence', subscription)
     return { ...value!, complete: complete && value!.complete }
   }
 
@@ -325,14 +278,14 @@ export class SSEManager {
    * SSE_ERR_FILTER_NOT_SHARED, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED: nothing was logged or sent.
    */
   broadcastEvent (event: EventInput, options: BroadcastOptions = {}): Promise<Delivery> {
-    return this.#publisher.publish(event, options)
+    return this.node.publisher.publish(event, options)
   }
 
   // --- Life ---
 
   /** Whether events can be logged, and why not; without a shared log it is `up` from opening to closing. */
   health (): Health {
-    return this.#publisher.health
+    return this.node.eventLog.health
   }
 
   /**
@@ -340,7 +293,7 @@ export class SSEManager {
    * @throws SSE_ERR_CLOSED after `close()`; SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached.
    */
   open (): Promise<void> {
-    return this.#publisher.open()
+    return this.node.eventLog.open()
   }
 
   /**
@@ -348,20 +301,12 @@ export class SSEManager {
    * Resolves when all are gone, after `drainMs` at the latest.
    */
   drain (): Promise<void> {
-    this.#admission.close()
-    return this.#drain.begin()
+    return this.node.drain()
   }
 
   /** Drains, then closes the log. A second call waits for the first. */
   close (): Promise<void> {
-    return (this.#closing ??= this.#close())
-  }
-
-  async #close (): Promise<void> {
-    await this.drain()
-    this.#host.stop()
-    await this.#cluster.close()
-    await this.#publisher.close()
+    return this.node.close()
   }
 
   // --- Inside ---
@@ -369,29 +314,13 @@ export class SSEManager {
   /** What the node that has the connection answered. */
   #owned<R> (clientId: string, { value, complete }: Outcome<R>): R {
     if (value !== null) return value
-    if (!complete) throw new NoAnswer(this.#options.cluster.answerTimeoutMs)
+    if (!complete) throw new NoAnswer(this.node.options.cluster.answerTimeoutMs)
     throw new UnknownConnection(quote(clientId))
   }
 
   /** What the nodes have done together, once all have answered. */
   #counted ({ value, complete }: Outcome<number>): number {
-    if (!complete) throw Object.assign(new NoAnswer(this.#options.cluster.answerTimeoutMs), { count: value! })
+    if (!complete) throw Object.assign(new NoAnswer(this.node.options.cluster.answerTimeoutMs), { count: value! })
     return value!
-  }
-
-  #createClusterHost (disconnections: Disconnections): ClusterHost {
-    const publisher = this.#publisher
-    const registry = this.#registry
-    return {
-      nodeId: publisher.nodeId,
-      shared: publisher.shared,
-      get health () { return publisher.health },
-      counts: () => ({ connections: registry.size, users: registry.users, subscriptions: registry.subscriptions }),
-      observe: observer => registry.observe(observer),
-      announce: (event, topic, userId) => publisher.announce({ event: `sse:${event}`, data: JSON.stringify({ subscriptionId: topic, userId }), target: { subscriptionIds: [topic] } }),
-      place: () => ({ epoch: publisher.epoch, position: publisher.position }),
-      publish: (text, way) => publisher.tell(text, way),
-      missed: () => endUncertain(registry, this.#rights, disconnections)
-    }
   }
 }

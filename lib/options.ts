@@ -1,58 +1,16 @@
 import { Type, type SchemaOptions, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
-import type { FastifyRequest } from 'fastify'
 import type { FastifyAuthFunction } from '@fastify/auth'
 import type { Broker } from './log/broker.js'
-import type { IoredisClient, NodeRedisClient } from './log/redis/client.js'
 import { isCatalogue, type Catalogue } from './events/catalogue.js'
-import type { SSEConnection } from './connections/connection.js'
-import type { HttpRequest } from './wire/http.js'
+import type { AnyRequest } from './wire/http.js'
 import { InvalidOption } from './errors.js'
 import { MAX_BEAT_MS } from './cluster/node-message.js'
 import { assertSubscription } from './events/topic.js'
 import { any, bytes, count, durationMs, fn, resolve } from './util/schema.js'
-
-export type { RedisStreamsOptions, SSEOptions } from '../types/options.js'
-
-/** What a request brings that an authentication may rest on. */
-export interface AuthData {
-  /** The token of `Authorization: Bearer …`, or null. */
-  readonly token: string | null
-  readonly cookies: Readonly<Record<string, string | undefined>>
-  readonly query: Readonly<Record<string, unknown>>
-  readonly headers: Readonly<Record<string, string | string[] | undefined>>
-  /** What the application's `extractAuthData` adds. */
-  readonly [key: string]: unknown
-}
-
-/** Who a request is from. */
-export interface SSEUser {
-  readonly userId: string
-  /** When the rights end, in milliseconds since the epoch; the stream ends then. Absent or null: they do not end by themselves. */
-  readonly expiresAt?: number | null
-  /** Whatever the application wants to find again on the connection. */
-  readonly claims?: unknown
-}
-
-/** The request as the application registered it: Fastify's in a Fastify handler, Node's for `createConnection`. */
-export type AnyRequest = FastifyRequest | HttpRequest
-export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | Promise<AuthResult>
-export type AuthResult = string | SSEUser | null
-export interface SubscriptionQuestion {
-  readonly request: AnyRequest | null
-  readonly userId: string | null
-  readonly claims: unknown
-  readonly subscriptionId: string
-}
-export type AuthorizeSubscription = (question: SubscriptionQuestion) => boolean | Promise<boolean>
-export interface TopicQuestion {
-  readonly userId: string | null
-  readonly claims: unknown
-  /** What the event was published to. */
-  readonly topic: string
-  readonly connection: SSEConnection
-}
-export type AuthorizeTopic = (question: TopicQuestion) => boolean
+import type { AuthHandler } from './access/authentication.js'
+import type { AuthorizeTopic } from './subscriptions/audience.js'
+import type { AuthorizeSubscription } from './subscriptions/subscriptions.js'
 
 const refusals = (options: SchemaOptions) => Type.Union([Type.Literal('auto'), Type.Literal('status'), Type.Literal('stop')], options)
 
@@ -116,19 +74,6 @@ export const OptionsSchema = Type.Object({
   }, { default: {}, additionalProperties: false, pluginOnly: true, description: 'Names of the decorators.' })
 }, { additionalProperties: false })
 
-/** Every option of `redisStreamsBroker`; see `OptionsSchema`. */
-export const RedisStreamsOptionsSchema = Type.Object({
-  client: Type.Unsafe<IoredisClient | NodeRedisClient | string>(Type.Unknown({ description: 'Client of `ioredis` (also `fastify.redis`) or node-redis for one server, or, with `ioredis` installed, a URL. It is copied, not used.' })),
-  keyPrefix: Type.String({ minLength: 1, maxLength: 128, pattern: '^[^{}\\s]+$', default: 'sse', description: 'What the keys begin with, in braces: one log for each prefix.' }),
-  database: Type.Optional(Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1, description: 'Database to use. Absent: the client\'s.' })),
-  replyTimeoutMs: durationMs('Time that Redis has for an answer, or to take a connection, in milliseconds; then the connection is given up. It begins anew while bytes of an answer arrive.', 2_000, 100, 60_000),
-  publishTimeoutMs: durationMs('Time after which a publish that is not confirmed is rejected, in milliseconds.', 2_000, 100, 60_000),
-  waitWhenDown: Type.Boolean({ default: false, description: 'Whether a publish waits up to `publishTimeoutMs` for a lost connection to come back, instead of being rejected at once.' }),
-  maxPendingBytes: bytes('Bytes of publishes that are not confirmed yet; beyond that they are rejected.', 16 * 1024 * 1024),
-  startTimeoutMs: durationMs('Time that boot waits for Redis, in milliseconds.', 4_000, 100, 60_000),
-  startDegraded: Type.Boolean({ default: false, description: 'Whether the application starts all the same when Redis is not reached in that time.' })
-}, { additionalProperties: false })
-
 /** What the route option `sse` may say beside `true` and `false`: each replaces the plugin's option for the route. */
 export const RouteOptionsSchema = Type.Object({
   requireAuthentication: Type.Optional(Type.Boolean({ protects: true })),
@@ -136,11 +81,9 @@ export const RouteOptionsSchema = Type.Object({
 }, { additionalProperties: false })
 
 export type RouteOptions = Static<typeof RouteOptionsSchema>
-export type ResolvedRedisOptions = Static<typeof RedisStreamsOptionsSchema>
 export type ResolvedOptions = Static<typeof OptionsSchema>
 
 const compiled = TypeCompiler.Compile(OptionsSchema)
-const compiledRedis = TypeCompiler.Compile(RedisStreamsOptionsSchema)
 const compiledRoute = TypeCompiler.Compile(RouteOptionsSchema)
 const BROKER_METHODS = ['open', 'publish', 'read', 'claim', 'close'] as const
 
@@ -162,11 +105,6 @@ export function resolveManagerOptions (given: unknown = {}): ResolvedOptions {
     if (schema['pluginOnly'] === true && (given as Record<string, unknown> | null)?.[name] !== undefined) throw new InvalidOption(name, `has no effect in an SSEManager: give it to the plugin, app.register(ssePlugin, { ${name}: … })`)
   }
   return resolveOptions(given)
-}
-
-/** See `resolveOptions`. */
-export function resolveRedisOptions (given: unknown): ResolvedRedisOptions {
-  return resolve(RedisStreamsOptionsSchema, compiledRedis, given, { prefix: 'broker.' })
 }
 
 /** The route option `sse`, whatever its name; null for a route without it. Throws SSE_ERR_INVALID_OPTION, which names the route. */

@@ -3,17 +3,20 @@ import { once } from 'node:events'
 import { connect, createServer, type AddressInfo } from 'node:net'
 import fc from 'fast-check'
 import t from 'tap'
-import type { Broker, Message, Page, Target } from '../lib/log/broker.js'
+import type { Broker, Page } from '../lib/log/broker.js'
+import { type Message, bytesOf } from '../lib/events/message.js'
+import type { Target } from '../lib/events/target.js'
 import { Budget } from '../lib/util/memory-budget.js'
 import { CatchUp, type Reader, type Turns } from '../lib/delivery/replay-scheduler.js'
 import { formatCursor, parseCursor, type Lanes } from '../lib/log/cursor.js'
 import { SSEError } from '../lib/errors.js'
-import { encodeCursor, type EventPriority } from '../lib/events/event.js'
+import { type EventPriority } from '../lib/events/event.js'
+import { encodeCursor } from '../lib/wire/encoding.js'
 import { Flusher, type Flushable } from '../lib/delivery/flusher.js'
 import { Frame, FRAME_BYTES } from '../lib/delivery/frame.js'
 import { Outbox } from '../lib/connections/outbox.js'
 import { Registry, type Member } from '../lib/subscriptions/registry.js'
-import { bytesOf, Ring } from '../lib/log/ring.js'
+import { Ring } from '../lib/log/ring.js'
 import { PatternIndex } from '../lib/subscriptions/pattern-index.js'
 import { assertSubscription, assertTopic, covers, isPattern } from '../lib/events/topic.js'
 import { Wheel, type Timed } from '../lib/connections/timing-wheel.js'
@@ -626,6 +629,7 @@ interface Received {
   priority: EventPriority
   key: string | undefined
 }
+
 /** What the client was told of: of each lane, all up to the place it is given with the gap. */
 type Gap = readonly number[]
 

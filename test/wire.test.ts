@@ -2,12 +2,14 @@ import assert from 'node:assert/strict'
 import { createParser } from 'eventsource-parser'
 import fc from 'fast-check'
 import t from 'tap'
-import type { Message } from '../lib/log/broker.js'
+import type { Message } from '../lib/events/message.js'
 import { Chunk } from '../lib/wire/chunk.js'
 import { formatCursor, parseCursor } from '../lib/log/cursor.js'
 import { SSEError } from '../lib/errors.js'
-import { assertEventName, assertPriority, assertRetry, encodeComment, encodeControl, encodeCursor, encodeEvent, encodeId, encodeRetry, EventPriority, serialize } from '../lib/events/event.js'
-import { Batch, Frame } from '../lib/delivery/frame.js'
+import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from '../lib/events/event.js'
+import { encodeControl, encodeComment, encodeRetry, encodeCursor, encodeId, encodeEvent } from '../lib/wire/encoding.js'
+import { Frame } from '../lib/delivery/frame.js'
+import { Batch } from '../lib/delivery/batch.js'
 import { cut, decodeChunked, EventStreamParser } from './helpers/parser.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 400)
@@ -62,6 +64,7 @@ function textOf (value: unknown): string | undefined {
     return undefined
   }
 }
+
 /** Line ends are the one thing the format cannot keep. */
 const normalised = (value: string) => value.replaceAll('\r\n', '\n').replaceAll('\r', '\n')
 

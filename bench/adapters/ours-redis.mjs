@@ -2,6 +2,6 @@
 import { build, startOurs } from './ours.mjs'
 
 export default async function start () {
-  const { redisStreamsBroker } = await import(new URL('lib/log/redis/broker.js', build))
+  const { redisStreamsBroker } = await import(new URL('lib/redis.js', build))
   return await startOurs({ broker: redisStreamsBroker({ client: process.env.BENCH_REDIS }) })
 }

@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net'
 import fastifyStatic from '@fastify/static'
 import { Type, type Static } from '@sinclair/typebox'
 import fastify from 'fastify'
-import { redisStreamsBroker } from '../../lib/log/redis/broker.js'
+import { redisStreamsBroker } from '../../lib/redis.js'
 import ssePlugin, { EventPriority } from '../../lib/index.js'
 import { allowedHosts, allowSameOrigin } from '../same-origin.js'
 

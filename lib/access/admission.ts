@@ -1,20 +1,30 @@
-import { assertOrigin, authenticate, currentUser, parameterOf } from './authentication.js'
-import { Capacity, type Seat } from './capacity.js'
+import { type AuthenticationOptions, assertOrigin, authenticate, currentUser, parameterOf, type SSEUser } from './authentication.js'
+import { Capacity, type CapacityOptions, type Seat } from './capacity.js'
 import { SSEConnection, type ConnectionHost } from '../connections/connection.js'
 import type { Disconnections } from './disconnected-users.js'
 import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
 import { assertRetry } from '../events/event.js'
 import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
-import type { AnyRequest, ResolvedOptions, SSEUser } from '../options.js'
+import { type AnyRequest, isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
 import type { Registry } from '../subscriptions/registry.js'
-import type { Rights } from '../subscriptions/subscriptions.js'
+import type { Subscriptions } from '../subscriptions/subscriptions.js'
 import { Ticket, type Tickets } from './tickets.js'
 import { assertSubscription } from '../events/topic.js'
 import { ownText } from '../util/text.js'
-import { isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
 import { isTaken } from '../wire/writer.js'
-import type { ConnectOptions } from '../../types/index.js'
+
+/** Options of `reply.sse()`. */
+export interface ConnectOptions {
+  /** Topics and patterns to hold from the start. */
+  subscriptions?: readonly string[]
+  /** What the application wants to find again in `clientInfo`. */
+  clientInfo?: Record<string, unknown>
+  /** Reconnection time told to this client, 100 to 3,600,000 milliseconds. Default: option `retryMs`. */
+  retryMs?: number
+  /** The cursor to resume after, in place of the request's own; null for none. */
+  lastEventId?: string | null
+}
 
 /** What `createConnection` is given: a request and response of `node:http` or `node:http2`, also in Express's or Koa's coat. */
 export interface CreateConnection extends ConnectOptions {
@@ -43,11 +53,16 @@ export interface Candidate {
   options: ConnectOptions
 }
 
+export interface AdmissionOptions extends AuthenticationOptions, CapacityOptions {
+  readonly retryMs: number
+  readonly maxSubscriptionsPerConnection: number
+}
+
 /** The door: everything that can refuse a stream, in order, before its head. @internal */
 export class Admission {
-  readonly #options: ResolvedOptions
+  readonly #options: AdmissionOptions
   readonly #registry: Registry<SSEConnection>
-  readonly #rights: Rights
+  readonly #subscriptions: Subscriptions<SSEConnection>
   readonly #tickets: Tickets
   readonly #disconnections: Disconnections
   readonly #host: ConnectionHost
@@ -55,10 +70,10 @@ export class Admission {
   readonly #seats = new WeakMap<HttpResponse, Seat>()
   #closed = false
 
-  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, tickets: Tickets, disconnections: Disconnections, host: ConnectionHost) {
+  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: Disconnections, host: ConnectionHost) {
     this.#options = options
     this.#registry = registry
-    this.#rights = rights
+    this.#subscriptions = subscriptions
     this.#tickets = tickets
     this.#disconnections = disconnections
     this.#host = host
@@ -127,7 +142,7 @@ export class Admission {
       const subscriptions = this.#checked(options.subscriptions, granted)
       if (options.retryMs !== undefined) assertRetry(options.retryMs)
       const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
-      return await this.#rights.grant({ request: subject, userId, claims }, asked, () => {
+      return await this.#subscriptions.grant({ request: subject, userId, claims }, asked, () => {
         if (userId !== null && this.#disconnections.hit(userId, since)) {
           // A 401 would be final for an EventSource whose user may never have been disconnected.
           throw this.#disconnections.isUnsure(userId, since) ? new BrokerUnavailable('has lost messages of other nodes while the request was authenticated; try again') : new Unauthenticated()

@@ -1,13 +1,40 @@
-import { AuthenticationFailed, InvalidUser, OriginForbidden, SubscriptionForbidden, Unauthenticated } from '../errors.js'
-import type { AnyRequest, AuthData, ResolvedOptions, SSEUser, SubscriptionQuestion } from '../options.js'
-import { quote } from '../events/topic.js'
-import { inNoContext } from '../util/async-context.js'
+import { AuthenticationFailed, InvalidUser, OriginForbidden, Unauthenticated } from '../errors.js'
+import type { AnyRequest } from '../wire/http.js'
 import { ownText } from '../util/text.js'
 
-type AuthOptions = Pick<ResolvedOptions, 'requireAuthentication' | 'authHandler' | 'extractAuthData' | 'authorizeSubscription' | 'allowedOrigins'>
+/** What a request brings that an authentication may rest on. */
+export interface AuthData {
+  /** The token of `Authorization: Bearer …`, or null. */
+  readonly token: string | null
+  readonly cookies: Readonly<Record<string, string | undefined>>
+  readonly query: Readonly<Record<string, unknown>>
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>
+  /** What the application's `extractAuthData` adds. */
+  readonly [key: string]: unknown
+}
+
+/** Who a request is from. */
+export interface SSEUser {
+  readonly userId: string
+  /** When the rights end, in milliseconds since the epoch; the stream ends then. Absent or null: they do not end by themselves. */
+  readonly expiresAt?: number | null
+  /** Whatever the application wants to find again on the connection. */
+  readonly claims?: unknown
+}
+
+export type AuthResult = string | SSEUser | null
+
+export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | Promise<AuthResult>
+
+export interface AuthenticationOptions {
+  readonly requireAuthentication: boolean
+  readonly authHandler?: AuthHandler | undefined
+  readonly extractAuthData?: ((request: AnyRequest) => Record<string, unknown>) | undefined
+  readonly allowedOrigins: '*' | readonly string[]
+}
 
 /** What the request brings: bearer token, cookies, query, headers, and what the application extracts. */
-export function authDataOf (request: AnyRequest, extract?: ResolvedOptions['extractAuthData']): AuthData {
+export function authDataOf (request: AnyRequest, extract?: AuthenticationOptions['extractAuthData']): AuthData {
   const { headers } = request
   const token = /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1] ?? null
   const cookies = decoration(request, 'cookies') ?? parseCookies(headers.cookie)
@@ -44,7 +71,7 @@ export function queryOf (request: { url?: string | undefined }): Record<string, 
  * Asks the application who this is; null for nobody.
  * @throws SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
  */
-export async function findUser (options: AuthOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
+export async function findUser (options: AuthenticationOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
   if (options.authHandler === undefined) return null
   try {
     return currentUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request))
@@ -58,25 +85,10 @@ export async function findUser (options: AuthOptions, request: AnyRequest, extra
  * Asks the application who this is.
  * @throws SSE_ERR_UNAUTHENTICATED when nobody and somebody is required; SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
  */
-export async function authenticate (options: AuthOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
+export async function authenticate (options: AuthenticationOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
   const user = await findUser(options, request, extra)
   if (user === null && options.requireAuthentication) throw new Unauthenticated()
   return user
-}
-
-/** Throws SSE_ERR_SUBSCRIPTION_FORBIDDEN unless the application allows the subscription, SSE_ERR_AUTHENTICATION_FAILED with the cause when its code fails. */
-export async function authorize (options: AuthOptions, question: SubscriptionQuestion): Promise<void> {
-  if (options.authorizeSubscription === undefined) return
-  let allowed = false
-  try {
-    // Only `true` is a yes: a forgotten await or a truthy object is not.
-    const { authorizeSubscription } = options
-    // Without a request the caller may be on any node: it is asked in the same context as there.
-    allowed = await (question.request === null ? inNoContext(() => authorizeSubscription(question)) : authorizeSubscription(question)) === true
-  } catch (cause) {
-    throw new AuthenticationFailed({ cause })
-  }
-  if (!allowed) throw new SubscriptionForbidden(quote(question.subscriptionId))
 }
 
 /**
@@ -84,7 +96,7 @@ export async function authorize (options: AuthOptions, question: SubscriptionQue
  * along by themselves. What the browser says of itself counts most; an older one, which does not say, names the page's
  * origin at most: then its host must be the one that was asked. What names neither is no page.
  */
-export function assertOrigin ({ allowedOrigins }: Pick<AuthOptions, 'allowedOrigins'>, request: AnyRequest): void {
+export function assertOrigin ({ allowedOrigins }: Pick<AuthenticationOptions, 'allowedOrigins'>, request: AnyRequest): void {
   if (allowedOrigins === '*') return
   const { origin, 'sec-fetch-site': site } = request.headers
   if (origin !== undefined && allowedOrigins.includes(origin)) return

@@ -1,17 +1,20 @@
 import { addressOf } from './address.js'
 import { TooManyConnections, TooManyIpConnections, TooManyUserConnections } from '../errors.js'
-import type { ResolvedOptions } from '../options.js'
 
-type Limits = Pick<ResolvedOptions, 'maxConnections' | 'maxConnectionsPerUser' | 'maxConnectionsPerIp'>
+export interface CapacityOptions {
+  readonly maxConnections: number
+  readonly maxConnectionsPerUser: number
+  readonly maxConnectionsPerIp: number
+}
 
-/** How many may be at the door and inside together: in total, of one user, from one address. Limits that are 0 are not counted. */
+/** How many may be at the door and inside together: in total, of one user, from one address. CapacityOptions that are 0 are not counted. */
 export class Capacity {
-  readonly limits: Limits
+  readonly limits: CapacityOptions
   readonly perUser = new Map<string, number>()
   readonly perAddress = new Map<string, number>()
   #taken = 0
 
-  constructor (limits: Limits) {
+  constructor (limits: CapacityOptions) {
     this.limits = limits
   }
 

@@ -1,7 +1,6 @@
 import { SSEError } from '../errors.js'
-import { encodeControl, encodeRetry } from '../events/event.js'
+import { encodeControl, encodeRetry } from '../wire/encoding.js'
 import { namesEventStream, streamHeaders } from '../wire/headers.js'
-import type { ResolvedOptions } from '../options.js'
 import { phraseOf, type HttpRequest } from '../wire/http.js'
 
 // Every status but 200 is final for an EventSource (FACTS 1.8): told 503 because the server is busy just now, it never
@@ -16,7 +15,11 @@ export interface Refusal {
   readonly retryable: boolean
 }
 
-export type RefusalOptions = Pick<ResolvedOptions, 'refusals' | 'retryMs' | 'drainMs'>
+export interface RefusalOptions {
+  readonly refusals: 'auto' | 'status' | 'stop'
+  readonly retryMs: number
+  readonly drainMs: number
+}
 
 const MAX_RETRY_MS = 3_600_000
 

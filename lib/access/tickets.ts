@@ -1,8 +1,7 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
-import { isEnd } from './authentication.js'
+import { isEnd, type SSEUser } from './authentication.js'
 import type { Broker } from '../log/broker.js'
 import { InvalidTicket, TicketNotIssued } from '../errors.js'
-import type { ResolvedOptions, SSEUser } from '../options.js'
 import { assertSubscription } from '../events/topic.js'
 
 /** What a ticket is to say. It is signed, not encrypted: its holder can read it. */
@@ -56,14 +55,20 @@ const PURPOSE = 'fastify-sse-manager ticket 1\n'
 /** That it was shown is remembered for longer than any node's clock may think it good. */
 const CLOCK_SKEW_MS = 60_000
 
+export interface TicketOptions {
+  readonly ticketSecret?: string | readonly string[] | undefined
+  readonly ticketTtlMs: number
+  readonly maxSubscriptionsPerConnection: number
+}
+
 /** Tickets that open one stream each: for browsers, whose EventSource sends no headers. */
 export class Tickets {
   readonly #secrets: readonly string[]
-  readonly #options: Pick<ResolvedOptions, 'ticketTtlMs' | 'maxSubscriptionsPerConnection'>
+  readonly #options: TicketOptions
   readonly #broker: Pick<Broker, 'epoch' | 'claim'>
 
   /** @param broker tells, on all nodes that share it, the first to show a ticket from all others. */
-  constructor (options: ResolvedOptions, broker: Pick<Broker, 'epoch' | 'claim'>) {
+  constructor (options: TicketOptions, broker: Pick<Broker, 'epoch' | 'claim'>) {
     this.#secrets = [options.ticketSecret ?? []].flat()
     this.#options = options
     this.#broker = broker

@@ -1,6 +1,6 @@
 import { CommandsHeard } from './commands-heard.js'
 import type { ArgumentsOf, Operations, ResultOf } from './commands.js'
-import type { NodeWay } from '../delivery/publisher.js'
+import type { NodeWay } from '../log/event-log.js'
 import { Closed } from '../errors.js'
 import type { GapReason } from '../log/broker.js'
 import type { Health } from '../log/health.js'
@@ -8,8 +8,7 @@ import { inTime } from '../util/timeout.js'
 import type { Log } from '../util/logger.js'
 import { Membership } from './membership.js'
 import { decodeNodeMessage, encodeNodeMessage, type NodeMessage, type Report, type Saying } from './node-message.js'
-import type { ResolvedOptions } from '../options.js'
-import { PresenceList } from './presence.js'
+import { PresenceList, type PresenceOptions } from './presence.js'
 import type { RegistryObserver } from '../subscriptions/registry.js'
 import { Scatter, type Outcome } from './scatter-gather.js'
 
@@ -68,10 +67,16 @@ const SETTLE_MS = 500
 /** Many nodes may greet at once: they are answered together. */
 const ANSWER_DELAY_MS = 20
 
+export interface ClusterOptions {
+  readonly nodeName?: string | undefined
+  readonly heartbeatIntervalMs: number
+  readonly answerTimeoutMs: number
+}
+
 /** This node among the others: what they tell each other, and what comes of it. @internal */
 export class Cluster {
   readonly #host: ClusterHost
-  readonly #options: ResolvedOptions['cluster']
+  readonly #options: ClusterOptions
   readonly #log: Log
   readonly #membership: Membership
   readonly #scatter: Scatter
@@ -84,7 +89,7 @@ export class Cluster {
   #closed = false
   #answering: NodeJS.Timeout | null = null
 
-  constructor ({ cluster: options, presenceEvents }: Pick<ResolvedOptions, 'cluster' | 'presenceEvents'>, operations: Operations, host: ClusterHost, log: Log) {
+  constructor ({ cluster: options, presenceEvents }: { cluster: ClusterOptions, presenceEvents: PresenceOptions }, operations: Operations, host: ClusterHost, log: Log) {
     this.#host = host
     this.#options = options
     this.#log = log

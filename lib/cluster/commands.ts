@@ -3,10 +3,8 @@ import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
 import type { SSEConnection } from '../connections/connection.js'
 import type { CloseReason } from '../connections/close-reason.js'
 import type { Disconnections } from '../access/disconnected-users.js'
-import { TooManySubscriptions } from '../errors.js'
-import type { ResolvedOptions } from '../options.js'
 import type { Registry } from '../subscriptions/registry.js'
-import type { Rights } from '../subscriptions/subscriptions.js'
+import type { Subscriptions } from '../subscriptions/subscriptions.js'
 
 /**
  * What an operation does:
@@ -56,11 +54,7 @@ export interface Presence {
 const add = (one: number, other: number) => one + other
 
 /** The closed list of what nodes do for each other. An operation is its line here, and its name in the manager. @internal */
-export function createOperations (options: ResolvedOptions, registry: Registry<SSEConnection>, rights: Rights, disconnections: Disconnections) {
-  const managed = (clientId: string): SSEConnection | null => {
-    const connection = registry.client(clientId)
-    return connection?.managed === true ? connection : null
-  }
+export function createOperations (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: Disconnections) {
   return {
     closeConnection: ofOne('revoke', [Text, Text], Type.Literal(true), (clientId, reason) => {
       const connection = registry.client(clientId)
@@ -75,27 +69,13 @@ export function createOperations (options: ResolvedOptions, registry: Registry<S
       return connections.length
     }, add),
 
-    addSubscription: ofOne('change', [Text, Text], Type.Literal(true), async (clientId, subscription) => {
-      const connection = managed(clientId)
-      if (connection === null) return null
-      const { userId, claims, held } = connection
-      return await rights.grant({ request: null, userId, claims }, [subscription], () => {
-        // It may have gone, or been given others, while the application was asked.
-        if (managed(clientId) === null) return null
-        if (!held.has(subscription) && held.size >= options.maxSubscriptionsPerConnection) throw new TooManySubscriptions(options.maxSubscriptionsPerConnection)
-        registry.subscribe(connection, subscription)
-        return true
-      })
-    }),
+    addSubscription: ofOne('change', [Text, Text], Type.Literal(true), (clientId, subscription) => subscriptions.add(clientId, subscription)),
 
-    removeSubscription: ofOne('change', [Text, Text], Type.Boolean(), (clientId, subscription) => {
-      const connection = managed(clientId)
-      return connection === null ? null : rights.remove(connection, subscription)
-    }),
+    removeSubscription: ofOne('change', [Text, Text], Type.Boolean(), (clientId, subscription) => subscriptions.remove(clientId, subscription)),
 
-    revokeSubscription: ofAll('revoke', [Text, Text, Text], Count, (userId, subscription, reason) => rights.revoke(userId, subscription, reason), add),
+    revokeSubscription: ofAll('revoke', [Text, Text, Text], Count, (userId, subscription, reason) => subscriptions.revoke(userId, subscription, reason), add),
 
-    reauthorize: ofAll('revoke', [Text, Text], Count, (userId, reason) => rights.reauthorize(userId, reason), add),
+    reauthorize: ofAll('revoke', [Text, Text], Count, (userId, reason) => subscriptions.reauthorize(userId, reason), add),
 
     presence: ofAll('ask', [Text], PresenceSchema, subscription => holdersOf(registry.subscription(subscription)), mergePresence)
   }
@@ -103,12 +83,12 @@ export function createOperations (options: ResolvedOptions, registry: Registry<S
 
 /**
  * This node may have missed a command. Streams that belong to a user end, and those on the way in are asked about again: they
- * come back with today's rights. Commands name users, or take nothing from an anonymous client that it could not have again.
+ * come back with today's subscriptions. Commands name users, or take nothing from an anonymous client that it could not have again.
  * @internal
  */
-export function endUncertain (registry: Registry<SSEConnection>, rights: Rights, disconnections: Disconnections): void {
+export function endUncertain (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: Disconnections): void {
   disconnections.miss()
-  rights.disturb(() => true)
+  subscriptions.disturb(() => true)
   for (const connection of [...registry.all()]) if (connection.userId !== null) connection.close('rights-unknown' satisfies CloseReason)
 }
 

@@ -1,11 +1,8 @@
 import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 
-// What nodes tell each other, through the log that they share: messages of one reserved name. A message is input
+// What nodes tell each other, through the log that they share: messages of one reserved name, `NODE_EVENT`. A message is input
 // from another process, which may be of another version: what is not understood is left alone.
-
-/** The name of messages between nodes; applications cannot publish it, and no client is sent it. */
-export const NODE_EVENT = 'sse:node'
 
 /** The longest interval at which a node may say that it lives, in milliseconds. */
 export const MAX_BEAT_MS = 60_000

@@ -1,9 +1,13 @@
 import type { MessageOf, Saying } from './node-message.js'
-import type { ResolvedOptions } from '../options.js'
 import { covers, isPattern } from '../events/topic.js'
 
 /** Entries of one message between nodes. */
 const ENTRIES_PER_MESSAGE = 500
+
+export interface PresenceOptions {
+  readonly topics: readonly string[]
+  readonly lingerMs: number
+}
 
 /** What the list needs of its node. */
 export interface PresenceHost {
@@ -38,7 +42,7 @@ export class PresenceList {
   #timer: NodeJS.Timeout | null = null
   #scheduled = false
 
-  constructor ({ topics, lingerMs }: ResolvedOptions['presenceEvents'], nodeId: string, host: PresenceHost) {
+  constructor ({ topics, lingerMs }: PresenceOptions, nodeId: string, host: PresenceHost) {
     this.#topics = topics
     this.#lingerMs = lingerMs
     this.#host = host

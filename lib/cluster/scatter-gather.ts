@@ -1,7 +1,7 @@
 import type { ArgumentsOf, Operation, Operations, ResultOf } from './commands.js'
 import * as errors from '../errors.js'
 import type { Log } from '../util/logger.js'
-import type { NodeWay } from '../delivery/publisher.js'
+import type { NodeWay } from '../log/event-log.js'
 import type { MessageOf, Saying } from './node-message.js'
 
 /** Commands of this node that wait for answers, at most. */

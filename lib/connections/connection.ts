@@ -1,10 +1,12 @@
 import type { Writable } from 'node:stream'
 import { Backlog, type BacklogHost } from './backlog.js'
-import type { Broker, GapReason, Target } from '../log/broker.js'
+import type { Broker, GapReason } from '../log/broker.js'
+import type { Target } from '../events/target.js'
 import { Chunk, type ChunkMemo } from '../wire/chunk.js'
 import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
 import { StreamEnded } from '../errors.js'
-import { encodeComment, encodeControl, encodeCursor, encodeRetry, EventPriority } from '../events/event.js'
+import { EventPriority } from '../events/event.js'
+import { encodeControl, encodeComment, encodeRetry, encodeCursor } from '../wire/encoding.js'
 import type { Flushable } from '../delivery/flusher.js'
 import type { Turns } from '../delivery/replay-scheduler.js'
 import { Frame } from '../delivery/frame.js'
@@ -13,27 +15,9 @@ import { inNoContext } from '../util/async-context.js'
 import { assertTopic } from '../events/topic.js'
 import { destroyTransport, isGone, sendHead, type HttpResponse } from '../wire/http.js'
 import { Writer, type Opening } from '../wire/writer.js'
-import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../../types/index.js'
-
-/** Who is connected, from where and since when; and what the application adds. */
-export interface ClientInfo {
-  readonly ip: string
-  readonly userAgent: string
-  /** Milliseconds since the epoch. */
-  readonly connectedAt: number
-  readonly [key: string]: unknown
-}
-
-export interface ConnectionStats {
-  /** Events written to this client, replayed ones included. */
-  readonly sentEvents: number
-  /** Ephemeral events dropped because the client was too slow. */
-  readonly droppedEvents: number
-  /** Bytes that wait: held here, targets, keys and 400 for each waiting event included, or in Node's own queue; the kernel's buffers are not counted. */
-  readonly queuedBytes: number
-  /** Whether the client reads older events from the log, or waits for this node, which has yet to reach the client's cursor. */
-  readonly lagging: boolean
-}
+import type { NotificationInput, EventInput, ResourcePayload, ResourceName } from '../events/event-input.js'
+import type { ClientInfo } from '../events/subscriber.js'
+import type { ConnectionStats } from './statistics.js'
 
 /** Whom a connection is for; fixed before it opens. @internal */
 export interface ConnectionProfile {

@@ -1,34 +1,51 @@
-import type { Broker, Target } from '../log/broker.js'
+import type { Broker } from '../log/broker.js'
+import type { Target } from '../events/target.js'
 import { Budget } from '../util/memory-budget.js'
 import { CatchUp } from '../delivery/replay-scheduler.js'
 import { Chunk, ChunkMemo } from '../wire/chunk.js'
-import type { Operations } from '../cluster/commands.js'
 import type { ConnectionHost, SSEConnection } from './connection.js'
 import { UnknownConnection } from '../errors.js'
-import { encodeComment } from '../events/event.js'
+import { encodeComment } from '../wire/encoding.js'
 import { Flusher } from '../delivery/flusher.js'
 import { FrameCache } from '../delivery/frame-cache.js'
-import { Frame, type Batch } from '../delivery/frame.js'
+import { Frame } from '../delivery/frame.js'
+import { type Batch } from '../delivery/batch.js'
 import type { Log } from '../util/logger.js'
-import { composeMessage } from '../events/message.js'
-import type { ResolvedOptions } from '../options.js'
-import type { Publisher } from '../delivery/publisher.js'
+import { composeMessage, type MessageOptions } from '../events/message.js'
+import type { EventLog } from '../log/event-log.js'
 import type { Registry } from '../subscriptions/registry.js'
-import type { Rights } from '../subscriptions/subscriptions.js'
-import { assertSubscription, quote } from '../events/topic.js'
+import type { Audience } from '../subscriptions/audience.js'
+import type { Subscriptions } from '../subscriptions/subscriptions.js'
+import { assertSubscription } from '../events/topic.js'
+import { quote } from '../util/quote.js'
 import { Wheel } from './timing-wheel.js'
 import { WallClock } from './wall-clock.js'
-import type { EventInput } from '../../types/index.js'
+import type { EventInput } from '../events/event-input.js'
+
+/** The options that connections are held to. */
+export interface ConnectionOptions extends MessageOptions {
+  readonly outboxBytes: number
+  readonly maxQueuedBytes: number
+  readonly keepAlive: boolean
+  readonly keepAliveIntervalMs: number
+  readonly stallTimeoutMs: number
+  readonly maxConnectionAgeMs: number
+  readonly maxReplayEvents: number
+  readonly maxReplayBytes: number
+  readonly maxConcurrentReplays: number
+  readonly drainMs: number
+  readonly flush: 'immediate' | { readonly intervalMs: number }
+}
 
 /** What the host asks of the rest of its node. */
 export interface HostParts {
-  readonly options: ResolvedOptions
+  readonly options: ConnectionOptions
   readonly log: Log
   readonly broker: Broker
-  readonly publisher: Publisher
+  readonly eventLog: EventLog
   readonly registry: Registry<SSEConnection>
-  readonly rights: Rights
-  readonly operations: Operations
+  readonly audience: Audience<SSEConnection>
+  readonly subscriptions: Subscriptions<SSEConnection>
   /** A connection has ended. */
   ended (connection: SSEConnection, reason: string): void
 }
@@ -41,7 +58,7 @@ export class Host implements ConnectionHost {
   readonly outboxBytes: number
   readonly budget: Budget
   readonly newest: readonly number[]
-  readonly #publisher: Publisher
+  readonly #eventLog: EventLog
   readonly #flusher: Flusher
   // A source goes on when what it has made is written: an interval would be its speed.
   readonly #sources = new Flusher(0)
@@ -62,13 +79,13 @@ export class Host implements ConnectionHost {
   readonly #parts: HostParts
 
   constructor (parts: HostParts) {
-    const { options, log, broker, publisher } = parts
+    const { options, log, broker, eventLog } = parts
     this.#parts = parts
-    this.#publisher = publisher
+    this.#eventLog = eventLog
     this.log = log
     this.outboxBytes = options.outboxBytes
     this.budget = new Budget(options.maxQueuedBytes)
-    this.newest = publisher.newest
+    this.newest = eventLog.newest
     this.keepAlive = options.keepAlive
     this.keepAliveIntervalMs = options.keepAliveIntervalMs
     this.stallTimeoutMs = options.stallTimeoutMs
@@ -96,15 +113,15 @@ export class Host implements ConnectionHost {
   }
 
   get epoch (): string {
-    return this.#publisher.epoch
+    return this.#eventLog.epoch
   }
 
   get shared (): boolean {
-    return this.#publisher.shared
+    return this.#eventLog.shared
   }
 
   get position (): number {
-    return this.#publisher.position
+    return this.#eventLog.position
   }
 
   get rootBatch (): Batch {
@@ -142,21 +159,21 @@ export class Host implements ConnectionHost {
   }
 
   isTarget (connection: SSEConnection, target: Target): boolean {
-    return this.#parts.registry.isTargeted(connection, target) && this.#publisher.admits(target, connection)
+    return this.#parts.audience.includes(connection, target)
   }
 
   covers (connection: SSEConnection, topic: string): boolean {
-    return this.#parts.rights.covers(connection, topic)
+    return this.#parts.audience.hears(connection, topic)
   }
 
   async addSubscription (clientId: string, subscription: string): Promise<void> {
     assertSubscription(subscription)
-    ownedHere(clientId, await this.#parts.operations.addSubscription.run(clientId, subscription))
+    ownedHere(clientId, await this.#parts.subscriptions.add(clientId, subscription))
   }
 
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
     assertSubscription(subscription)
-    return ownedHere(clientId, await this.#parts.operations.removeSubscription.run(clientId, subscription))
+    return ownedHere(clientId, this.#parts.subscriptions.remove(clientId, subscription))
   }
 
   ended (connection: SSEConnection, reason: string): void {
@@ -180,7 +197,7 @@ const TICKS_PER_INTERVAL = 10
 const MAX_TICK_MS = 250
 
 /** A fraction of the shortest interval that anything is timed by. */
-function tickMsFor (options: ResolvedOptions): number {
+function tickMsFor (options: ConnectionOptions): number {
   const intervals = [options.keepAliveIntervalMs, options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
   return Math.min(MAX_TICK_MS, Math.max(10, Math.floor(Math.min(...intervals) / TICKS_PER_INTERVAL)))
 }

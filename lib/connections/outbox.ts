@@ -1,7 +1,8 @@
 import type { Budget } from '../util/memory-budget.js'
-import type { Target } from '../log/broker.js'
+import type { Target } from '../events/target.js'
 import { formatCursor, type Lanes } from '../log/cursor.js'
-import { encodePlace, PRIORITIES, type EventPriority } from '../events/event.js'
+import { PRIORITIES, type EventPriority } from '../events/event.js'
+import { encodePlace } from '../wire/encoding.js'
 import { FRAME_BYTES, type Frame } from '../delivery/frame.js'
 import { Lane } from './outbox-lane.js'
 

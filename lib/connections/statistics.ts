@@ -1,7 +1,16 @@
 import { isCloseReason } from './close-reason.js'
-import type { SSEConnection } from './connection.js'
-import type { Publisher } from '../delivery/publisher.js'
-import type { Registry } from '../subscriptions/registry.js'
+import type { Member, Registry } from '../subscriptions/registry.js'
+
+export interface ConnectionStats {
+  /** Events written to this client, replayed ones included. */
+  readonly sentEvents: number
+  /** Ephemeral events dropped because the client was too slow. */
+  readonly droppedEvents: number
+  /** Bytes that wait: held here, targets, keys and 400 for each waiting event included, or in Node's own queue; the kernel's buffers are not counted. */
+  readonly queuedBytes: number
+  /** Whether the client reads older events from the log, or waits for this node, which has yet to reach the client's cursor. */
+  readonly lagging: boolean
+}
 
 export interface ManagerStats {
   /** Open streams of this node, those with a source of their own included. */
@@ -25,20 +34,31 @@ export interface ManagerStats {
 
 const MAX_COUNTED_REASONS = 64
 
+/** A connection whose numbers are summed. */
+interface Counted extends Member {
+  stats (): ConnectionStats
+}
+
+/** What the dispatcher has counted. */
+interface Counters {
+  readonly messages: number
+  readonly deliveries: number
+}
+
 /** What this node has seen, and what its connections say of themselves. @internal */
 export class Statistics {
-  readonly #registry: Registry<SSEConnection>
-  readonly #publisher: Publisher
+  readonly #registry: Registry<Counted>
+  readonly #counters: Counters
   readonly #closed: Record<string, number> = Object.create(null)
   /** By those that have ended. */
   #dropped = 0
 
-  constructor (registry: Registry<SSEConnection>, publisher: Publisher) {
+  constructor (registry: Registry<Counted>, counters: Counters) {
     this.#registry = registry
-    this.#publisher = publisher
+    this.#counters = counters
   }
 
-  ended (connection: SSEConnection, reason: string): void {
+  ended (connection: Counted, reason: string): void {
     this.#dropped += connection.stats().droppedEvents
     const known = isCloseReason(reason) || reason in this.#closed || Object.keys(this.#closed).length < MAX_COUNTED_REASONS
     const counted = known ? reason : 'other'
@@ -57,7 +77,7 @@ export class Statistics {
       dropped += stats.droppedEvents
     }
     const { size: connections, users, subscriptions } = this.#registry
-    const { messages, deliveries: delivered } = this.#publisher
+    const { messages, deliveries: delivered } = this.#counters
     return { connections, users, subscriptions, messages, delivered, dropped, lagging, queuedBytes, closed: { ...this.#closed } }
   }
 }

@@ -1,4 +1,4 @@
-import { Batch } from './frame.js'
+import { Batch } from './batch.js'
 import { inNoContext } from '../util/async-context.js'
 
 /** What can be written to at the end of a turn. The line of those that wait runs through them: standing in it allocates nothing. */

@@ -1,4 +1,4 @@
-import type { Message } from '../log/broker.js'
+import type { Message } from '../events/message.js'
 import { FRAME_BYTES, Frame } from './frame.js'
 
 /** Of the frames of one generation; one alone may be larger. */

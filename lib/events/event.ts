@@ -1,29 +1,23 @@
 import { Buffer } from 'node:buffer'
-import { EventTooLarge, InvalidData, InvalidEventName, InvalidId, InvalidPriority, InvalidRetry } from '../errors.js'
+import { EventTooLarge, InvalidData, InvalidEventName, InvalidPriority, InvalidRetry } from '../errors.js'
 import { ownText } from '../util/text.js'
-
-// The wire format, by WHATWG HTML, "Server-sent events": strings in, strings out. Nothing else in lib/ writes a field.
+import { CONTROL_PREFIX } from './control.js'
 
 /** Order of delivery whenever there is a backlog: higher first, order kept within a priority. */
 export const EventPriority = Object.freeze({ LOW: 0, NORMAL: 1, HIGH: 2, CRITICAL: 3 } as const)
 export type EventPriority = (typeof EventPriority)[keyof typeof EventPriority]
 export const PRIORITIES = 4
 
-const LINE_END = /\r\n?|\n/
 const CR = 13
 const LF = 10
 /** Of `data: `, which each line begins with. */
 const DATA_PREFIX_BYTES = 6
 /** A line end becomes `\ndata: `; any other character has at most three bytes. */
 const MAX_BYTES_PER_CHARACTER = 1 + DATA_PREFIX_BYTES
-const PRINTABLE_ASCII = /^[\x20-\x7e]*$/
-const FORBIDDEN = /[\r\n\0]/
+export const FORBIDDEN = /[\r\n\0]/
 const MAX_NAME_LENGTH = 256
-// A longer id comes back as a 431 and ends the client for good (FACTS 1.4); ours leave room for proxies.
-const MAX_ID_LENGTH = 1024
 const MIN_RETRY_MS = 100
 const MAX_RETRY_MS = 3_600_000
-const CONTROL_PREFIX = 'sse:'
 // EventSource fires these itself; an event of that name would look like a connection state.
 const OWN_EVENTS = new Set(['open', 'error'])
 
@@ -77,21 +71,6 @@ export function serialize (data: unknown): string {
   return text
 }
 
-/** One block without its id: event, retry and data lines and the blank line that ends it. */
-export function encodeEvent (name: string, data: string, retry?: number): string {
-  let text = ''
-  if (name !== 'message') {
-    if (FORBIDDEN.test(name)) throw new InvalidEventName(JSON.stringify(name.slice(0, 80)), 'must not have CR, LF or NUL')
-    text = `event: ${name}\n`
-  }
-  if (retry !== undefined) {
-    assertRetry(retry)
-    text += `retry: ${retry}\n`
-  }
-  // Most data is JSON of one line: no split, no array, and no regular expression that reads all of it.
-  return isOneLine(data) ? `${text}data: ${data}\n\n` : `${text}${linesOf('data', data)}\n`
-}
-
 /**
  * Throws SSE_ERR_EVENT_TOO_LARGE when name and data, as they are written, have more than `maxBytes`. What all events have alike is not counted.
  * @param besides bytes that go with them, such as an id.
@@ -114,48 +93,6 @@ function bytesOfData (data: string): number {
   return bytes
 }
 
-function isOneLine (text: string): boolean {
+export function isOneLine (text: string): boolean {
   return !text.includes('\n') && !text.includes('\r')
-}
-
-/** The text as lines of one field. In one piece: a string that grew line by line would keep an object for each. */
-function linesOf (field: string, text: string): string {
-  // By a plain separator it is cut in less than half the time.
-  const lines = text.includes('\r') ? text.split(LINE_END) : text.split('\n')
-  return `${field}: ${lines.join(`\n${field}: `)}\n`
-}
-
-/** The line that names a place for Last-Event-ID; put before a block it belongs to that block. */
-export function encodeId (id: string): string {
-  if (typeof id !== 'string' || id.length > MAX_ID_LENGTH) throw new InvalidId(`must be a string of at most ${MAX_ID_LENGTH} characters`)
-  // Node decodes request headers as latin1, so other characters would come back as something else (FACTS 1.4).
-  if (!PRINTABLE_ASCII.test(id)) throw new InvalidId('must be printable ASCII')
-  return encodePlace(id)
-}
-
-/** The same for a cursor of our own making: it cannot have anything else in it. */
-export function encodePlace (cursor: string): string {
-  return `id: ${cursor}\n`
-}
-
-/** A block that dispatches nothing but moves Last-Event-ID. */
-export function encodeCursor (id: string): string {
-  return encodeId(id) + '\n'
-}
-
-/** A block that dispatches nothing but sets the reconnection time, in milliseconds. */
-export function encodeRetry (retry: number): string {
-  assertRetry(retry)
-  return `retry: ${retry}\n\n`
-}
-
-/** A comment: bytes that keep proxies and clients awake and dispatch nothing. */
-export function encodeComment (text: string): string {
-  return `${linesOf('', text)}\n`
-}
-
-/** The control events, in the reserved namespace. */
-export type ControlEvent = 'gap' | 'close' | 'error' | 'unsubscribed' | 'join' | 'leave'
-export function encodeControl (event: ControlEvent, data: object): string {
-  return encodeEvent(CONTROL_PREFIX + event, JSON.stringify(data))
 }

@@ -1,9 +1,33 @@
-import type { Target } from '../log/broker.js'
 import { InvalidTarget } from '../errors.js'
-import { currentContext } from '../util/async-context.js'
+import { currentContext, type AsyncContext } from '../util/async-context.js'
 import { assertTopic } from './topic.js'
 import { bytesOfText, ownText } from '../util/text.js'
-import type { BroadcastOptions } from '../../types/index.js'
+import type { Subscriber } from './subscriber.js'
+import type { EventOptions } from './event-input.js'
+
+/** Who gets a broadcast, and how. Users and subscriptions intersect; nothing named means everyone. */
+export interface BroadcastOptions extends Target, EventOptions {
+  /** Not logged: no id, no replay, and dropped first under pressure. Default false. */
+  ephemeral?: boolean
+  /** This node only; implies `ephemeral`. Default false. */
+  local?: boolean
+}
+
+/** Who gets a message. Named users and named topics intersect; nothing named means everyone. */
+export interface Target {
+  /** Users, by id. */
+  readonly userIds?: readonly string[]
+  /** Topics; every connection with a subscription that covers one of them. */
+  readonly subscriptionIds?: readonly string[]
+  /** Connections, by client id. */
+  readonly clientIds?: readonly string[]
+  /** Connections left out, by client id. */
+  readonly exceptClientIds?: readonly string[]
+  /** Connections for which this returns exactly `true`. Never crosses nodes. */
+  filter? (connection: Subscriber): boolean
+  /** The publisher's AsyncLocalStorage context, in which the filter is called. @internal */
+  readonly filterContext?: AsyncContext
+}
 
 /** What each id in a target takes beside its text, in bytes. */
 const ID_BYTES = 32

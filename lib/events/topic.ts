@@ -1,4 +1,5 @@
 import { InvalidSubscription, InvalidTopic } from '../errors.js'
+import { quote } from '../util/quote.js'
 
 // Grammar: segments separated by `:`. In a subscription `*` stands for exactly one segment and a last `**` for zero or
 // more. A segment is 1 or more visible characters other than `:`, `*` and white space, in Unicode's composed form, so
@@ -83,8 +84,4 @@ export function covers (subscription: string, topic: string): boolean {
 function segmentEnd (text: string, from: number): number {
   const colon = text.indexOf(':', from)
   return colon < 0 ? text.length : colon
-}
-
-export function quote (value: unknown): string {
-  return typeof value === 'string' ? JSON.stringify(value.length > 80 ? value.slice(0, 80) + '…' : value) : `of type ${typeof value}`
 }

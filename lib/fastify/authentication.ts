@@ -1,13 +1,13 @@
 import fastifyAuth from '@fastify/auth'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { assertOrigin, currentUser, findUser, isRefusal } from '../access/authentication.js'
+import { assertOrigin, currentUser, findUser, isRefusal, type SSEUser } from '../access/authentication.js'
 import type { Seat } from '../access/capacity.js'
 import { Ticket } from '../access/tickets.js'
 import { AuthenticationFailed, Unauthenticated } from '../errors.js'
 import { isAcceptable } from '../wire/headers.js'
 import { safeLog } from '../util/logger.js'
 import type { SSEManager } from '../manager.js'
-import type { ResolvedOptions, SSEUser } from '../options.js'
+import type { ResolvedOptions } from '../options.js'
 
 /** The user of a request, as `reply.sse()` needs it. */
 export interface Recognition {

@@ -1,7 +1,9 @@
 import type { FastifyInstance, FastifyReply, RegisterOptions, RouteOptions } from 'fastify'
 import { InvalidOption, InvalidSubscription, SubscriptionForbidden } from '../errors.js'
-import { assertChosenSubscription, isPattern, quote } from '../events/topic.js'
-import type { ResolvedOptions, SSEOptions } from '../options.js'
+import { assertChosenSubscription, isPattern } from '../events/topic.js'
+import { quote } from '../util/quote.js'
+import type { ResolvedOptions } from '../options.js'
+import type { SSEOptions } from '../../types/options.js'
 
 /** What Fastify's `register` takes beside the options of a plugin. It concerns the routes of the plugin: the ready endpoint. */
 export type Routing = Pick<RegisterOptions, 'prefix' | 'logLevel' | 'logSerializers'>

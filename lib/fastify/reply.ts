@@ -7,8 +7,8 @@ import { HeadAlreadySent, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
 import { safeLog, type Log } from '../util/logger.js'
 import type { SSEManager } from '../manager.js'
-import { discard, hold, isSource, pump } from '../streams/source.js'
-import type { ConnectOptions, Source, SourceFactory } from '../../types/index.js'
+import { discard, hold, isSource, pump, type SourceFactory, type Source } from '../streams/source.js'
+import type { ConnectOptions } from '../access/admission.js'
 
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
 export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {

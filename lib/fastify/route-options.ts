@@ -1,4 +1,12 @@
 import type { onRequestHookHandler, onSendHookHandler, RouteOptions } from 'fastify'
+import type { RouteOptions as ResolvedRouteOptions } from '../options.js'
+
+export interface SSERouteOptions {
+  /** Overrides the plugin's option for this route. */
+  requireAuthentication?: boolean
+  /** Overrides the plugin's option for this route: `'auto'`, `'status'` or `'stop'`. */
+  refusals?: ResolvedRouteOptions['refusals']
+}
 
 // Plugins add to, wrap and replace the options of a route in their onRoute hooks, before and after this package does. Fastify
 // reads hooks once all plugins are loaded, the rest when the route is declared.

@@ -1,46 +1,5 @@
 import type { EventPriority } from '../events/event.js'
-import type { SSEConnection } from '../connections/connection.js'
-import type { AsyncContext } from '../util/async-context.js'
-
-/** Who gets a message. Named users and named topics intersect; nothing named means everyone. */
-export interface Target {
-  /** Users, by id. */
-  readonly userIds?: readonly string[]
-  /** Topics; every connection with a subscription that covers one of them. */
-  readonly subscriptionIds?: readonly string[]
-  /** Connections, by client id. */
-  readonly clientIds?: readonly string[]
-  /** Connections left out, by client id. */
-  readonly exceptClientIds?: readonly string[]
-  /** Connections for which this returns exactly `true`. Never crosses nodes. */
-  readonly filter?: (connection: SSEConnection) => boolean
-  /** The publisher's AsyncLocalStorage context, in which the filter is called. @internal */
-  readonly filterContext?: AsyncContext
-}
-
-export interface OutgoingMessage {
-  readonly event: string
-  /** The text of the `data:` lines, already serialised: no node does it again. */
-  readonly data: string
-  readonly retry?: number | undefined
-  readonly priority: EventPriority
-  /** Conflation: an undelivered older message with the same key and target is replaced by this one. */
-  readonly key?: string | undefined
-  readonly target: Target
-  /** Not logged: no id, no replay, may be dropped under pressure. */
-  readonly ephemeral: boolean
-  /**
-   * Set on what nodes tell each other. `node`, ephemeral: a heartbeat, an answer; a broker that drops ephemeral messages keeps
-   * these apart from the application's, and may deliver them earlier or later than those. `node`, logged: a command; its place
-   * in the log counts, and `gap` says whether one was lost. A broker that drops no message may ignore it, and need not deliver it.
-   */
-  readonly channel?: 'node' | undefined
-}
-
-export interface Message extends OutgoingMessage {
-  /** Place in the log, from 1, without holes within an epoch; 0 for an ephemeral message. */
-  readonly seq: number
-}
+import type { Message, OutgoingMessage } from '../events/message.js'
 
 /**
  * Why something after a client's cursor is not in the log any more.

@@ -1,4 +1,5 @@
-import type { Broker, History, Message, OutgoingMessage, Page, Published, ReadRequest, Sink } from './broker.js'
+import type { Broker, History, Page, Published, ReadRequest, Sink } from './broker.js'
+import type { Message, OutgoingMessage } from '../events/message.js'
 import { Closed, InvalidOption } from '../errors.js'
 import { createId } from '../util/id.js'
 import { Ring } from './ring.js'

@@ -1,8 +1,6 @@
-import type { History, Message, OutgoingMessage, Page } from './broker.js'
-import { conflationKey } from '../events/conflation.js'
+import type { History, Page } from './broker.js'
+import { type Message, bytesOf, conflationKey } from '../events/message.js'
 import type { EventPriority } from '../events/event.js'
-import { bytesOfTarget } from '../events/target.js'
-import { bytesOfText } from '../util/text.js'
 
 interface Entry {
   readonly message: Message
@@ -118,10 +116,4 @@ export class Ring {
     }
     this.#entries = entries
   }
-}
-
-/** What keeping a message takes in memory, about: `maxEvents` bounds what they all take alike, some 300 bytes. */
-export function bytesOf (message: OutgoingMessage, conflated = conflationKey(message)): number {
-  const { data, event, key, target } = message
-  return bytesOfText(data) + bytesOfText(event) + bytesOfTarget(target) + (key === undefined ? 0 : bytesOfText(key)) + (conflated === null ? 0 : conflated.length)
 }

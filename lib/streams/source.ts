@@ -1,9 +1,27 @@
 import type { Readable } from 'node:stream'
 import type { SSEConnection } from '../connections/connection.js'
 import { InvalidSource } from '../errors.js'
-import { assertEventName, assertRetry, encodeEvent, encodeId, EventPriority, serialize } from '../events/event.js'
+import { assertEventName, assertRetry, EventPriority, serialize } from '../events/event.js'
+import { encodeId, encodeEvent } from '../wire/encoding.js'
 import { Frame } from '../delivery/frame.js'
-import type { Source, SourceEvent, SourceFactory, SourceItem } from '../../types/index.js'
+import type { ConnectOptions } from '../access/admission.js'
+
+export type SourceOptions = Omit<ConnectOptions, 'subscriptions'>
+
+/** An event of a stream of its own; `id` is the application's. Strings go as they are, anything else as JSON. */
+export interface SourceEvent {
+  event?: string
+  data: unknown
+  id?: string
+  retry?: number
+}
+
+export type SourceItem = string | Uint8Array | SourceEvent
+
+/** An iterable or async iterable, which Node and web streams are; or a function that makes one. */
+export type Source = Iterable<SourceItem> | AsyncIterable<SourceItem> | ReadableStream<SourceItem>
+
+export type SourceFactory = (context: { signal: AbortSignal; lastEventId: string | null }) => Source | Promise<Source>
 
 // After this many events without waiting, the rest of the program gets a turn: a source that never waits must not stop it.
 const EVENTS_PER_TURN = 256

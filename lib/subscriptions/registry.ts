@@ -1,4 +1,4 @@
-import type { Target } from '../log/broker.js'
+import type { Target } from '../events/target.js'
 import { MultiMap } from './multimap.js'
 import { covers, isPattern } from '../events/topic.js'
 import { PatternIndex } from './pattern-index.js'

@@ -1,11 +1,19 @@
-import { authorize } from '../access/authentication.js'
-import type { Target } from '../log/broker.js'
-import type { SSEConnection } from '../connections/connection.js'
-import { InvalidOption, SubscriptionForbidden } from '../errors.js'
+import { AuthenticationFailed, SubscriptionForbidden, TooManySubscriptions } from '../errors.js'
 import type { Log } from '../util/logger.js'
-import type { AnyRequest, ResolvedOptions } from '../options.js'
+import { inNoContext } from '../util/async-context.js'
+import { quote } from '../util/quote.js'
+import type { AnyRequest } from '../wire/http.js'
+import type { Receiver } from './audience.js'
 import type { Registry } from './registry.js'
-import { isYes } from './yes.js'
+
+export interface SubscriptionQuestion {
+  readonly request: AnyRequest | null
+  readonly userId: string | null
+  readonly claims: unknown
+  readonly subscriptionId: string
+}
+
+export type AuthorizeSubscription = (question: SubscriptionQuestion) => boolean | Promise<boolean>
 
 /** Somebody who is on the way in, or to another subscription. */
 interface Arrival {
@@ -21,14 +29,32 @@ export interface Applicant {
   readonly claims: unknown
 }
 
-/** What connections may hear: granted when they ask, looked at for each event that only a pattern covers, and taken away. @internal */
-export class Rights {
-  readonly #options: ResolvedOptions
-  readonly #registry: Registry<SSEConnection>
+/** The options that decide about subscriptions. */
+export interface SubscriptionOptions {
+  readonly authorizeSubscription?: AuthorizeSubscription | undefined
+  readonly maxSubscriptionsPerConnection: number
+}
+
+/** A connection whose subscriptions can change. */
+export interface Holder extends Receiver {
+  /** Rights have changed: events that wait are checked again, and the stream is cut if one that is being written is not for it any more. */
+  reconsider (): void
+  /** A subscription was removed: events that wait are checked again. */
+  sift (): void
+  /** Holds back what is published from now on, until `letGo()`. */
+  hold (): void
+  letGo (): void
+  tellUnsubscribed (subscriptionId: string, reason: string): void
+}
+
+/** The subscriptions of the connections of this node: granted when they are asked for, and taken away. @internal */
+export class Subscriptions<H extends Holder> {
+  readonly #options: SubscriptionOptions
+  readonly #registry: Registry<H>
   readonly #log: Log
   readonly #arrivals = new Set<Arrival>()
 
-  constructor (options: ResolvedOptions, registry: Registry<SSEConnection>, log: Log) {
+  constructor (options: SubscriptionOptions, registry: Registry<H>, log: Log) {
     this.#options = options
     this.#registry = registry
     this.#log = log
@@ -43,44 +69,40 @@ export class Rights {
     return this.#options.authorizeSubscription === undefined ? grant() : this.#ask(applicant, subscriptions, grant)
   }
 
+  /**
+   * Adds a subscription to a connection of this node. Resolves with null if there is no such connection.
+   * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED, SSE_ERR_TOO_MANY_SUBSCRIPTIONS
+   */
+  async add (clientId: string, subscription: string): Promise<true | null> {
+    const connection = this.#managed(clientId)
+    if (connection === null) return null
+    const { userId, claims, held } = connection
+    const { maxSubscriptionsPerConnection } = this.#options
+    return await this.grant({ request: null, userId, claims }, [subscription], () => {
+      // It may have ended, or received others, while the application was asked.
+      if (this.#managed(clientId) === null) return null
+      if (!held.has(subscription) && held.size >= maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
+      this.#registry.subscribe(connection, subscription)
+      return true
+    })
+  }
+
+  #managed (clientId: string): H | null {
+    const connection = this.#registry.client(clientId)
+    return connection?.managed === true ? connection : null
+  }
+
   async #ask<T> (applicant: Applicant, subscriptions: Iterable<string>, grant: () => T): Promise<T> {
     const arrival: Arrival = { userId: applicant.userId, stale: true }
     this.#arrivals.add(arrival)
     try {
       while (arrival.stale) {
         arrival.stale = false
-        await Promise.all(Array.from(subscriptions, subscriptionId => authorize(this.#options, { ...applicant, subscriptionId })))
+        await Promise.all(Array.from(subscriptions, subscriptionId => this.#authorize({ ...applicant, subscriptionId })))
       }
       return grant()
     } finally {
       this.#arrivals.delete(arrival)
-    }
-  }
-
-  /** Whether events of this topic are for the connection: it holds the topic, or a pattern that covers it and `authorizeTopic` agrees. */
-  covers (connection: SSEConnection, topic: string): boolean {
-    return this.#registry.holds(connection, topic) && this.permits(connection, { subscriptionIds: [topic] })
-  }
-
-  /** Whether each receiver of this target has to be looked at. */
-  limits ({ subscriptionIds }: Target): boolean {
-    return subscriptionIds !== undefined && this.#options.authorizeTopic !== undefined
-  }
-
-  /** Whether a connection that a target names may hear it. A topic that it holds itself was authorized then; one that only a pattern covers is asked about now. */
-  permits (connection: SSEConnection, target: Target): boolean {
-    const { subscriptionIds } = target
-    if (subscriptionIds === undefined || this.#options.authorizeTopic === undefined) return true
-    return subscriptionIds.some(topic => connection.held.has(topic)) || subscriptionIds.some(topic => this.#registry.holds(connection, topic) && this.#allows(connection, topic))
-  }
-
-  #allows (connection: SSEConnection, topic: string): boolean {
-    const { userId, claims } = connection
-    try {
-      return isYes(this.#options.authorizeTopic!({ userId, claims, topic, connection }), () => new InvalidOption('authorizeTopic', 'must answer true or false at once, not by a promise'))
-    } catch (err) {
-      this.#log.error({ err, clientId: connection.clientId, topic }, 'authorizeTopic threw; the event is withheld from the connection')
-      return false
     }
   }
 
@@ -101,7 +123,7 @@ export class Rights {
   }
 
   /** What is published meanwhile waits: on a node that was away it may follow the command at once. */
-  async #reauthorizeOne (connection: SSEConnection, reason: string): Promise<number> {
+  async #reauthorizeOne (connection: H, reason: string): Promise<number> {
     let taken = 0
     connection.hold()
     try {
@@ -114,10 +136,25 @@ export class Rights {
     return taken
   }
 
-  async #stillHas (connection: SSEConnection, subscriptionId: string): Promise<boolean> {
+  /** Throws SSE_ERR_SUBSCRIPTION_FORBIDDEN unless the application allows the subscription, SSE_ERR_AUTHENTICATION_FAILED with the cause when its code fails. */
+  async #authorize (question: SubscriptionQuestion): Promise<void> {
+    const { authorizeSubscription } = this.#options
+    if (authorizeSubscription === undefined) return
+    let allowed = false
+    try {
+      // Only `true` is a yes: a forgotten await or a truthy object is not.
+      // Without a request the caller may be on any node: the application is asked in the same context as there.
+      allowed = await (question.request === null ? inNoContext(() => authorizeSubscription(question)) : authorizeSubscription(question)) === true
+    } catch (cause) {
+      throw new AuthenticationFailed({ cause })
+    }
+    if (!allowed) throw new SubscriptionForbidden(quote(question.subscriptionId))
+  }
+
+  async #stillHas (connection: H, subscriptionId: string): Promise<boolean> {
     const { userId, claims } = connection
     try {
-      await authorize(this.#options, { request: null, userId, claims, subscriptionId })
+      await this.#authorize({ request: null, userId, claims, subscriptionId })
       return true
     } catch (err) {
       // A right that cannot be shown is none.
@@ -126,14 +163,16 @@ export class Rights {
     }
   }
 
-  /** Takes a topic or pattern from one connection at the application's wish. Its events that wait are not sent. */
-  remove (connection: SSEConnection, subscription: string): boolean {
+  /** Removes a subscription from a connection of this node, at the application's request. Events that wait for it are not sent. Null if there is no such connection. */
+  remove (clientId: string, subscription: string): boolean | null {
+    const connection = this.#managed(clientId)
+    if (connection === null) return null
     if (!this.#registry.unsubscribe(connection, subscription)) return false
     connection.sift()
     return true
   }
 
-  #take (connection: SSEConnection, subscription: string, reason: string): boolean {
+  #take (connection: H, subscription: string, reason: string): boolean {
     if (!this.#registry.unsubscribe(connection, subscription)) return false
     connection.reconsider()
     connection.tellUnsubscribed(subscription, reason)

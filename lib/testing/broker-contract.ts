@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Broker, GapReason, History, Message, OutgoingMessage, Published } from '../log/broker.js'
+import type { Broker, GapReason, History, Published } from '../log/broker.js'
+import type { Message, OutgoingMessage } from '../events/message.js'
 import { EPOCH } from '../log/cursor.js'
 import { EventPriority } from '../events/event.js'
 

@@ -1,6 +1,10 @@
+import type { FastifyRequest } from 'fastify'
 import { ServerResponse, STATUS_CODES, type IncomingMessage, type OutgoingHttpHeaders } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
+
+/** The request as the application registered it: Fastify's in a Fastify handler, Node's for `createConnection`. */
+export type AnyRequest = FastifyRequest | HttpRequest
 
 // What HTTP/1 and HTTP/2 do differently, and what Node knows of a response.
 

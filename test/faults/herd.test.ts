@@ -1,7 +1,7 @@
 import { connect, type Socket } from 'node:net'
 import t from 'tap'
 import { SSEManager } from '../../lib/index.js'
-import { redisStreamsBroker } from '../../lib/log/redis/broker.js'
+import { redisStreamsBroker } from '../../lib/redis.js'
 import { buildNode, NodeProcess } from '../helpers/node.js'
 import { requestText } from '../helpers/raw.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'

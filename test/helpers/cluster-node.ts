@@ -1,6 +1,6 @@
 // One node of a cluster as a process of its own, for tests that kill or freeze it. Started by `startNode` (node-process.ts).
 import Fastify from 'fastify'
-import { redisStreamsBroker } from '../../lib/log/redis/broker.js'
+import { redisStreamsBroker } from '../../lib/redis.js'
 import ssePlugin from '../../lib/index.js'
 import { listen } from './app.js'
 

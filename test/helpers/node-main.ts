@@ -1,6 +1,6 @@
 import Fastify from 'fastify'
 import ssePlugin from '../../lib/index.js'
-import { redisStreamsBroker } from '../../lib/log/redis/broker.js'
+import { redisStreamsBroker } from '../../lib/redis.js'
 import type { NodeSettings } from './node.js'
 
 // A node of an application with many, as README has it: a stream, a route that publishes, a health check, a page.

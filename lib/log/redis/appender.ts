@@ -1,6 +1,6 @@
-import type { History, OutgoingMessage, Published } from '../broker.js'
+import type { History, Published } from '../broker.js'
+import { type OutgoingMessage, bytesOf } from '../../events/message.js'
 import { BrokerUnavailable, Closed } from '../../errors.js'
-import { bytesOf } from '../ring.js'
 import { isErrorReply, type Connection } from './client.js'
 import type { Report } from './reconnector.js'
 import type { Batch, Outgoing, RedisLog } from './store.js'

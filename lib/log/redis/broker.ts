@@ -1,10 +1,11 @@
-import type { Broker, GapReason, History, Message, OutgoingMessage, Page, Published, ReadRequest, Sink } from '../broker.js'
+import type { Broker, GapReason, History, Page, Published, ReadRequest, Sink } from '../broker.js'
+import type { Message, OutgoingMessage } from '../../events/message.js'
 import { BrokerUnavailable, Closed } from '../../errors.js'
 import { createId } from '../../util/id.js'
 import { inTime } from '../../util/timeout.js'
-import { resolveRedisOptions, type RedisStreamsOptions, type ResolvedRedisOptions } from '../../options.js'
+import type { ResolvedRedisOptions } from './options.js'
 import { Appender } from './appender.js'
-import { connector, type Connect, type Connection } from './client.js'
+import type { Connect, Connection } from './client.js'
 import { HistoryReader } from './history-reader.js'
 import { Lag } from './lag.js'
 import { Link, type Serve } from './reconnector.js'
@@ -12,23 +13,11 @@ import { RedisLog } from './store.js'
 import { LogReader, type Arrival } from './reader.js'
 import { Replay, type Fetch } from './history-cache.js'
 
-export type { IoredisClient, NodeRedisClient } from './client.js'
-export type { RedisStreamsOptions } from '../../options.js'
-
-/**
- * The log of many nodes, in Redis 6.2 or later, or Valkey. Each node holds two connections of its own, one that publishes and
- * one that waits for what is new, and a third while it fetches what is older than it remembers.
- * @throws SSE_ERR_INVALID_OPTION
- */
-export function redisStreamsBroker (options: RedisStreamsOptions): Broker {
-  const resolved = resolveRedisOptions(options)
-  return new RedisStreamsBroker(resolved, connector(resolved.client, resolved.database, resolved.replyTimeoutMs))
-}
-
 /** Before Redis was reached for the first time there is no log, and no cursor of one is good. */
 const NO_EPOCH = 'none'
 
-class RedisStreamsBroker implements Broker {
+/** The log of many nodes, in Redis Streams. */
+export class RedisStreamsBroker implements Broker {
   readonly shared = true
   readonly #options: ResolvedRedisOptions
   readonly #connect: Connect

@@ -1,4 +1,5 @@
-import type { History, Message, Page, ReadRequest } from '../broker.js'
+import type { History, Page, ReadRequest } from '../broker.js'
+import type { Message } from '../../events/message.js'
 import { Ring } from '../ring.js'
 import type { Entry } from './store.js'
 

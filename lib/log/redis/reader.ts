@@ -1,6 +1,7 @@
 import { setImmediate as endOfTurn } from 'node:timers/promises'
 import { BrokerUnavailable } from '../../errors.js'
-import type { GapReason, Message } from '../broker.js'
+import type { GapReason } from '../broker.js'
+import type { Message } from '../../events/message.js'
 import type { Connection } from './client.js'
 import { Portion } from './portion.js'
 import type { Report } from './reconnector.js'

@@ -1,0 +1,113 @@
+import { Admission } from './access/admission.js'
+import { Disconnections } from './access/disconnected-users.js'
+import { Tickets } from './access/tickets.js'
+import { Cluster, type ClusterHost } from './cluster/cluster.js'
+import { createOperations, endUncertain } from './cluster/commands.js'
+import type { SSEConnection } from './connections/connection.js'
+import { Host } from './connections/context.js'
+import { Drain } from './connections/drain.js'
+import { Statistics } from './connections/statistics.js'
+import { Dispatcher } from './delivery/dispatcher.js'
+import { Publisher } from './delivery/publisher.js'
+import { EventLog } from './log/event-log.js'
+import { memoryBroker } from './log/memory.js'
+import type { ResolvedOptions } from './options.js'
+import { Audience } from './subscriptions/audience.js'
+import { Registry } from './subscriptions/registry.js'
+import { Subscriptions } from './subscriptions/subscriptions.js'
+import { createId } from './util/id.js'
+import type { Log } from './util/logger.js'
+
+/** The parts of one node and how they are connected: the only place that constructs them. @internal */
+export class Node {
+  readonly id = createId()
+  readonly options: ResolvedOptions
+  readonly registry = new Registry<SSEConnection>()
+  readonly eventLog: EventLog
+  readonly publisher: Publisher<SSEConnection>
+  readonly cluster: Cluster
+  readonly tickets: Tickets
+  readonly admission: Admission
+  readonly statistics: Statistics
+  readonly #host: Host
+  readonly #drain: Drain
+  #closing: Promise<void> | null = null
+
+  constructor (options: ResolvedOptions, log: Log) {
+    this.options = options
+    const { registry } = this
+    const broker = options.broker ?? memoryBroker()
+    const audience = new Audience(options, registry, log)
+    const subscriptions = new Subscriptions(options, registry, log)
+    const disconnections = new Disconnections()
+    const dispatcher = new Dispatcher(audience)
+    this.eventLog = new EventLog(broker, options.history, {
+      opened: () => {
+        // A publish during `close()` may have opened it.
+        if (this.#closing !== null) return
+        this.#host.start()
+        this.cluster.open()
+      },
+      deliver: (message, epoch) => dispatcher.deliver(message, epoch, true),
+      told: (text, seq) => this.cluster.receive(text, seq),
+      gap: (reason, commandsKept) => {
+        for (const connection of registry.all()) connection.fallOut(reason)
+        this.cluster.onGap(reason, commandsKept)
+      },
+      state: state => this.cluster.onLog(state)
+    }, log)
+    this.publisher = new Publisher(options, this.eventLog, dispatcher)
+    this.cluster = new Cluster(options, createOperations(registry, subscriptions, disconnections), this.#clusterHost(dispatcher, () => endUncertain(registry, subscriptions, disconnections)), log)
+    this.statistics = new Statistics(registry, dispatcher)
+    this.#host = new Host({
+      options,
+      log,
+      broker,
+      eventLog: this.eventLog,
+      registry,
+      audience,
+      subscriptions,
+      ended: (connection, reason) => {
+        registry.remove(connection)
+        this.statistics.ended(connection, reason)
+        this.#drain.left()
+      }
+    })
+    this.#drain = new Drain(registry, options.drainMs, this.#host)
+    this.tickets = new Tickets(options, broker)
+    this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#host)
+  }
+
+  /** Ends all streams, and admits no new ones; publishing goes on. */
+  drain (): Promise<void> {
+    this.admission.close()
+    return this.#drain.begin()
+  }
+
+  /** Drains, then closes the log. A second call waits for the first. */
+  close (): Promise<void> {
+    return (this.#closing ??= this.#close())
+  }
+
+  async #close (): Promise<void> {
+    await this.drain()
+    this.#host.stop()
+    await this.cluster.close()
+    await this.eventLog.close()
+  }
+
+  #clusterHost (dispatcher: Dispatcher<SSEConnection>, missed: () => void): ClusterHost {
+    const { eventLog, registry } = this
+    return {
+      nodeId: this.id,
+      shared: eventLog.shared,
+      get health () { return eventLog.health },
+      counts: () => ({ connections: registry.size, users: registry.users, subscriptions: registry.subscriptions }),
+      observe: observer => registry.observe(observer),
+      announce: (event, topic, userId) => dispatcher.announce({ event: `sse:${event}`, data: JSON.stringify({ subscriptionId: topic, userId }), target: { subscriptionIds: [topic] } }, eventLog.epoch),
+      place: () => ({ epoch: eventLog.epoch, position: eventLog.position }),
+      publish: (text, way) => eventLog.tell(text, way),
+      missed
+    }
+  }
+}

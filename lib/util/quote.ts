@@ -1,0 +1,3 @@
+export function quote (value: unknown): string {
+  return typeof value === 'string' ? JSON.stringify(value.length > 80 ? value.slice(0, 80) + '…' : value) : `of type ${typeof value}`
+}
