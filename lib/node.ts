@@ -1,10 +1,10 @@
 import { Admission } from './access/admission.js'
-import { Disconnections } from './access/disconnected-users.js'
+import { DisconnectedUsers } from './access/disconnected-users.js'
 import { Tickets } from './access/tickets.js'
 import { Cluster, type ClusterHost } from './cluster/cluster.js'
-import { createOperations, endUncertain } from './cluster/commands.js'
+import { createCommands, endUncertain } from './cluster/commands.js'
 import type { SSEConnection } from './connections/connection.js'
-import { Host } from './connections/context.js'
+import { ConnectionContext } from './connections/context.js'
 import { Drain } from './connections/drain.js'
 import { Statistics } from './connections/statistics.js'
 import { Dispatcher } from './delivery/dispatcher.js'
@@ -29,7 +29,7 @@ export class Node {
   readonly tickets: Tickets
   readonly admission: Admission
   readonly statistics: Statistics
-  readonly #host: Host
+  readonly #host: ConnectionContext
   readonly #drain: Drain
   #closing: Promise<void> | null = null
 
@@ -39,7 +39,7 @@ export class Node {
     const broker = options.broker ?? memoryBroker()
     const audience = new Audience(options, registry, log)
     const subscriptions = new Subscriptions(options, registry, log)
-    const disconnections = new Disconnections()
+    const disconnections = new DisconnectedUsers()
     const dispatcher = new Dispatcher(audience)
     this.eventLog = new EventLog(broker, options.history, {
       opened: () => {
@@ -57,9 +57,9 @@ export class Node {
       state: state => this.cluster.onLog(state)
     }, log)
     this.publisher = new Publisher(options, this.eventLog, dispatcher)
-    this.cluster = new Cluster(options, createOperations(registry, subscriptions, disconnections), this.#clusterHost(dispatcher, () => endUncertain(registry, subscriptions, disconnections)), log)
+    this.cluster = new Cluster(options, createCommands(registry, subscriptions, disconnections), this.#clusterHost(dispatcher, () => endUncertain(registry, subscriptions, disconnections)), log)
     this.statistics = new Statistics(registry, dispatcher)
-    this.#host = new Host({
+    this.#host = new ConnectionContext({
       options,
       log,
       broker,

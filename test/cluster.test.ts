@@ -1,6 +1,6 @@
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
-import { formatCursor, formatPlace, parseCursor } from '../lib/log/cursor.js'
+import { formatLanes, formatCursor, parseCursor } from '../lib/log/cursor.js'
 import { memoryBroker } from '../lib/log/memory.js'
 import { redisStreamsBroker } from '../lib/redis.js'
 import type { MessageOf, Saying } from '../lib/cluster/node-message.js'
@@ -148,7 +148,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     await b.app.sse.addSubscription(back.connection.clientId, 'later')
     await until(() => said(back).length === 2)
     await say('5')
-    const behind = await b.join('ada', [], { cursor: formatPlace(parseCursor(older)!.epoch, parseCursor(older)!.lanes[0]! - 1) })
+    const behind = await b.join('ada', [], { cursor: formatCursor(parseCursor(older)!.epoch, parseCursor(older)!.lanes[0]! - 1) })
     await until(() => said(behind).includes('1'))
 
     proxy.release()
@@ -167,7 +167,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     await until(() => b.app.sse.stats().messages >= 1)
     proxy.hold('XREAD')
     for (const [data, priority] of [['1', EventPriority.NORMAL], ['2', EventPriority.CRITICAL], ['3', EventPriority.LOW], ['4', EventPriority.HIGH], ['5', EventPriority.CRITICAL]] as const) await a.app.sse.broadcastEvent({ data, priority })
-    const back = await b.join(null, [], { cursor: formatCursor(epoch, [start!, start!, start! + 4, start! + 4]) })
+    const back = await b.join(null, [], { cursor: formatLanes(epoch, [start!, start!, start! + 4, start! + 4]) })
     proxy.release()
     await until(() => said(back).length >= 3)
     await a.app.sse.broadcastEvent({ data: 'end', priority: EventPriority.LOW })

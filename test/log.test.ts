@@ -6,12 +6,12 @@ import t from 'tap'
 import type { Broker, Page } from '../lib/log/broker.js'
 import { type Message, bytesOf } from '../lib/events/message.js'
 import type { Target } from '../lib/events/target.js'
-import { Budget } from '../lib/util/memory-budget.js'
-import { CatchUp, type Reader, type Turns } from '../lib/delivery/replay-scheduler.js'
-import { formatCursor, parseCursor, type Lanes } from '../lib/log/cursor.js'
+import { MemoryBudget } from '../lib/util/memory-budget.js'
+import { ReplayScheduler, type Reader, type Turns } from '../lib/delivery/replay-scheduler.js'
+import { formatLanes, parseCursor, type Lanes } from '../lib/log/cursor.js'
 import { SSEError } from '../lib/errors.js'
 import { type EventPriority } from '../lib/events/event.js'
-import { encodeCursor } from '../lib/wire/encoding.js'
+import { encodeIdBlock } from '../lib/wire/encoding.js'
 import { Flusher, type Flushable } from '../lib/delivery/flusher.js'
 import { Frame, FRAME_BYTES } from '../lib/delivery/frame.js'
 import { Outbox } from '../lib/connections/outbox.js'
@@ -19,7 +19,7 @@ import { Registry, type Member } from '../lib/subscriptions/registry.js'
 import { Ring } from '../lib/log/ring.js'
 import { PatternIndex } from '../lib/subscriptions/pattern-index.js'
 import { assertSubscription, assertTopic, covers, isPattern } from '../lib/events/topic.js'
-import { Wheel, type Timed } from '../lib/connections/timing-wheel.js'
+import { TimingWheel, type Timed } from '../lib/connections/timing-wheel.js'
 import { inTime } from '../lib/util/timeout.js'
 import { EventStreamParser } from './helpers/parser.js'
 import { turns, until } from './helpers/wait.js'
@@ -32,7 +32,7 @@ const priority = fc.constantFrom<EventPriority>(0, 1, 2, 3)
 
 t.test('a turn of the wheel that comes late counts as one tick of the time that the event loop has run', async t => {
   let now = 1000
-  const wheel = new Wheel(10, () => now)
+  const wheel = new TimingWheel(10, () => now)
   const after = (ms: number): number => {
     now += ms
     return wheel.ran
@@ -417,7 +417,7 @@ t.test('the wheel misses nothing and fires nothing early, whatever happens insid
   let fired = 0
   t.doesNotThrow(() => fc.assert(fc.property(fc.nat(20_000), fc.array(step, { maxLength: 60, size: 'max' }), (start, steps) => {
     const world = { now: start }
-    const wheel = new Wheel(TICK, () => world.now)
+    const wheel = new TimingWheel(TICK, () => world.now)
     const items = Array.from({ length: 8 }, () => new Item(world))
     const touched = new Set<Item>()
     const rest = (item: Item) => () => { wheel.cancel(item); item.scheduled = false }
@@ -471,7 +471,7 @@ t.test('the wheel misses nothing and fires nothing early, whatever happens insid
 
 t.test('an item set to a time that has passed, while others are looked at, comes with the next turn', async t => {
   const world = { now: 0 }
-  const wheel = new Wheel(10, () => world.now)
+  const wheel = new TimingWheel(10, () => world.now)
   const first = new Item(world)
   const second = new Item(world)
   first.scheduled = second.scheduled = true
@@ -489,7 +489,7 @@ t.test('an item set to a time that has passed, while others are looked at, comes
 })
 
 t.test('the wheel turns by itself between start and stop', async t => {
-  const wheel = new Wheel(5, () => performance.now())
+  const wheel = new TimingWheel(5, () => performance.now())
   const item = new Item({ now: Infinity })
   item.scheduled = true
   let times = 0
@@ -505,7 +505,7 @@ t.test('the wheel turns by itself between start and stop', async t => {
   wheel.stop()
   wheel.schedule(item, performance.now())
   // Another goes on, by the same clock.
-  const other = new Wheel(5, () => performance.now())
+  const other = new TimingWheel(5, () => performance.now())
   let turns = 0
   const clock = new Item({ now: Infinity })
   clock.scheduled = true
@@ -640,7 +640,7 @@ type Gap = readonly number[]
  */
 class World {
   readonly ring: Ring
-  readonly budget: Budget
+  readonly budget: MemoryBudget
   readonly limit: number
   readonly client: EventStreamParser
   outbox: Outbox
@@ -667,7 +667,7 @@ class World {
   constructor (limit: number, history = UNLIMITED, budget = Infinity, statistics: Record<string, number> = {}) {
     this.limit = limit
     this.ring = new Ring(history, () => 0)
-    this.budget = new Budget(budget)
+    this.budget = new MemoryBudget(budget)
     this.outbox = new Outbox(limit, this.budget)
     this.client = new EventStreamParser()
     this.statistics = statistics
@@ -678,7 +678,7 @@ class World {
   #greet (): void {
     const place = this.outbox.place(this.position)
     assert.ok(place !== null)
-    this.client.push(Buffer.from(encodeCursor(formatCursor(EPOCH, place))))
+    this.client.push(Buffer.from(encodeIdBlock(formatLanes(EPOCH, place))))
     this.#place()
   }
 
@@ -870,7 +870,7 @@ class World {
   /** THE CUT TEST: whoever leaves now and comes back with the last id it saw gets the rest: nothing is lost, nothing comes twice. */
   checkCut (): void {
     const { lanes } = parseCursor(this.client.lastEventId)!
-    const again = new Outbox(this.limit, new Budget(Infinity))
+    const again = new Outbox(this.limit, new MemoryBudget(Infinity))
     again.startAt(lanes, this.position)
     const replayed = new Set<number>()
     const gaps: Gap[] = [...this.gaps]
@@ -1000,7 +1000,7 @@ class BusyReader implements Reader {
 }
 
 t.test('catch-up: a bounded time in a turn, everybody served', async t => {
-  const catchUp = new CatchUp(null as unknown as Broker, 8, { stuck: error => t.error(error), free: () => {} })
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 8, { stuck: error => t.error(error), free: () => {} })
   const readers = Array.from({ length: 40 }, () => new BusyReader(3))
   for (const reader of readers) catchUp.want(reader)
   catchUp.want(readers[0]!)
@@ -1017,7 +1017,7 @@ t.test('catch-up: a bounded time in a turn, everybody served', async t => {
 })
 
 t.test('catch-up: the time of a turn is kept within pages as well, and no page is read again', async t => {
-  const catchUp = new CatchUp(null as unknown as Broker, 32, { stuck: error => t.error(error), free: () => {} })
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 32, { stuck: error => t.error(error), free: () => {} })
   const PAGE = 20
   let asked = 0
   class Asking implements Reader {
@@ -1056,7 +1056,7 @@ t.test('catch-up: the time of a turn is kept within pages as well, and no page i
 })
 
 t.test('catch-up: reads that do not come back keep nobody waiting', async t => {
-  const catchUp = new CatchUp(null as unknown as Broker, 8, { stuck: error => t.error(error), free: () => {} })
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 8, { stuck: error => t.error(error), free: () => {} })
   for (let i = 0; i < 50; i++) catchUp.want({ isConnected: true, readPage: () => new Promise(() => {}) })
   const readers = Array.from({ length: 50 }, () => new BusyReader(0))
   for (const reader of readers) catchUp.want(reader)
@@ -1065,7 +1065,7 @@ t.test('catch-up: reads that do not come back keep nobody waiting', async t => {
 
 t.test('catch-up: a log that cannot be read is asked again, nobody is forgotten, and it is said once', async t => {
   const said: unknown[] = []
-  const catchUp = new CatchUp(null as unknown as Broker, 32, { stuck: error => said.push((error as Error).message), free: () => said.push('free') })
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 32, { stuck: error => said.push((error as Error).message), free: () => said.push('free') })
   const create = (failures: number) => {
     const reader = { isConnected: true, calls: 0, readPage: async () => { if (++reader.calls <= failures) throw new Error('away') } }
     return reader

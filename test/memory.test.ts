@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { Budget } from '../lib/util/memory-budget.js'
+import { MemoryBudget } from '../lib/util/memory-budget.js'
 import { Outbox } from '../lib/connections/outbox.js'
 import { composeMessage, type Message } from '../lib/events/message.js'
 import { Frame } from '../lib/delivery/frame.js'
@@ -77,7 +77,7 @@ for (const [what, shape] of Object.entries(shapes)) {
     const message = messages(shape)
     const ring = new Ring({ maxEvents: 1e6, maxAgeMs: 1e9, maxBytes: 1e9 })
     measure(t, 'the ring', i => { ring.append(message(i)); return ring.bytes + ring.last * MESSAGE_BYTES }, ring)
-    const outbox = new Outbox(1e9, new Budget(1e9))
+    const outbox = new Outbox(1e9, new MemoryBudget(1e9))
     measure(t, 'an outbox', i => { outbox.push(Frame.ofMessage(message(i), EPOCH), i - 1); return outbox.bytes }, outbox)
     const batches = [new Batch()]
     measure(t, 'the batch of a turn', i => { batches[0] = batches[0]!.with(Frame.ofMessage(message(i), EPOCH)); return batches[0].bytes }, batches)

@@ -5,11 +5,11 @@ import fc from 'fast-check'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t, { type Test } from 'tap'
 import { EventPriority, memoryBroker, requestSerializer, SSEManager, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
-import { Disconnections } from '../lib/access/disconnected-users.js'
+import { DisconnectedUsers } from '../lib/access/disconnected-users.js'
 import { redacting, redactUrl } from '../lib/fastify/request-serializer.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
 import { RawSocket } from './helpers/raw.js'
-import { Wheel } from '../lib/connections/timing-wheel.js'
+import { TimingWheel } from '../lib/connections/timing-wheel.js'
 import { WallClock } from '../lib/connections/wall-clock.js'
 import { SSEClient } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
@@ -491,7 +491,7 @@ t.test('so is what the application knew before the log was open', async t => {
 })
 
 t.test('who was disconnected is remembered for ten thousand users; beyond that whoever came before is taken for one of them', t => {
-  const disconnections = new Disconnections()
+  const disconnections = new DisconnectedUsers()
   const start = disconnections.moment
   disconnections.add('ada')
   const later = disconnections.moment
@@ -551,7 +551,7 @@ t.test('a small difference of the clocks adds up', async t => {
   let wall = 1_000_000
   Date.now = () => wall
   const steps: number[] = []
-  const clock = new WallClock(new Wheel(10, () => 0), 0, () => { steps.push(wall) })
+  const clock = new WallClock(new TimingWheel(10, () => 0), 0, () => { steps.push(wall) })
   for (const by of [0, 60, 60, -500, 60, 60, 60]) {
     wall += by
     clock.onTime(0)

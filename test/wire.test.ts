@@ -4,10 +4,10 @@ import fc from 'fast-check'
 import t from 'tap'
 import type { Message } from '../lib/events/message.js'
 import { Chunk } from '../lib/wire/chunk.js'
-import { formatCursor, parseCursor } from '../lib/log/cursor.js'
+import { formatLanes, parseCursor } from '../lib/log/cursor.js'
 import { SSEError } from '../lib/errors.js'
 import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from '../lib/events/event.js'
-import { encodeControl, encodeComment, encodeRetry, encodeCursor, encodeId, encodeEvent } from '../lib/wire/encoding.js'
+import { encodeControl, encodeComment, encodeRetry, encodeIdBlock, encodeId, encodeEvent } from '../lib/wire/encoding.js'
 import { Frame } from '../lib/delivery/frame.js'
 import { Batch } from '../lib/delivery/batch.js'
 import { cut, decodeChunked, EventStreamParser } from './helpers/parser.js'
@@ -301,7 +301,7 @@ t.test('the encoder itself refuses what would forge fields, whoever calls it', a
   for (const forged of ['a\nb', 'a\rb', 'a\0b', '\n', 'x\r\n\r\ndata: forged']) {
     t.throws(() => encodeEvent(forged, ''), { code: 'SSE_ERR_INVALID_EVENT_NAME' })
     t.throws(() => encodeId(forged), { code: 'SSE_ERR_INVALID_ID' })
-    t.throws(() => encodeCursor(forged), { code: 'SSE_ERR_INVALID_ID' })
+    t.throws(() => encodeIdBlock(forged), { code: 'SSE_ERR_INVALID_ID' })
     t.throws(() => encodeEvent('x', '', forged as unknown as number), { code: 'SSE_ERR_INVALID_RETRY' })
   }
   t.doesNotThrow(() => fc.assert(fc.property(text, text, (reason, lastEventId) => {
@@ -325,7 +325,7 @@ t.test('comments dispatch nothing and move nothing, whatever is in them', async 
 })
 
 t.test('blocks without an event: a place, a reconnection time', async t => {
-  const parser = new EventStreamParser().push(Buffer.from(encodeCursor('e.5') + encodeRetry(1234)))
+  const parser = new EventStreamParser().push(Buffer.from(encodeIdBlock('e.5') + encodeRetry(1234)))
   t.strictSame([parser.events, parser.lastEventId, parser.retries, parser.atRest], [[], 'e.5', [1234], true])
   for (const good of [100, 101, 3_599_999, 3_600_000]) t.doesNotThrow(() => encodeRetry(good))
   for (const bad of [99, 0, -100, 3_600_001, 100.5, NaN, Infinity, '1000', null, undefined, 100n, {}, Object.create(null), Symbol('s')]) {
@@ -345,13 +345,13 @@ const lanes = fc.oneof(fc.tuple(seq, seq, seq, seq), seq.map(n => [n, n, n, n]),
 
 t.test('a cursor is read back as it was written', async t => {
   t.doesNotThrow(() => fc.assert(fc.property(epoch, lanes, (epoch, lanes) => {
-    const text = formatCursor(epoch, lanes)
+    const text = formatLanes(epoch, lanes)
     assert.match(text, FORM)
     assert.deepEqual(parseCursor(text), { epoch, lanes: lanes.length === 1 ? new Array(4).fill(lanes[0]) : [...lanes] })
     assert.doesNotThrow(() => encodeId(text))
   }), { numRuns: 2 * RUNS }))
-  t.equal(formatCursor('k', [100, 100, 100, 100]), formatCursor('k', [100]), 'lanes that are level are written once')
-  t.equal(formatCursor('k3f9x2', [100, 100, 108, 108]), 'k3f9x2.2s~2s~30~30')
+  t.equal(formatLanes('k', [100, 100, 100, 100]), formatLanes('k', [100]), 'lanes that are level are written once')
+  t.equal(formatLanes('k3f9x2', [100, 100, 108, 108]), 'k3f9x2.2s~2s~30~30')
 })
 
 t.test('a cursor is input from a stranger', async t => {
@@ -359,7 +359,7 @@ t.test('a cursor is input from a stranger', async t => {
     text,
     fc.string({ unit: fc.constantFrom(...LETTERS, '.', '~', '~', '.'), maxLength: 90 }),
     fc.tuple(epoch, lanes, fc.nat(130), nasty).map(([epoch, lanes, at, junk]) => {
-      const good = formatCursor(epoch, lanes)
+      const good = formatLanes(epoch, lanes)
       return good.slice(0, at % (good.length + 1)) + junk + good.slice(at % (good.length + 1))
     }))
   t.doesNotThrow(() => fc.assert(fc.property(hostile, text => {
@@ -369,7 +369,7 @@ t.test('a cursor is input from a stranger', async t => {
     assert.match(text, FORM)
     assert.ok(cursor.lanes.length === 4 && cursor.lanes.every(seq => Number.isSafeInteger(seq) && seq >= 0))
     assert.match(cursor.epoch, /^[A-Za-z0-9_-]{1,32}$/)
-    assert.deepEqual(parseCursor(formatCursor(cursor.epoch, cursor.lanes)), cursor)
+    assert.deepEqual(parseCursor(formatLanes(cursor.epoch, cursor.lanes)), cursor)
   }), { numRuns: 3 * RUNS }))
   for (const bad of [
     '', '.', 'e', 'e.', '.1', 'e.1.2', 'e.~', 'e.1~', 'e.~1', 'e.1~2', 'e.1~2~3', 'e.1~2~3~4~5', 'e.-1', 'e.+1', 'e.1e3 ', ' e.1', 'e.1\n', '\ne.1', 'e.1\0', 'e .1',

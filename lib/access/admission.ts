@@ -1,7 +1,7 @@
 import { type AuthenticationOptions, assertOrigin, authenticate, currentUser, parameterOf, type SSEUser } from './authentication.js'
 import { Capacity, type CapacityOptions, type Seat } from './capacity.js'
 import { SSEConnection, type ConnectionHost } from '../connections/connection.js'
-import type { Disconnections } from './disconnected-users.js'
+import type { DisconnectedUsers } from './disconnected-users.js'
 import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
 import { assertRetry } from '../events/event.js'
 import { isAcceptable } from '../wire/headers.js'
@@ -64,13 +64,13 @@ export class Admission {
   readonly #registry: Registry<SSEConnection>
   readonly #subscriptions: Subscriptions<SSEConnection>
   readonly #tickets: Tickets
-  readonly #disconnections: Disconnections
+  readonly #disconnections: DisconnectedUsers
   readonly #host: ConnectionHost
   readonly #capacity: Capacity
   readonly #seats = new WeakMap<HttpResponse, Seat>()
   #closed = false
 
-  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: Disconnections, host: ConnectionHost) {
+  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: DisconnectedUsers, host: ConnectionHost) {
     this.#options = options
     this.#registry = registry
     this.#subscriptions = subscriptions

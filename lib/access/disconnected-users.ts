@@ -3,7 +3,7 @@ import { ownText } from '../util/text.js'
 const MAX_REMEMBERED = 10_000
 
 /** Which users have been disconnected, in order: whoever was to be recognised before that is refused on entry. */
-export class Disconnections {
+export class DisconnectedUsers {
   readonly #lastOf = new Map<string, number>()
   #count = 0
   /** The last one that is not known: it was forgotten, or never heard of, and may have been anybody's. */

@@ -1,5 +1,5 @@
 import { CommandsHeard } from './commands-heard.js'
-import type { ArgumentsOf, Operations, ResultOf } from './commands.js'
+import type { ArgumentsOf, Commands, ResultOf } from './commands.js'
 import type { NodeWay } from '../log/event-log.js'
 import { Closed } from '../errors.js'
 import type { GapReason } from '../log/broker.js'
@@ -10,7 +10,7 @@ import { Membership } from './membership.js'
 import { decodeNodeMessage, encodeNodeMessage, type NodeMessage, type Report, type Saying } from './node-message.js'
 import { PresenceList, type PresenceOptions } from './presence.js'
 import type { RegistryObserver } from '../subscriptions/registry.js'
-import { Scatter, type Outcome } from './scatter-gather.js'
+import { ScatterGather, type Outcome } from './scatter-gather.js'
 
 /** One node, as it said of itself; this one as it is now, the others as of `heardAt`. */
 export interface NodeStats {
@@ -79,7 +79,7 @@ export class Cluster {
   readonly #options: ClusterOptions
   readonly #log: Log
   readonly #membership: Membership
-  readonly #scatter: Scatter
+  readonly #scatter: ScatterGather
   readonly #presence: PresenceList | null
   readonly #commands = new CommandsHeard()
   readonly #startedAt = Date.now()
@@ -89,7 +89,7 @@ export class Cluster {
   #closed = false
   #answering: NodeJS.Timeout | null = null
 
-  constructor ({ cluster: options, presenceEvents }: { cluster: ClusterOptions, presenceEvents: PresenceOptions }, operations: Operations, host: ClusterHost, log: Log) {
+  constructor ({ cluster: options, presenceEvents }: { cluster: ClusterOptions, presenceEvents: PresenceOptions }, operations: Commands, host: ClusterHost, log: Log) {
     this.#host = host
     this.#options = options
     this.#log = log
@@ -102,7 +102,7 @@ export class Cluster {
     })
     this.#presence = presenceEvents.topics.length === 0 ? null : new PresenceList(presenceEvents, host.nodeId, { say: saying => this.#tell(saying), announce: host.announce })
     if (this.#presence !== null) host.observe(this.#presence)
-    this.#scatter = new Scatter(operations, {
+    this.#scatter = new ScatterGather(operations, {
       shared: host.shared,
       answerTimeoutMs: options.answerTimeoutMs,
       others: () => this.#membership.ids(),
@@ -190,7 +190,7 @@ export class Cluster {
   }
 
   /** See `Scatter`. */
-  async ask<N extends keyof Operations> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
+  async ask<N extends keyof Commands> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
     // Its own answer would be all there is: no connections, on nodes that are not asked.
     if (this.#closed) throw new Closed()
     return await this.#scatter.ask(name, ...args)

@@ -2,7 +2,7 @@ import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler, type TypeCheck } from '@sinclair/typebox/compiler'
 import type { SSEConnection } from '../connections/connection.js'
 import type { CloseReason } from '../connections/close-reason.js'
-import type { Disconnections } from '../access/disconnected-users.js'
+import type { DisconnectedUsers } from '../access/disconnected-users.js'
 import type { Registry } from '../subscriptions/registry.js'
 import type { Subscriptions } from '../subscriptions/subscriptions.js'
 
@@ -18,7 +18,7 @@ type Effect = 'ask' | 'change' | 'revoke'
  * Something that any node can ask all nodes to do. What one does with its own connections is `run`; null is "not mine".
  * Arguments and results are data, and checked where they arrive.
  */
-export interface Operation<A extends unknown[] = unknown[], R = unknown> {
+export interface Command<A extends unknown[] = unknown[], R = unknown> {
   readonly effect: Effect
   readonly args: TypeCheck<TSchema>
   readonly result: TypeCheck<TSchema>
@@ -54,7 +54,7 @@ export interface Presence {
 const add = (one: number, other: number) => one + other
 
 /** The closed list of what nodes do for each other. An operation is its line here, and its name in the manager. @internal */
-export function createOperations (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: Disconnections) {
+export function createCommands (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: DisconnectedUsers) {
   return {
     closeConnection: ofOne('revoke', [Text, Text], Type.Literal(true), (clientId, reason) => {
       const connection = registry.client(clientId)
@@ -86,28 +86,28 @@ export function createOperations (registry: Registry<SSEConnection>, subscriptio
  * come back with today's subscriptions. Commands name users, or take nothing from an anonymous client that it could not have again.
  * @internal
  */
-export function endUncertain (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: Disconnections): void {
+export function endUncertain (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: DisconnectedUsers): void {
   disconnections.miss()
   subscriptions.disturb(() => true)
   for (const connection of [...registry.all()]) if (connection.userId !== null) connection.close('rights-unknown' satisfies CloseReason)
 }
 
 /** @internal */
-export type Operations = ReturnType<typeof createOperations>
+export type Commands = ReturnType<typeof createCommands>
 /** @internal */
-export type ArgumentsOf<N extends keyof Operations> = Parameters<Operations[N]['run']>
+export type ArgumentsOf<N extends keyof Commands> = Parameters<Commands[N]['run']>
 /** @internal */
-export type ResultOf<N extends keyof Operations> = NonNullable<Awaited<ReturnType<Operations[N]['run']>>>
+export type ResultOf<N extends keyof Commands> = NonNullable<Awaited<ReturnType<Commands[N]['run']>>>
 
 type Values<T extends TSchema[]> = { [I in keyof T]: Static<T[I]> }
 
 /** An operation on something that at most one node has. */
-function ofOne<A extends TSchema[], R extends TSchema> (effect: Effect, args: [...A], result: R, run: (...args: Values<A>) => Static<R> | null | Promise<Static<R> | null>): Operation<Values<A>, Static<R>> {
+function ofOne<A extends TSchema[], R extends TSchema> (effect: Effect, args: [...A], result: R, run: (...args: Values<A>) => Static<R> | null | Promise<Static<R> | null>): Command<Values<A>, Static<R>> {
   return { effect, args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge: null }
 }
 
 /** An operation that each node has a part in. */
-function ofAll<A extends TSchema[], R extends TSchema> (effect: Effect, args: [...A], result: R, run: (...args: Values<A>) => Static<R> | Promise<Static<R>>, merge: (one: Static<R>, other: Static<R>) => Static<R>): Operation<Values<A>, Static<R>> {
+function ofAll<A extends TSchema[], R extends TSchema> (effect: Effect, args: [...A], result: R, run: (...args: Values<A>) => Static<R> | Promise<Static<R>>, merge: (one: Static<R>, other: Static<R>) => Static<R>): Command<Values<A>, Static<R>> {
   return { effect, args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge }
 }
 

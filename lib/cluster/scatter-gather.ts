@@ -1,4 +1,4 @@
-import type { ArgumentsOf, Operation, Operations, ResultOf } from './commands.js'
+import type { ArgumentsOf, Command, Commands, ResultOf } from './commands.js'
 import * as errors from '../errors.js'
 import type { Log } from '../util/logger.js'
 import type { NodeWay } from '../log/event-log.js'
@@ -37,8 +37,8 @@ type Answer = { value: unknown } | { error: { code: string, message: string } }
  * Has something done by this node and by all others, and gathers what they answer. Others are asked again until they have
  * answered, or time is up; they know a command that they have done by its sender and id, and do it once.
  */
-export class Scatter {
-  readonly #operations: Operations
+export class ScatterGather {
+  readonly #operations: Commands
   readonly #host: ScatterHost
   readonly #log: Log
   readonly #pending = new Map<number, Gathering>()
@@ -47,7 +47,7 @@ export class Scatter {
   #asked = 0
   #repeats = 0
 
-  constructor (operations: Operations, host: ScatterHost, log: Log) {
+  constructor (operations: Commands, host: ScatterHost, log: Log) {
     this.#operations = operations
     this.#host = host
     this.#log = log
@@ -58,8 +58,8 @@ export class Scatter {
    * one. Resolves as soon as it is decided; with what there is when a node has not answered in time.
    * @throws what the operation throws, here or elsewhere; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_TOO_MANY_COMMANDS
    */
-  async ask<N extends keyof Operations> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
-    const operation = this.#operations[name] as unknown as Operation
+  async ask<N extends keyof Commands> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
+    const operation = this.#operations[name] as unknown as Command
     const running = operation.run(...args)
     // Where each has a part in it, the others begin at once: the application may take its time here.
     const asked = this.#host.shared && operation.merge !== null ? this.#askOthers(name, operation, args) : null
@@ -73,7 +73,7 @@ export class Scatter {
     return outcome as Outcome<ResultOf<N>>
   }
 
-  async #askOthers (name: string, operation: Operation, args: unknown[]): Promise<Outcome<unknown>> {
+  async #askOthers (name: string, operation: Command, args: unknown[]): Promise<Outcome<unknown>> {
     if (this.#pending.size >= MAX_PENDING) throw new errors.TooManyCommands(MAX_PENDING)
     const id = ++this.#asked
     const command = { kind: 'command', id, operation: name, args } as const
@@ -114,7 +114,7 @@ export class Scatter {
 
   /** Null for what is asked again and has yet to be read in the log. */
   #answer ({ from, id, operation: name, args, to }: MessageOf<'command'>): Promise<Answer> | null {
-    const operation = Object.hasOwn(this.#operations, name) ? this.#operations[name as keyof Operations] as unknown as Operation : null
+    const operation = Object.hasOwn(this.#operations, name) ? this.#operations[name as keyof Commands] as unknown as Command : null
     if (operation?.args.Check(args) !== true) return Promise.resolve({ value: null })
     if (operation.effect === 'ask') return this.#run(name, operation, args)
     const key = `${from} ${id}`
@@ -127,7 +127,7 @@ export class Scatter {
     return answer
   }
 
-  async #run (name: string, operation: Operation, args: unknown[]): Promise<Answer> {
+  async #run (name: string, operation: Command, args: unknown[]): Promise<Answer> {
     try {
       return { value: await operation.run(...args) }
     } catch (err) {
@@ -155,11 +155,11 @@ export class Scatter {
   }
 }
 
-const WAYS = { ask: 'apart', change: 'ordered', revoke: 'logged' } as const satisfies Record<Operation['effect'], NodeWay>
+const WAYS = { ask: 'apart', change: 'ordered', revoke: 'logged' } as const satisfies Record<Command['effect'], NodeWay>
 
 /** The answers to one command. */
 class Gathering {
-  readonly #operation: Operation
+  readonly #operation: Command
   readonly #awaited: Set<string>
   /** Whose part is counted: a node that was asked again may answer twice. */
   readonly #answered = new Set<string>()
@@ -170,7 +170,7 @@ class Gathering {
   #decided: () => void = () => {}
   readonly #say: () => Promise<void>
 
-  constructor (operation: Operation, others: Iterable<string>, say: () => Promise<void>) {
+  constructor (operation: Command, others: Iterable<string>, say: () => Promise<void>) {
     this.#operation = operation
     this.#say = say
     this.#awaited = new Set(others)

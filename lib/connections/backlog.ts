@@ -2,8 +2,8 @@ import type { Broker, GapReason, Page } from '../log/broker.js'
 import type { Message } from '../events/message.js'
 import type { Target } from '../events/target.js'
 import { BrokerUnavailable } from '../errors.js'
-import type { Budget } from '../util/memory-budget.js'
-import { formatCursor, formatPlace, parseCursor, type Cursor } from '../log/cursor.js'
+import type { MemoryBudget } from '../util/memory-budget.js'
+import { formatLanes, formatCursor, parseCursor, type Cursor } from '../log/cursor.js'
 import { EventPriority } from '../events/event.js'
 import type { FrameCache } from '../delivery/frame-cache.js'
 import { Frame } from '../delivery/frame.js'
@@ -23,7 +23,7 @@ export interface BacklogHost {
   /** The empty batch that all batches of this turn grow from. */
   readonly rootBatch: Batch
   readonly outboxBytes: number
-  readonly budget: Budget
+  readonly budget: MemoryBudget
   /** What has lately been read from the log. */
   readonly frames: FrameCache
   readonly maxReplayEvents: number
@@ -92,12 +92,12 @@ export class Backlog {
    * Up to where a client that leaves now has seen the log, or nothing in it was for it; null while a gap has to be told
    * first: a client that knew a later place would never hear of it.
    */
-  get place (): string | null {
+  get cursor (): string | null {
     const { epoch, position } = this.#host
-    if (this.#awaited !== null) return formatCursor(this.#awaited.cursor.epoch, this.#awaited.cursor.lanes)
-    if (this.#outbox === null) return formatPlace(epoch, position)
+    if (this.#awaited !== null) return formatLanes(this.#awaited.cursor.epoch, this.#awaited.cursor.lanes)
+    if (this.#outbox === null) return formatCursor(epoch, position)
     const lanes = this.#outbox.place(position)
-    return lanes === null ? null : formatCursor(epoch, lanes)
+    return lanes === null ? null : formatLanes(epoch, lanes)
   }
 
   /** Whether the frames of this turn are to be written before they are joined by this one. */
@@ -283,7 +283,7 @@ export class Backlog {
     // While the page was read the lane may have been emptied; and `wants` asks the application, which may do anything.
     const moved = (): boolean => this.#outbox !== outbox || outbox?.isReading(priority, after) !== true
     if (outbox === null || moved()) return
-    if (page.gap !== undefined) return outbox.skip(Frame.ofGap(page.gap, this.place ?? ''))
+    if (page.gap !== undefined) return outbox.skip(Frame.ofGap(page.gap, this.cursor ?? ''))
     let bytes = 0
     for (const message of page.messages) {
       // What has not been delivered yet will be.
@@ -297,7 +297,7 @@ export class Backlog {
       if (moved()) return
       if (wanted) {
         const frame = host.frames.of(message, host.epoch)
-        if (frame.textBytes > this.#allowance) return outbox.skip(Frame.ofGap('limit', this.place ?? ''))
+        if (frame.textBytes > this.#allowance) return outbox.skip(Frame.ofGap('limit', this.cursor ?? ''))
         if (!outbox.refill(frame)) return
         this.#allowance -= frame.textBytes
         bytes += frame.bytes

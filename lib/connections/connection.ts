@@ -6,7 +6,7 @@ import { Chunk, type ChunkMemo } from '../wire/chunk.js'
 import { assertCloseReason, shouldReconnect, type CloseReason } from './close-reason.js'
 import { StreamEnded } from '../errors.js'
 import { EventPriority } from '../events/event.js'
-import { encodeControl, encodeComment, encodeRetry, encodeCursor } from '../wire/encoding.js'
+import { encodeControl, encodeComment, encodeRetry, encodeIdBlock } from '../wire/encoding.js'
 import type { Flushable } from '../delivery/flusher.js'
 import type { Turns } from '../delivery/replay-scheduler.js'
 import { Frame } from '../delivery/frame.js'
@@ -90,7 +90,7 @@ export class SSEConnection {
   readonly #host: ConnectionHost
   readonly #writer: Writer
   readonly #backlog: Backlog
-  #placeSent = 0
+  #sentPosition = 0
   #sent = 0
   #lastWriteAt = 0
   /** What is being written in pieces, for as long as it is. */
@@ -263,8 +263,8 @@ export class SSEConnection {
 
   /** The block that tells the client its place, if it may be told. */
   #place (): string {
-    const place = this.managed ? this.#backlog.place : null
-    return place === null ? '' : encodeCursor(place)
+    const place = this.managed ? this.#backlog.cursor : null
+    return place === null ? '' : encodeIdBlock(place)
   }
 
   // A private getter costs a call into the engine's runtime at each event.
@@ -297,7 +297,7 @@ export class SSEConnection {
     }
     const host = this.#host
     // A client that is behind is told its own place, which is not that of the log yet.
-    this.#placeSent = this.#backlog.behind ? NO_PLACE : host.position
+    this.#sentPosition = this.#backlog.behind ? NO_PLACE : host.position
     this.#writer.open(destination, opening, host.greetings.of(GREETING + encodeRetry(this.#retryMs) + this.#place()))
     // What wraps the response may have thrown.
     if (this.#state === 'opening') this.#state = 'open'
@@ -347,7 +347,7 @@ export class SSEConnection {
     if (this.blocked) this.#backlog.spill()
     const batch = this.#backlog.takeBatch()
     if (batch !== null) {
-      if (batch.frame!.seq > 0) this.#placeSent = batch.frame!.seq
+      if (batch.frame!.seq > 0) this.#sentPosition = batch.frame!.seq
       this.#write(batch.chunk)
       this.#sent += batch.events
       if (this.#writer.hasRest) this.#keepUnfinished(batch.frames)
@@ -372,7 +372,7 @@ export class SSEConnection {
     if (!this.managed || this.#hasEnded()) return
     this.#backlog.fallOut(reason)
     // A number of another epoch is another place.
-    this.#placeSent = NO_PLACE
+    this.#sentPosition = NO_PLACE
     this.#host.mark(this)
   }
 
@@ -529,8 +529,8 @@ export class SSEConnection {
   #keepAlive (now: number): void {
     const { position, keepAlive, keepAliveIntervalMs } = this.#host
     // The log has moved on with nothing for this client: a block without an event keeps its place.
-    if (this.managed && this.#placeSent !== position && this.#backlog.empty) {
-      this.#placeSent = position
+    if (this.managed && this.#sentPosition !== position && this.#backlog.empty) {
+      this.#sentPosition = position
       this.#write(this.#host.places.of(this.#place()))
     } else if (keepAlive && now - this.#lastWriteAt >= keepAliveIntervalMs) {
       this.#write(this.#host.keepAliveChunk)

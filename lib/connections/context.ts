@@ -1,7 +1,7 @@
 import type { Broker } from '../log/broker.js'
 import type { Target } from '../events/target.js'
-import { Budget } from '../util/memory-budget.js'
-import { CatchUp } from '../delivery/replay-scheduler.js'
+import { MemoryBudget } from '../util/memory-budget.js'
+import { ReplayScheduler } from '../delivery/replay-scheduler.js'
 import { Chunk, ChunkMemo } from '../wire/chunk.js'
 import type { ConnectionHost, SSEConnection } from './connection.js'
 import { UnknownConnection } from '../errors.js'
@@ -18,7 +18,7 @@ import type { Audience } from '../subscriptions/audience.js'
 import type { Subscriptions } from '../subscriptions/subscriptions.js'
 import { assertSubscription } from '../events/topic.js'
 import { quote } from '../util/quote.js'
-import { Wheel } from './timing-wheel.js'
+import { TimingWheel } from './timing-wheel.js'
 import { WallClock } from './wall-clock.js'
 import type { EventInput } from '../events/event-input.js'
 
@@ -38,7 +38,7 @@ export interface ConnectionOptions extends MessageOptions {
 }
 
 /** What the host asks of the rest of its node. */
-export interface HostParts {
+export interface ContextParts {
   readonly options: ConnectionOptions
   readonly log: Log
   readonly broker: Broker
@@ -54,16 +54,16 @@ export interface HostParts {
  * What the connections of a node share: clock, writing, reading of the log, and the account of what waits. A class: an
  * object literal with getters is a dictionary to the engine, which each event would look things up in, for each connection.
  */
-export class Host implements ConnectionHost {
+export class ConnectionContext implements ConnectionHost {
   readonly outboxBytes: number
-  readonly budget: Budget
+  readonly budget: MemoryBudget
   readonly newest: readonly number[]
   readonly #eventLog: EventLog
   readonly #flusher: Flusher
   // A source goes on when what it has made is written: an interval would be its speed.
   readonly #sources = new Flusher(0)
-  readonly #wheel: Wheel
-  readonly #catchUp: CatchUp
+  readonly #wheel: TimingWheel
+  readonly #catchUp: ReplayScheduler
   readonly frames = new FrameCache()
   readonly log: Log
   readonly keepAlive: boolean
@@ -76,15 +76,15 @@ export class Host implements ConnectionHost {
   readonly maxReplayEvents: number
   readonly maxReplayBytes: number
   readonly drainMs: number
-  readonly #parts: HostParts
+  readonly #parts: ContextParts
 
-  constructor (parts: HostParts) {
+  constructor (parts: ContextParts) {
     const { options, log, broker, eventLog } = parts
     this.#parts = parts
     this.#eventLog = eventLog
     this.log = log
     this.outboxBytes = options.outboxBytes
-    this.budget = new Budget(options.maxQueuedBytes)
+    this.budget = new MemoryBudget(options.maxQueuedBytes)
     this.newest = eventLog.newest
     this.keepAlive = options.keepAlive
     this.keepAliveIntervalMs = options.keepAliveIntervalMs
@@ -94,11 +94,11 @@ export class Host implements ConnectionHost {
     this.maxReplayBytes = options.maxReplayBytes
     this.drainMs = options.drainMs
     this.#flusher = new Flusher(options.flush === 'immediate' ? 0 : options.flush.intervalMs)
-    this.#catchUp = new CatchUp(broker, options.maxConcurrentReplays, {
+    this.#catchUp = new ReplayScheduler(broker, options.maxConcurrentReplays, {
       stuck: err => log.warn({ err }, 'The event log cannot be read; connections that lag wait'),
       free: () => log.info({}, 'No connection waits for the event log any more')
     })
-    this.#wheel = new Wheel(tickMsFor(options), now)
+    this.#wheel = new TimingWheel(tickMsFor(options), now)
     const clock = new WallClock(this.#wheel, now(), () => { for (const connection of parts.registry.all()) connection.onClockAhead() })
     this.#wheel.schedule(clock, now())
   }

@@ -1,7 +1,7 @@
 import type { Frame } from '../delivery/frame.js'
 
 /** One priority's part of an outbox: the frames that wait, and how far this lane of the log has been read and sent. */
-export class Lane {
+export class OutboxLane {
   readonly #logged = new Set<Frame>()
   /** Each with the place in the log it was published behind. */
   readonly #ephemeral = new Map<Frame, number>()

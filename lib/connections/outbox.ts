@@ -1,10 +1,10 @@
-import type { Budget } from '../util/memory-budget.js'
+import type { MemoryBudget } from '../util/memory-budget.js'
 import type { Target } from '../events/target.js'
-import { formatCursor, type Lanes } from '../log/cursor.js'
+import { formatLanes, type Lanes } from '../log/cursor.js'
 import { PRIORITIES, type EventPriority } from '../events/event.js'
-import { encodePlace } from '../wire/encoding.js'
+import { encodeIdLine } from '../wire/encoding.js'
 import { FRAME_BYTES, type Frame } from '../delivery/frame.js'
-import { Lane } from './outbox-lane.js'
+import { OutboxLane } from './outbox-lane.js'
 
 /**
  * The bounded waiting room of one connection that cannot be written to right now, and its place in the log. Higher
@@ -14,8 +14,8 @@ import { Lane } from './outbox-lane.js'
  */
 export class Outbox {
   readonly #limit: number
-  readonly #budget: Budget
-  readonly #lanes: readonly Lane[] = Array.from({ length: PRIORITIES }, () => new Lane())
+  readonly #budget: MemoryBudget
+  readonly #lanes: readonly OutboxLane[] = Array.from({ length: PRIORITIES }, () => new OutboxLane())
   /** Waiting frames that a newer one with the same key replaces. */
   readonly #keyed = new Map<string, Frame>()
   /** Logged frames with a key that were taken while a page is being read: what it has of the same key is older. */
@@ -31,7 +31,7 @@ export class Outbox {
    * @param limit bytes; a single larger frame is still taken when nothing else waits.
    * @param budget shared with the other outboxes; what it has no room for is not taken as it is delivered.
    */
-  constructor (limit: number, budget: Budget) {
+  constructor (limit: number, budget: MemoryBudget) {
     this.#limit = limit
     this.#budget = budget
   }
@@ -162,7 +162,7 @@ export class Outbox {
   take (bytes: number, epoch: string, position: number): { text: string, frames: readonly Frame[] } {
     let text = ''
     const frames: Frame[] = []
-    const place = (): string => encodePlace(formatCursor(epoch, this.#seen(position)))
+    const place = (): string => encodeIdLine(formatLanes(epoch, this.#seen(position)))
     if (this.#gap !== null) {
       const gap = this.#gap
       this.#gap = null

@@ -13,7 +13,7 @@ export interface Timed {
 const SLOTS = 512
 
 /** One timer for all connections. An item is found again within two ticks after it is due. */
-export class Wheel {
+export class TimingWheel {
   readonly tickMs: number
   readonly #slots: Timed[][] = Array.from({ length: SLOTS }, () => [])
   readonly #clock: () => number

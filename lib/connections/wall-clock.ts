@@ -1,4 +1,4 @@
-import type { Timed, Wheel } from './timing-wheel.js'
+import type { Timed, TimingWheel } from './timing-wheel.js'
 
 /** Slower changes than this in one interval are those of a clock that is adjusted; together they count. */
 const STEP_MS = 100
@@ -13,13 +13,13 @@ export class WallClock implements Timed {
   dueAt = Infinity
   slot = -1
   slotIndex = 0
-  readonly #wheel: Wheel
+  readonly #wheel: TimingWheel
   readonly #onAhead: () => void
   /** How far the wall clock was ahead when last looked at; the least since then. */
   #ahead: number
 
   /** @param now the clock of the wheel. */
-  constructor (wheel: Wheel, now: number, onAhead: () => void) {
+  constructor (wheel: TimingWheel, now: number, onAhead: () => void) {
     this.#wheel = wheel
     this.#onAhead = onAhead
     this.#ahead = Date.now() - now

@@ -4,9 +4,9 @@ import { memoryBytes } from '../util/text.js'
 import type { Held } from '../util/memory-budget.js'
 import type { GapReason } from '../log/broker.js'
 import { type Message, conflationKey } from '../events/message.js'
-import { formatPlace } from '../log/cursor.js'
+import { formatCursor } from '../log/cursor.js'
 import { EventPriority } from '../events/event.js'
-import { encodeControl, encodePlace, encodeEvent } from '../wire/encoding.js'
+import { encodeControl, encodeIdLine, encodeEvent } from '../wire/encoding.js'
 
 /** What a waiting frame takes beside its texts and its target, in bytes: objects, and its places in line. */
 export const FRAME_BYTES = 400
@@ -46,7 +46,7 @@ export class Frame implements Held {
 
   static ofMessage (message: Message, epoch: string, fromLog = message.seq > 0): Frame {
     const { event, data, priority, seq, target, retry } = message
-    const head = seq === 0 ? '' : encodePlace(formatPlace(epoch, seq))
+    const head = seq === 0 ? '' : encodeIdLine(formatCursor(epoch, seq))
     const text = encodeEvent(event, data, retry)
     // The text itself would have to be made one string to be measured; what is in it beside name and data is ASCII.
     const bytes = text.length + Buffer.byteLength(event) - event.length + Buffer.byteLength(data) - data.length

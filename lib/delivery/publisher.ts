@@ -2,7 +2,7 @@ import { FilterNotShared } from '../errors.js'
 import type { EventInput } from '../events/event-input.js'
 import { composeMessage, type MessageOptions } from '../events/message.js'
 import type { BroadcastOptions } from '../events/target.js'
-import { formatPlace } from '../log/cursor.js'
+import { formatCursor } from '../log/cursor.js'
 import type { EventLog } from '../log/event-log.js'
 import type { Dispatcher, FrameReceiver } from './dispatcher.js'
 
@@ -39,6 +39,6 @@ export class Publisher<R extends FrameReceiver> {
     }
     const answer = log.append(message)
     const { seq, delivered } = answer instanceof Promise ? await answer : answer
-    return { id: seq === null ? null : formatPlace(log.epoch, seq), delivered }
+    return { id: seq === null ? null : formatCursor(log.epoch, seq), delivered }
   }
 }

@@ -9,7 +9,7 @@ export interface Reader {
 }
 
 /** Is told when reads begin to fail, and when nobody is left whose last one has. */
-export interface CatchUpListener {
+export interface ReplayListener {
   stuck (error: unknown): void
   free (): void
 }
@@ -75,10 +75,10 @@ export class Turns {
 }
 
 /** Lets lagging connections read the log, first come, first served, for a bounded time in each turn of the loop. */
-export class CatchUp {
+export class ReplayScheduler {
   readonly #broker: Broker
   readonly #concurrentReads: number
-  readonly #listener: CatchUpListener
+  readonly #listener: ReplayListener
   readonly #waiting = new Set<Reader>()
   /** Who waits for the next attempt of all. */
   readonly #failed = new Set<Reader>()
@@ -90,7 +90,7 @@ export class CatchUp {
   #scheduled = false
 
   /** @param concurrentReads pages that are being read at once, of those begun in one turn; one that takes longer than its turn is not waited for. */
-  constructor (broker: Broker, concurrentReads: number, listener: CatchUpListener) {
+  constructor (broker: Broker, concurrentReads: number, listener: ReplayListener) {
     this.#broker = broker
     this.#concurrentReads = concurrentReads
     this.#listener = listener

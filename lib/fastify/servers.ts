@@ -1,7 +1,7 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import type { Server } from 'node:http'
 import type { FastifyInstance } from 'fastify'
-import { Preconnects } from '../wire/idle-sockets.js'
+import { IdleSockets } from '../wire/idle-sockets.js'
 
 /** Node publishes each server here that is told to listen, before it has a socket. */
 const LISTENING = 'tracing:net.server.listen:asyncStart'
@@ -11,7 +11,7 @@ const LISTENING = 'tracing:net.server.listen:asyncStart'
  * shows the first only; the others have its request listener, and are made between its `listening` event and the `onListen` hooks.
  */
 export class Servers {
-  readonly #idle: Preconnects[] = []
+  readonly #idle: IdleSockets[] = []
 
   constructor (fastify: FastifyInstance) {
     const first = fastify.server as Server
@@ -28,7 +28,7 @@ export class Servers {
   }
 
   #add (server: Server): void {
-    this.#idle.push(new Preconnects(server))
+    this.#idle.push(new IdleSockets(server))
   }
 
   /** See `Preconnects.close`. */

@@ -18,14 +18,14 @@ export interface Cursor {
 export const EPOCH = /^[A-Za-z0-9_-]{1,32}$/
 const FORM = /^([A-Za-z0-9_-]{1,32})\.([0-9a-z]{1,11}(?:~[0-9a-z]{1,11}){0,3})$/
 
-export function formatCursor (epoch: string, lanes: Lanes): string {
+export function formatLanes (epoch: string, lanes: Lanes): string {
   const first = lanes[0]!
-  if (lanes.every(seq => seq === first)) return formatPlace(epoch, first)
+  if (lanes.every(seq => seq === first)) return formatCursor(epoch, first)
   return `${epoch}.${lanes.map(seq => seq.toString(36)).join('~')}`
 }
 
 /** The cursor of a client that has seen everything up to and including `seq`. */
-export function formatPlace (epoch: string, seq: number): string {
+export function formatCursor (epoch: string, seq: number): string {
   return `${epoch}.${seq.toString(36)}`
 }
 

@@ -6,7 +6,7 @@ export interface Held {
 }
 
 /** The one account of what waits for the clients of a node. Each thing is counted once, however many hold it: that is what it takes in memory. */
-export class Budget {
+export class MemoryBudget {
   readonly limit: number
   used = 0
 

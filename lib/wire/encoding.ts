@@ -36,16 +36,16 @@ export function encodeId (id: string): string {
   if (typeof id !== 'string' || id.length > MAX_ID_LENGTH) throw new InvalidId(`must be a string of at most ${MAX_ID_LENGTH} characters`)
   // Node decodes request headers as latin1, so other characters would come back as something else (FACTS 1.4).
   if (!PRINTABLE_ASCII.test(id)) throw new InvalidId('must be printable ASCII')
-  return encodePlace(id)
+  return encodeIdLine(id)
 }
 
 /** The same for a cursor of our own making: it cannot have anything else in it. */
-export function encodePlace (cursor: string): string {
+export function encodeIdLine (cursor: string): string {
   return `id: ${cursor}\n`
 }
 
 /** A block that dispatches nothing but moves Last-Event-ID. */
-export function encodeCursor (id: string): string {
+export function encodeIdBlock (id: string): string {
   return encodeId(id) + '\n'
 }
 

@@ -12,7 +12,7 @@ const LEAST_SWEPT = 512
  * or half a request. Node takes each for one whose request is on its way, and so a closing server waits for them until
  * `headersTimeout` (FACTS 2.4), for half a handshake two minutes, and for half a body or an idle HTTP/2 session for ever.
  */
-export class Preconnects {
+export class IdleSockets {
   readonly #server: Server
   /** Sockets of HTTP/1, each with the response that is being made on it; idle ones that have closed, too, until they are swept. */
   readonly #sockets = new Map<Socket, ServerResponse | null>()

@@ -1,6 +1,6 @@
 import type { OutgoingHttpHeaders } from 'node:http'
 import type { Writable } from 'node:stream'
-import type { Budget } from '../util/memory-budget.js'
+import type { MemoryBudget } from '../util/memory-budget.js'
 import { TEXT_ENCODING, type Chunk } from './chunk.js'
 import { closeTransport, isPlainChunked, sendHead, socketAhead, whenSocketClosed, type HttpResponse } from './http.js'
 
@@ -47,13 +47,13 @@ export class Writer {
   #rest: Buffer | null = null
   #chunk: Chunk | null = null
   readonly #owner: WriterOwner
-  readonly #budget: Budget
+  readonly #budget: MemoryBudget
   #end: (() => void) | null = null
   /** Ends the waiting for the socket of a pipelined response. */
   readonly #leaveSocket: (() => void) | null
 
   /** @param budget what is kept back counts in. */
-  constructor (response: HttpResponse, owner: WriterOwner, budget: Budget) {
+  constructor (response: HttpResponse, owner: WriterOwner, budget: MemoryBudget) {
     this.#response = response
     this.#budget = budget
     this.#owner = owner

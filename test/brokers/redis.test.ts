@@ -10,9 +10,9 @@ import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/redis.js'
 import { connector } from '../../lib/log/redis/client.js'
 import { MAX_COUNT, Portion } from '../../lib/log/redis/portion.js'
-import { Link } from '../../lib/log/redis/reconnector.js'
-import { RedisLog } from '../../lib/log/redis/store.js'
-import { formatPlace } from '../../lib/log/cursor.js'
+import { Reconnector } from '../../lib/log/redis/reconnector.js'
+import { RedisStore } from '../../lib/log/redis/store.js'
+import { formatCursor } from '../../lib/log/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
 import { brokerContract } from '../../lib/testing/broker-contract.js'
 import { serve, type Service } from '../helpers/app.js'
@@ -452,7 +452,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     const connection = await connector(url, undefined, 20_000)(() => {}, new AbortController().signal)
     t.teardown(() => connection.destroy())
     const length = async (key: string) => Number((await server.ask('XLEN', `{whole}:${key}`)).split('\r\n')[0]!.slice(1))
-    const log = new RedisLog('whole', 'writer', 20_000)
+    const log = new RedisStore('whole', 'writer', 20_000)
     const item = (data: string, ephemeral: boolean) => ({ nonce: data, message: { event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral } })
     const batch = (number: number, remainingMs = 20_000) => ({ number, remainingMs: () => remainingMs, items: [item('1', false), item('2', true), item('3', false), item('4', true)] })
     const before = await log.append(connection, batch(1), HISTORY)
@@ -661,7 +661,7 @@ t.test('a link that lasts comes back at once, one that does not ever more slowly
       })
     ]
     const changes: (Error | null)[] = []
-    const link = new Link({
+    const link = new Reconnector({
       connect: async () => ({ send: async () => null, destroy: () => {} }),
       serve: async (_connection, report) => {
         report(null)
@@ -781,7 +781,7 @@ t.test('an outage is logged once, and its end', { skip: withoutRedis }, async t 
   await server.kill()
   await until(() => app.sse.health().status === 'degraded')
   // What they have missed this node has not read yet.
-  const clients = await Promise.all(numbers(3).map(async () => (await join(null, [], { cursor: formatPlace(one.broker.epoch, after.seq!) })).client))
+  const clients = await Promise.all(numbers(3).map(async () => (await join(null, [], { cursor: formatCursor(one.broker.epoch, after.seq!) })).client))
   await until(() => said(40).length > 0)
   const askedAt = performance.now()
   await until(() => performance.now() - askedAt > 1_500, 10_000, 'it was asked for again')

@@ -3,7 +3,7 @@ import { type OutgoingMessage, bytesOf } from '../../events/message.js'
 import { BrokerUnavailable, Closed } from '../../errors.js'
 import { isErrorReply, type Connection } from './client.js'
 import type { Report } from './reconnector.js'
-import type { Batch, Outgoing, RedisLog } from './store.js'
+import type { Batch, Outgoing, RedisStore } from './store.js'
 
 /** A publish that has not been answered yet. */
 interface Pending extends Outgoing {
@@ -40,7 +40,7 @@ const OVERHEAD_BYTES = 512
  * has seen it in the log, and after `publishTimeoutMs` at the latest.
  */
 export class Appender {
-  readonly #log: RedisLog
+  readonly #log: RedisStore
   readonly #history: History
   readonly #options: Options
   /** In the order they were published, and so of their deadlines. */
@@ -59,7 +59,7 @@ export class Appender {
   #onIdle: (() => void) | null = null
   #skipped = { epoch: 0, position: 0 }
 
-  constructor (log: RedisLog, history: History, options: Options) {
+  constructor (log: RedisStore, history: History, options: Options) {
     this.#log = log
     this.#history = history
     this.#options = options

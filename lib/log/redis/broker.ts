@@ -8,10 +8,10 @@ import { Appender } from './appender.js'
 import type { Connect, Connection } from './client.js'
 import { HistoryReader } from './history-reader.js'
 import { Lag } from './lag.js'
-import { Link, type Serve } from './reconnector.js'
-import { RedisLog } from './store.js'
+import { Reconnector, type Serve } from './reconnector.js'
+import { RedisStore } from './store.js'
 import { LogReader, type Arrival } from './reader.js'
-import { Replay, type Fetch } from './history-cache.js'
+import { HistoryCache, type Fetch } from './history-cache.js'
 
 /** Before Redis was reached for the first time there is no log, and no cursor of one is good. */
 const NO_EPOCH = 'none'
@@ -21,7 +21,7 @@ export class RedisStreamsBroker implements Broker {
   readonly shared = true
   readonly #options: ResolvedRedisOptions
   readonly #connect: Connect
-  readonly #log: RedisLog
+  readonly #log: RedisStore
   readonly #reader: LogReader
   readonly #lag: Lag
   readonly #past: HistoryReader
@@ -29,12 +29,12 @@ export class RedisStreamsBroker implements Broker {
   readonly #awaited = new Set<string>()
   /** What keeps a link from being up. */
   readonly #down = new Map<string, Error>()
-  #links: Link[] = []
+  #links: Reconnector[] = []
   #appender: Appender | null = null
   #sink: Sink | null = null
   #history: History | null = null
   #epoch = 0
-  #replay: Replay | null = null
+  #replay: HistoryCache | null = null
   /** The connection that publishes, while there is one. */
   #connection: Connection | null = null
   #state: 'up' | 'down' | null = null
@@ -46,7 +46,7 @@ export class RedisStreamsBroker implements Broker {
   constructor (options: ResolvedRedisOptions, connect: Connect) {
     this.#options = options
     this.#connect = connect
-    this.#log = new RedisLog(options.keyPrefix, createId(), options.replyTimeoutMs)
+    this.#log = new RedisStore(options.keyPrefix, createId(), options.replyTimeoutMs)
     this.#reader = new LogReader(this.#log, {
       moved: (epoch, position, reason, why, commandsKept) => this.#move(epoch, position, reason, why, commandsKept),
       told: message => { this.#deliver(message) },
@@ -129,7 +129,7 @@ export class RedisStreamsBroker implements Broker {
 
   #link (name: string, serve: Serve, onLost: (error: Error) => void = () => {}): void {
     this.#awaited.add(name)
-    this.#links.push(new Link({
+    this.#links.push(new Reconnector({
       connect: this.#connect,
       serve,
       onChange: error => {
@@ -171,7 +171,7 @@ export class RedisStreamsBroker implements Broker {
       return await this.#past.read(epoch, from, to)
     }
     this.#epoch = epoch
-    this.#replay = new Replay(this.#history!, position, fetch)
+    this.#replay = new HistoryCache(this.#history!, position, fetch)
     this.#appender!.skipped(epoch, position)
     // Who connected before the log was reached has been told a place in none.
     if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch', reason === null ? undefined : new BrokerUnavailable(why), commandsKept)

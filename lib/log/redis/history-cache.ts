@@ -11,7 +11,7 @@ export type Fetch = (from: number, to: number) => Promise<readonly Entry[]>
  * because somebody asked for it. Each page is fetched once, for all who ask, and then kept as the history says: a herd of
  * returning clients costs Redis at most the history's length in pages.
  */
-export class Replay {
+export class HistoryCache {
   readonly #ring: Ring
   readonly #fetch: Fetch
   /** Redis has nothing in front of this that the history still covers. */

@@ -1,6 +1,6 @@
 import type { Connect, Connection } from './client.js'
 import { Portion } from './portion.js'
-import type { Entry, RedisLog } from './store.js'
+import type { Entry, RedisStore } from './store.js'
 
 /** Time after which a connection that is not used is closed. */
 const IDLE_MS = 10_000
@@ -10,7 +10,7 @@ const IDLE_MS = 10_000
  * publish, and a timeout costs only this connection. It is made when something is read, and closed when it has been idle.
  */
 export class HistoryReader {
-  readonly #log: RedisLog
+  readonly #log: RedisStore
   readonly #connect: Connect
   readonly #portion = new Portion()
   readonly #stop = new AbortController()
@@ -18,7 +18,7 @@ export class HistoryReader {
   #reads = 0
   #idle: NodeJS.Timeout | undefined
 
-  constructor (log: RedisLog, connect: Connect) {
+  constructor (log: RedisStore, connect: Connect) {
     this.#log = log
     this.#connect = connect
   }

@@ -5,7 +5,7 @@ import type { Message } from '../../events/message.js'
 import type { Connection } from './client.js'
 import { Portion } from './portion.js'
 import type { Report } from './reconnector.js'
-import { timeOf, type Entry, type News, type Place, type RedisLog } from './store.js'
+import { timeOf, type Entry, type News, type Place, type RedisStore } from './store.js'
 
 /** What a reader tells its broker. */
 export interface ReaderSink {
@@ -32,7 +32,7 @@ const LATE_MS = 4_000
 
 /** Reads the log as it grows, on a connection of its own, and sees whether it is still the log it was. */
 export class LogReader {
-  readonly #log: RedisLog
+  readonly #log: RedisStore
   readonly #sink: ReaderSink
   readonly #portion = new Portion()
   #epoch = 0
@@ -49,7 +49,7 @@ export class LogReader {
   /** The newest numbers as Redis has confirmed them last. */
   #known = { newest: 0, ephemerals: 0 }
 
-  constructor (log: RedisLog, sink: ReaderSink) {
+  constructor (log: RedisStore, sink: ReaderSink) {
     this.#log = log
     this.#sink = sink
   }

@@ -12,7 +12,7 @@ const MAX_DELAY_MS = 1_000
 const SETTLED_MS = 2_000
 
 /** Keeps one connection to Redis: makes it, has it used, and makes another when it is lost, at a bounded and spread rate. */
-export class Link {
+export class Reconnector {
   readonly #connect: Connect
   readonly #serve: Serve
   readonly #onChange: Report

@@ -103,7 +103,7 @@ const NODES_MS = 15_000
  * The log as Redis keeps it: two streams, of logged and of ephemeral messages, and what is known of them and of each writer.
  * A third, which needs no order with them, has what nodes tell each other: no flood of events pushes that out.
  */
-export class RedisLog {
+export class RedisStore {
   readonly writerId: string
   readonly #meta: string
   readonly #log: string
