@@ -1110,6 +1110,22 @@ t.test('tickets and tokens do not reach the log, whatever happens', async t => {
     ['/a', '/a?b=1', '/a?ticket', '/a?ticket=[redacted]', '/a?x=1&ticket=[redacted]&y=2', '/a?to%6ben=[redacted]', '/a?%zz=1&token=[redacted]', '/a?token=[redacted]'])
 })
 
+t.test('a stream ends if the application does not answer reauthorize', async t => {
+  let asks = false
+  let answer: (allowed: boolean) => void = () => {}
+  const service = await serve(t, { stallTimeoutMs: 200, authorizeSubscription: () => !asks || new Promise<boolean>(resolve => { answer = resolve }) })
+  const ada = await service.join('ada', ['a'])
+  asks = true
+  const changing = service.app.sse.reauthorize('ada')
+  await publish(service, 'in a', { subscriptionIds: ['a'] })
+  await ada.client.waitForEnd()
+  t.equal(ada.connection.closeReason, 'rights-unknown')
+  t.strictSame(texts(ada.client), [], 'nothing that may not be for it any more')
+  t.match(ada.client.named('sse:close')[0]?.data, '"reconnect":true')
+  answer(true)
+  t.equal(await changing, 0)
+})
+
 t.test('what is published while reauthorize asks waits for the answer', async t => {
   const gates: ((answer: boolean) => void)[] = []
   let asks = false

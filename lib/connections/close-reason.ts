@@ -9,7 +9,7 @@ import { InvalidCloseReason } from '../errors.js'
  * - `max-age`: `maxConnectionAgeMs` is over; clients come back by themselves.
  * - `auth-expired`: `expiresAt` has passed.
  * - `revoked`: rights were taken away while something they had covered was being written; it comes back by itself.
- * - `rights-unknown`: this node has missed a command of another node that may have concerned the user; clients come back by themselves.
+ * - `rights-unknown`: this node has missed a command of another node that may have concerned the user, or `authorizeSubscription` has not answered `reauthorize` within `stallTimeoutMs`; clients come back by themselves.
  * - `stalled`: the socket took no byte for `stallTimeoutMs`.
  * - `source-end`, `source-error`: the source of `reply.sse(source)` ended, or failed.
  * - `head`: it was a HEAD request.

@@ -391,9 +391,11 @@ export class SSEConnection {
     this.#destroy()
   }
 
-  /** Nothing more is written until `letGo`: it is as if the socket were full. @internal */
+  /** Nothing more is written until `letGo`, as if the socket were full. A stream whose rights are still unknown after `stallTimeoutMs` ends. @internal */
   hold (): void {
-    if (++this.#holds === 1) this.#block()
+    if (++this.#holds > 1) return
+    this.#block()
+    if (this.#state === 'open') this.#wait()
   }
 
   #block (): void {
@@ -447,8 +449,8 @@ export class SSEConnection {
     }
     if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
     const { blocked } = this
-    if (blocked && this.#holds === 0 && host.stallTimeoutMs > 0 && this.#waitedMs() >= host.stallTimeoutMs) {
-      return this.#cut('stalled')
+    if (blocked && host.stallTimeoutMs > 0 && this.#waitedMs() >= host.stallTimeoutMs) {
+      return this.#holds > 0 ? this.close('rights-unknown' satisfies CloseReason) : this.#cut('stalled')
     }
     if (!blocked) this.#keepAlive(now)
     host.schedule(this, this.#nextDue(now))
@@ -486,7 +488,12 @@ export class SSEConnection {
   #wrote (): void {
     const host = this.#host
     this.#lastWriteAt = host.lately
-    if (!this.blocked) return
+    if (this.blocked) this.#wait()
+  }
+
+  /** From now on it waits: for its socket, or for a decision about its rights. */
+  #wait (): void {
+    const host = this.#host
     this.#waitingSince = host.ran
     const stalledAt = host.now() + host.stallTimeoutMs
     if (host.stallTimeoutMs > 0 && stalledAt < this.dueAt) host.schedule(this, stalledAt)
