@@ -9,6 +9,7 @@ import type { Broker, GapReason, History, Published } from '../../lib/log/broker
 import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/redis.js'
 import { connector } from '../../lib/log/redis/client.js'
+import { RedisClock } from '../../lib/log/redis/clock.js'
 import { MAX_COUNT, Portion } from '../../lib/log/redis/portion.js'
 import { Reconnector } from '../../lib/log/redis/reconnector.js'
 import { RedisStore } from '../../lib/log/redis/store.js'
@@ -169,7 +170,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       await node.publish('x')
       t.equal(ioredis.status, 'wait', 'not even connected')
       t.equal(nodeRedis.isOpen, false)
-      t.equal(await ours(), 2)
+      t.equal(await ours(), 3)
       await node.broker.close()
       await until(async () => await ours() === 0, 5_000, 'ours are closed')
     }
@@ -452,7 +453,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     const connection = await connector(url, undefined, 20_000)(() => {}, new AbortController().signal)
     t.teardown(() => connection.destroy())
     const length = async (key: string) => Number((await server.ask('XLEN', `{whole}:${key}`)).split('\r\n')[0]!.slice(1))
-    const log = new RedisStore('whole', 'writer', 20_000)
+    const log = new RedisStore('whole', 'writer', new RedisClock(), 20_000)
     const item = (data: string, ephemeral: boolean) => ({ nonce: data, message: { event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral } })
     const batch = (number: number, remainingMs = 20_000) => ({ number, remainingMs: () => remainingMs, items: [item('1', false), item('2', true), item('3', false), item('4', true)] })
     const before = await log.append(connection, batch(1), HISTORY)
@@ -574,6 +575,22 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       const late = await open(t, { client: client(proxy.url), keyPrefix, replyTimeoutMs: 1_500 }, history)
       t.equal((await late.read(seq! - 1))[0]!.length, 500_000, `${name}: an event of 2.5 s`)
     }))
+  })
+
+  await t.test('messages between nodes do not wait behind large events on a slow link', async t => {
+    const proxy = await Proxy.to(server.port)
+    t.teardown(() => proxy.close())
+    const near = await open(t, { client: url, keyPrefix: 'heartbeats' })
+    const far = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'heartbeats' })
+    proxy.bytesPerMs = 100
+    await Promise.all(numbers(8).map(() => near.publish('x'.repeat(100_000))))
+    const sentAt = performance.now()
+    await near.publish('heartbeat', { ephemeral: true, channel: 'node' })
+    await until(() => texts(far).includes('heartbeat'))
+    t.ok(performance.now() - sentAt < 2_000, 'at once')
+    t.ok(far.broker.position < 8, 'the events take 8 s')
+    proxy.bytesPerMs = Infinity
+    await until(() => far.broker.position === 8)
   })
 
   await t.test('what fails to come from the history costs no connection that publishes', async t => {

@@ -6,8 +6,10 @@ import { inTime } from '../../util/timeout.js'
 import type { ResolvedRedisOptions } from './options.js'
 import { Appender } from './appender.js'
 import type { Connect, Connection } from './client.js'
+import { RedisClock } from './clock.js'
 import { HistoryReader } from './history-reader.js'
 import { Lag } from './lag.js'
+import { NodeChannel } from './node-channel.js'
 import { Reconnector, type Serve } from './reconnector.js'
 import { RedisStore } from './store.js'
 import { LogReader, type Arrival } from './reader.js'
@@ -21,7 +23,9 @@ export class RedisStreamsBroker implements Broker {
   readonly shared = true
   readonly #options: ResolvedRedisOptions
   readonly #connect: Connect
+  readonly #clock = new RedisClock()
   readonly #log: RedisStore
+  readonly #nodes: NodeChannel
   readonly #reader: LogReader
   readonly #lag: Lag
   readonly #past: HistoryReader
@@ -46,10 +50,10 @@ export class RedisStreamsBroker implements Broker {
   constructor (options: ResolvedRedisOptions, connect: Connect) {
     this.#options = options
     this.#connect = connect
-    this.#log = new RedisStore(options.keyPrefix, createId(), options.replyTimeoutMs)
-    this.#reader = new LogReader(this.#log, {
+    this.#log = new RedisStore(options.keyPrefix, createId(), this.#clock, options.replyTimeoutMs)
+    this.#nodes = new NodeChannel(`{${options.keyPrefix}}:nodes`, this.#clock, options.replyTimeoutMs, message => { this.#deliver(message) })
+    this.#reader = new LogReader(this.#log, this.#clock, {
       moved: (epoch, position, reason, why, commandsKept) => this.#move(epoch, position, reason, why, commandsKept),
-      told: message => { this.#deliver(message) },
       arrived: arrival => this.#arrive(arrival)
     })
     this.#lag = new Lag(() => this, async () => {
@@ -79,6 +83,7 @@ export class RedisStreamsBroker implements Broker {
       this.#connection = null
       appender.lost(error)
     })
+    this.#link('nodes', (connection, report) => this.#nodes.serve(connection, report))
     const { startTimeoutMs, startDegraded } = this.#options
     const up = new Promise<void>(resolve => { this.#onUp = resolve })
     for (const link of this.#links) link.start()
@@ -97,7 +102,7 @@ export class RedisStreamsBroker implements Broker {
   async publish (message: OutgoingMessage): Promise<Published> {
     if (this.#appender === null || this.#closing !== null) throw new Closed()
     if (!message.ephemeral || message.channel !== 'node') return await this.#appender.publish(message)
-    await this.#log.tell(this.#reached(), message)
+    await this.#nodes.send(this.#reached(), message)
     return { seq: null, delivered: 0 }
   }
 
@@ -179,7 +184,7 @@ export class RedisStreamsBroker implements Broker {
   }
 
   #arrive ({ message, time, nonce }: Arrival): void {
-    if (message.seq > 0) this.#replay!.append(message, this.#log.localTime(time))
+    if (message.seq > 0) this.#replay!.append(message, this.#clock.localTime(time))
     const { delivered, fault } = this.#deliver(message)
     this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
     // Some connections have it and some do not: a gap says so to all. What follows is delivered.

@@ -1,7 +1,7 @@
 import type { History, Page, ReadRequest } from '../broker.js'
 import type { Message } from '../../events/message.js'
 import { Ring } from '../ring.js'
-import type { Entry } from './store.js'
+import type { Entry } from './entry.js'
 
 /** Reads the newest of these entries of the log from Redis, newest first, as many as come at once; none when there are none. */
 export type Fetch = (from: number, to: number) => Promise<readonly Entry[]>

@@ -1,6 +1,7 @@
 import type { Connect, Connection } from './client.js'
+import type { Entry } from './entry.js'
 import { Portion } from './portion.js'
-import type { Entry, RedisStore } from './store.js'
+import type { RedisStore } from './store.js'
 
 /** Time after which a connection that is not used is closed. */
 const IDLE_MS = 10_000

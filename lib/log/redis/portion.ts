@@ -1,3 +1,5 @@
+import type { Connection } from './client.js'
+
 /** Entries that a read asks for at most. */
 export const MAX_COUNT = 500
 /** Entries that the first read asks for: how large they are is not known yet. */
@@ -27,6 +29,27 @@ export class Portion {
   }
 
   /**
+   * Sends an XREAD, XRANGE or XREVRANGE for `count` entries, and learns from the reply.
+   * @param blockMs for which Redis may wait for entries.
+   */
+  async read (connection: Connection, command: readonly string[], blockMs: number, replyTimeoutMs: number): Promise<unknown> {
+    const { count } = this
+    const timeoutMs = blockMs + replyTimeoutMs * this.#patience
+    const sentAt = performance.now()
+    try {
+      const reply = await connection.send(command, timeoutMs)
+      const share = (performance.now() - sentAt) / timeoutMs
+      const streams = command[0] === 'XREAD' ? (reply as [unknown, unknown[]][] | null ?? []).map(([, entries]) => entries) : [reply as unknown[]]
+      for (const entries of streams) this.came(count, entries.length, bytesOfEntries(entries), share)
+      return reply
+    } catch (error) {
+      // A timer may fire a little early.
+      if (performance.now() - sentAt > timeoutMs - 10) this.late(count)
+      throw error
+    }
+  }
+
+  /**
    * A reply came.
    * @param share of the time that it had, 0 to 1.
    */
@@ -48,4 +71,10 @@ export class Portion {
     if (count === 1) this.#patience = Math.min(MAX_PATIENCE, 2 * this.#patience)
     this.#limit = Math.max(1, count >> 1)
   }
+}
+
+function bytesOfEntries (entries: readonly unknown[]): number {
+  let bytes = 0
+  for (const entry of entries) for (const text of (entry as [unknown, unknown[]])[1]) bytes += String(text).length
+  return bytes
 }

@@ -1,11 +1,13 @@
 import { setImmediate as endOfTurn } from 'node:timers/promises'
 import { BrokerUnavailable } from '../../errors.js'
-import type { GapReason } from '../broker.js'
 import type { Message } from '../../events/message.js'
+import type { GapReason } from '../broker.js'
 import type { Connection } from './client.js'
+import type { RedisClock } from './clock.js'
+import type { Entry } from './entry.js'
 import { Portion } from './portion.js'
 import type { Report } from './reconnector.js'
-import { timeOf, type Entry, type News, type Place, type RedisStore } from './store.js'
+import type { News, Place, RedisStore } from './store.js'
 
 /** What a reader tells its broker. */
 export interface ReaderSink {
@@ -16,8 +18,6 @@ export interface ReaderSink {
    * @param commandsKept whether it is known that no command is among what is lost.
    */
   moved (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean): void
-  /** What a node has told the others, in any order with the log. Never throws. */
-  told (message: Message): void
   /** The next message in log order. Never throws. */
   arrived (entry: Arrival): void
 }
@@ -25,14 +25,13 @@ export interface ReaderSink {
 export type Arrival = Entry & { readonly message: Message }
 
 const BLOCK_MS = 2_000
-/** In front of all ids. */
-const BEGINNING = '0-0'
 /** A reader that is this far behind, by the time at which entries were logged, and has more to read, is late. */
 const LATE_MS = 4_000
 
 /** Reads the log as it grows, on a connection of its own, and sees whether it is still the log it was. */
 export class LogReader {
   readonly #log: RedisStore
+  readonly #clock: RedisClock
   readonly #sink: ReaderSink
   readonly #portion = new Portion()
   #epoch = 0
@@ -40,17 +39,14 @@ export class LogReader {
   /** When the entry at this position was logged: the same number at another time is another entry. */
   #positionTime: number | null = null
   #ephemerals = 0
-  /** The id of what a node has told the others last. */
-  #nodes = BEGINNING
-  /** When something of the log came last, or it was asked for, by `performance.now()`. */
-  #heardAt = 0
   /** When this log was seen last, by Redis's clock. */
   #seenAt = 0
   /** The newest numbers as Redis has confirmed them last. */
   #known = { newest: 0, ephemerals: 0 }
 
-  constructor (log: RedisStore, sink: ReaderSink) {
+  constructor (log: RedisStore, clock: RedisClock, sink: ReaderSink) {
     this.#log = log
+    this.#clock = clock
     this.#sink = sink
   }
 
@@ -63,8 +59,8 @@ export class LogReader {
     for (;;) {
       const news = await this.#news(connection)
       const late = news !== null && this.#take(news)
-      // Silence may be that of another log, also while nodes talk: of one that was wiped nothing comes that is behind our place.
-      if (news === null || news.suspect || late || performance.now() - this.#heardAt > BLOCK_MS) await this.#greet(connection)
+      // Silence may be that of another log: of one that was wiped nothing comes that is behind our place.
+      if (news === null || news.suspect || late) await this.#greet(connection)
       if (late) goal = this.#known.newest
       if (behind !== (this.#position < goal)) {
         behind = !behind
@@ -80,7 +76,7 @@ export class LogReader {
   }
 
   async #news (connection: Connection): Promise<News | null> {
-    const position = { epoch: this.#epoch, seq: this.#position, ephemerals: this.#ephemerals, nodes: this.#nodes }
+    const position = { epoch: this.#epoch, seq: this.#position, ephemerals: this.#ephemerals }
     const news = await this.#log.follow(connection, position, this.#known, this.#portion, BLOCK_MS)
     if (news === null) return null
     // Who waits is told of one stream only, by Redis before 7.2: what the other has may belong before it.
@@ -92,11 +88,7 @@ export class LogReader {
   /** Finds its place, after a connection was lost too: Redis may have come back with less than it had, or with nothing. */
   async #greet (connection: Connection): Promise<void> {
     const known = this.#epoch !== 0
-    this.#heardAt = performance.now()
     let place = await this.#log.greet(connection, { asked: this.#position })
-    if (!known) this.#nodes = place.nodes
-    // A stream that was wiped has got smaller ids if the clock has been set.
-    else if (timeOf(place.nodes) < timeOf(this.#nodes)) this.#nodes = BEGINNING
     if (known && place.epoch === this.#epoch) {
       this.#seenAt = place.now
       this.#known = place
@@ -121,10 +113,7 @@ export class LogReader {
   }
 
   /** Delivers what came, in log order. Returns whether it is late: old, and with more behind it. */
-  #take ({ logged, ephemeral, told, nodes }: News): boolean {
-    if (logged.entries.length + ephemeral.entries.length > 0) this.#heardAt = performance.now()
-    for (const message of told) this.#sink.told(message)
-    this.#nodes = nodes
+  #take ({ logged, ephemeral }: News): boolean {
     let next = 0
     const passOn = (mayPass: (entry: Entry) => boolean) => {
       for (; next < logged.entries.length && mayPass(logged.entries[next]!); next++) this.#pass(logged.entries[next]!)
@@ -137,7 +126,7 @@ export class LogReader {
       this.#ephemerals = entry.number
     }
     passOn(({ other }) => other <= this.#ephemerals || !ephemeral.cut)
-    return logged.cut && this.#positionTime !== null && Date.now() - this.#log.localTime(this.#positionTime) > LATE_MS
+    return logged.cut && this.#positionTime !== null && Date.now() - this.#clock.localTime(this.#positionTime) > LATE_MS
   }
 
   /** The position moves behind an entry once it has been delivered: what fails in between is read again. */

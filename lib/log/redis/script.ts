@@ -1,9 +1,6 @@
 import { createHash } from 'node:crypto'
 import { isErrorReply, type Connection } from './client.js'
 
-/** How far an id of the stream of nodes may be ahead of Redis's clock, which may be set back. */
-export const NODES_AHEAD_MS = 60_000
-
 /** A Lua script, sent by its digest; whole only to a Redis that has not seen it yet, such as one that was restarted. */
 export class Script {
   readonly #source: string
@@ -63,9 +60,9 @@ end
 `
 
 /**
- * Where the log stands. KEYS as above, and what nodes tell each other. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
+ * Where the log stands. KEYS as above. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
  * Returns epoch, oldest and newest sequence number, newest ephemeral number, Redis's clock, the times at which the entries of
- * the given and of the newest number were logged, why the epoch was begun, and the id of what a node has told the others last.
+ * the given and of the newest number were logged, and why the epoch was begun.
  */
 export const GREET = new Script(`${PLACE}
 -- An entry behind the newest was not added by a node, or the meta data are older than the stream: nothing can be appended.
@@ -83,20 +80,8 @@ local function timeOf (number)
   local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
   return entry and entry[2][2] or ''
 end
--- What nodes tell each other has no numbers: a key of another type is no loss.
-local told = '0-0'
-if redis.call('EXISTS', KEYS[4]) == 1 then
-  local info = redis.pcall('XINFO', 'STREAM', KEYS[4])
-  if info.err then redis.call('DEL', KEYS[4]) end
-  for i = 1, #info, 2 do if info[i] == 'last-generated-id' then told = info[i + 1] end end
-  -- What follows an id that is ahead of the clock is never trimmed, and behind the last id there is nothing can follow.
-  if tonumber(string.match(told, '^%d+')) > now + ${NODES_AHEAD_MS} then
-    redis.call('DEL', KEYS[4])
-    told = '0-0'
-  end
-end
 local oldest = seq > 0 and redis.call('XRANGE', KEYS[2], integer(epoch) .. '-0', '+', 'COUNT', 1)[1]
-return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '', told }
+return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '' }
 `)
 
 /**
