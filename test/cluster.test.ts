@@ -251,6 +251,54 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     t.match(JSON.parse((await stranger.client.waitFor('sse:gap'))[0]!.data!), { reason: 'epoch', lastEventId: 'zzzz.1' })
   })
 
+  t.test('a node that skips an epoch ends the streams of users: a command may have been in it', async t => {
+    const { a, b, proxy } = await lateNode(t, { cluster: { answerTimeoutMs: 200 } })
+    const [ada, nobody] = [await b.join('ada'), await b.join()]
+    await until(() => a.app.sse.clusterStats().nodes.length === 2)
+    proxy.hold('XREAD')
+    await a.app.sse.broadcastEvent({ data: 'on its way' })
+    await server!.ask('FLUSHALL')
+    await a.app.sse.broadcastEvent({ data: '1' })
+    await t.rejects(a.app.sse.disconnectUser('ada'), { code: 'SSE_ERR_NO_ANSWER' })
+    await server!.ask('FLUSHALL')
+    await a.app.sse.broadcastEvent({ data: '2' })
+    proxy.release()
+    await ada.client.waitForEnd()
+    t.same(ada.client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+    await until(() => said(nobody).includes('2'))
+    t.ok(nobody.connection.isConnected)
+  })
+
+  t.test('a node that missed a command in a lost log learns it from Redis if the node that had read it is gone', async t => {
+    const { a, b, proxy } = await lateNode(t, { cluster: { answerTimeoutMs: 200 } })
+    const ada = await b.join('ada')
+    await until(() => a.app.sse.clusterStats().nodes.length === 2)
+    proxy.hold('XREAD')
+    await a.app.sse.broadcastEvent({ data: 'on its way' })
+    await t.rejects(a.app.sse.disconnectUser('ada'), { code: 'SSE_ERR_NO_ANSWER' })
+    await server!.ask('FLUSHALL')
+    await a.app.sse.broadcastEvent({ data: '1' })
+    await a.app.close()
+    await server!.ask('DEL', `{cluster-${process.pid}-${prefixes}}:nodes`)
+    proxy.release()
+    await ada.client.waitForEnd()
+    t.same(ada.client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+  })
+
+  t.test('a node that begins without Redis ends the streams of users once it is reached, if a command was logged before', async t => {
+    prefixes++
+    const a = await node(t, 'a')
+    const proxy = await Proxy.to(server!.port)
+    t.teardown(() => proxy.close())
+    proxy.hold()
+    const b = await node(t, 'b', { redis: proxy, startDegraded: true })
+    const ada = await b.join('ada')
+    t.equal(await a.app.sse.disconnectUser('ada'), 0)
+    proxy.release()
+    await ada.client.waitForEnd()
+    t.same(ada.client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+  })
+
   t.test('a place is told after a gap too, though its number is one that was told before', async t => {
     prefixes++
     const a = await node(t, 'a', { keepAliveIntervalMs: 50 })
@@ -789,14 +837,33 @@ t.test('a node that may have missed a command ends the streams of all users, who
   log.epoch = 'two'
   log.sink!.gap('epoch')
   const greeting = await until(() => log.sayings('hello').find(({ report }) => report.left !== undefined))
-  t.strictSame(greeting.report.left, { epoch: 'one', command: position })
-  for (const left of [undefined, { epoch: 'other', command: position + 9 }, { epoch: 'one', command: position }]) await log.hear({ kind: 'beat', report: { ...REPORT, left } })
-  t.ok(back.connection.isConnected)
-  for (let i = 0; i < 2; i++) await log.hear({ kind: 'beat', report: { ...REPORT, left: { epoch: 'one', command: position + 1 } } })
+  t.strictSame(greeting.report.left, { epoch: 'one', command: position, into: 'two' })
+  const beat = (left?: object) => log.hear({ kind: 'beat', report: { ...REPORT, left } })
+  for (const left of [undefined, { epoch: 'zero', command: position + 9, into: 'one' }, { epoch: 'two', command: 1, into: 'three' }, { epoch: 'one', command: position, into: 'two' }]) await beat(left)
+  t.ok(back.connection.isConnected, 'a node in another epoch says nothing of this one')
+  for (let i = 0; i < 2; i++) await beat({ epoch: 'one', command: position + 1, into: 'two' })
   await uncertain(back.client)
   const third = await join('ada')
-  await log.hear({ kind: 'beat', report: { ...REPORT, left: { epoch: 'one', command: position + 1 } } })
+  await beat({ epoch: 'one', command: position + 1, into: 'two' })
   t.ok(third.connection.isConnected, 'once')
+
+  // A node that comes from another epoch has read one that this node has skipped, or the other way round.
+  log.epoch = 'three'
+  log.sink!.gap('epoch')
+  await beat({ epoch: 'one', command: 0, into: 'three' })
+  await uncertain(third.client)
+  const fourth = await join('ada')
+  await beat({ epoch: 'one', command: 0, into: 'three' })
+  t.ok(fourth.connection.isConnected, 'once')
+
+  // The broker knows.
+  log.epoch = 'four'
+  log.sink!.gap('epoch', undefined, true)
+  await beat({ epoch: 'elsewhere', command: 9, into: 'four' })
+  t.ok(fourth.connection.isConnected)
+  log.epoch = 'five'
+  log.sink!.gap('epoch', undefined, false)
+  await uncertain(fourth.client)
   t.equal((await open('/sse?join=0')).status, 200)
 })
 

@@ -143,7 +143,7 @@ export class Cluster {
   }
 
   /** The log has lost its continuity. See `Sink.gap`. */
-  onGap (reason: GapReason, commandsKept: boolean): void {
+  onGap (reason: GapReason, commandsKept: boolean | undefined): void {
     if (!this.#open) return
     const { epoch, position } = this.#host.place()
     if (this.#commands.moved(epoch, position, reason, commandsKept)) this.#missed()

@@ -1,21 +1,32 @@
 import type { GapReason } from '../log/broker.js'
 import type { Report } from './node-message.js'
 
+/** What this node had read of an epoch that it has left. */
+interface Left {
+  readonly epoch: string
+  /** The newest command that a node is known to have read there. */
+  command: number
+  /** See `CommandsHeard.#since`. */
+  readonly since: number
+}
+
 /**
  * Up to where this node has read the commands in the log: what tells whether one that takes rights away may have been lost.
- * Within an epoch the broker knows. With an epoch the log itself is lost: what another node has read of it, and this one
- * has not, is known once they tell each other.
+ * Within an epoch the broker knows, and often after one. Otherwise nodes that come from the old epoch tell each other what
+ * they had read there.
  */
 export class CommandsHeard {
   #epoch = ''
   /** This node read on from here: what was logged before concerns none of its connections. */
   #since = 0
   #newest = 0
-  #left: { epoch: string, command: number, since: number } | null = null
+  /** Null if it is known whether a command was lost with the last epoch. */
+  #left: Left | null = null
+  #missed = false
 
   /** What this node tells the others. */
   get left (): Report['left'] {
-    return this.#left === null ? undefined : { epoch: this.#left.epoch, command: this.#left.command }
+    return this.#left === null ? undefined : { epoch: this.#left.epoch, command: this.#left.command, into: this.#epoch }
   }
 
   open (epoch: string, position: number): void {
@@ -28,22 +39,33 @@ export class CommandsHeard {
     this.#newest = seq
   }
 
-  /** The log goes on at `position`. Returns whether a command may have been lost. */
-  moved (epoch: string, position: number, reason: GapReason, kept: boolean): boolean {
+  /**
+   * The log goes on at `position`. Returns whether a command may have been lost.
+   * @param kept see `Sink.gap`.
+   */
+  moved (epoch: string, position: number, reason: GapReason, kept: boolean | undefined): boolean {
     if (reason === 'epoch') {
-      this.#left = { epoch: this.#epoch, command: this.#newest, since: this.#since }
+      this.#left = kept === undefined ? { epoch: this.#epoch, command: this.#newest, since: this.#since } : null
+      this.#missed = false
       this.open(epoch, position)
-      return false
+      return kept === false
     }
-    if (!kept) this.#since = position
-    return !kept
+    if (kept !== true) this.#since = position
+    return kept !== true
   }
 
   /** Another node says what it had read when it left an epoch. Returns whether this node has missed a command there; once. */
-  missed (left: Report['left']): boolean {
-    if (left === undefined || this.#left === null || left.epoch !== this.#left.epoch) return false
-    if (left.command <= Math.max(this.#left.command, this.#left.since)) return false
-    this.#left.command = left.command
-    return true
+  missed (other: Report['left']): boolean {
+    const own = this.#left
+    // A node in another epoch is late, or this one is: the other says it again when both are in the same.
+    if (other === undefined || own === null || other.into !== this.#epoch) return false
+    if (other.epoch === own.epoch) {
+      if (other.command <= Math.max(own.command, own.since)) return false
+      own.command = other.command
+    }
+    // If the epochs differ, one of the two nodes has skipped an epoch, and nobody knows which of them.
+    const first = !this.#missed
+    this.#missed = true
+    return first
   }
 }

@@ -24,8 +24,8 @@ const ReportSchema = Type.Object({
   everyMs: Type.Integer({ minimum: 1, maximum: MAX_BEAT_MS }),
   /** Entries of the presence list that are this node's; null when it keeps none. */
   present: Type.Union([Count, Type.Null()]),
-  /** The epoch that it read before this one, and the newest command that it read there. */
-  left: Type.Optional(Type.Object({ epoch: Type.String(), command: Count }))
+  /** The epoch that it read before this one, the newest command that it read there, and the epoch that it reads now. */
+  left: Type.Optional(Type.Object({ epoch: Type.String(), command: Count, into: Type.String() }))
 })
 export type Report = Static<typeof ReportSchema>
 

@@ -28,8 +28,9 @@ export interface Sink {
   /**
    * The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. Throws when the epoch cannot be one.
    * @param error what has happened to the log, for the application's log.
-   * @param commandsKept true when no logged message of channel `node` is among what was lost. Absent: one may be, and the
-   * node ends the streams of all users, who come back with today's rights; after an `epoch`, when another node knows of one.
+   * @param commandsKept whether it is known that no logged message of channel `node` is lost. `true`: none is. `false`: one may
+   * be, or there was an epoch that this node has not read; the node ends the streams of all users, who come back with today's
+   * rights. Absent: as `false`; after an `epoch`, nodes compare what they had read of the old one, and end the streams if it differs.
    */
   gap (reason: GapReason, error?: Error, commandsKept?: boolean): void
   /**

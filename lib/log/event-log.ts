@@ -18,7 +18,7 @@ export interface LogListener {
   /** A node has sent the others a message; `seq` is its position in the log, 0 if it has none. */
   told (text: string, seq: number): void
   /** The log has lost its continuity; see `Sink.gap`. `state` follows. */
-  gap (reason: GapReason, commandsKept: boolean): void
+  gap (reason: GapReason, commandsKept: boolean | undefined): void
   /** The log is reached, or not; or it goes on elsewhere. */
   state (state: 'up' | 'down'): void
 }
@@ -98,7 +98,7 @@ export class EventLog {
         this.#listener.told(message.data, message.seq)
         return 0
       },
-      gap: (reason, err, commandsKept = false) => {
+      gap: (reason, err, commandsKept) => {
         this.#assertEpoch()
         this.#goTo(this.#broker.position)
         this.#listener.gap(reason, commandsKept)

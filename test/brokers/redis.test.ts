@@ -313,6 +313,83 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     t.equal(one.gaps.length, 3)
   })
 
+  await t.test('after a new epoch it is known whether a command was missed', async t => {
+    const command = { event: 'sse:node', channel: 'node' } as const
+    let prefix = 0
+    /** What `one`, which reads everything, and `late`, which reads on at the end, learn of the commands that the log has lost. */
+    const learn = async (act: (one: Node, key: (name: string) => string) => Promise<unknown>, history: Partial<History> = {}) => {
+      const keyPrefix = `missed-${prefix++}`
+      const proxy = await Proxy.to(server.port)
+      t.teardown(() => proxy.close())
+      const one = await open(t, { client: url, keyPrefix }, history)
+      const late = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix }, history)
+      await one.publish('before')
+      await until(() => late.delivered.length === 1)
+      proxy.hold('XREAD')
+      // The next entry is the reply to a read that is under way, and will be read.
+      await one.publish('on its way')
+      await act(one, name => `{${keyPrefix}}:${name}`)
+      await one.publish('after')
+      proxy.release()
+      await until(() => late.broker.epoch === one.broker.epoch && late.broker.position === one.broker.position && one.gaps.length > 0)
+      t.strictSame([one.gaps.at(-1), late.gaps], ['epoch', ['epoch']])
+      return [one.kept.at(-1), late.kept.at(-1)]
+    }
+    const wipe = (key: (name: string) => string) => server.ask('DEL', key('meta'), key('log'), key('ephemeral'))
+    t.strictSame(await learn(async (_one, key) => await wipe(key)), [undefined, undefined], 'no command')
+    t.strictSame(await learn(async (one, key) => {
+      await one.publish('read by one node', command)
+      await wipe(key)
+    }), [undefined, false])
+    t.strictSame(await learn(async (one, key) => {
+      await one.publish('read by one node', command)
+      await one.publish('and an event')
+      await server.ask('DEL', key('log'))
+    }), [undefined, false], 'with meta data left')
+    t.strictSame(await learn(async (one, key) => {
+      await wipe(key)
+      await one.publish('in an epoch of which the other node never hears', command)
+      await wipe(key)
+    }), [undefined, false])
+    t.strictSame(await learn(async (one, key) => {
+      await wipe(key)
+      await one.publish('trimmed before the other node is back', command)
+      for (const n of numbers(5)) await one.publish(n)
+    }, { maxEvents: 3 }), [undefined, false])
+    t.strictSame(await learn(async (one, key) => {
+      await wipe(key)
+      await one.publish('in the new epoch', command)
+    }), [undefined, undefined], 'it is read there')
+    const restored = async (one: Node, key: (name: string) => string, lost: () => Promise<unknown>, instead: () => Promise<unknown>) => {
+      await one.publish('command in the snapshot', command)
+      for (const name of ['meta', 'log']) await server.ask('COPY', key(name), key(`${name}-snapshot`))
+      await lost()
+      for (const name of ['meta', 'log']) await server.ask('RENAME', key(`${name}-snapshot`), key(name))
+      await instead()
+      await until(() => one.gaps.length > 0)
+    }
+    t.strictSame(await learn((one, key) => restored(one, key, async () => { for (const n of numbers(3)) await one.publish(n) }, async () => {})), [undefined, false], 'the command was read by one node')
+    t.strictSame(await learn((one, key) => restored(one, key, async () => { for (const n of numbers(3)) await one.publish(n) }, async () => {
+      // Logged before the node finds out: it is lost, and the publisher is told.
+      await t.rejects(one.publish('in the place of an event', command), { ...unavailable, message: /lost together/ })
+    })), [false, false])
+  })
+
+  await t.test('an epoch that a new node has begun says nothing of the one before', async t => {
+    const keyPrefix = 'begun'
+    const proxy = await Proxy.to(server.port)
+    t.teardown(() => proxy.close())
+    const old = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix })
+    await old.publish('before')
+    proxy.hold()
+    await server.ask('DEL', '{begun}:meta', '{begun}:log')
+    const fresh = await open(t, { client: url, keyPrefix })
+    await fresh.publish('after')
+    proxy.release()
+    await until(() => texts(old).includes('after'))
+    t.strictSame([old.gaps, old.kept], [['epoch'], [false]])
+  })
+
   await t.test('a hole is a gap', async t => {
     const one = await open(t, { client: url, keyPrefix: 'hole' }, { maxEvents: 5 })
     const results = await Promise.all(numbers(50).map(n => one.publish(n)))

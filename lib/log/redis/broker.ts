@@ -169,7 +169,7 @@ export class RedisStreamsBroker implements Broker {
   }
 
   /** The log goes on elsewhere: what this node remembers of it is void. */
-  #move (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean): void {
+  #move (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean | undefined): void {
     const fetch: Fetch = async (from, to) => {
       // While Redis cannot be reached, no connection is tried for each reader.
       this.#reached()

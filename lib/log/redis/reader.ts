@@ -1,5 +1,6 @@
 import { setImmediate as endOfTurn } from 'node:timers/promises'
 import { BrokerUnavailable } from '../../errors.js'
+import { NODE_EVENT } from '../../events/control.js'
 import type { Message } from '../../events/message.js'
 import type { GapReason } from '../broker.js'
 import type { Connection } from './client.js'
@@ -15,9 +16,9 @@ export interface ReaderSink {
    * The log goes on behind `position`.
    * @param reason why not where this reader was; null at its first contact.
    * @param why what happened to the log, as the end of a sentence.
-   * @param commandsKept whether it is known that no command is among what is lost.
+   * @param commandsKept whether it is known that no command is among what is lost; see `Sink.gap`.
    */
-  moved (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean): void
+  moved (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean | undefined): void
   /** The next message in log order. Never throws. */
   arrived (entry: Arrival): void
 }
@@ -102,14 +103,26 @@ export class LogReader {
     else this.#move(place, place.newest, place.newestTime, known ? 'epoch' : null)
   }
 
-  #move ({ epoch, newest, ephemerals, now, why }: Place, position: number, time: number | null, reason: GapReason | null): void {
+  #move (place: Place, position: number, time: number | null, reason: GapReason | null): void {
+    const { epoch, newest, ephemerals, now, why } = place
+    const commandsKept = this.#commandsKept(place, position)
     this.#epoch = epoch
     this.#position = position
     this.#positionTime = time
     this.#ephemerals = ephemerals
     this.#seenAt = now
     this.#known = { newest, ephemerals }
-    this.#sink.moved(epoch, position, reason, `has begun anew: ${why}`, false)
+    this.#log.progress = { epoch, command: place.command > position ? 0 : place.command }
+    this.#sink.moved(epoch, position, reason, `has begun anew: ${why}`, commandsKept)
+  }
+
+  /** Whether no command is lost of the old epoch, or of the new one up to `position`. Undefined: as far as Redis knows. */
+  #commandsKept ({ command, previous }: Place, position: number): boolean | undefined {
+    const { progress } = this.#log
+    if (command > 0 && position > 0) return false
+    // Connections that were opened before the first contact can have missed nothing in a log without commands.
+    if (progress.epoch === 0) return true
+    return previous.epoch === progress.epoch && previous.command <= progress.command ? undefined : false
   }
 
   /** Delivers what came, in log order. Returns whether it is late: old, and with more behind it. */
@@ -138,11 +151,13 @@ export class LogReader {
       this.#position = ours ? number - 1 : number
       this.#positionTime = null
       this.#sink.moved(this.#epoch, this.#position, 'trimmed', `lacks ${expected === this.#position ? `the event ${expected}` : `the events ${expected} to ${this.#position}`}: deleted, trimmed before this node has read them, or none of ours`, ours && entry.command < expected)
-      if (!ours) return
     }
-    this.#sink.arrived(entry as Arrival)
+    if (!ours) return
+    this.#sink.arrived(entry)
     this.#position = number
     this.#positionTime = this.#seenAt = time
+    const command = entry.message.event === NODE_EVENT ? number : entry.command
+    if (command > this.#log.progress.command) this.#log.progress = { epoch: this.#epoch, command }
     // Ephemeral ones that were published before it and are not here are gone.
     this.#ephemerals = Math.max(this.#ephemerals, other)
   }

@@ -22,10 +22,11 @@ export class Script {
   }
 }
 
-// KEYS: meta, log, ephemeral. Sets now, epoch, seq, ephemerals and the lengths of the streams. A log that has lost its meta
-// data or its entries, or whose keys were changed by something else, is renewed: it gets another epoch, and says why. An epoch
-// is the time at which it began, in milliseconds, so that a later one sorts behind: entries have the id `epoch-seq`, and a
-// reader that is blocked behind an entry of the old epoch is woken by the first one of the new.
+// KEYS: meta, log, ephemeral. The last two of ARGV: the epoch that the caller reads, or 0, and the newest command that it has
+// read there. Sets now, epoch, seq, ephemerals and the lengths of the streams. A log that has lost its meta data or its
+// entries, or whose keys were changed by something else, is renewed: it gets another epoch, and says why. An epoch is the time
+// at which it began, in milliseconds, so that a later one sorts behind: entries have the id `epoch-seq`, and a reader that is
+// blocked behind an entry of the old epoch is woken by the first one of the new.
 const PLACE = `
 local function integer (value) return string.format('%.0f', value) end
 local function count (text)
@@ -43,26 +44,38 @@ local function look (command, key, ...)
   if not string.find(reply.err, 'WRONGTYPE', 1, true) then return redis.call(command, key, ...) end
   wrong = 'the key ' .. key .. ' was overwritten with another type'
 end
-local meta = look('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals', 'logBytes', 'logFirstBytes', 'logFirstTime', 'ephemeralBytes', 'ephemeralFirstBytes', 'ephemeralFirstTime', 'command') or {}
+local meta = look('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals', 'logBytes', 'logFirstBytes', 'logFirstTime', 'ephemeralBytes', 'ephemeralFirstBytes', 'ephemeralFirstTime', 'command', 'previous', 'previousCommand') or {}
 local epoch, seq, ephemerals = count(meta[1]), count(meta[2]), count(meta[3])
 local length, ephemeralLength = look('XLEN', KEYS[2]), look('XLEN', KEYS[3])
 
+-- The epoch before this one, 0 if it is not known, and the newest command that is known of it: from the meta data, or from
+-- callers that have read that epoch. By it a node learns that it has missed an epoch or a command.
+local callerEpoch, callerCommand = count(ARGV[#ARGV - 1]), count(ARGV[#ARGV])
+local previous, previousCommand = count(meta[11]) or 0, count(meta[12]) or 0
+local function inherit ()
+  if previous == 0 or callerEpoch == epoch or callerEpoch < previous or (callerEpoch == previous and callerCommand <= previousCommand) then return end
+  previous, previousCommand = callerEpoch, callerCommand
+  -- A replica is read as well, and takes no writes.
+  redis.pcall('HSET', KEYS[1], 'previous', integer(previous), 'previousCommand', integer(previousCommand))
+end
 local function renew (why)
-  epoch, seq, ephemerals = math.max(now, (epoch or 0) + 1), 0, 0
+  previous, previousCommand = epoch or callerEpoch, epoch and count(meta[10]) or 0
+  epoch, seq, ephemerals = math.max(now, previous + 1), 0, 0
   meta, length, ephemeralLength = {}, 0, 0
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-  redis.call('HSET', KEYS[1], 'epoch', integer(epoch), 'seq', 0, 'ephemerals', 0, 'why', why)
+  redis.call('HSET', KEYS[1], 'epoch', integer(epoch), 'seq', 0, 'ephemerals', 0, 'why', why, 'previous', integer(previous), 'previousCommand', integer(previousCommand))
+  inherit()
 end
 if wrong then renew(wrong)
 elseif not epoch or not seq or not ephemerals then renew('the key ' .. KEYS[1] .. ' was deleted or changed')
 elseif seq > 0 and length == 0 and redis.call('EXISTS', KEYS[2]) == 0 then renew('the key ' .. KEYS[2] .. ' was deleted')
-end
+else inherit() end
 `
 
 /**
- * Where the log stands. KEYS as above. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
+ * Where the log stands. KEYS and the end of ARGV as above. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
  * Returns epoch, oldest and newest sequence number, newest ephemeral number, Redis's clock, the times at which the entries of
- * the given and of the newest number were logged, and why the epoch was begun.
+ * the given and of the newest number were logged, why the epoch was begun, the newest command, and epoch and newest command of the epoch before.
  */
 export const GREET = new Script(`${PLACE}
 -- An entry behind the newest was not added by a node, or the meta data are older than the stream: nothing can be appended.
@@ -72,7 +85,10 @@ local function beyond (key, last)
 end
 local stray = beyond(KEYS[2], seq) or beyond(KEYS[3], ephemerals)
 if stray then renew(stray)
-elseif ARGV[2] == integer(epoch) then renew('entries that a node has read are gone')
+elseif ARGV[2] == integer(epoch) then
+  -- A command is lost with those entries, or was logged in their place, where nodes that had read on do not see it.
+  if (count(meta[10]) or 0) ~= callerCommand then meta[10] = '9007199254740991' end
+  renew('entries that a node has read are gone')
 end
 if ARGV[3] == '1' then redis.call('HSET', KEYS[1], 'epoch', integer(epoch)) end
 local function timeOf (number)
@@ -81,13 +97,13 @@ local function timeOf (number)
   return entry and entry[2][2] or ''
 end
 local oldest = seq > 0 and redis.call('XRANGE', KEYS[2], integer(epoch) .. '-0', '+', 'COUNT', 1)[1]
-return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '' }
+return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '', integer(count(meta[10]) or 0), integer(previous), integer(previousCommand) }
 `)
 
 /**
  * Appends a batch, whole and once. KEYS as above, and the writer's. ARGV: number of the batch; time after which it must not be
  * appended; milliseconds for which the writer is remembered; for log and ephemeral stream each events, milliseconds and bytes
- * kept; then for each message 1 when it is logged, 2 when it is logged and a command, its bytes as nodes count them, head and data.
+ * kept; then for each message 1 when it is logged, 2 when it is logged and a command, its bytes as nodes count them, head and data; then the end as above.
  * Returns `done`, Redis's clock, epoch and first sequence number; or `late` and the clock when nothing was appended.
  */
 export const APPEND = new Script(`${PLACE}
@@ -149,7 +165,7 @@ local function append ()
   local log, ephemeral, added = nil, nil, 0
   first = integer(seq + 1)
   command = count(meta[10]) or 0
-  for i = 10, #ARGV, 4 do
+  for i = 10, #ARGV - 2, 4 do
     local refused
     added = added + 1
     if ARGV[i] ~= '0' then

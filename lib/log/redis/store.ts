@@ -29,6 +29,14 @@ export interface News {
   readonly suspect: boolean
 }
 
+/** How far the commands of an epoch have been read. */
+export interface Progress {
+  /** 0 for none. */
+  readonly epoch: number
+  /** The newest command that has been read there. */
+  readonly command: number
+}
+
 /** Where the log stands. */
 export interface Place {
   /** When this life of the log began, in milliseconds. */
@@ -44,6 +52,10 @@ export interface Place {
   readonly newestTime: number | null
   /** Why this epoch was begun. */
   readonly why: string
+  /** The number of the newest command. */
+  readonly command: number
+  /** The epoch before this one, and the most that a node is known to have read of it. */
+  readonly previous: Progress
 }
 
 /** A message on its way to Redis. */
@@ -82,6 +94,8 @@ export class RedisStore {
   readonly #claims: string
   readonly #clock: RedisClock
   readonly #replyTimeoutMs: number
+  /** How far this node has read. Redis keeps it when the epoch has ended: a node that missed a command there learns of it. */
+  progress: Progress = { epoch: 0, command: 0 }
 
   /** @param keyPrefix becomes a hash tag: all keys are in one slot. */
   constructor (keyPrefix: string, writerId: string, clock: RedisClock, replyTimeoutMs: number) {
@@ -111,11 +125,12 @@ export class RedisStore {
    * @param writable whether to reject when Redis takes no writes (a replica, out of memory, …).
    */
   async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<Place> {
-    const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0'], this.#replyTimeoutMs))
+    const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0', ...this.#progressArgs()], this.#replyTimeoutMs))
     const [epoch, oldest, newest, ephemerals, now] = reply.map(Number) as [number, number, number, number, number]
     this.#clock.observe(now)
     const [askedTime, newestTime] = [reply[5]!, reply[6]!].map(time => time === '' ? null : Number(time)) as [number | null, number | null]
-    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime, why: reply[7]! }
+    const [command, previousEpoch, previousCommand] = reply.slice(8).map(Number) as [number, number, number]
+    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime, why: reply[7]!, command, previous: { epoch: previousEpoch, command: previousCommand } }
   }
 
   async append (connection: Connection, { number, remainingMs, items }: Batch, history: History): Promise<Appended> {
@@ -128,6 +143,7 @@ export class RedisStore {
       bytes += size
       args.push(ephemeral ? '0' : channel === 'node' ? '2' : '1', String(size), headOf(message, nonce), data)
     }
+    args.push(...this.#progressArgs())
     const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs + Math.ceil(bytes / APPEND_BYTES_PER_MS)))
     this.#clock.observe(Number(reply[1]))
     return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }
@@ -160,6 +176,10 @@ export class RedisStore {
   async range (connection: Connection, epoch: number, from: number, to: number, portion: Portion): Promise<Entry[]> {
     const reply = await portion.read(connection, ['XREVRANGE', this.#log, `${epoch}-${to}`, `${epoch}-${from}`, 'COUNT', String(portion.count)], 0, this.#replyTimeoutMs)
     return (reply as unknown[]).map(item => decodeEntry(item, false))
+  }
+
+  #progressArgs (): string[] {
+    return [String(this.progress.epoch), String(this.progress.command)]
   }
 }
 
