@@ -3,7 +3,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { EventSource } from 'undici'
 import ssePlugin, { memoryBroker, SSEError, SSEManager, type SSEConnection, type SSEOptions } from '../lib/index.js'
 import { block, listen, serve } from './helpers/app.js'
@@ -11,20 +11,10 @@ import { connectH2, H2Stream } from './helpers/h2.js'
 import { collect } from './helpers/heap.js'
 import { RawSocket, requestText } from './helpers/raw.js'
 import { SSEClient } from './helpers/sse.js'
+import { listenForTrouble } from './helpers/trouble.js'
 import { turns, until } from './helpers/wait.js'
 
 // The end of a connection, whoever ends it and however: told to the client, and nothing left behind.
-
-/** Everything the process complains about while a test runs. */
-function listenForTrouble (t: Test): unknown[] {
-  const trouble: unknown[] = []
-  // The test runner's own loader is deprecated on Node 26.
-  const note = (what: unknown) => { if ((what as { code?: unknown } | null)?.code !== 'DEP0205') trouble.push(what) }
-  const events = ['unhandledRejection', 'uncaughtExceptionMonitor', 'warning']
-  for (const event of events) process.on(event, note)
-  t.teardown(() => { for (const event of events) process.off(event, note) })
-  return trouble
-}
 
 const closes = (client: SSEClient): unknown[] => client.json('sse:close')
 

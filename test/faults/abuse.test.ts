@@ -12,6 +12,7 @@ import { block, serve, type Joined, type Service } from '../helpers/app.js'
 import { collect } from '../helpers/heap.js'
 import { RawSocket, requestText } from '../helpers/raw.js'
 import { AnswerReader, SSEClient } from '../helpers/sse.js'
+import { listenForTrouble } from '../helpers/trouble.js'
 import { turns, until } from '../helpers/wait.js'
 
 // Clients that are frozen, slow, gone or hostile, and application code that misbehaves. Of each: what is closed and why,
@@ -27,11 +28,7 @@ interface Scene extends Service {
 }
 
 async function scene (t: Test, options: SSEOptions = {}, setup?: (app: FastifyInstance) => void, server = {}): Promise<Scene> {
-  const trouble: unknown[] = []
-  const note = (what: unknown) => { trouble.push(what) }
-  const events = ['unhandledRejection', 'uncaughtExceptionMonitor', 'warning']
-  for (const event of events) process.on(event, note)
-  t.teardown(() => { for (const event of events) process.off(event, note) })
+  const trouble = listenForTrouble(t)
   const service = await serve(t, options, server, setup)
   const witness = await service.join('witness', ['news'])
   let published = 0

@@ -1,13 +1,14 @@
 import { writeSync } from 'node:fs'
 import Fastify from 'fastify'
 import ssePlugin from '../../lib/index.js'
+import { onTrouble } from '../helpers/trouble.js'
 
 // A server that publishes without a pause until it is told to end, for shutdown.test.ts: node server.ts PORT DRAIN_MS.
 // What it says goes to the standard output: a line for each thing a test waits for.
 
 const [port, drainMs] = process.argv.slice(2).map(Number)
 const say = (line: string) => { writeSync(1, `${line}\n`) }
-for (const trouble of ['uncaughtException', 'unhandledRejection', 'warning']) process.on(trouble, what => { say(`${trouble} ${what instanceof Error ? what.stack : what}`) })
+onTrouble((what, event) => { say(`${event} ${what instanceof Error ? what.stack : what}`) })
 
 const app = Fastify()
 await app.register(ssePlugin, { drainMs: drainMs!, retryMs: 200 })

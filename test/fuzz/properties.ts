@@ -6,6 +6,7 @@ import { resolveOptions } from '../../lib/options.js'
 import { requestText } from '../helpers/raw.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { AnswerReader } from '../helpers/sse.js'
+import { onTrouble } from '../helpers/trouble.js'
 import { turns } from '../helpers/wait.js'
 import { nodeSteps, travel } from './nodes.js'
 import { Session, setups, steps } from './session.js'
@@ -22,14 +23,12 @@ export interface Property {
 /** What the process complains about while `run` runs, thrown at its end. */
 async function withoutTrouble (run: () => Promise<void>): Promise<void> {
   const trouble: unknown[] = []
-  const note = (what: unknown) => { trouble.push(what) }
-  const events = ['unhandledRejection', 'uncaughtException', 'warning']
-  for (const event of events) process.on(event, note)
+  const stop = onTrouble(what => { trouble.push(what) })
   try {
     await run()
     await turns(2)
   } finally {
-    for (const event of events) process.off(event, note)
+    stop()
   }
   if (trouble.length > 0) throw trouble[0]
 }

@@ -6,6 +6,7 @@ import Fastify, { type FastifyInstance } from 'fastify'
 import ssePlugin, { SSEManager, type BroadcastOptions, type ConnectOptions, type EventPriority, type SSEConnection, type SSEOptions } from '../../lib/index.js'
 import { requestText } from '../helpers/raw.js'
 import { AnswerReader, type Block } from '../helpers/sse.js'
+import { onTrouble } from '../helpers/trouble.js'
 import { turns, until } from '../helpers/wait.js'
 import { isFor, Journal, Reader, SUBSCRIPTIONS, TOPICS, USERS, type Published } from './model.js'
 import { Wire, type WireOptions } from './wire.js'
@@ -161,9 +162,7 @@ export class Session {
   }
 
   async run (steps: readonly Step[]): Promise<void> {
-    const trouble = (what: unknown) => { this.#faults.push(what) }
-    const events = ['unhandledRejection', 'uncaughtException', 'warning']
-    for (const event of events) process.on(event, trouble)
+    const stop = onTrouble(what => { this.#faults.push(what) })
     try {
       await this.#open()
       for (const step of steps) {
@@ -178,7 +177,7 @@ export class Session {
       this.#waiting.forEach(release => release())
       await this.#app?.close()
       await this.#sse.close()
-      for (const event of events) process.off(event, trouble)
+      stop()
     }
   }
 

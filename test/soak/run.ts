@@ -9,6 +9,7 @@ import ssePlugin, { memoryBroker, type EventPriority, type SSEError } from '../.
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { collect } from '../helpers/heap.js'
 import { RedisServer } from '../helpers/redis.js'
+import { onTrouble } from '../helpers/trouble.js'
 import { BULK, BULK_BYTES, COUNTED, HISTORY_BYTES, laneOf, ROOMS, type Base, type FromClients, type Tally, type ToClients } from './protocol.js'
 
 // npm run soak -- --minutes 20 [--clients 1000] [--redis]
@@ -24,7 +25,7 @@ const bulkClients = Math.ceil(clients / 50)
 const EVENTS_PER_SECOND = 50
 
 const trouble: string[] = []
-for (const event of ['unhandledRejection', 'uncaughtException', 'warning']) process.on(event, (what: Error) => { trouble.push(`${event}: ${what.stack ?? what}`) })
+onTrouble((what, event) => { trouble.push(`${event}: ${what instanceof Error ? what.stack : what}`) })
 
 // --- The server ---
 
