@@ -251,6 +251,24 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     t.match(JSON.parse((await stranger.client.waitFor('sse:gap'))[0]!.data!), { reason: 'epoch', lastEventId: 'zzzz.1' })
   })
 
+  t.test('a used ticket stays used if the claims are lost and this node has not heard of it, and a fresh one is not spent', async t => {
+    const { a, b, proxy } = await lateNode(t, { ticketSecret: 'thirty-two characters of a random generator' })
+    const ticket = a.app.sse.issueTicket({ userId: 'ada' })
+    t.equal((await b.open(`/sse?ticket=${ticket}`)).status, 200)
+    t.equal((await b.open(`/sse?ticket=${ticket}`)).status, 401)
+    proxy.hold('XREAD')
+    await server!.ask('FLUSHALL')
+    t.equal((await b.open(`/sse?ticket=${ticket}`)).status, 503, 'there is no epoch yet')
+    const { epoch } = parseCursor((await a.app.sse.broadcastEvent({ data: '1' })).id!)!
+    t.equal((await b.open(`/sse?ticket=${ticket}`)).status, 503)
+    const fresh = a.app.sse.issueTicket({ userId: 'ada' })
+    t.equal((await b.open(`/sse?ticket=${fresh}`)).status, 503)
+    proxy.release()
+    await until(async () => parseCursor((await b.join()).client.lastEventId!)!.epoch === epoch)
+    t.equal((await b.open(`/sse?ticket=${fresh}`)).status, 200)
+    t.strictSame(await Promise.all([ticket, fresh].map(async each => (await b.open(`/sse?ticket=${each}`)).status)), [401, 401])
+  })
+
   t.test('a node that skips an epoch ends the streams of users: a command may have been in it', async t => {
     const { a, b, proxy } = await lateNode(t, { cluster: { answerTimeoutMs: 200 } })
     const [ada, nobody] = [await b.join('ada'), await b.join()]

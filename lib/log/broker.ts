@@ -84,8 +84,8 @@ export interface Page {
  * - On a shared log another node may be ahead of this one, and so may a client that comes from there. `read` after a place that the log has reached
  *   and this node has not is no gap: it waits until `position` has come so far, and rejects after some seconds when it has not; it is called again
  *   then. `unknown` is reported only when the log itself ends before that place, and `epoch` when the log has another one. The same before this node has reached the log for the first time.
- * - Of all calls of `claim` with one key, on all nodes, one resolves with true within `ttlMs`. It rejects with
- *   SSE_ERR_BROKER_UNAVAILABLE when that cannot be known.
+ * - Of all calls of `claim` with one key, on all nodes, one resolves with true within `ttlMs` and one epoch. It rejects with
+ *   SSE_ERR_BROKER_UNAVAILABLE when that cannot be known: the log is not reached, or has another epoch than `epoch`.
  * - After `close` every call throws, or rejects with, SSE_ERR_CLOSED, and nothing is delivered any more.
  *
  * An error with a code is one like `Object.assign(new Error('…'), { code: 'SSE_ERR_BROKER_UNAVAILABLE', statusCode: 503 })`. Any

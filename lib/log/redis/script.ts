@@ -101,6 +101,15 @@ return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(s
 `)
 
 /**
+ * Sets a key unless it is set. KEYS: meta, key. ARGV: the epoch that the caller reads, milliseconds until the key expires.
+ * Returns 1 if it was set, 0 if it was there, -1 if Redis has another epoch: the key may have been there and was lost.
+ */
+export const CLAIM = new Script(`
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return -1 end
+return redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[2]) and 1 or 0
+`)
+
+/**
  * Appends a batch, whole and once. KEYS as above, and the writer's. ARGV: number of the batch; time after which it must not be
  * appended; milliseconds for which the writer is remembered; for log and ephemeral stream each events, milliseconds and bytes
  * kept; then for each message 1 when it is logged, 2 when it is logged and a command, its bytes as nodes count them, head and data; then the end as above.

@@ -5,7 +5,7 @@ import type { Connection } from './client.js'
 import type { RedisClock } from './clock.js'
 import { decodeEntry, headOf, type Entry } from './entry.js'
 import type { Portion } from './portion.js'
-import { APPEND, GREET } from './script.js'
+import { APPEND, CLAIM, GREET } from './script.js'
 
 /** Where a reader stands: it has read up to these numbers. */
 export interface Position {
@@ -109,13 +109,13 @@ export class RedisStore {
     this.#replyTimeoutMs = replyTimeoutMs
   }
 
-  /** Sets the key unless it is set. */
+  /** Claims the key in the epoch that this node reads. Rejects if Redis has another: earlier claims may be lost. */
   async claim (connection: Connection, key: string, ttlMs: number): Promise<boolean> {
-    try {
-      return await connection.send(['SET', this.#claims + key, '1', 'NX', 'PX', String(Math.ceil(ttlMs))], this.#replyTimeoutMs) !== null
-    } catch (cause) {
+    const reply = await CLAIM.run(connection, [this.#meta, this.#claims + key], [String(this.progress.epoch), String(Math.ceil(ttlMs))], this.#replyTimeoutMs).catch((cause: unknown) => {
       throw new BrokerUnavailable('could not be asked', { cause })
-    }
+    })
+    if (Number(reply) < 0) throw new BrokerUnavailable('has begun anew, and this node has not read the new one yet')
+    return Number(reply) === 1
   }
 
   /**
