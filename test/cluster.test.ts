@@ -609,7 +609,7 @@ t.test('who is there', { skip: withoutRedis }, async t => {
     await command(3, 'disconnectUser', ['ada'])
     await command(4, 'closeConnection', ['nobody', 'Not A Reason'])
     await until(() => answers.length === 8)
-    t.same(new Set(answers.map(answer => JSON.parse(answer).value)), new Set([null]))
+    t.same(answers.map(answer => JSON.parse(answer)).map(({ id, value, error }) => `${id} ${error?.code ?? value}`).sort(), [1, 1, 2, 2, 3, 3].map(id => `${id} SSE_ERR_COMMAND_FAILED`).concat('4 null', '4 null'), 'what a node has not done is not answered as done')
     await b.app.sse.broadcastEvent({ event: 'end', data: '' })
     await client.waitFor('end')
     t.same(client.events.map(({ event }) => event), ['end'])
@@ -925,6 +925,51 @@ t.test('a node that answers twice is counted once', async t => {
   const { id } = await until(() => log.sayings('command')[0])
   for (const from of ['x', 'x', 'y']) await log.hear({ from, kind: 'answer', to: app.sse.nodeId, id, value: 2 })
   t.equal(await disconnecting, 4)
+})
+
+t.test('a node of another version that has not done a command makes it fail, unless another node has the connection', async t => {
+  const log = new TestLog()
+  const { app: { sse } } = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000 } })
+  for (const from of ['x', 'y']) await log.hear({ from, kind: 'hello', report: { ...REPORT, nodeId: from } })
+  const failed = { code: 'SSE_ERR_COMMAND_FAILED', message: '' }
+  /** Asks, and lets both nodes answer. */
+  const ask = async (call: () => Promise<unknown>, x: object, y: object) => {
+    log.said.length = 0
+    const asking = call().catch(error => error)
+    const { id } = await until(() => log.sayings('command')[0])
+    for (const [from, answer] of Object.entries({ x, y })) await log.hear({ from, kind: 'answer', to: sse.nodeId, id, ...answer })
+    return await asking
+  }
+  for (const answer of [{ error: failed }, { value: null }, { value: 'two' }, { value: -1 }]) {
+    t.match(await ask(() => sse.disconnectUser('ada'), answer, { value: 2 }), { code: 'SSE_ERR_COMMAND_FAILED', statusCode: 500 }, JSON.stringify(answer))
+  }
+  const close = () => sse.closeConnection('c1')
+  t.equal(await ask(close, { error: failed }, { value: true }), true, 'the other node has it')
+  t.equal(await ask(close, { value: null }, { value: null }), false)
+  for (const answer of [{ error: failed }, { value: 'done' }]) t.match(await ask(close, answer, { value: null }), { code: 'SSE_ERR_COMMAND_FAILED' }, JSON.stringify(answer))
+  const forbidden = { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN', message: 'no' }
+  t.match(await ask(() => sse.addSubscription('c1', 'room:1'), { error: failed }, { error: forbidden }), { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN' })
+})
+
+t.test('what is published in the turn in which a missed command is found is not sent to users: it comes when they are back', async t => {
+  const log = new TestLog()
+  const { join, app: { sse } } = await serve(t, { broker: log })
+  const ada = await join('ada')
+  const nobody = await join()
+  log.epoch = 'two'
+  log.sink!.gap('epoch')
+  await sse.broadcastEvent({ data: 'before' })
+  await ada.client.waitFor('message')
+  const publishing = sse.broadcastEvent({ data: 'secret' })
+  await log.hear({ kind: 'beat', report: { ...REPORT, left: { epoch: 'one', command: 99, into: 'two' } } })
+  await publishing
+  await ada.client.waitForEnd()
+  await nobody.client.waitFor('message', 2)
+  t.strictSame(ada.client.applicationEvents.map(({ data }) => data), ['before'])
+  t.same(ada.client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+  const back = await join('ada', [], { cursor: ada.client.lastEventId })
+  await back.client.waitFor('message')
+  t.strictSame(back.client.applicationEvents.map(({ data }) => data), ['secret'])
 })
 
 t.test('other nodes are told that rights have changed before this one has asked the application', async t => {

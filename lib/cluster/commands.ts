@@ -89,7 +89,12 @@ export function createCommands (registry: Registry<SSEConnection>, subscriptions
 export function endUncertain (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: DisconnectedUsers): void {
   disconnections.miss()
   subscriptions.disturb(() => true)
-  for (const connection of [...registry.all()]) if (connection.userId !== null) connection.close('rights-unknown' satisfies CloseReason)
+  for (const connection of [...registry.all()]) {
+    if (connection.userId === null) continue
+    // Without it, `close` would send what was published in this turn, perhaps after the right was taken away.
+    connection.hold()
+    connection.close('rights-unknown' satisfies CloseReason)
+  }
 }
 
 /** @internal */

@@ -115,7 +115,10 @@ export class ScatterGather {
   /** Null for what is asked again and has yet to be read in the log. */
   #answer ({ from, id, operation: name, args, to }: MessageOf<'command'>): Promise<Answer> | null {
     const operation = Object.hasOwn(this.#operations, name) ? this.#operations[name as keyof Commands] as unknown as Command : null
-    if (operation?.args.Check(args) !== true) return Promise.resolve({ value: null })
+    if (operation?.args.Check(args) !== true) {
+      this.#log.warn({ operation: name, nodeId: from }, 'A node of another version asks for an operation that this node does not know')
+      return Promise.resolve(failed(new errors.CommandFailed()))
+    }
     if (operation.effect === 'ask') return this.#run(name, operation, args)
     const key = `${from} ${id}`
     const known = this.#answers.get(key)
@@ -133,8 +136,7 @@ export class ScatterGather {
     } catch (err) {
       // The cause stays here: it may be anything, and is for this node's log only.
       if (!(err instanceof errors.SSEError) || err.statusCode >= 500) this.#log.error({ err, operation: name }, 'A command of another node failed')
-      const { code, message } = err instanceof errors.SSEError ? err : new errors.CommandFailed()
-      return { error: { code, message } }
+      return failed(err instanceof errors.SSEError ? err : new errors.CommandFailed())
     }
   }
 
@@ -142,12 +144,12 @@ export class ScatterGather {
     const gathering = this.#pending.get(id)
     if (gathering === undefined) return
     if (error !== undefined) gathering.fail(from, revive(error))
-    else gathering.take(from, value)
+    else gathering.answered(from, value)
   }
 
   /** A node is gone: nobody waits for it any more. */
   gone (nodeId: string): void {
-    for (const gathering of this.#pending.values()) gathering.take(nodeId, null)
+    for (const gathering of this.#pending.values()) gathering.gone(nodeId)
   }
 
   close (): void {
@@ -185,20 +187,26 @@ class Gathering {
     if (this.#operation.effect === 'revoke') this.#say().catch(() => {})
   }
 
-  take (from: string, value: unknown): void {
-    this.#awaited.delete(from)
-    // A result of another version is no result.
-    if (value !== null && !this.#answered.has(from) && this.#operation.result.Check(value)) {
+  answered (from: string, value: unknown): void {
+    const { merge, result } = this.#operation
+    // A node without the connection has no result. Any other result is of another version: what was done there is not known.
+    if (!(value === null && merge === null) && !result.Check(value)) return this.fail(from, new errors.CommandFailed())
+    if (value !== null && !this.#answered.has(from)) {
       this.#answered.add(from)
-      this.#value = this.#value === null ? value : (this.#operation.merge?.(this.#value, value) ?? this.#value)
+      this.#value = this.#value === null ? value : (merge?.(this.#value, value) ?? this.#value)
     }
+    this.gone(from)
+  }
+
+  /** The node is not waited for any more. */
+  gone (from: string): void {
+    this.#awaited.delete(from)
     this.#decide()
   }
 
   fail (from: string, error: Error): void {
-    this.#awaited.delete(from)
-    this.#error ??= error
-    this.#decide()
+    if (this.#error === null || this.#error instanceof errors.CommandFailed) this.#error = error
+    this.gone(from)
   }
 
   /** Waits until it is decided, or time is up. */
@@ -216,7 +224,7 @@ class Gathering {
       this.#decide()
     })
     timers.forEach(clearTimeout)
-    if (this.#error !== null) throw this.#error
+    if (this.#error !== null && !this.#isDecided()) throw this.#error
     return { value: this.#value, complete: !this.#waiting }
   }
 
@@ -226,12 +234,22 @@ class Gathering {
     this.#decided()
   }
 
+  /** Whether the node that has the connection has answered. */
+  #isDecided (): boolean {
+    return this.#operation.merge === null && this.#value !== null
+  }
+
   #decide (): void {
-    const first = this.#operation.merge === null && (this.#value !== null || this.#error !== null)
-    if (!first && !(this.#settled && this.#awaited.size === 0)) return
+    // A node that does not know the operation says nothing of the node that has the connection.
+    const refused = this.#operation.merge === null && this.#error !== null && !(this.#error instanceof errors.CommandFailed)
+    if (!refused && !this.#isDecided() && !(this.#settled && this.#awaited.size === 0)) return
     this.#waiting = false
     this.#decided()
   }
+}
+
+function failed ({ code, message }: Error & { code: string }): Answer {
+  return { error: { code, message } }
 }
 
 /** Every error by its code: one that comes from another node is what it was there. */
