@@ -11,7 +11,7 @@ import { HeadAlreadySent, InvalidOption, NoAnswer, UnknownConnection } from './e
 import { streamHeaders } from './wire/headers.js'
 import type { Health } from './log/health.js'
 import { safeLog, warnings, type Log } from './util/logger.js'
-import { createNotificationEvent } from './events/message.js'
+import { createDataEvent, createNotificationEvent } from './events/message.js'
 import { resolveManagerOptions } from './options.js'
 import type { SSEOptions } from '../types/options.js'
 import { type SSEUser } from './access/authentication.js'
@@ -253,7 +253,7 @@ export class SSEManager {
 
   /** Publishes `{"resource":…,"data":…}` as event `data`. See `broadcastEvent`. */
   broadcastData<R extends ResourceName> (resource: R, data: ResourcePayload<R>, options: BroadcastOptions = {}): Promise<Delivery> {
-    return this.broadcastEvent({ event: 'data', data: { resource, data } } as EventInput, options)
+    return this.broadcastEvent(createDataEvent(resource, data), options)
   }
 
   /** Publishes a notification, with priority HIGH unless told otherwise. See `broadcastEvent`. */

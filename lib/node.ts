@@ -7,6 +7,8 @@ import type { SSEConnection } from './connections/connection.js'
 import { ConnectionContext } from './connections/context.js'
 import { Drain } from './connections/drain.js'
 import { Statistics } from './connections/statistics.js'
+import { now } from './connections/timing.js'
+import { WallClock } from './connections/wall-clock.js'
 import { Dispatcher } from './delivery/dispatcher.js'
 import { Publisher } from './delivery/publisher.js'
 import { EventLog } from './log/event-log.js'
@@ -29,7 +31,7 @@ export class Node {
   readonly tickets: Tickets
   readonly admission: Admission
   readonly statistics: Statistics
-  readonly #host: ConnectionContext
+  readonly #context: ConnectionContext
   readonly #drain: Drain
   #closing: Promise<void> | null = null
 
@@ -45,7 +47,7 @@ export class Node {
       opened: () => {
         // A publish during `close()` may have opened it.
         if (this.#closing !== null) return
-        this.#host.start()
+        this.#context.wheel.start()
         this.cluster.open()
       },
       deliver: (message, epoch) => dispatcher.deliver(message, epoch, true),
@@ -59,23 +61,24 @@ export class Node {
     this.publisher = new Publisher(options, this.eventLog, dispatcher)
     this.cluster = new Cluster(options, createCommands(registry, subscriptions, disconnections), this.#clusterHost(dispatcher, () => endUncertain(registry, subscriptions, disconnections)), log)
     this.statistics = new Statistics(registry, dispatcher)
-    this.#host = new ConnectionContext({
+    this.#context = new ConnectionContext({
       options,
       log,
       broker,
       eventLog: this.eventLog,
-      registry,
       audience,
       subscriptions,
-      ended: (connection, reason) => {
+      onEnd: (connection, reason) => {
         registry.remove(connection)
         this.statistics.ended(connection, reason)
         this.#drain.left()
       }
     })
-    this.#drain = new Drain(registry, options.drainMs, this.#host)
+    const { wheel } = this.#context
+    wheel.schedule(new WallClock(wheel, now(), () => { for (const connection of registry.all()) connection.onClockAhead() }), now())
+    this.#drain = new Drain(registry, options.drainMs, wheel)
     this.tickets = new Tickets(options, broker)
-    this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#host)
+    this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#context)
   }
 
   /** Ends all streams, and admits no new ones; publishing goes on. */
@@ -91,7 +94,7 @@ export class Node {
 
   async #close (): Promise<void> {
     await this.drain()
-    this.#host.stop()
+    this.#context.wheel.stop()
     await this.cluster.close()
     await this.eventLog.close()
   }

@@ -15,6 +15,8 @@ import { encodeIdBlock } from '../lib/wire/encoding.js'
 import { Flusher, type Flushable } from '../lib/delivery/flusher.js'
 import { Frame, FRAME_BYTES } from '../lib/delivery/frame.js'
 import { Outbox } from '../lib/connections/outbox.js'
+import { gapFrame } from '../lib/connections/control-frames.js'
+import { warnings } from '../lib/util/logger.js'
 import { Registry, type Member } from '../lib/subscriptions/registry.js'
 import { Ring } from '../lib/log/ring.js'
 import { PatternIndex } from '../lib/subscriptions/pattern-index.js'
@@ -841,7 +843,7 @@ class World {
   /** Ephemeral events without a key are received, dropped and counted, or still waiting: nothing else becomes of them. */
   #replace (): void {
     let waiting = 0
-    this.outbox.restart(Frame.ofGap('unknown', ''))
+    this.outbox.restart(gapFrame('unknown', ''))
     const rest = new EventStreamParser().push(Buffer.from(this.outbox.take(Infinity, EPOCH, this.position).text))
     for (const { type, data } of rest.events) {
       if (type === 'sse:gap') continue
@@ -928,7 +930,7 @@ class World {
 /** What a connection does with a page. False when nothing of it could be used. */
 function fillFrom (outbox: Outbox, priority: EventPriority, page: Page, position: number, refused?: () => void): boolean {
   if (page.gap !== undefined) {
-    outbox.skip(Frame.ofGap(page.gap, ''))
+    outbox.skip(gapFrame(page.gap, ''))
     assert.equal(outbox.place(position), null, 'no place is told before the gap')
     return true
   }
@@ -1000,7 +1002,7 @@ class BusyReader implements Reader {
 }
 
 t.test('catch-up: a bounded time in a turn, everybody served', async t => {
-  const catchUp = new ReplayScheduler(null as unknown as Broker, 8, { stuck: error => t.error(error), free: () => {} })
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 8, { ...warnings, warn: ({ err }: { err?: unknown }) => t.error(err) })
   const readers = Array.from({ length: 40 }, () => new BusyReader(3))
   for (const reader of readers) catchUp.want(reader)
   catchUp.want(readers[0]!)
@@ -1017,7 +1019,7 @@ t.test('catch-up: a bounded time in a turn, everybody served', async t => {
 })
 
 t.test('catch-up: the time of a turn is kept within pages as well, and no page is read again', async t => {
-  const catchUp = new ReplayScheduler(null as unknown as Broker, 32, { stuck: error => t.error(error), free: () => {} })
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 32, { ...warnings, warn: ({ err }: { err?: unknown }) => t.error(err) })
   const PAGE = 20
   let asked = 0
   class Asking implements Reader {
@@ -1056,7 +1058,7 @@ t.test('catch-up: the time of a turn is kept within pages as well, and no page i
 })
 
 t.test('catch-up: reads that do not come back keep nobody waiting', async t => {
-  const catchUp = new ReplayScheduler(null as unknown as Broker, 8, { stuck: error => t.error(error), free: () => {} })
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 8, { ...warnings, warn: ({ err }: { err?: unknown }) => t.error(err) })
   for (let i = 0; i < 50; i++) catchUp.want({ isConnected: true, readPage: () => new Promise(() => {}) })
   const readers = Array.from({ length: 50 }, () => new BusyReader(0))
   for (const reader of readers) catchUp.want(reader)
@@ -1065,7 +1067,7 @@ t.test('catch-up: reads that do not come back keep nobody waiting', async t => {
 
 t.test('catch-up: a log that cannot be read is asked again, nobody is forgotten, and it is said once', async t => {
   const said: unknown[] = []
-  const catchUp = new ReplayScheduler(null as unknown as Broker, 32, { stuck: error => said.push((error as Error).message), free: () => said.push('free') })
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 32, { ...warnings, warn: ({ err }: { err?: unknown }) => said.push((err as Error).message), info: () => said.push('free') })
   const create = (failures: number) => {
     const reader = { isConnected: true, calls: 0, readPage: async () => { if (++reader.calls <= failures) throw new Error('away') } }
     return reader

@@ -10,6 +10,7 @@ import { assertEventName, assertPriority, assertRetry, EventPriority, serialize 
 import { encodeControl, encodeComment, encodeRetry, encodeIdBlock, encodeId, encodeEvent } from '../lib/wire/encoding.js'
 import { Frame } from '../lib/delivery/frame.js'
 import { Batch } from '../lib/delivery/batch.js'
+import { gapFrame } from '../lib/connections/control-frames.js'
 import { cut, decodeChunked, EventStreamParser } from './helpers/parser.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 400)
@@ -280,7 +281,7 @@ t.test('a frame of a message: id only when logged, key apart for each audience',
   t.equal(new Set(keys.filter(key => key !== null)).size, 14)
   t.strictSame(keys.slice(-2), [null, null], 'functions cannot be compared: with a filter nothing is replaced')
   t.equal(Frame.ofMessage({ ...outgoing, seq: 2, key: 'k' }, 'e').key, logged.key)
-  const gap = Frame.ofGap('trimmed', 'e.1')
+  const gap = gapFrame('trimmed', 'e.1')
   t.strictSame(new EventStreamParser().push(Buffer.from(gap.head + gap.text)).events, [{ type: 'sse:gap', data: '{"reason":"trimmed","lastEventId":"e.1"}', lastEventId: '' }])
 })
 

@@ -1,6 +1,7 @@
 import { type AuthenticationOptions, assertOrigin, authenticate, currentUser, parameterOf, type SSEUser } from './authentication.js'
 import { Capacity, type CapacityOptions, type Seat } from './capacity.js'
-import { SSEConnection, type ConnectionHost } from '../connections/connection.js'
+import { SSEConnection } from '../connections/connection.js'
+import type { ConnectionContext } from '../connections/context.js'
 import type { DisconnectedUsers } from './disconnected-users.js'
 import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
 import { assertRetry } from '../events/event.js'
@@ -65,18 +66,18 @@ export class Admission {
   readonly #subscriptions: Subscriptions<SSEConnection>
   readonly #tickets: Tickets
   readonly #disconnections: DisconnectedUsers
-  readonly #host: ConnectionHost
+  readonly #context: ConnectionContext
   readonly #capacity: Capacity
   readonly #seats = new WeakMap<HttpResponse, Seat>()
   #closed = false
 
-  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: DisconnectedUsers, host: ConnectionHost) {
+  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: DisconnectedUsers, context: ConnectionContext) {
     this.#options = options
     this.#registry = registry
     this.#subscriptions = subscriptions
     this.#tickets = tickets
     this.#disconnections = disconnections
-    this.#host = host
+    this.#context = context
     this.#capacity = new Capacity(options)
   }
 
@@ -172,7 +173,7 @@ export class Admission {
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
     const lastEventId = options.lastEventId === undefined ? lastEventIdOf(request) : options.lastEventId
-    const connection = new SSEConnection(this.#host, response, {
+    const connection = new SSEConnection(this.#context, response, {
       clientId: createId(),
       userId,
       claims: user?.claims,

@@ -2,33 +2,14 @@ import type { Broker, GapReason, Page } from '../log/broker.js'
 import type { Message } from '../events/message.js'
 import type { Target } from '../events/target.js'
 import { BrokerUnavailable } from '../errors.js'
-import type { MemoryBudget } from '../util/memory-budget.js'
 import { formatLanes, formatCursor, parseCursor, type Cursor } from '../log/cursor.js'
 import { EventPriority } from '../events/event.js'
-import type { FrameCache } from '../delivery/frame-cache.js'
-import { Frame } from '../delivery/frame.js'
+import type { Frame } from '../delivery/frame.js'
 import { type Batch } from '../delivery/batch.js'
 import type { Turns } from '../delivery/replay-scheduler.js'
+import type { ConnectionContext } from './context.js'
+import { gapFrame } from './control-frames.js'
 import { Outbox } from './outbox.js'
-
-/** What a backlog needs to know of its node. */
-export interface BacklogHost {
-  readonly epoch: string
-  /** Whether other nodes share the log: then a client can have seen more of it than this node. */
-  readonly shared: boolean
-  /** Newest sequence number that has been delivered on this node. */
-  readonly position: number
-  /** The same of each priority. */
-  readonly newest: readonly number[]
-  /** The empty batch that all batches of this turn grow from. */
-  readonly rootBatch: Batch
-  readonly outboxBytes: number
-  readonly budget: MemoryBudget
-  /** What has lately been read from the log. */
-  readonly frames: FrameCache
-  readonly maxReplayEvents: number
-  readonly maxReplayBytes: number
-}
 
 /** A cursor, and how the client has written it. */
 interface AwaitedCursor {
@@ -47,7 +28,7 @@ const PAGE_BYTES = 16 * 1024
  * a client that is slow, or has come back, has an outbox beside it, which is refilled from the log.
  */
 export class Backlog {
-  readonly #host: BacklogHost
+  readonly #context: ConnectionContext
   #batch: Batch | null = null
   #outbox: Outbox | null = null
   #dropped = 0
@@ -57,8 +38,8 @@ export class Backlog {
   /** Bytes a returning client may yet be sent of what it has missed. */
   #allowance = Infinity
 
-  constructor (host: BacklogHost) {
-    this.#host = host
+  constructor (context: ConnectionContext) {
+    this.#context = context
   }
 
   get empty (): boolean {
@@ -93,7 +74,7 @@ export class Backlog {
    * first: a client that knew a later place would never hear of it.
    */
   get cursor (): string | null {
-    const { epoch, position } = this.#host
+    const { epoch, position } = this.#context.eventLog
     if (this.#awaited !== null) return formatLanes(this.#awaited.cursor.epoch, this.#awaited.cursor.lanes)
     if (this.#outbox === null) return formatCursor(epoch, position)
     const lanes = this.#outbox.place(position)
@@ -105,7 +86,7 @@ export class Backlog {
     const batch = this.#batch
     if (batch === null) return false
     // Over the budget, what nobody else waits for does not wait for the end of the turn, and of what few wait for each has a small share.
-    return batch.bytes + frame.bytes > this.#host.outboxBytes || (batch.bytes > (batch.holders - 1) * SHARE_BYTES && this.#host.budget.exceeded)
+    return batch.bytes + frame.bytes > this.#context.outboxBytes || (batch.bytes > (batch.holders - 1) * SHARE_BYTES && this.#context.budget.exceeded)
   }
 
   /**
@@ -115,7 +96,7 @@ export class Backlog {
   receive (frame: Frame, blocked: boolean): boolean {
     if (blocked) this.spill()
     if (blocked || this.#outbox !== null) return this.#queue(frame)
-    this.#join((this.#batch ?? this.#host.rootBatch).with(frame))
+    this.#join((this.#batch ?? this.#context.flusher.root).with(frame))
     return true
   }
 
@@ -126,7 +107,7 @@ export class Backlog {
       if (this.#gapBefore(awaited.cursor) !== null) return frame.seq > 0
       this.#begin(awaited)
     }
-    return this.#createOutbox().push(frame, this.#host.position)
+    return this.#createOutbox().push(frame, this.#context.eventLog.position)
   }
 
   /** The frames of this turn, to be written now. */
@@ -139,8 +120,8 @@ export class Backlog {
   }
 
   #join (batch: Batch | null): void {
-    if (batch !== null) this.#host.budget.hold(batch)
-    if (this.#batch !== null) this.#host.budget.release(this.#batch)
+    if (batch !== null) this.#context.budget.hold(batch)
+    if (this.#batch !== null) this.#context.budget.release(this.#batch)
     this.#batch = batch
   }
 
@@ -151,7 +132,7 @@ export class Backlog {
     const outbox = this.#createOutbox()
     const frames = batch.frames
     // Each is pushed as if the log stood where it did when it came.
-    let position = (frames.find(({ seq }) => seq > 0)?.seq ?? this.#host.position + 1) - 1
+    let position = (frames.find(({ seq }) => seq > 0)?.seq ?? this.#context.eventLog.position + 1) - 1
     for (const frame of frames) {
       outbox.push(frame, position)
       if (frame.seq > 0) position = frame.seq
@@ -159,13 +140,13 @@ export class Backlog {
   }
 
   #createOutbox (): Outbox {
-    return (this.#outbox ??= new Outbox(this.#host.outboxBytes, this.#host.budget))
+    return (this.#outbox ??= new Outbox(this.#context.outboxBytes, this.#context.budget))
   }
 
   /** The text of the next blocks of the outbox, about `bytes` of them; null when there are none. */
   take (bytes: number): { text: string, frames: readonly Frame[] } | null {
     if (this.#outbox === null) return null
-    const taken = this.#outbox.take(bytes, this.#host.epoch, this.#host.position)
+    const taken = this.#outbox.take(bytes, this.#context.eventLog.epoch, this.#context.eventLog.position)
     return taken.frames.length === 0 ? null : taken
   }
 
@@ -179,7 +160,7 @@ export class Backlog {
     this.#outbox?.sift(isTarget)
     const batch = this.takeBatch()
     if (batch === null) return
-    for (const frame of batch.frames) if (frame.target === null || isTarget(frame.target)) this.#join((this.#batch ?? this.#host.rootBatch).with(frame))
+    for (const frame of batch.frames) if (frame.target === null || isTarget(frame.target)) this.#join((this.#batch ?? this.#context.flusher.root).with(frame))
   }
 
   /** Nothing waits and nothing is missed: what comes next goes out as it comes. */
@@ -206,7 +187,7 @@ export class Backlog {
 
   /** Begins at a client's cursor, or with the gap that says why that is not possible. */
   resume (lastEventId: string): void {
-    const { shared, maxReplayBytes } = this.#host
+    const { eventLog: { shared }, options: { maxReplayBytes } } = this.#context
     if (maxReplayBytes > 0) this.#allowance = maxReplayBytes
     const cursor = parseCursor(lastEventId)
     if (cursor === null) return this.#beginWith('malformed', lastEventId)
@@ -220,13 +201,13 @@ export class Backlog {
 
   /** Why this node knows of no such place. */
   #gapBefore ({ epoch, lanes }: Cursor): GapReason | null {
-    if (epoch !== this.#host.epoch) return 'epoch'
-    return Math.max(...lanes) > this.#host.position ? 'unknown' : null
+    if (epoch !== this.#context.eventLog.epoch) return 'epoch'
+    return Math.max(...lanes) > this.#context.eventLog.position ? 'unknown' : null
   }
 
   #begin ({ cursor: { lanes }, lastEventId }: AwaitedCursor): void {
     this.#awaited = null
-    const { position, maxReplayEvents } = this.#host
+    const { eventLog: { position }, options: { maxReplayEvents } } = this.#context
     const oldest = Math.min(...lanes)
     if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) this.#beginWith('limit', lastEventId)
     else if (oldest < position) this.#createOutbox().startAt(lanes, position)
@@ -234,7 +215,7 @@ export class Backlog {
 
   #beginWith (gap: GapReason, lastEventId: string): void {
     this.#awaited = null
-    this.#createOutbox().skip(Frame.ofGap(gap, lastEventId))
+    this.#createOutbox().skip(gapFrame(gap, lastEventId))
   }
 
   /** Resolves when this node has reached the client's cursor, or the log has told that there is no such place. */
@@ -252,7 +233,7 @@ export class Backlog {
     // Nothing of it waits here: whether anything is gone that the client has not seen depends on where the log goes on.
     if (this.#awaited !== null) return
     this.spill()
-    this.#createOutbox().restart(Frame.ofGap(reason, ''))
+    this.#createOutbox().restart(gapFrame(reason, ''))
   }
 
   /**
@@ -261,14 +242,14 @@ export class Backlog {
    * @param wants whether a message is for this connection, as things stand now.
    */
   async readPage (broker: Broker, turns: Turns, wants: (message: Message) => boolean): Promise<void> {
-    const host = this.#host
+    const { eventLog } = this.#context
     if (this.#reading) return
     this.#reading = true
     try {
       if (this.#awaited !== null) return await this.#reach(broker, this.#awaited)
-      const lane = this.#outbox?.ask(host.newest, host.position) ?? null
+      const lane = this.#outbox?.ask(eventLog.newest, eventLog.position) ?? null
       if (lane === null) return
-      const page = await broker.read({ epoch: host.epoch, ...lane, limit: PAGE_EVENTS })
+      const page = await broker.read({ epoch: eventLog.epoch, ...lane, limit: PAGE_EVENTS })
       await this.#takePage(page, lane, turns, wants)
     } finally {
       this.#reading = false
@@ -276,18 +257,18 @@ export class Backlog {
   }
 
   async #takePage (page: Page, lane: { priority: EventPriority, after: number }, turns: Turns, wants: (message: Message) => boolean): Promise<void> {
-    const host = this.#host
+    const { eventLog, frames } = this.#context
     const outbox = this.#outbox
     const { priority } = lane
     let { after } = lane
     // While the page was read the lane may have been emptied; and `wants` asks the application, which may do anything.
     const moved = (): boolean => this.#outbox !== outbox || outbox?.isReading(priority, after) !== true
     if (outbox === null || moved()) return
-    if (page.gap !== undefined) return outbox.skip(Frame.ofGap(page.gap, this.cursor ?? ''))
+    if (page.gap !== undefined) return outbox.skip(gapFrame(page.gap, this.cursor ?? ''))
     let bytes = 0
     for (const message of page.messages) {
       // What has not been delivered yet will be.
-      if (message.seq > host.position) break
+      if (message.seq > eventLog.position) break
       if (bytes >= PAGE_BYTES) return
       if (turns.over) {
         await turns.next()
@@ -296,15 +277,15 @@ export class Backlog {
       const wanted = wants(message)
       if (moved()) return
       if (wanted) {
-        const frame = host.frames.of(message, host.epoch)
-        if (frame.textBytes > this.#allowance) return outbox.skip(Frame.ofGap('limit', this.cursor ?? ''))
+        const frame = frames.of(message, eventLog.epoch)
+        if (frame.textBytes > this.#allowance) return outbox.skip(gapFrame('limit', this.cursor ?? ''))
         if (!outbox.refill(frame)) return
         this.#allowance -= frame.textBytes
         bytes += frame.bytes
       }
       after = message.seq
-      outbox.advance(priority, after, host.position)
+      outbox.advance(priority, after, eventLog.position)
     }
-    outbox.advance(priority, Math.min(page.next, host.position), host.position)
+    outbox.advance(priority, Math.min(page.next, eventLog.position), eventLog.position)
   }
 }

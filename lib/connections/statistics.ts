@@ -35,7 +35,7 @@ export interface ManagerStats {
 const MAX_COUNTED_REASONS = 64
 
 /** A connection whose numbers are summed. */
-interface Counted extends Member {
+export interface Counted extends Member {
   stats (): ConnectionStats
 }
 

@@ -2,11 +2,10 @@ import { Buffer } from 'node:buffer'
 import { bytesOfTarget, type Target } from '../events/target.js'
 import { memoryBytes } from '../util/text.js'
 import type { Held } from '../util/memory-budget.js'
-import type { GapReason } from '../log/broker.js'
 import { type Message, conflationKey } from '../events/message.js'
 import { formatCursor } from '../log/cursor.js'
-import { EventPriority } from '../events/event.js'
-import { encodeControl, encodeIdLine, encodeEvent } from '../wire/encoding.js'
+import type { EventPriority } from '../events/event.js'
+import { encodeIdLine, encodeEvent } from '../wire/encoding.js'
 
 /** What a waiting frame takes beside its texts and its target, in bytes: objects, and its places in line. */
 export const FRAME_BYTES = 400
@@ -51,10 +50,5 @@ export class Frame implements Held {
     // The text itself would have to be made one string to be measured; what is in it beside name and data is ASCII.
     const bytes = text.length + Buffer.byteLength(event) - event.length + Buffer.byteLength(data) - data.length
     return new Frame(head, text, priority, seq, conflationKey(message), target, bytes, fromLog)
-  }
-
-  /** Its place is told with it: the one where the stream goes on. */
-  static ofGap (reason: GapReason, lastEventId: string): Frame {
-    return new Frame('', encodeControl('gap', { reason, lastEventId }), EventPriority.CRITICAL)
   }
 }

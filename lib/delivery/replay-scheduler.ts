@@ -1,17 +1,12 @@
 import type { Broker } from '../log/broker.js'
 import { inNoContext } from '../util/async-context.js'
+import type { Log } from '../util/logger.js'
 
 /** A connection that reads what it has missed from the log, page by page. */
 export interface Reader {
   readonly isConnected: boolean
   /** Looks at `turns` for each message: the application is asked about it, and may take its time. */
   readPage (broker: Broker, turns: Turns): Promise<void>
-}
-
-/** Is told when reads begin to fail, and when nobody is left whose last one has. */
-export interface ReplayListener {
-  stuck (error: unknown): void
-  free (): void
 }
 
 /** What a turn of the loop may spend on reading, over all connections: a herd of returning clients shares it with live delivery. */
@@ -78,7 +73,7 @@ export class Turns {
 export class ReplayScheduler {
   readonly #broker: Broker
   readonly #concurrentReads: number
-  readonly #listener: ReplayListener
+  readonly #log: Log
   readonly #waiting = new Set<Reader>()
   /** Who waits for the next attempt of all. */
   readonly #failed = new Set<Reader>()
@@ -90,10 +85,10 @@ export class ReplayScheduler {
   #scheduled = false
 
   /** @param concurrentReads pages that are being read at once, of those begun in one turn; one that takes longer than its turn is not waited for. */
-  constructor (broker: Broker, concurrentReads: number, listener: ReplayListener) {
+  constructor (broker: Broker, concurrentReads: number, log: Log) {
     this.#broker = broker
     this.#concurrentReads = concurrentReads
-    this.#listener = listener
+    this.#log = log
   }
 
   want (reader: Reader): void {
@@ -140,7 +135,7 @@ export class ReplayScheduler {
     // It may have asked again on its way out.
     this.#waiting.delete(reader)
     this.#failed.add(reader)
-    if (this.#stuck.size === 0) this.#listener.stuck(error)
+    if (this.#stuck.size === 0) this.#log.warn({ err: error }, 'Reading the event log failed; lagging connections wait')
     this.#stuck.add(reader)
     if (this.#failed.size > 1) return
     setTimeout(() => {
@@ -151,6 +146,6 @@ export class ReplayScheduler {
   }
 
   #free (reader: Reader): void {
-    if (this.#stuck.delete(reader) && this.#stuck.size === 0) this.#listener.free()
+    if (this.#stuck.delete(reader) && this.#stuck.size === 0) this.#log.info({}, 'The event log is read again; no connection waits for it')
   }
 }

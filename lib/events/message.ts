@@ -86,7 +86,7 @@ export function createDataEvent<R extends ResourceName> (resource: R, data: Reso
 
 /** `{ event: 'notification' }` with level `info` and priority HIGH, for `broadcastEvent` and `sendEvent`. */
 export function createNotificationEvent (notification: NotificationInput): EventInput {
-  return { event: 'notification', data: { ...notification, level: notification.level ?? 'info' }, priority: EventPriority.HIGH } as EventInput
+  return { event: 'notification', data: { ...notification, level: notification?.level ?? 'info' }, priority: EventPriority.HIGH } as EventInput
 }
 
 /**

@@ -37,8 +37,8 @@ export class MultiMap<M extends object> {
   }
 
   /** Returns how many members the key has left. */
-  delete (key: string, member: M): number {
-    const found = this.#entries.get(key)
+  delete (key: string, member: object): number {
+    const found: object | undefined = this.#entries.get(key)
     if (found instanceof Set) {
       found.delete(member)
       if (found.size === 0) this.#entries.delete(key)

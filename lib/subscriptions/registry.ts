@@ -60,14 +60,14 @@ export class Registry<M extends Member> {
     for (const subscription of member.held) this.#subscribe(member, subscription)
   }
 
-  remove (member: M): void {
+  remove (member: Member): void {
     if (!this.#byClient.delete(member.clientId)) return
     if (member.userId !== null) this.#byUser.delete(member.userId, member)
     if (!member.managed) return
     for (const subscription of member.held) this.#unsubscribe(member, subscription)
     member.held.clear()
     const last = this.#receivers.pop()!
-    if (last !== member) {
+    if (last as Member !== member) {
       this.#receivers[member.index] = last
       last.index = member.index
     }
@@ -91,7 +91,7 @@ export class Registry<M extends Member> {
     return true
   }
 
-  #unsubscribe (member: M, subscription: string): void {
+  #unsubscribe (member: Member, subscription: string): void {
     if (this.#bySubscription.delete(subscription, member) === 0 && isPattern(subscription)) this.#patterns.delete(subscription)
     this.#observer?.left(member, subscription)
   }

@@ -1,4 +1,4 @@
-import { AuthenticationFailed, SubscriptionForbidden, TooManySubscriptions } from '../errors.js'
+import { AuthenticationFailed, SubscriptionForbidden, TooManySubscriptions, UnknownConnection } from '../errors.js'
 import type { Log } from '../util/logger.js'
 import { inNoContext } from '../util/async-context.js'
 import { quote } from '../util/quote.js'
@@ -45,6 +45,15 @@ export interface Holder extends Receiver {
   hold (): void
   letGo (): void
   tellUnsubscribed (subscriptionId: string, reason: string): void
+}
+
+/**
+ * What was done for a connection, or read of it; null if there is no such connection.
+ * @throws SSE_ERR_UNKNOWN_CONNECTION
+ */
+export function known<R> (clientId: string, result: R | null): R {
+  if (result === null) throw new UnknownConnection(quote(clientId))
+  return result
 }
 
 /** The subscriptions of the connections of this node: granted when they are asked for, and taken away. @internal */
