@@ -1,30 +1,28 @@
 import type { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
-import { type Candidate, type CreateConnection } from './access/admission.js'
-import type { Seat } from './access/capacity.js'
+import type { CreateConnection } from './access/admission.js'
 import { assertNames, CREATE_OPTIONS } from './access/connect-options.js'
 import { assertCloseReason } from './connections/close-reason.js'
 import { type ClusterStats } from './cluster/cluster.js'
 import { type Presence } from './cluster/commands.js'
 import type { SSEConnection } from './connections/connection.js'
-import { HeadAlreadySent, InvalidOption, NoAnswer, UnknownConnection } from './errors.js'
+import { HeadAlreadySent, InvalidOption, NoAnswer } from './errors.js'
 import { streamHeaders } from './wire/headers.js'
 import type { Health } from './log/health.js'
 import { safeLog, warnings, type Log } from './util/logger.js'
 import { createDataEvent, createNotificationEvent } from './events/message.js'
 import { resolveManagerOptions } from './options.js'
 import type { SSEOptions } from '../types/options.js'
-import { type SSEUser } from './access/authentication.js'
-import { type AnyRequest, isGone, type HttpResponse } from './wire/http.js'
+import { isGone } from './wire/http.js'
 import { type Delivery } from './delivery/publisher.js'
 import { refusalOf } from './access/refusal.js'
 import { Node } from './node.js'
 import type { Outcome } from './cluster/scatter-gather.js'
 import { type ManagerStats } from './connections/statistics.js'
-import { type Ticket, type TicketGrant } from './access/tickets.js'
+import type { TicketGrant } from './access/tickets.js'
 import { assertId, type BroadcastOptions } from './events/target.js'
 import { assertSubscription } from './events/topic.js'
-import { quote } from './util/quote.js'
+import { known } from './subscriptions/subscriptions.js'
 import type { NotificationInput, EventInput, ResourcePayload, ResourceName } from './events/event-input.js'
 
 /**
@@ -55,9 +53,9 @@ export class SSEManager {
     assertNames(options, CREATE_OPTIONS, 'createConnection()')
     // A user that was not found must not become an anonymous connection.
     if ('user' in options && options.user === undefined) throw new InvalidOption('user', 'of createConnection() is undefined: give it a user, or null for an anonymous connection, or leave it out and authHandler is asked')
-    const { request, response, user, authData } = options
+    const { request, response } = options
     if (response.headersSent) throw new HeadAlreadySent()
-    const connection = await this.admit({ request, response, user, authData, since: this.moment, options })
+    const connection = await this.node.admission.admit(options)
     response.removeHeader('content-length')
     try {
       connection.open(response as unknown as Writable, { headers: streamHeaders(request) })
@@ -85,31 +83,6 @@ export class SSEManager {
    */
   issueTicket (grant: TicketGrant): string {
     return this.node.tickets.issue(grant)
-  }
-
-  /** Who the ticket of a request names. @internal */
-  redeem (request: AnyRequest): Promise<Ticket> | null {
-    return this.node.admission.redeem(request)
-  }
-
-  /** Refuses a request whose ticket is recognised by nothing. @internal */
-  assertRecognised (request: AnyRequest, user: SSEUser | null): void {
-    this.node.admission.assertRecognised(request, user)
-  }
-
-  /** Noted before it is found out who a request is from. @internal */
-  get moment (): number {
-    return this.node.admission.moment
-  }
-
-  /** Counts a client in, before anything slow is done for it. @internal */
-  seat (response: HttpResponse, ip: string | undefined): Seat | null {
-    return this.node.admission.seat(response, ip)
-  }
-
-  /** Everything that can refuse a stream, before the head. @internal */
-  admit (candidate: Candidate): Promise<SSEConnection> {
-    return this.node.eventLog.isOpen ? this.node.admission.admit(candidate) : this.open().then(() => this.node.admission.admit(candidate))
   }
 
   /** The open stream with this client id, on this node. @throws SSE_ERR_INVALID_TARGET when the id is no string. */
@@ -313,9 +286,8 @@ export class SSEManager {
 
   /** What the node that has the connection answered. */
   #owned<R> (clientId: string, { value, complete }: Outcome<R>): R {
-    if (value !== null) return value
-    if (!complete) throw new NoAnswer(this.node.options.cluster.answerTimeoutMs)
-    throw new UnknownConnection(quote(clientId))
+    if (value === null && !complete) throw new NoAnswer(this.node.options.cluster.answerTimeoutMs)
+    return known(clientId, value)
   }
 
   /** What the nodes have done together, once all have answered. */

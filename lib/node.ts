@@ -78,7 +78,7 @@ export class Node {
     wheel.schedule(new WallClock(wheel, now(), () => { for (const connection of registry.all()) connection.onClockAhead() }), now())
     this.#drain = new Drain(registry, options.drainMs, wheel)
     this.tickets = new Tickets(options, broker)
-    this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#context)
+    this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#context, this.eventLog)
   }
 
   /** Ends all streams, and admits no new ones; publishing goes on. */

@@ -1,5 +1,6 @@
 import { type AuthenticationOptions, assertOrigin, authenticate, currentUser, parameterOf, type SSEUser } from './authentication.js'
-import { Capacity, type CapacityOptions, type Seat } from './capacity.js'
+import { Arrival } from './arrival.js'
+import { Capacity, type CapacityOptions } from './capacity.js'
 import { SSEConnection } from '../connections/connection.js'
 import type { ConnectionContext } from '../connections/context.js'
 import type { DisconnectedUsers } from './disconnected-users.js'
@@ -8,6 +9,7 @@ import { assertRetry } from '../events/event.js'
 import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
 import { type AnyRequest, isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
+import type { EventLog } from '../log/event-log.js'
 import type { Registry } from '../subscriptions/registry.js'
 import type { Subscriptions } from '../subscriptions/subscriptions.js'
 import { Ticket, type Tickets } from './tickets.js'
@@ -37,29 +39,12 @@ export interface CreateConnection extends ConnectOptions {
   authData?: Record<string, unknown>
 }
 
-/** Who is at the door; what `reply.sse()` does not know comes from `createConnection`. @internal */
-export interface Candidate {
-  request: HttpRequest
-  response: HttpResponse
-  user?: SSEUser | null | undefined
-  authData?: Record<string, unknown> | undefined
-  /** The request as the application knows it. */
-  subject?: AnyRequest
-  ip?: string | undefined
-  managed?: boolean
-  /** The moment before anybody was asked who this is. */
-  since: number
-  /** Whether `user` may be nobody; absent: as the option says. */
-  requireAuthentication?: boolean
-  options: ConnectOptions
-}
-
 export interface AdmissionOptions extends AuthenticationOptions, CapacityOptions {
   readonly retryMs: number
   readonly maxSubscriptionsPerConnection: number
 }
 
-/** The door: everything that can refuse a stream, in order, before its head. @internal */
+/** Everything that can refuse a stream, in order, before its headers are sent. @internal */
 export class Admission {
   readonly #options: AdmissionOptions
   readonly #registry: Registry<SSEConnection>
@@ -67,39 +52,44 @@ export class Admission {
   readonly #tickets: Tickets
   readonly #disconnections: DisconnectedUsers
   readonly #context: ConnectionContext
+  readonly #eventLog: EventLog
   readonly #capacity: Capacity
-  readonly #seats = new WeakMap<HttpResponse, Seat>()
   #closed = false
 
-  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: DisconnectedUsers, context: ConnectionContext) {
+  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: DisconnectedUsers, context: ConnectionContext, eventLog: EventLog) {
     this.#options = options
     this.#registry = registry
     this.#subscriptions = subscriptions
     this.#tickets = tickets
     this.#disconnections = disconnections
     this.#context = context
+    this.#eventLog = eventLog
     this.#capacity = new Capacity(options)
   }
 
-  /** Nobody is let in any more. */
+  /** Rejects all further requests with SSE_ERR_CLOSED. */
   close (): void {
     this.#closed = true
   }
 
   /**
-   * Counts a client in before anything slow is done for it, until its response closes or it is refused; null when nothing
-   * is limited. The same seat for the same response.
-   * @throws SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
+   * Before anything slow is done for a request: checks its origin, and counts the client until its response closes or it is refused.
+   * @throws SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
-  seat (response: HttpResponse, ip: string | undefined): Seat | null {
-    const taken = this.#seats.get(response)
-    if (taken !== undefined && !taken.left) return taken
-    const seat = this.#capacity.take(ip)
-    if (seat === null) return null
-    this.#seats.set(response, seat)
+  arrive (request: HttpRequest, response: HttpResponse, subject: AnyRequest = request, ip = request.socket.remoteAddress ?? ''): Arrival {
+    assertOrigin(this.#options, subject)
+    const arrival = new Arrival(request, response, subject, ip, isAcceptable(request.headers.accept), this.#disconnections.moment)
+    // A route may have other answers, too: a client that rules out a stream is not counted.
+    if (arrival.isAcceptable) this.#seat(arrival)
+    return arrival
+  }
+
+  #seat (arrival: Arrival): void {
+    const { response, ip } = arrival
+    const seat = arrival.seat = this.#capacity.take(ip)
+    if (seat === null) return
     if (isGone(response)) seat.leave()
     else whenClosed(response, () => seat.leave())
-    return seat
   }
 
   /**
@@ -113,59 +103,80 @@ export class Admission {
   }
 
   /**
-   * A request with a ticket is its user's, or refused: what is not redeemed here, nor recognised by the application, does not get what an anonymous client gets.
+   * A request with a ticket is its user's, or refused: a ticket that is neither redeemed here nor recognised by the application does not make an anonymous client.
    * @throws SSE_ERR_INVALID_TICKET
    */
   assertRecognised (request: AnyRequest, user: SSEUser | null): void {
     if (user === null && ticketOf(request) !== null) throw new InvalidTicket()
   }
 
-  /** To be noted before anybody is asked who a client is: `disconnectUser` concerns it from here on. */
-  get moment (): number {
-    return this.#disconnections.moment
-  }
-
-  /** Lets a stream in. It is counted, and receives, from here on; what is missing is `connection.open()`. */
-  async admit (candidate: Candidate): Promise<SSEConnection> {
-    const { request, response, options, subject = request, ip = request.socket.remoteAddress ?? '', since } = candidate
+  /** Admits a plain request: `arrive`, authentication, `enter`. */
+  async admit (options: CreateConnection): Promise<SSEConnection> {
+    const { request, response, user, authData } = options
     this.#assertOpen()
-    if (!isAcceptable(request.headers.accept)) throw new NotAcceptable()
-    assertOrigin(this.#options, subject)
-    const seat = this.seat(response, ip)
+    const arrival = this.arrive(request, response)
     try {
-      const user = candidate.user !== undefined ? this.#vouched(candidate) : await (this.redeem(subject) ?? authenticate(this.#options, subject, candidate.authData))
-      if (candidate.user === undefined) this.assertRecognised(subject, user)
-      // Cut from a header or an URL, what is kept with the connection would keep all of it.
-      const userId = user === null ? null : ownText(user.userId)
-      const claims = user?.claims
-      seat?.assign(userId)
-      const granted = user instanceof Ticket ? user.subscriptions : []
-      const subscriptions = this.#checked(options.subscriptions, granted)
-      if (options.retryMs !== undefined) assertRetry(options.retryMs)
-      const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
-      return await this.#subscriptions.grant({ request: subject, userId, claims }, asked, () => {
-        if (userId !== null && this.#disconnections.hit(userId, since)) {
-          // A 401 would be final for an EventSource whose user may never have been disconnected.
-          throw this.#disconnections.isUnsure(userId, since) ? new BrokerUnavailable('has lost messages of other nodes while the request was authenticated; try again') : new Unauthenticated()
-        }
-        return this.#enter(candidate, user, userId, subscriptions, ownText(ip))
-      })
+      // Before the application is asked about a client that is refused all the same.
+      assertAcceptable(arrival)
+      return await this.enter(arrival, user === undefined ? await this.#recognise(request, authData) : this.#vouched(user), options)
     } catch (error) {
-      // Not that of a stream that the response carries already, if this was a second call.
-      if (!isTaken(response)) seat?.leave()
+      this.#refuse(arrival)
       throw error
     }
   }
 
+  async #recognise (request: HttpRequest, authData?: Record<string, unknown>): Promise<SSEUser | null> {
+    const user = await (this.redeem(request) ?? authenticate(this.#options, request, authData))
+    this.assertRecognised(request, user)
+    return user
+  }
+
   /** The user that the caller names, held to the same rules as one that `authHandler` returns. */
-  #vouched ({ user, requireAuthentication = this.#options.requireAuthentication }: Candidate): SSEUser | null {
+  #vouched (user: SSEUser | null): SSEUser | null {
     const current = currentUser(user)
-    if (current === null && requireAuthentication) throw new Unauthenticated()
+    if (current === null && this.#options.requireAuthentication) throw new Unauthenticated()
     return current
   }
 
-  #enter (candidate: Candidate, user: SSEUser | null, userId: string | null, held: Set<string>, ip: string): SSEConnection {
-    const { request, response, options, managed = true } = candidate
+  /**
+   * Makes the connection of an authenticated request, or refuses it. The connection is counted, and receives, from here on; what is missing is `connection.open()`.
+   * @throws SSE_ERR_CLOSED, SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_UNAUTHENTICATED,
+   * SSE_ERR_AUTHENTICATION_FAILED, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLIENT_GONE, SSE_ERR_HEAD_ALREADY_SENT
+   */
+  async enter (arrival: Arrival, user: SSEUser | null, options: ConnectOptions, managed = true): Promise<SSEConnection> {
+    try {
+      this.#assertOpen()
+      assertAcceptable(arrival)
+      // The application tries again after a refusal.
+      if (arrival.seat?.left === true) this.#seat(arrival)
+      // Cut from a header or an URL, what is kept with the connection would keep all of it.
+      const userId = user === null ? null : ownText(user.userId)
+      arrival.seat?.assign(userId)
+      const granted = user instanceof Ticket ? user.subscriptions : []
+      const subscriptions = this.#checked(options.subscriptions, granted)
+      if (options.retryMs !== undefined) assertRetry(options.retryMs)
+      if (!this.#eventLog.isOpen) await this.#eventLog.open()
+      const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
+      return await this.#subscriptions.grant({ request: arrival.subject, userId, claims: user?.claims }, asked, () => {
+        if (userId !== null && this.#disconnections.hit(userId, arrival.since)) {
+          // A 401 would be final for an EventSource whose user may never have been disconnected.
+          throw this.#disconnections.isUnsure(userId, arrival.since) ? new BrokerUnavailable('has lost messages of other nodes while the request was authenticated; try again') : new Unauthenticated()
+        }
+        return this.#connect(arrival, user, userId, subscriptions, options, managed)
+      })
+    } catch (error) {
+      this.#refuse(arrival)
+      throw error
+    }
+  }
+
+  /** A second call for the same request does not take the seat from the stream of the first. */
+  #refuse (arrival: Arrival): void {
+    if (!arrival.hasEntered) arrival.seat?.leave()
+  }
+
+  #connect (arrival: Arrival, user: SSEUser | null, userId: string | null, held: Set<string>, options: ConnectOptions, managed: boolean): SSEConnection {
+    const { request, response } = arrival
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
     // Rights may have ended while the application was asked.
@@ -178,7 +189,7 @@ export class Admission {
       userId,
       claims: user?.claims,
       expiresAt: user?.expiresAt ?? undefined,
-      clientInfo: { ...options.clientInfo, ip, userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
+      clientInfo: { ...options.clientInfo, ip: ownText(arrival.ip), userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
       lastEventId: lastEventId ? ownText(lastEventId) : null,
       managed,
       // Broadcasts do not reach a stream of its own source: whatever its ticket grants, there is nothing to take away.
@@ -187,6 +198,7 @@ export class Admission {
       retryMs: options.retryMs ?? this.#options.retryMs
     })
     this.#registry.add(connection)
+    arrival.hasEntered = true
     return connection
   }
 
@@ -204,6 +216,10 @@ export class Admission {
   #assertOpen (): void {
     if (this.#closed) throw new Closed()
   }
+}
+
+function assertAcceptable ({ isAcceptable }: Arrival): void {
+  if (!isAcceptable) throw new NotAcceptable()
 }
 
 function ticketOf (request: AnyRequest): string | null {

@@ -1,27 +1,17 @@
 import fastifyAuth from '@fastify/auth'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { assertOrigin, currentUser, findUser, isRefusal, type SSEUser } from '../access/authentication.js'
-import type { Seat } from '../access/capacity.js'
+import { currentUser, findUser, isRefusal, type SSEUser } from '../access/authentication.js'
+import type { Admission, ConnectOptions } from '../access/admission.js'
+import type { Arrival } from '../access/arrival.js'
 import { Ticket } from '../access/tickets.js'
 import { AuthenticationFailed, Unauthenticated } from '../errors.js'
-import { isAcceptable } from '../wire/headers.js'
+import type { SSEConnection } from '../connections/connection.js'
 import { safeLog } from '../util/logger.js'
-import type { SSEManager } from '../manager.js'
 import type { ResolvedOptions } from '../options.js'
 
-/** The user of a request, as `reply.sse()` needs it. */
-export interface Recognition {
-  readonly user: SSEUser | null
-  /** Read before authentication starts; see `Disconnections`. */
-  readonly since: number
-  /** Also for a user whose rights have ended since: the stream does not become an anonymous one. */
-  readonly requireAuthentication: boolean
-}
-
 /** What a guard knows of a request. */
-interface Arrival {
-  readonly since: number
-  readonly seat: Seat | null
+interface Identification {
+  readonly arrival: Arrival
   readonly requireAuthentication: boolean
   /** The user at the end of onRequest; null until then. */
   found: Promise<SSEUser | null> | null
@@ -40,16 +30,16 @@ type Known = FastifyRequest & { [kUser]: SSEUser | null, [kFound]: SSEUser | nul
 /** Authenticates the requests of one manager: each once, in onRequest of its route, or else in `reply.sse()`. */
 export class Guard {
   readonly #options: ResolvedOptions
-  readonly #manager: SSEManager
+  readonly #admission: Admission
   readonly #strategies: Strategies | null
-  /** Where a request keeps its arrival. Not a weak map: that costs each stream more than the rest of its authentication. */
-  readonly #arrival = Symbol('fastify-sse-manager.arrival')
+  /** Where a request keeps its identification. Not a weak map: that costs each stream more than the rest of its authentication. */
+  readonly #identification = Symbol('fastify-sse-manager.identification')
 
-  private constructor (fastify: FastifyInstance, options: ResolvedOptions, manager: SSEManager, strategies: Strategies | null) {
+  private constructor (fastify: FastifyInstance, options: ResolvedOptions, admission: Admission, strategies: Strategies | null) {
     this.#options = options
-    this.#manager = manager
+    this.#admission = admission
     this.#strategies = strategies
-    for (const name of [kUser, kFound, this.#arrival]) if (!fastify.hasRequestDecorator(name)) fastify.decorateRequest(name, null)
+    for (const name of [kUser, kFound, this.#identification]) if (!fastify.hasRequestDecorator(name)) fastify.decorateRequest(name, null)
     if (fastify.hasRequestDecorator('sseUser')) return
     // An accessor: a plain property is missing from the requests of scopes that were made before the plugin was loaded.
     fastify.decorateRequest('sseUser', {
@@ -58,55 +48,48 @@ export class Guard {
     })
   }
 
-  static async create (fastify: FastifyInstance, options: ResolvedOptions, manager: SSEManager): Promise<Guard> {
-    return new Guard(fastify, options, manager, await composeStrategies(fastify, options))
+  static async create (fastify: FastifyInstance, options: ResolvedOptions, admission: Admission): Promise<Guard> {
+    return new Guard(fastify, options, admission, await composeStrategies(fastify, options))
   }
 
-  /**
-   * Before anything slow is done for the request: checks its origin and counts it, once.
-   * @throws SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
-   */
-  arrive (request: FastifyRequest, reply: FastifyReply, requireAuthentication = this.#options.requireAuthentication): Arrival {
-    const arrivals = request as unknown as Record<symbol, Arrival | null | undefined>
-    const known = arrivals[this.#arrival] ?? null
-    if (known !== null) return known
-    assertOrigin(this.#options, request)
-    // A route may have other answers, too: a client that rules out a stream is not counted.
-    const seat = isAcceptable(request.headers.accept) ? this.#manager.seat(reply.raw, request.ip) : null
-    return (arrivals[this.#arrival] = { since: this.#manager.moment, seat, requireAuthentication, found: null, before: null })
+  /** See `Admission.arrive`: once for each request. */
+  arrive (request: FastifyRequest, reply: FastifyReply, requireAuthentication = this.#options.requireAuthentication): Identification {
+    const known = request as unknown as Record<symbol, Identification | null | undefined>
+    return (known[this.#identification] ??= { arrival: this.#admission.arrive(request.raw, reply.raw, request, request.ip), requireAuthentication, found: null, before: null })
   }
 
   /** Finds the user of the request, once. Rejects with SSE_ERR_UNAUTHENTICATED if there is none and one is required. */
   decide (request: FastifyRequest, reply: FastifyReply, requireAuthentication?: boolean): Promise<SSEUser | null> {
-    const arrival = this.arrive(request, reply, requireAuthentication)
-    return (arrival.found ??= this.#admit(arrival, request as Known, reply))
+    const identification = this.arrive(request, reply, requireAuthentication)
+    return (identification.found ??= this.#admit(identification, request as Known, reply))
   }
 
-  /** The user at `reply.sse()`: as decided in onRequest, unless a later hook has found another. */
-  async recognise (request: FastifyRequest, reply: FastifyReply): Promise<Recognition> {
-    const arrival = this.arrive(request, reply)
-    const isDecided = arrival.found !== null
+  /** Makes the connection of a request, for the user as decided in onRequest, unless a later hook has found another. */
+  async connect (request: FastifyRequest, reply: FastifyReply, options: ConnectOptions, managed: boolean): Promise<SSEConnection> {
+    const identification = this.arrive(request, reply)
+    const isDecided = identification.found !== null
     const found = await this.decide(request, reply)
-    const user = isDecided ? await this.#review(arrival, request as Known, found) : found
-    return { user, since: arrival.since, requireAuthentication: arrival.requireAuthentication || user !== null }
+    const user = isDecided ? await this.#review(identification, request as Known, found) : found
+    return await this.#admission.enter(identification.arrival, user, options, managed)
   }
 
-  async #admit (arrival: Arrival, request: Known, reply: FastifyReply): Promise<SSEUser | null> {
+  async #admit (identification: Identification, request: Known, reply: FastifyReply): Promise<SSEUser | null> {
+    const { seat } = identification.arrival
     try {
-      const user = await this.#identify(arrival, request, reply)
-      arrival.seat?.assign(user?.userId ?? null)
+      const user = await this.#identify(identification, request, reply)
+      seat?.assign(user?.userId ?? null)
       return user
     } catch (error) {
-      arrival.seat?.leave()
+      seat?.leave()
       throw error
     }
   }
 
-  async #identify (arrival: Arrival, request: Known, reply: FastifyReply): Promise<SSEUser | null> {
-    const { requireAuthentication } = arrival
+  async #identify (identification: Identification, request: Known, reply: FastifyReply): Promise<SSEUser | null> {
+    const { requireAuthentication } = identification
     if (request.sseUser !== null && request.sseUser === request[kFound]) request.sseUser = request[kFound] = null
     // A ticket speaks for the request, and for nobody else: what the cookies say does not matter then.
-    const redeemed = this.#manager.redeem(request)
+    const redeemed = this.#admission.redeem(request)
     if (redeemed !== null) {
       const ticket = await redeemed
       request.sseUser = request[kFound] = ticket
@@ -130,9 +113,9 @@ export class Guard {
     if (!isRefused && request.sseUser === null) request.sseUser = await findUser(this.#options, request)
     request.sseUser = checked(request.sseUser)
     if (request.sseUser === null && requireAuthentication) throw new Unauthenticated()
-    this.#manager.assertRecognised(request, request.sseUser)
+    this.#admission.assertRecognised(request, request.sseUser)
     if (given === null) request[kFound] = request.sseUser
-    if (request.sseUser === null && !isRefused && this.#options.authHandler !== undefined) arrival.before = Object.values(request)
+    if (request.sseUser === null && !isRefused && this.#options.authHandler !== undefined) identification.before = Object.values(request)
     return request.sseUser
   }
 
@@ -140,15 +123,16 @@ export class Guard {
    * Hooks after onRequest may have set `request.sseUser`, which counts then; or what `authHandler` reads, such as `request.user`:
    * if it found no user, it is asked again. A ticket still speaks for its request.
    */
-  async #review (arrival: Arrival, request: Known, found: SSEUser | null): Promise<SSEUser | null> {
+  async #review (identification: Identification, request: Known, found: SSEUser | null): Promise<SSEUser | null> {
     const isOurs = request.sseUser === (request[kFound] ?? null)
     let user = found
     if (!isOurs && !(found instanceof Ticket)) user = checked(request.sseUser)
-    else if (arrival.before !== null && isChanged(request, arrival.before)) user = await findUser(this.#options, request)
-    arrival.before = null
+    else if (identification.before !== null && isChanged(request, identification.before)) user = await findUser(this.#options, request)
+    identification.before = null
     if (found !== null && user?.userId !== found.userId) safeLog(request.log).warn({ userId: user?.userId ?? null, authenticatedUserId: found.userId }, 'request.sseUser was changed after the request was authenticated; the stream is that of the new user. To authenticate by yourself, do so in onRequest')
     if (isOurs) request[kFound] = user
     request.sseUser = user
+    if (user === null && identification.requireAuthentication) throw new Unauthenticated()
     return user
   }
 }

@@ -21,12 +21,12 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   const routes = DeclaredRoutes.of(fastify, names.reply)
 
   const manager = new SSEManager(options, fastify.log.child({ plugin: 'fastify-sse-manager' }))
-  const guard = await Guard.create(fastify, options, manager)
+  const guard = await Guard.create(fastify, options, manager.node.admission)
 
   Object.defineProperty(manager, kManager, { value: true })
   fastify.decorate(names.instance, manager)
   fastify.decorateReply(names.reply, function (this: FastifyReply, first?: unknown, second?: unknown) {
-    return replySSE(manager, guard, this.request, this, first, second)
+    return replySSE(guard, this.request, this, first, second)
   })
 
   const covers = (scope: FastifyInstance): boolean => (scope as unknown as Record<string, unknown>)[names.instance] === manager

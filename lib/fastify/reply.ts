@@ -6,15 +6,14 @@ import type { SSEConnection } from '../connections/connection.js'
 import { HeadAlreadySent, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
 import { safeLog, type Log } from '../util/logger.js'
-import type { SSEManager } from '../manager.js'
 import { discard, hold, isSource, pump, type SourceFactory, type Source } from '../streams/source.js'
 import type { ConnectOptions } from '../access/admission.js'
 
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
-export function replySSE (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
+export function replySSE (guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
   const { sent } = reply
   const warn = (err: unknown, what: string): void => safeLog(request.log).warn({ err }, `reply.sse() failed, ${what}: the handler must await or return its promise`)
-  const answer = isSource(first) ? stream(manager, guard, request, reply, first, second) : connect(manager, guard, request, reply, true, first)
+  const answer = isSource(first) ? stream(guard, request, reply, first, second) : connect(guard, request, reply, true, first)
   // A handler that neither awaits nor returns this promise must not let any client end the process.
   answer.catch(err => {
     if (reply.sent) {
@@ -33,11 +32,11 @@ function assertOptions (options: unknown, names: readonly string[]): asserts opt
   assertNames(options, names, 'reply.sse()')
 }
 
-async function stream (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options: unknown): Promise<void> {
+async function stream (guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options: unknown): Promise<void> {
   let connection: SSEConnection
   hold(source)
   try {
-    connection = await connect(manager, guard, request, reply, false, options)
+    connection = await connect(guard, request, reply, false, options)
   } catch (error) {
     discard(source)
     throw error
@@ -59,11 +58,10 @@ async function play (connection: SSEConnection, source: Source | SourceFactory, 
   }
 }
 
-async function connect (manager: SSEManager, guard: Guard, request: FastifyRequest, reply: FastifyReply, managed: boolean, options: unknown = {}): Promise<SSEConnection> {
+async function connect (guard: Guard, request: FastifyRequest, reply: FastifyReply, managed: boolean, options: unknown = {}): Promise<SSEConnection> {
   assertOptions(options, managed ? CONNECT_OPTIONS : SOURCE_OPTIONS)
   if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
-  const recognition = await guard.recognise(request, reply)
-  const connection = await manager.admit({ request: request.raw, response: reply.raw, subject: request, ip: request.ip, ...recognition, managed, options })
+  const connection = await guard.connect(request, reply, options, managed)
   // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
   request.raw.headers['x-no-compression'] ??= '1'
   try {
