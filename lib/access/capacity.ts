@@ -60,7 +60,7 @@ export class Seat {
   }
 
   /**
-   * It has turned out who sits here.
+   * Assigns the authenticated user.
    * @throws SSE_ERR_TOO_MANY_USER_CONNECTIONS
    */
   assign (userId: string | null): void {

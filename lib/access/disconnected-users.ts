@@ -2,14 +2,14 @@ import { ownText } from '../util/text.js'
 
 const MAX_REMEMBERED = 10_000
 
-/** Which users have been disconnected, in order: whoever was to be recognised before that is refused on entry. */
+/** Order of `disconnectUser()` calls: a request whose authentication began before the call for its user is rejected. */
 export class DisconnectedUsers {
   readonly #lastOf = new Map<string, number>()
   #count = 0
   /** The last one that is not known: it was forgotten, or never heard of, and may have been anybody's. */
   #forgotten = 0
 
-  /** Noted before anybody is asked who a client is. */
+  /** Read before authentication starts; users disconnected later are rejected. */
   get moment (): number {
     return this.#count
   }

@@ -24,7 +24,7 @@ const SHARE_BYTES = 1024
 const PAGE_BYTES = 16 * 1024
 
 /**
- * What one connection has yet to be sent, and its place in the log. Usually that is no more than the batch of this turn;
+ * What one connection has yet to be sent, and its cursor. Usually that is no more than the batch of this turn;
  * a client that is slow, or has come back, has an outbox beside it, which is refilled from the log.
  */
 export class Backlog {
@@ -70,8 +70,8 @@ export class Backlog {
   }
 
   /**
-   * Up to where a client that leaves now has seen the log, or nothing in it was for it; null while a gap has to be told
-   * first: a client that knew a later place would never hear of it.
+   * The cursor that the client would resume from now; null while a gap event is pending: a client that knew a later cursor
+   * would never hear of the gap.
    */
   get cursor (): string | null {
     const { epoch, position } = this.#context.eventLog
@@ -85,7 +85,7 @@ export class Backlog {
   overflows (frame: Frame): boolean {
     const batch = this.#batch
     if (batch === null) return false
-    // Over the budget, what nobody else waits for does not wait for the end of the turn, and of what few wait for each has a small share.
+    // Over the memory budget, a batch held by this connection alone is written at once; of a batch held by few, each has a small share.
     return batch.bytes + frame.bytes > this.#context.outboxBytes || (batch.bytes > (batch.holders - 1) * SHARE_BYTES && this.#context.budget.exceeded)
   }
 

@@ -59,14 +59,14 @@ export class OutboxLane {
   }
 
   /**
-   * Up to where a client that leaves now has seen this lane, or nothing in it was for it.
+   * The position in this lane that the client would resume from now.
    * @param otherwise where that is when no logged frame waits.
    */
   seen (otherwise: number): number {
     return this.#logged.size > 0 ? this.#sent : otherwise
   }
 
-  /** What was logged is void: the ephemeral frames wait for nothing any more. */
+  /** Logged frames were discarded: ephemeral frames no longer wait for them. */
   unchain (): void {
     for (const frame of this.#ephemeral.keys()) this.#ephemeral.set(frame, 0)
   }

@@ -22,7 +22,7 @@ export class Outbox {
   #overtaking: Map<string, number> | null = null
   /** The highest priority that lags; -1 when all are live. */
   #level = -1
-  /** Tells the client that what it was to read is gone. Until it has left, no place is told: from there the client would never hear of it. */
+  /** The pending gap event. No cursor is sent before it: a client with a later cursor would miss the gap. */
   #gap: Frame | null = null
   #bytes = 0
   #dropped = 0
@@ -149,7 +149,7 @@ export class Outbox {
     this.skip(gap)
   }
 
-  /** Lets go of the frames whose targets do not name this connection any more. For its place they count as not meant for it. */
+  /** Removes frames whose target no longer includes this connection; the cursor moves past them. */
   sift (isTarget: (target: Target) => boolean): void {
     for (const lane of this.#lanes) {
       for (const frames of [lane.logged, lane.ephemeral]) {

@@ -21,7 +21,7 @@ export class Frame implements Held {
   readonly seq: number
   /** See `conflationKey`. */
   readonly key: string | null
-  /** Whom it is for; null for what was made for the one that has it. */
+  /** Target of the message; null for a frame made for one connection. */
   readonly target: Target | null
   /** Of what is written: head and text. */
   readonly textBytes: number

@@ -71,7 +71,7 @@ export function createTarget (options: BroadcastOptions): Target {
   return target
 }
 
-/** What names nobody by properties of its own, such as a promise that was not awaited, would be for everyone. */
+/** Rejects objects such as an unawaited promise: without a target the event would reach everyone. */
 function isPlain (options: unknown): options is object {
   if (typeof options !== 'object' || options === null) return false
   // Of any realm: the end of the chain, or next to it.

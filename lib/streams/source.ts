@@ -95,7 +95,7 @@ function cancel (reading: Reading): void {
   try {
     Promise.resolve(reading.cancel()).catch(() => {})
   } catch {
-    // A synchronous `finally` that throws while nobody listens has nobody to tell.
+    // Errors of a synchronous `finally` are ignored: the stream has ended.
   }
 }
 

@@ -61,7 +61,7 @@ export class Audience<R extends Receiver> {
     return this.#registry.holds(connection, topic) && this.#permits(connection, { subscriptionIds: [topic] })
   }
 
-  /** Whether each receiver of this target has to be looked at. */
+  /** Whether `authorizeTopic` applies to the receivers of this target. */
   #limits ({ subscriptionIds }: Target): boolean {
     return subscriptionIds !== undefined && this.#options.authorizeTopic !== undefined
   }

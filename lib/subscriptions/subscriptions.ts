@@ -15,8 +15,8 @@ export interface SubscriptionQuestion {
 
 export type AuthorizeSubscription = (question: SubscriptionQuestion) => boolean | Promise<boolean>
 
-/** Somebody who is on the way in, or to another subscription. */
-interface Arrival {
+/** A pending authorization, of a new connection or an added subscription. */
+interface Pending {
   readonly userId: string | null
   /** The user's rights have changed since the application was asked about them. */
   stale: boolean
@@ -61,7 +61,7 @@ export class Subscriptions<H extends Holder> {
   readonly #options: SubscriptionOptions
   readonly #registry: Registry<H>
   readonly #log: Log
-  readonly #arrivals = new Set<Arrival>()
+  readonly #pending = new Set<Pending>()
 
   constructor (options: SubscriptionOptions, registry: Registry<H>, log: Log) {
     this.#options = options
@@ -102,16 +102,16 @@ export class Subscriptions<H extends Holder> {
   }
 
   async #ask<T> (applicant: Applicant, subscriptions: Iterable<string>, grant: () => T): Promise<T> {
-    const arrival: Arrival = { userId: applicant.userId, stale: true }
-    this.#arrivals.add(arrival)
+    const pending: Pending = { userId: applicant.userId, stale: true }
+    this.#pending.add(pending)
     try {
-      while (arrival.stale) {
-        arrival.stale = false
+      while (pending.stale) {
+        pending.stale = false
         await Promise.all(Array.from(subscriptions, subscriptionId => this.#authorize({ ...applicant, subscriptionId })))
       }
       return grant()
     } finally {
-      this.#arrivals.delete(arrival)
+      this.#pending.delete(pending)
     }
   }
 
@@ -190,6 +190,6 @@ export class Subscriptions<H extends Holder> {
 
   /** The rights of these users have changed: what the application has said of those on the way in counts no more. */
   disturb (whose: (userId: string | null) => boolean): void {
-    for (const arrival of this.#arrivals) if (whose(arrival.userId)) arrival.stale = true
+    for (const pending of this.#pending) if (whose(pending.userId)) pending.stale = true
   }
 }

@@ -5,7 +5,7 @@ export interface Held {
   holders: number
 }
 
-/** The one account of what waits for the clients of a node. Each thing is counted once, however many hold it: that is what it takes in memory. */
+/** Memory budget of all queues of a node. Shared objects are counted once. */
 export class MemoryBudget {
   readonly limit: number
   used = 0
