@@ -96,3 +96,26 @@ export const TooManyCommands = define('SSE_ERR_TOO_MANY_COMMANDS', 'More than %s
 // Service
 export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing or closed', 503)
 export const BrokerUnavailable = define('SSE_ERR_BROKER_UNAVAILABLE', 'The event log %s', 503)
+
+// The test kit
+export const TestTimeout = define('SSE_ERR_TEST_TIMEOUT', 'Not received within %s ms: %s')
+export const TestStreamEnded = define('SSE_ERR_TEST_STREAM_ENDED', 'The stream ended before it received %s')
+export const TestConnectionCut = define('SSE_ERR_TEST_CONNECTION_CUT', 'The test has cut the connection')
+export const TestNode = define('SSE_ERR_TEST_NODE', 'The node %s')
+export const TestMisuse = define('SSE_ERR_TEST_MISUSE', '%s')
+
+/** What `openStream` rejects with when the server answers anything but a stream. */
+export class TestRefused extends define('SSE_ERR_TEST_REFUSED', '%s was refused: %s') {
+  /** Status of the answer; 200 for a refusal that was sent as a short stream. */
+  declare readonly statusCode: number
+  /** Body of the answer, parsed when it is JSON; of a refusal that was sent as a stream, the data of its `sse:error`. */
+  readonly body: unknown
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>
+
+  constructor (request = '', answer = '', statusCode = 500, body?: unknown, headers = {}) {
+    super(request, answer)
+    Object.assign(this, { statusCode })
+    this.body = body
+    this.headers = headers
+  }
+}

@@ -22,6 +22,16 @@ export interface SSEUser {
   readonly claims?: unknown
 }
 
+/** The user that a test gives a request of its own process (`fastify-sse-manager/testing`). A symbol: nothing that arrives from a network can set it. */
+export const kTestUser = Symbol.for('fastify-sse-manager.test-user')
+
+type Marked = { readonly [kTestUser]?: SSEUser }
+
+/** See `kTestUser`; null for every request of production. */
+export function testUserOf (request: AnyRequest): SSEUser | null {
+  return ('raw' in request ? request.raw as Marked : request as Marked)[kTestUser] ?? null
+}
+
 export type AuthResult = string | SSEUser | null
 
 export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | Promise<AuthResult>

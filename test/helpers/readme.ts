@@ -6,7 +6,7 @@ import ts from 'typescript'
 
 export const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 /** What the package exports, and where that is made. */
-const ENTRIES = { 'fastify-sse-manager': 'lib/index.ts', 'fastify-sse-manager/redis': 'lib/redis.ts', 'fastify-sse-manager/testing': 'lib/testing/broker-contract.ts' }
+const ENTRIES = { 'fastify-sse-manager': 'lib/index.ts', 'fastify-sse-manager/redis': 'lib/redis.ts', 'fastify-sse-manager/testing': 'lib/testing/index.ts' }
 export const README = join(ROOT, 'README.md')
 /** The options as an editor shows them. */
 export const OPTIONS = join(ROOT, 'types/options.ts')

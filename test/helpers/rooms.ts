@@ -23,7 +23,7 @@ export const ROOMS: readonly (readonly [room: string, job: string])[] = [
   ['types/index.ts', 'what the package adds to the types of Fastify'],
   ['lib/redis.ts', 'entry point `fastify-sse-manager/redis`'],
   ['lib/index.ts', 'entry point `fastify-sse-manager`: names only'],
-  ['lib/testing/', 'entry point `fastify-sse-manager/testing`: the promises of a broker, as tests']
+  ['lib/testing/', 'entry point `fastify-sse-manager/testing`: streams that a test opens, reads and breaks; the promises of a broker, as tests']
 ]
 
 /** The place of a file in the list of rooms; -1 for a file without a room. */

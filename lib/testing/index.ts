@@ -1,0 +1,6 @@
+export { openStream, type OpenStreamOptions } from './open-stream.js'
+export type { ReconnectOptions, StreamEnd, TestStream } from './test-stream.js'
+export type { ReceivedEvent } from './event-parser.js'
+export type { TestContext } from './cleanup.js'
+export type { App } from './link.js'
+export { brokerContract, type CreateBroker, type RunTest } from './broker-contract.js'

@@ -1,0 +1,84 @@
+import type { FastifyInstance } from 'fastify'
+import type { Server } from 'node:http'
+import { connect, type Socket } from 'node:net'
+import { connect as connectTLS } from 'node:tls'
+import type { SSEUser } from '../access/authentication.js'
+import { TestMisuse } from '../errors.js'
+import { MemorySocket } from './memory-socket.js'
+import { expectedAt, ServerSide } from './server-side.js'
+
+/** A Fastify instance, of whatever server and type provider. */
+export type App = FastifyInstance<any, any, any, any, any>
+
+export interface LinkOptions {
+  readonly user?: string | SSEUser | undefined
+  readonly socket?: boolean | undefined
+}
+
+/** One connection of a test to a server, and what the test can do to it. */
+export interface Link {
+  readonly socket: Socket | MemorySocket
+  /** Value of the `host` header. */
+  readonly host: string
+  /** The server's end; null when the server is not in this process. */
+  readonly serverSide: ServerSide | null
+}
+
+/** Connects to an application in this process, or to the server of a URL. Resolves once the connection is established. */
+export async function connectTo (app: App | string, { user, socket }: LinkOptions): Promise<Link> {
+  if (typeof app === 'string') {
+    if (user !== undefined) throw new TestMisuse('Option "user" needs the Fastify instance, not a URL: to a server of another process send credentials in "headers"')
+    return await connectToURL(app)
+  }
+  await app.ready()
+  const server = app.server as Server
+  const secure = 'setSecureContext' in server
+  if ('updateSettings' in server && !secure) throw new TestMisuse('openStream() speaks HTTP/1.1, and this server is one of HTTP/2 without TLS: test the routes on a server without the option "http2"')
+  const inMemory = !secure && socket !== true && (socket === false || !isOnPort(server))
+  return inMemory ? connectInMemory(server, new ServerSide(user)) : await connectByPort(app, server, secure, new ServerSide(user))
+}
+
+async function connectToURL (url: string): Promise<Link> {
+  const { protocol, hostname, port, host } = new URL(url)
+  const address = { host: hostname.replace(/^\[(.*)\]$/, '$1'), port: Number(port) || (protocol === 'https:' ? 443 : 80) }
+  return { socket: await established(address, protocol === 'https:'), host, serverSide: null }
+}
+
+function connectInMemory (server: Server, side: ServerSide): Link {
+  const [client, other] = MemorySocket.pair()
+  const forget = expectedAt(server).from(other.remotePort, side)
+  client.once('close', forget)
+  server.emit('connection', other)
+  return { socket: client, host: 'localhost', serverSide: side }
+}
+
+async function connectByPort (app: App, server: Server, secure: boolean, side: ServerSide): Promise<Link> {
+  if (!isOnPort(server)) {
+    await app.listen({ host: '127.0.0.1', port: 0 })
+    // A test that fails before it closes the application must not keep the process alive.
+    server.unref()
+  }
+  const { address, port } = server.address() as { address: string, port: number }
+  const host = address === '0.0.0.0' || address === '::' ? '127.0.0.1' : address
+  const socket = await established({ host, port }, secure)
+  socket.once('close', expectedAt(server).from(socket.localPort!, side))
+  return { socket, host: `${host.includes(':') ? `[${host}]` : host}:${port}`, serverSide: side }
+}
+
+function isOnPort (server: Server): boolean {
+  return server.listening && typeof server.address() === 'object'
+}
+
+/** A test's server has a certificate of its own making. */
+function established (address: { host: string, port: number }, secure: boolean): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = secure ? connectTLS({ ...address, rejectUnauthorized: false, ALPNProtocols: ['http/1.1'] }) : connect(address)
+    socket.once('error', reject)
+    socket.once(secure ? 'secureConnect' : 'connect', () => {
+      socket.off('error', reject)
+      socket.on('error', () => {})
+      socket.unref()
+      resolve(socket)
+    })
+  })
+}

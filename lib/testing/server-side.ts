@@ -1,0 +1,82 @@
+import type { IncomingMessage, Server } from 'node:http'
+import type { Duplex } from 'node:stream'
+import { kTestUser, type SSEUser } from '../access/authentication.js'
+
+/** The server's end of a stream that a test has opened in the same process. */
+export class ServerSide {
+  readonly user: SSEUser | undefined
+  #socket: Duplex | null = null
+  #closed = false
+  #corked = false
+  #onClosed: (() => void) | null = null
+
+  constructor (user: string | SSEUser | undefined) {
+    this.user = typeof user === 'string' ? { userId: user } : user
+  }
+
+  /** Called when the request arrives, before the application sees it. */
+  arrived (request: IncomingMessage): void {
+    const socket = this.#socket = request.socket
+    if (this.user !== undefined) (request as unknown as Record<symbol, unknown>)[kTestUser] = this.user
+    // A test that fails before it closes the stream must not keep the process alive.
+    request.socket.unref?.()
+    if (this.#corked) socket.cork()
+    // One turn later: the application has seen the end as well.
+    socket.once('close', () => setImmediate(() => {
+      this.#closed = true
+      this.#onClosed?.()
+    }))
+  }
+
+  /** Keeps everything that is written to the socket in the server: the kernel's buffers, of several megabytes, take none of it. */
+  cork (): void {
+    this.#corked = true
+    this.#socket?.cork()
+  }
+
+  uncork (): void {
+    this.#corked = false
+    this.#socket?.uncork()
+  }
+
+  /** Resolves once the server has seen the end of the connection, at once if no request has arrived. */
+  closed (): Promise<void> {
+    if (this.#closed || this.#socket === null) return Promise.resolve()
+    return new Promise(resolve => { this.#onClosed = resolve })
+  }
+}
+
+/** The requests that tests are about to send to one server, by the port they come from. */
+class Expected {
+  readonly #sides = new Map<number, ServerSide>()
+
+  constructor (server: Server) {
+    // Before Fastify's own listener, which runs the application's hooks.
+    server.prependListener('request', (request: IncomingMessage) => {
+      const port = request.socket.remotePort ?? -1
+      const side = this.#sides.get(port)
+      if (side === undefined || !isLocal(request.socket.remoteAddress)) return
+      this.#sides.delete(port)
+      side.arrived(request)
+    })
+  }
+
+  /** Expects a request from this port. Returns a function that stops expecting it. */
+  from (port: number, side: ServerSide): () => void {
+    this.#sides.set(port, side)
+    return () => { this.#sides.delete(port) }
+  }
+}
+
+const expected = new WeakMap<Server, Expected>()
+
+/** What is known of the requests that tests send to this server. */
+export function expectedAt (server: Server): Expected {
+  let all = expected.get(server)
+  if (all === undefined) expected.set(server, all = new Expected(server))
+  return all
+}
+
+function isLocal (address: string | undefined): boolean {
+  return address === '::1' || address?.replace('::ffff:', '').startsWith('127.') === true
+}

@@ -1,0 +1,291 @@
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import Fastify, { type FastifyInstance } from 'fastify'
+import t, { type Test } from 'tap'
+import ssePlugin, { SSEManager, type SSEOptions } from '../../lib/index.js'
+import { EventParser } from '../../lib/testing/event-parser.js'
+import { openStream, type OpenStreamOptions, type ReceivedEvent } from '../../lib/testing/index.js'
+import { createCertificate } from '../helpers/certificate.js'
+
+/** An application with one route that opens a stream. */
+async function build (t: Test, options: SSEOptions = {}, server = {}): Promise<FastifyInstance> {
+  const app: FastifyInstance = Fastify(server)
+  t.teardown(() => app.close())
+  await app.register(ssePlugin, { drainMs: 200, ...options })
+  app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse({ subscriptions: ['news:**'] }) })
+  app.post('/echo', { sse: true }, async (request, reply) => await reply.sse([{ event: 'echo', data: request.body as object }]))
+  return app
+}
+
+const names = (events: readonly ReceivedEvent[]) => events.map(({ event }) => event)
+
+/** In memory and by TCP the verbs are the same. */
+const TRANSPORTS: Record<string, OpenStreamOptions> = { 'in memory': { socket: false }, 'by TCP': { socket: true } }
+
+for (const [name, transport] of Object.entries(TRANSPORTS)) {
+  t.test(name, async t => {
+    t.test('a stream resolves when the server has the connection: no broadcast is missed', async t => {
+      const app = await build(t)
+      for (let n = 1; n <= 20; n++) {
+        await openStream(app, '/sse', { ...transport, test: t })
+        t.equal(app.sse.connectionCount, n)
+        t.equal((await app.sse.broadcastData('n', n)).delivered, n)
+      }
+      t.equal(app.server.listening, transport.socket)
+    })
+
+    t.test('events, comments and the cursor', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/sse', { ...transport, test: t })
+      t.equal(stream.status, 200)
+      t.equal(stream.headers['content-type'], 'text/event-stream')
+      t.strictSame(stream.comments, ['stream'])
+      const { id } = await app.sse.broadcastData('orders', { é: 1 })
+      t.strictSame(await stream.next(), { event: 'data', data: '{"resource":"orders","data":{"é":1}}', json: { resource: 'orders', data: { é: 1 } }, id })
+      t.equal(stream.lastEventId, id)
+      t.equal(stream.retryMs, 3_000)
+      await app.sse.broadcastEvent({ data: 'a\nb' }, { ephemeral: true })
+      t.strictSame(await stream.next('message'), { event: 'message', data: 'a\nb', json: undefined, id: null })
+      t.equal(stream.lastEventId, id)
+      t.ok(stream.isOpen)
+      t.equal(stream.events.length, 2)
+    })
+
+    t.test('next() and collect() return each event once; other names stay unread', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/sse', { ...transport, test: t })
+      const waiting = stream.next('c')
+      for (const event of ['a', 'b', 'a', 'c', 'd', 'e', 'f']) await app.sse.broadcastEvent({ event, data: 1 })
+      t.equal((await stream.next('b')).event, 'b')
+      t.equal((await waiting).event, 'c')
+      t.strictSame(names(await stream.collect(2)), ['a', 'a'])
+      t.strictSame(names(await stream.collect(({ event }) => event === 'e')), ['d', 'e'])
+      t.equal((await stream.next()).event, 'f')
+      t.strictSame(names(stream.events), ['a', 'b', 'a', 'c', 'd', 'e', 'f'])
+    })
+
+    t.test('a wait that fails says what was received instead', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/sse', { ...transport, test: t, timeoutMs: 100 })
+      await app.sse.broadcastEvent({ event: 'x', data: { y: 1 } })
+      await t.rejects(stream.next('orders'), { code: 'SSE_ERR_TEST_TIMEOUT', message: /Not received within 100 ms: event "orders"\. GET \/sse: status 200, open; 1 events, the last 1: x \{"y":1\}; 1 unread; 1 comments; last event id "[\w-]+\.1"$/ })
+      await t.rejects(stream.collect(2), { code: 'SSE_ERR_TEST_TIMEOUT', message: '2 events' })
+      await t.rejects(stream.collect(() => false), { code: 'SSE_ERR_TEST_TIMEOUT', message: '() => false is true' })
+      await t.rejects(stream.collect(() => { throw new RangeError('predicate') }), { message: 'predicate' })
+      await t.rejects(stream.ended, { code: 'SSE_ERR_TEST_TIMEOUT', message: 'the end of the stream' })
+      const pending = stream.next('y')
+      app.sse.getConnection([...app.sse.connections()][0]!.clientId)!.close('kicked')
+      await t.rejects(pending, { code: 'SSE_ERR_TEST_STREAM_ENDED', message: /ended before it received event "y"\. .* ended by server \(kicked\); 2 events/ })
+      t.equal((await stream.next()).event, 'x', 'what was received can still be read')
+    })
+
+    t.test('how a stream ends', async t => {
+      const app = await build(t)
+      const streams = await Promise.all([1, 2, 3, 4].map(() => openStream(app, '/sse', { ...transport, test: t })))
+      const [closed, destroyed, left, shut] = streams as [typeof streams[0], typeof streams[0], typeof streams[0], typeof streams[0]]
+      const connections = [...app.sse.connections()]
+      connections[0]!.close('max-age')
+      t.strictSame(await closed.ended, { by: 'server', reason: 'max-age', reconnect: true })
+      t.notOk(closed.isOpen)
+      await left.close()
+      await left.close()
+      t.strictSame(await left.ended, { by: 'test', reason: null, reconnect: null })
+      t.equal(app.sse.connectionCount, 2, 'the server has noticed')
+      await destroyed.cut()
+      t.strictSame(await destroyed.ended, { by: 'test', reason: null, reconnect: null })
+      t.equal(app.sse.connectionCount, 1)
+      await t.rejects(destroyed.cut(), { code: 'SSE_ERR_TEST_MISUSE', message: 'cut() needs an open stream' })
+      await app.close()
+      t.strictSame(await shut.ended, { by: 'server', reason: 'shutdown', reconnect: true })
+    })
+
+    t.test('a connection that breaks is not an end', async t => {
+      const app = await build(t)
+      app.get('/cut', async (request, reply) => {
+        await reply.sse()
+        setImmediate(() => reply.raw.destroy())
+      })
+      const stream = await openStream(app, '/cut', { ...transport, test: t })
+      t.match(await stream.ended, { by: 'network' })
+    })
+
+    t.test('reconnect() sends the cursor, close() and asyncDispose disconnect', async t => {
+      const app = await build(t)
+      const first = await openStream(app, '/sse', { ...transport, test: t })
+      for (const n of [1, 2]) await app.sse.broadcastEvent({ event: 'n', data: n })
+      await first.collect(2)
+      await first.close()
+      for (const n of [3, 4]) await app.sse.broadcastEvent({ event: 'n', data: n })
+      const second = await first.reconnect()
+      t.strictSame((await second.collect(2)).map(({ json }) => json), [3, 4])
+      const third = await second.reconnect({ lastEventId: null })
+      await app.sse.broadcastEvent({ event: 'n', data: 5 })
+      t.equal((await third.next()).json, 5)
+      await third[Symbol.asyncDispose]()
+      t.equal(app.sse.connectionCount, 0)
+    })
+
+    t.test('user: the application is not asked, but its rights apply', async t => {
+      const app = await build(t, {
+        requireAuthentication: true,
+        authHandler: ({ token }) => token,
+        maxConnectionsPerUser: 2,
+        authorizeSubscription: ({ userId }) => userId !== 'mallory'
+      })
+      await t.rejects(openStream(app, '/sse', transport), { code: 'SSE_ERR_TEST_REFUSED', statusCode: 401, body: { code: 'SSE_ERR_UNAUTHENTICATED' }, message: 'GET /sse was refused: status 401 SSE_ERR_UNAUTHENTICATED Authentication required' })
+      const ada = await openStream(app, '/sse', { ...transport, test: t, user: 'ada' })
+      await openStream(app, '/sse', { ...transport, test: t, user: { userId: 'bob', claims: { role: 'x' } } })
+      await openStream(app, '/sse', { ...transport, test: t, headers: { Authorization: 'Bearer ada' } })
+      t.equal(app.sse.getConnectionsByUser('ada').length, 2)
+      t.strictSame(app.sse.getConnectionsByUser('bob')[0]!.claims, { role: 'x' })
+      await app.sse.broadcastToUsers({ event: 'x', data: 1 }, ['ada'])
+      await ada.next('x')
+      await t.rejects(openStream(app, '/sse', { ...transport, user: 'mallory' }), { code: 'SSE_ERR_TEST_REFUSED', statusCode: 403, body: { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN' } })
+      await t.rejects(openStream(app, '/sse', { ...transport, user: 'ada' }), { statusCode: 200, body: { code: 'SSE_ERR_TOO_MANY_USER_CONNECTIONS', retryable: true }, message: /by a stream that ends, SSE_ERR_TOO_MANY_USER_CONNECTIONS Too many/ })
+      await t.rejects(openStream(app, '/sse', { ...transport, user: 'ada', headers: { accept: '*/*' } }), { code: 'SSE_ERR_TEST_REFUSED', statusCode: 429 })
+    })
+
+    t.test('answers that are not streams', async t => {
+      const app = await build(t)
+      app.get('/json', async () => ({ a: 1 }))
+      app.get('/nothing', async (request, reply) => reply.code(204).send())
+      app.get('/never', async (request, reply) => { reply.hijack() })
+      const json = await openStream(app, '/json', { ...transport, test: t, allowRefusal: true })
+      t.match(json, { status: 200, body: { a: 1 }, isOpen: false })
+      await t.rejects(openStream(app, '/json', transport), { statusCode: 200, message: /content type "application\/json.*not an event stream/ })
+      await t.rejects(openStream(app, '/nothing', transport), { code: 'SSE_ERR_TEST_REFUSED', statusCode: 204 })
+      await t.rejects(openStream(app, '/never', { ...transport, timeoutMs: 50 }), { code: 'SSE_ERR_TEST_TIMEOUT', message: 'an answer to GET /never' })
+      t.equal((await openStream(app, '/sse', { ...transport, method: 'HEAD' })).status, 200)
+      const refused = await openStream(app, '/missing', { ...transport, allowRefusal: true })
+      t.match(refused, { status: 404, body: { error: 'Not Found' } })
+    })
+
+    t.test('methods and bodies', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/echo', { ...transport, test: t, body: { a: 'é' } })
+      t.strictSame((await stream.next('echo')).json, { a: 'é' })
+      t.match(await stream.ended, { by: 'server', reason: 'source-end' })
+      const text = await openStream(app, '/echo', { ...transport, test: t, method: 'POST', body: '[1]', headers: { 'Content-Type': 'application/json' } })
+      t.equal((await text.next('echo')).data, '[1]')
+    })
+
+    t.test('freeze(): the server waits with the next write, and reads on after thaw()', async t => {
+      const app = await build(t, { outboxBytes: 10_000 })
+      const stream = await openStream(app, '/sse', { ...transport, test: t })
+      stream.freeze()
+      stream.freeze()
+      const [connection] = [...app.sse.connections()]
+      for (let n = 0; n < 200; n++) await app.sse.broadcastEvent({ event: 'n', data: 'x'.repeat(1_000) })
+      await new Promise(resolve => setTimeout(resolve, 20))
+      const { queuedBytes, lagging } = connection!.stats()
+      t.ok(queuedBytes > 0 && lagging, `${queuedBytes} bytes wait, and 200,000 were sent`)
+      t.strictSame(stream.events, [])
+      stream.thaw()
+      stream.thaw()
+      t.equal((await stream.collect(200)).length, 200)
+    })
+
+    t.test('a frozen client is stalled, and can be closed', async t => {
+      const app = await build(t, { stallTimeoutMs: 100, keepAliveIntervalMs: 20 })
+      const stream = await openStream(app, '/sse', { ...transport, test: t })
+      stream.freeze()
+      const [connection] = [...app.sse.connections()]
+      await app.sse.broadcastEvent({ data: 'x'.repeat(200_000) })
+      await once(connection!.signal, 'abort')
+      t.equal(connection!.closeReason, 'stalled')
+      const other = await openStream(app, '/sse', { ...transport, test: t })
+      other.freeze()
+      await app.sse.broadcastEvent({ data: 'x' })
+      await other.close()
+      t.equal(app.sse.connectionCount, 0)
+    })
+
+    t.test('halfClose() is the end for the server', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/sse', { ...transport, test: t })
+      stream.halfClose()
+      await stream.ended
+      t.equal(app.sse.connectionCount, 0)
+    })
+
+    t.test('readRate: what is received in a time is bounded', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/sse', { ...transport, test: t, readRate: 50_000 })
+      const startedAt = performance.now()
+      for (let n = 0; n < 10; n++) await app.sse.broadcastEvent({ event: 'n', data: 'x'.repeat(1_000) })
+      await stream.collect(10)
+      const tookMs = performance.now() - startedAt
+      t.ok(tookMs > 100 && tookMs < 4_000, `10 KB at 50 KB/s took ${tookMs} ms`)
+      t.ok(stream.receivedBytes > 10_000 && stream.receivedBytes < 11_000)
+    })
+  })
+}
+
+t.test('an application that listens gets sockets, and one on a Unix socket streams in memory', async t => {
+  const app = await build(t)
+  await app.listen({ port: 0 })
+  const stream = await openStream(app, '/sse', { test: t })
+  const [connection] = [...app.sse.connections()]
+  t.match(connection!.clientInfo.ip, /127\.0\.0\.1|::1/)
+  await stream.close()
+  const unix = await build(t)
+  // Not in the test's own directory: such a path has 107 bytes at most.
+  const directory = mkdtempSync(join(tmpdir(), 'sse-'))
+  t.teardown(() => rmSync(directory, { recursive: true }))
+  await unix.listen({ path: join(directory, 's') })
+  t.match(await openStream(unix, '/sse', { test: t, user: 'ada' }), { status: 200 })
+})
+
+t.test('a URL: a server without Fastify, or of another process', async t => {
+  const manager = new SSEManager()
+  const server = createServer((request, response) => { manager.createConnection({ request, response }).catch(error => manager.refuse({ request, response }, error)) }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(async () => {
+    await manager.close()
+    server.close()
+  })
+  const { port } = server.address() as { port: number }
+  const stream = await openStream(`http://127.0.0.1:${port}`, '/any', { test: t })
+  await manager.broadcastData('x', 1)
+  await stream.next('data')
+  await t.rejects(openStream(`http://127.0.0.1:${port}`, '/any', { user: 'ada' }), { code: 'SSE_ERR_TEST_MISUSE', message: '"headers"' })
+  await t.rejects(openStream('http://127.0.0.1:1', '/any'), { code: 'ECONNREFUSED' })
+})
+
+t.test('TLS, also with HTTP/2 beside HTTP/1.1; HTTP/2 alone is named', async t => {
+  const directory = t.testdir({})
+  createCertificate(directory)
+  const [key, cert] = ['key.pem', 'cert.pem'].map(file => readFileSync(join(directory, file)))
+  for (const server of [{ https: { key, cert } }, { http2: true, https: { key, cert, allowHTTP1: true } }]) {
+    const app = await build(t, {}, server)
+    const stream = await openStream(app, '/sse', { test: t, user: 'ada' })
+    await app.sse.broadcastToUsers({ event: 'x', data: 1 }, ['ada'])
+    await stream.next('x')
+    const address = app.server.address() as { port: number }
+    t.equal((await openStream(`https://127.0.0.1:${address.port}`, '/sse', { test: t })).status, 200)
+    await app.close()
+  }
+  await t.rejects(openStream(await build(t, {}, { http2: true }), '/sse'), { code: 'SSE_ERR_TEST_MISUSE', message: 'HTTP/2' })
+})
+
+t.test('the parser reads by the letter of the specification, wherever the text is cut', async t => {
+  const text = '\uFEFF: first\r\n\r\nevent: a\rdata: 1\rdata\rid: 7\r\rdata:  2\nid\n\nid: 8\nevent: lost\n\n:\ndata:{"x":[1]}\nretry: 100\nretry: 1s\nretry:\nid: 9\0\nunknown: 1\n\n\ndata: unfinished\n'
+  const wanted = [
+    'comment first', 'id 7', { event: 'a', data: '1\n', json: 1, id: '7' }, 'id ', { event: 'message', data: ' 2', json: 2, id: '' }, 'id 8',
+    'comment ', 'retry 100', { event: 'message', data: '{"x":[1]}', json: { x: [1] }, id: null }
+  ]
+  for (const size of [1, 2, 3, 5, text.length]) {
+    const seen: unknown[] = []
+    const parser = new EventParser({
+      event: event => { seen.push(event) },
+      comment: text => { seen.push(`comment ${text}`) },
+      retry: ms => { seen.push(`retry ${ms}`) },
+      lastEventId: id => { seen.push(`id ${id}`) }
+    })
+    for (let at = 0; at < text.length; at += size) parser.push(text.slice(at, at + size))
+    t.strictSame(seen, wanted, `pieces of ${size}`)
+  }
+})
