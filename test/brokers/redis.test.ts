@@ -240,6 +240,28 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     t.equal((await read(500)).length, 1_000)
   })
 
+  await t.test('cursors that clients make up cost a bounded number of questions', async t => {
+    const { broker, read } = await open(t, { client: url, keyPrefix: 'made-up' })
+    const before = await server.calls('evalsha')
+    const startedAt = performance.now()
+    const reads: Promise<unknown>[] = []
+    for (const n of numbers(500)) {
+      reads.push(broker.read({ epoch: `made-up-${n}`, after: 1, priority: EventPriority.NORMAL, limit: 1 }).then(({ gap }) => gap), read(1_000 + Number(n)))
+      await new Promise(resolve => setImmediate(resolve))
+    }
+    const results = await Promise.all(reads)
+    const asked = await server.calls('evalsha') - before
+    // The readers of this node ask as well, once in two seconds of silence.
+    const elapsedMs = performance.now() - startedAt
+    t.ok(asked <= 2 + elapsedMs / 50 + 2 * Math.ceil(elapsedMs / 2_000), `${asked} questions in ${elapsedMs} ms`)
+    t.strictSame(results, reads.map((_, i) => i % 2 === 0 ? 'epoch' : 'unknown'))
+    await read(1)
+    const closing = read(2)
+    closing.catch(() => {})
+    await broker.close()
+    await t.rejects(closing, { code: 'SSE_ERR_CLOSED' })
+  })
+
   await t.test('clients that return to another node get what they missed', async t => {
     const one = await serve(t, { broker: redisStreamsBroker({ client: url, keyPrefix: 'return' }) })
     const { client } = await one.join()

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { GapReason } from '../broker.js'
 import { BrokerUnavailable } from '../../errors.js'
 
@@ -17,6 +18,8 @@ interface Waiter {
   reject (error: Error): void
 }
 
+/** Redis is asked at most this often, whatever cursors clients make up. */
+const ASK_INTERVAL_MS = 50
 /** A node notices a wiped log, or a connection that is dead, within less. Then the caller asks Redis again. */
 const PATIENCE_MS = 5_000
 
@@ -30,6 +33,9 @@ export class Lag {
   /** Oldest first. */
   readonly #waiting = new Set<Waiter>()
   #asking: Promise<Standing> | null = null
+  /** When Redis was asked last, by `performance.now()`. */
+  #askedAt = -Infinity
+  readonly #stop = new AbortController()
   /** What somebody waits for first, or less. */
   #least = Infinity
   #moves = 0
@@ -80,15 +86,23 @@ export class Lag {
   close (error: Error): void {
     for (const waiter of this.#waiting) waiter.reject(error)
     this.#waiting.clear()
+    this.#stop.abort(error)
     if (this.#timer !== null) clearTimeout(this.#timer)
   }
 
-  /** One question for all who ask in the same turn, and sent after they did: an older answer would know less than the client. */
+  /** One question for all who ask until it is sent: an answer to an older one would know less than the client. */
   #ask (): Promise<Standing> {
-    return (this.#asking ??= Promise.resolve().then(() => {
-      this.#asking = null
-      return this.#askRedis()
-    }))
+    return (this.#asking ??= this.#askSoon())
+  }
+
+  async #askSoon (): Promise<Standing> {
+    const { signal } = this.#stop
+    const waitMs = this.#askedAt + ASK_INTERVAL_MS - performance.now()
+    // Otherwise only others that ask in this turn are waited for.
+    await (waitMs > 0 ? sleep(waitMs, undefined, { ref: false, signal }).catch(() => { throw signal.reason }) : Promise.resolve())
+    this.#asking = null
+    this.#askedAt = performance.now()
+    return await this.#askRedis()
   }
 
   #wait (seq: number): Promise<void> {
