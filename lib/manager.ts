@@ -186,7 +186,8 @@ export class SSEManager {
   /**
    * Ends all streams of a user, on all nodes, and refuses (401) the requests of theirs that were being authenticated before and
    * have no stream yet. Tickets stay good: see to it first that the user is not recognised any more. Resolves with how many streams there
-   * were, once all nodes have ended theirs.
+   * were, once all nodes have ended theirs. A node that was away also ends streams that were opened on it after this call and before
+   * it has read the command: whether a stream is newer than a command cannot be told from the clocks of two machines.
    * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER, with the `count` so far, when a node has not answered within `cluster.answerTimeoutMs`: it
    * ends them before it delivers anything published after this call; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
    */

@@ -36,15 +36,14 @@ export class TimingWheel {
 
   /**
    * How long the event loop has run. A turn that comes more than a tick late shows that it stood still, as in a process that was
-   * stopped or one that computes: what that took counts as one tick.
+   * stopped or one that computes: what that took counts as two ticks.
    */
   get ran (): number {
     return this.#ran + this.#ranSince(this.#clock())
   }
 
   #ranSince (now: number): number {
-    const passed = now - this.#now
-    return passed > 2 * this.tickMs ? this.tickMs : passed
+    return Math.min(now - this.#now, 2 * this.tickMs)
   }
 
   start (): void {
