@@ -4,6 +4,7 @@ import { formatLanes, formatCursor, parseCursor } from '../lib/log/cursor.js'
 import { memoryBroker } from '../lib/log/memory.js'
 import { redisStreamsBroker } from '../lib/redis.js'
 import type { MessageOf, Saying } from '../lib/cluster/node-message.js'
+import { Membership } from '../lib/cluster/membership.js'
 import { PresenceList } from '../lib/cluster/presence.js'
 import { EventPriority, SSEManager, type Broker, type History, type OutgoingMessage, type Page, type Published, type ReadRequest, type Sink, type SSEOptions } from '../lib/index.js'
 import { block, serve, type Joined, type Service } from './helpers/app.js'
@@ -789,6 +790,30 @@ t.test('a list of exactly as many as a message takes is whole in one', async t =
   list.close()
 })
 
+t.test('a node that says something and never reports is gone in the end, one that reports is not', async t => {
+  const { setTimeout } = globalThis
+  t.intercept(globalThis, 'setTimeout', { value: (run: () => void) => setTimeout(run, 0), configurable: true })
+  const gone: string[] = []
+  let beats = 0
+  const membership = new Membership(1_000, {
+    beat: () => {
+      beats++
+      membership.heard({ ...REPORT, nodeId: 'reports', status: 'up' })
+    },
+    gone: nodeId => { gone.push(`${nodeId} after ${beats}`) }
+  })
+  for (const nodeId of ['silent', 'reports', 'says bye']) membership.noticed(nodeId)
+  membership.remove('says bye')
+  t.strictSame(gone, ['says bye after 0'])
+  membership.start()
+  await until(() => gone.length > 1)
+  const silentSince = beats
+  await until(() => beats > silentSince + 300)
+  membership.stop()
+  t.equal(gone.length, 2)
+  t.match(gone[1], /^silent after (?:1[7-9]\d|2[0-5]\d)$/, 'three and a half of the longest intervals')
+})
+
 /** A log in memory that other nodes could share, and what is said on it. */
 class TestLog implements Broker {
   readonly shared = true
@@ -796,6 +821,9 @@ class TestLog implements Broker {
   epoch = 'one'
   sink: Sink | null = null
   readonly said: OutgoingMessage[] = []
+  /** While set, messages with this text are not taken. */
+  refuse: string | null = null
+  refused = 0
   get position (): number { return this.#log.position }
   async open (sink: Sink, history: History): Promise<void> {
     this.sink = sink
@@ -804,6 +832,10 @@ class TestLog implements Broker {
 
   publish (message: OutgoingMessage): Published | Promise<Published> {
     if (message.event === 'sse:node') this.said.push({ ...message })
+    if (this.refuse !== null && message.data.includes(this.refuse)) {
+      this.refused++
+      throw new Error('The other nodes are not reached')
+    }
     return this.#log.publish(message)
   }
 
@@ -984,6 +1016,37 @@ t.test('other nodes are told that rights have changed before this one has asked 
   await log.hear({ kind: 'answer', to: app.sse.nodeId, id, value: 2 })
   ;(await until(() => answer))(false)
   t.equal(await reauthorizing, 3)
+})
+
+t.test('users of a node that is heard late are announced: clients that are here have asked who is present without it', async t => {
+  const log = new TestLog()
+  const { join } = await serve(t, { broker: log, presenceEvents: { topics: ['room:*'], lingerMs: 50 }, cluster: { heartbeatIntervalMs: 60_000 } })
+  const list = (from: string) => log.hear({ from, kind: 'present', first: true, more: false, entries: [['room:1', `user of ${from}`]] })
+  await list('x')
+  const { client } = await join('watcher', ['room:1'])
+  await client.waitFor('sse:join')
+  const settledAt = performance.now() + 1_000
+  await until(() => performance.now() > settledAt)
+  await list('y')
+  await client.waitFor('sse:join', 2)
+  t.strictSame(client.json('sse:join').map(({ userId }) => userId), ['watcher', 'user of y'], 'users of x were there before this node')
+})
+
+t.test('a change of presence that could not be sent is sent with the next heartbeat, also if nobody misses it', async t => {
+  const log = new TestLog()
+  const { join } = await serve(t, { broker: log, presenceEvents: { topics: ['room:*'], lingerMs: 50 }, cluster: { heartbeatIntervalMs: 100 } })
+  const watcher = await join('watcher', ['room:1'])
+  await watcher.client.waitFor('sse:join')
+  const ada = await join('ada', ['room:1'])
+  await watcher.client.waitFor('sse:join', 2)
+  // One user comes and another leaves: the node holds as many entries as before.
+  log.refuse = '"presence"'
+  ada.client.close()
+  await join('grace', ['room:1'])
+  await watcher.client.waitFor('sse:leave')
+  t.ok(log.refused > 0)
+  t.same(watcher.client.json('sse:leave').map(({ userId }) => userId), ['ada'])
+  t.same(watcher.client.json('sse:join').map(({ userId }) => userId), ['watcher', 'ada', 'grace'])
 })
 
 t.test('after a gap a node says all it has, and asks the others for what they have', async t => {

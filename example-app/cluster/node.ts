@@ -46,12 +46,20 @@ app.get<{ Querystring: Static<typeof Visitor> }>('/sse', { sse: true, schema: { 
   // Before any replay: by its time the page tells what is one.
   connection.sendEvent({ event: 'welcome', data: { node: name, clientId: connection.clientId, at: connection.clientInfo.connectedAt }, priority: EventPriority.CRITICAL })
   const tellPresent = async () => {
-    const { users } = await app.sse.presence(ROOM)
+    const { users, complete } = await app.sse.presence(ROOM)
     connection.sendEvent({ event: 'present', data: users.map(({ userId }) => userId) })
+    return complete
+  }
+  /** Asks once more, and again until all nodes have answered. */
+  const tellPresentLater = () => {
+    setTimeout(async () => {
+      const complete = await tellPresent().catch((error: unknown) => { app.log.warn(error) })
+      if (complete !== true && connection.isConnected) tellPresentLater()
+    }, LINGER_MS).unref()
   }
   await tellPresent()
-  // Who was cut at the same time may not have been back yet, and is not told of as coming: nobody has left.
-  setTimeout(() => { tellPresent().catch((error: unknown) => app.log.warn(error)) }, LINGER_MS).unref()
+  // Users who were cut at the same time may not be back yet. They are not announced either: nobody has left.
+  tellPresentLater()
 })
 
 app.post<{ Body: Static<typeof Saying> }>('/say', { schema: { body: Saying } }, async request => {

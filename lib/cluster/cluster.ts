@@ -88,13 +88,20 @@ export class Cluster {
   #open = false
   #closed = false
   #answering: NodeJS.Timeout | null = null
+  /** Whether a change of the presence list was not sent: the other nodes may hold as many entries, and find nothing missing. */
+  #unsent = false
 
   constructor ({ cluster: options, presenceEvents }: { cluster: ClusterOptions, presenceEvents: PresenceOptions }, operations: Commands, host: ClusterHost, log: Log) {
     this.#host = host
     this.#options = options
     this.#log = log
     this.#membership = new Membership(options.heartbeatIntervalMs, {
-      beat: () => this.#beat('beat'),
+      beat: () => {
+        this.#beat('beat')
+        if (!this.#unsent) return
+        this.#unsent = false
+        this.#presence?.tellAll()
+      },
       gone: nodeId => {
         this.#scatter.gone(nodeId)
         this.#presence?.gone(nodeId)
@@ -161,10 +168,17 @@ export class Cluster {
     if (seq > 0) this.#commands.heard(seq)
     const message = decodeNodeMessage(text)
     if (message === null) return this.#log.debug({}, 'A message of another node is not understood')
+    const { from } = message
+    const own = from === this.#host.nodeId
+    if (message.kind !== 'presence' && message.kind !== 'present') {
+      if (!own) this.#hear(message)
+      return
+    }
     // Also of this node, so that all read the same list in the same order.
+    if (!own) this.#membership.noticed(from)
     if (message.kind === 'presence') this.#presence?.changed(message)
-    else if (message.kind === 'present') this.#presence?.listed(message, this.#membership.established)
-    else if (message.from !== this.#host.nodeId) this.#hear(message)
+    // Clients that are here already have asked who is present, and were not told of these users.
+    else this.#presence?.listed(message, this.#membership.established || performance.now() > this.#settledAt)
   }
 
   #hear (message: NodeMessage): void {
@@ -238,7 +252,10 @@ export class Cluster {
 
   /** Says something that is said again later, or will be missed by nobody. */
   #tell (saying: Saying): void {
-    this.#say(saying, 'apart').catch(err => { this.#log.debug({ err, kind: saying.kind }, 'The other nodes are not reached') })
+    this.#say(saying, 'apart').catch(err => {
+      if (saying.kind === 'presence' || saying.kind === 'present') this.#unsent = true
+      this.#log.debug({ err, kind: saying.kind }, 'The other nodes are not reached')
+    })
   }
 
   async #say (saying: Saying, way: NodeWay): Promise<void> {

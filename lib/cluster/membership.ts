@@ -1,4 +1,4 @@
-import type { Report } from './node-message.js'
+import { MAX_BEAT_MS, type Report } from './node-message.js'
 
 /** A node that is not heard of for this many of its own beats is gone. */
 const MISSED_BEATS = 3.5
@@ -24,6 +24,8 @@ export class Membership {
   readonly #everyMs: number
   readonly #events: MembershipEvents
   readonly #members = new Map<string, Member>()
+  /** Nodes that were noticed without a report, and how long ago, in milliseconds for which this node has listened. */
+  readonly #strangers = new Map<string, number>()
   #timer: NodeJS.Timeout | null = null
   #listening = true
   #listenedMs = 0
@@ -53,13 +55,20 @@ export class Membership {
     if (listening) for (const member of this.#members.values()) member.silentMs = 0
   }
 
+  /** A node that has not reported, or was taken for dead, has said something. Unless it reports, it is gone in the end. */
+  noticed (nodeId: string): void {
+    if (!this.#members.has(nodeId)) this.#strangers.set(nodeId, 0)
+  }
+
   /** Takes what a node says of itself. */
   heard (report: Report): void {
+    this.#strangers.delete(report.nodeId)
     this.#members.set(report.nodeId, { report, heardAt: Date.now(), silentMs: 0 })
   }
 
   remove (nodeId: string): void {
-    if (this.#members.delete(nodeId)) this.#events.gone(nodeId)
+    const known = [this.#members, this.#strangers].filter(nodes => nodes.delete(nodeId)).length > 0
+    if (known) this.#events.gone(nodeId)
   }
 
   /** Whether this node has listened for so long that each other that lived has been heard: one that is new here has come, or come back. */
@@ -83,6 +92,11 @@ export class Membership {
       member.silentMs += ms
       // Time passes here in steps of this node's own interval.
       if (member.silentMs > Math.max(member.report.everyMs, this.#everyMs) * MISSED_BEATS) this.remove(nodeId)
+    }
+    for (const [nodeId, silentMs] of this.#strangers) {
+      this.#strangers.set(nodeId, silentMs + ms)
+      // How often it reports is not known.
+      if (silentMs + ms > MAX_BEAT_MS * MISSED_BEATS) this.remove(nodeId)
     }
   }
 }

@@ -12,6 +12,8 @@ $('me').textContent = me
 
 const ledger = new Ledger()
 const present = new Set()
+/** Users who have come or left on this stream: a list of those present may have been made before. */
+const changes = new Map()
 let node = null
 /** When this stream began, by the server: what is older is a replay. */
 let began = 0
@@ -26,6 +28,7 @@ source.addEventListener('error', () => {
 })
 
 on('welcome', welcome => {
+  changes.clear()
   node = welcome.node
   began = away === null ? 0 : welcome.at
   if (away !== null) away.to = node
@@ -57,14 +60,17 @@ on('said', ({ user, text, node, at }) => write({ 'data-replayed': at < began }, 
 on('present', users => {
   present.clear()
   for (const user of users) present.add(user)
+  for (const [user, here] of changes) present[here ? 'add' : 'delete'](user)
   lobby()
 })
 on('sse:join', ({ userId }) => {
+  changes.set(userId, true)
   present.add(userId)
   if (userId !== me) write({ class: 'news' }, `${userId} has come`)
   lobby()
 })
 on('sse:leave', ({ userId }) => {
+  changes.set(userId, false)
   present.delete(userId)
   write({ class: 'news' }, `${userId} has left`)
   lobby()
