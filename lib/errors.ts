@@ -22,9 +22,19 @@ export class SSEError extends Error {
 
 type Arguments = [(string | number | { cause: unknown })?, (string | number | { cause: unknown })?, ({ cause: unknown })?]
 
-function define (code: string, message: string, statusCode = 500): FastifyErrorConstructor<{ code: string }, Arguments> {
+type Constructor = FastifyErrorConstructor<{ code: string }, Arguments>
+const byCode = new Map<string, Constructor>()
+
+function define (code: string, message: string, statusCode = 500): Constructor {
   // @fastify/error types its base as ErrorConstructor; only the prototype is used.
-  return createError<Arguments>(code, message, statusCode, SSEError as unknown as ErrorConstructor)
+  const constructor = createError<Arguments>(code, message, statusCode, SSEError as unknown as ErrorConstructor)
+  byCode.set(code, constructor)
+  return constructor
+}
+
+/** An error that another node has sent: what it was there, or CommandFailed for a code that this version does not have. */
+export function reviveError (code: string, message: string): Error {
+  return Object.assign(new (byCode.get(code) ?? CommandFailed)(), { message })
 }
 
 // Boot: the application's configuration

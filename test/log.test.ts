@@ -708,7 +708,7 @@ class World {
       case 'cut': this.cut(); break
       case 'renew': if (this.outbox.idle) this.#replace(); break
       case 'neighbour':
-        this.budget.used += step.bytes - this.neighbours
+        this.budget.add(step.bytes - this.neighbours)
         this.neighbours = step.bytes
     }
     this.checkBounds()

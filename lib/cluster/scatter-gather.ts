@@ -1,5 +1,5 @@
 import type { ArgumentsOf, Command, Commands, ResultOf } from './commands.js'
-import * as errors from '../errors.js'
+import { Closed, CommandFailed, reviveError, SSEError, TooManyCommands } from '../errors.js'
 import type { Log } from '../util/logger.js'
 import type { NodeWay } from '../log/event-log.js'
 import type { MessageOf, Saying } from './node-message.js'
@@ -74,7 +74,7 @@ export class ScatterGather {
   }
 
   async #askOthers (name: string, operation: Command, args: unknown[]): Promise<Outcome<unknown>> {
-    if (this.#pending.size >= MAX_PENDING) throw new errors.TooManyCommands(MAX_PENDING)
+    if (this.#pending.size >= MAX_PENDING) throw new TooManyCommands(MAX_PENDING)
     const id = ++this.#asked
     const command = { kind: 'command', id, operation: name, args } as const
     const { answerTimeoutMs } = this.#host
@@ -117,7 +117,7 @@ export class ScatterGather {
     const operation = Object.hasOwn(this.#operations, name) ? this.#operations[name as keyof Commands] as unknown as Command : null
     if (operation?.args.Check(args) !== true) {
       this.#log.warn({ operation: name, nodeId: from }, 'A node of another version asks for an operation that this node does not know')
-      return Promise.resolve(failed(new errors.CommandFailed()))
+      return Promise.resolve(failed(new CommandFailed()))
     }
     if (operation.effect === 'ask') return this.#run(name, operation, args)
     const key = `${from} ${id}`
@@ -135,15 +135,15 @@ export class ScatterGather {
       return { value: await operation.run(...args) }
     } catch (err) {
       // The cause stays here: it may be anything, and is for this node's log only.
-      if (!(err instanceof errors.SSEError) || err.statusCode >= 500) this.#log.error({ err, operation: name }, 'A command of another node failed')
-      return failed(err instanceof errors.SSEError ? err : new errors.CommandFailed())
+      if (!(err instanceof SSEError) || err.statusCode >= 500) this.#log.error({ err, operation: name }, 'A command of another node failed')
+      return failed(err instanceof SSEError ? err : new CommandFailed())
     }
   }
 
   answered ({ from, id, value = null, error }: MessageOf<'answer'>): void {
     const gathering = this.#pending.get(id)
     if (gathering === undefined) return
-    if (error !== undefined) gathering.fail(from, revive(error))
+    if (error !== undefined) gathering.fail(from, reviveError(error.code, error.message))
     else gathering.answered(from, value)
   }
 
@@ -153,7 +153,7 @@ export class ScatterGather {
   }
 
   close (): void {
-    for (const gathering of this.#pending.values()) gathering.abort(new errors.Closed())
+    for (const gathering of this.#pending.values()) gathering.abort(new Closed())
   }
 }
 
@@ -190,7 +190,7 @@ class Gathering {
   answered (from: string, value: unknown): void {
     const { merge, result } = this.#operation
     // A node without the connection has no result. Any other result is of another version: what was done there is not known.
-    if (!(value === null && merge === null) && !result.Check(value)) return this.fail(from, new errors.CommandFailed())
+    if (!(value === null && merge === null) && !result.Check(value)) return this.fail(from, new CommandFailed())
     if (value !== null && !this.#answered.has(from)) {
       this.#answered.add(from)
       this.#value = this.#value === null ? value : (merge?.(this.#value, value) ?? this.#value)
@@ -205,7 +205,7 @@ class Gathering {
   }
 
   fail (from: string, error: Error): void {
-    if (this.#error === null || this.#error instanceof errors.CommandFailed) this.#error = error
+    if (this.#error === null || this.#error instanceof CommandFailed) this.#error = error
     this.gone(from)
   }
 
@@ -241,7 +241,7 @@ class Gathering {
 
   #decide (): void {
     // A node that does not know the operation says nothing of the node that has the connection.
-    const refused = this.#operation.merge === null && this.#error !== null && !(this.#error instanceof errors.CommandFailed)
+    const refused = this.#operation.merge === null && this.#error !== null && !(this.#error instanceof CommandFailed)
     if (!refused && !this.#isDecided() && !(this.#settled && this.#awaited.size === 0)) return
     this.#waiting = false
     this.#decided()
@@ -250,16 +250,4 @@ class Gathering {
 
 function failed ({ code, message }: Error & { code: string }): Answer {
   return { error: { code, message } }
-}
-
-/** Every error by its code: one that comes from another node is what it was there. */
-const byCode = new Map(Object.values(errors).filter(value => value !== errors.SSEError).map(value => {
-  const Type = value as typeof errors.CommandFailed
-  return [new Type().code, Type]
-}))
-
-function revive ({ code, message }: { code: string, message: string }): Error {
-  const error = new (byCode.get(code) ?? errors.CommandFailed)()
-  error.message = message
-  return error
 }

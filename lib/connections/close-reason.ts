@@ -14,8 +14,8 @@ import { InvalidCloseReason } from '../errors.js'
  * - `source-end`, `source-error`: the source of `reply.sse(source)` ended, or failed.
  * - `head`: it was a HEAD request.
  */
-export type CloseReason = 'client' | 'closed' | 'disconnected' | 'shutdown' | 'max-age' | 'auth-expired' | 'revoked' | 'rights-unknown' | 'stalled' | 'source-end' | 'source-error' | 'head'
-export const CLOSE_REASONS: readonly CloseReason[] = ['client', 'closed', 'disconnected', 'shutdown', 'max-age', 'auth-expired', 'revoked', 'rights-unknown', 'stalled', 'source-end', 'source-error', 'head']
+export type CloseReason = typeof CLOSE_REASONS[number]
+export const CLOSE_REASONS = ['client', 'closed', 'disconnected', 'shutdown', 'max-age', 'auth-expired', 'revoked', 'rights-unknown', 'stalled', 'source-end', 'source-error', 'head'] as const
 
 const RECONNECT: ReadonlySet<string> = new Set<CloseReason>(['shutdown', 'max-age', 'auth-expired', 'rights-unknown', 'source-error'])
 const FORM = /^[a-z0-9-]{1,64}$/

@@ -210,7 +210,7 @@ export class Outbox {
     this.#lanes[frame.priority]!.append(frame, position)
     this.#bytes += frame.bytes + FRAME_BYTES
     this.#budget.hold(frame)
-    this.#budget.used += FRAME_BYTES
+    this.#budget.add(FRAME_BYTES)
     if (frame.key === null) return
     this.#keyed.set(frame.key, frame)
     if (frame.seq > 0) this.#overtaking?.set(frame.key, frame.seq)
@@ -224,7 +224,7 @@ export class Outbox {
   #forget (frame: Frame): void {
     this.#bytes -= frame.bytes + FRAME_BYTES
     this.#budget.release(frame)
-    this.#budget.used -= FRAME_BYTES
+    this.#budget.add(-FRAME_BYTES)
     if (frame.key !== null) this.#keyed.delete(frame.key)
   }
 
