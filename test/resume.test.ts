@@ -5,7 +5,7 @@ import { EventSource } from 'undici'
 import { EventPriority, type Broker, type SSEOptions } from '../lib/index.js'
 import type { GapReason, Page, Published, ReadRequest, Sink } from '../lib/log/broker.js'
 import type { Message, OutgoingMessage } from '../lib/events/message.js'
-import { block, serve, type Joined, type Service } from './helpers/app.js'
+import { block, serve, type Joined, type Service, settle, texts } from './helpers/app.js'
 import { SSEClient, type Block } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
 
@@ -69,15 +69,6 @@ class Reader {
 const nameOf = ({ data }: Block) => {
   const { priority, n } = JSON.parse(data!) as { priority: number, n: number }
   return `${priority}:${n}`
-}
-const texts = (client: SSEClient, event = 'x') => client.named(event).map(({ data }) => data)
-
-let marks = 0
-/** Publishes a last event for everyone, of the lowest priority, and waits for it: what has not arrived by then will not. */
-async function settle ({ app }: Service, ...clients: SSEClient[]): Promise<void> {
-  const mark = String(++marks)
-  await app.sse.broadcastEvent({ event: 'settled', data: mark, priority: EventPriority.LOW })
-  for (const client of clients) await until(() => client.closed || client.named('settled').some(({ data }) => data === mark), 15_000, 'the last event')
 }
 
 t.test('where the cursor comes from', async t => {

@@ -7,7 +7,7 @@ import t, { type Test } from 'tap'
 import { EventPriority, memoryBroker, requestSerializer, SSEManager, type BroadcastOptions, type SSEOptions, type TopicQuestion } from '../lib/index.js'
 import { DisconnectedUsers } from '../lib/access/disconnected-users.js'
 import { redacting, redactUrl } from '../lib/fastify/request-serializer.js'
-import { block, serve, type Joined, type Service } from './helpers/app.js'
+import { block, serve, type Joined, type Service, settle, texts } from './helpers/app.js'
 import { RawSocket } from './helpers/raw.js'
 import { TimingWheel } from '../lib/connections/timing-wheel.js'
 import { WallClock } from '../lib/connections/wall-clock.js'
@@ -16,16 +16,7 @@ import { turns, until } from './helpers/wait.js'
 
 // Who may hear what, now: at delivery, at replay, after a right was given or taken.
 
-const texts = (client: SSEClient, event = 'x') => client.named(event).map(({ data }) => data)
 const publish = ({ app }: Service, data: string, options: BroadcastOptions = {}) => app.sse.broadcastEvent({ event: 'x', data }, options)
-
-let marks = 0
-/** Publishes a last event for everyone and waits for it: what has not arrived by then will not. */
-async function settle ({ app }: Service, ...clients: SSEClient[]): Promise<void> {
-  const mark = String(++marks)
-  await app.sse.broadcastEvent({ event: 'settled', data: mark, priority: EventPriority.LOW })
-  for (const client of clients) await until(() => client.closed || client.named('settled').some(({ data }) => data === mark), 15_000, 'the last event')
-}
 
 /** A service whose log lines of level error and above are kept. */
 async function logged (t: Test, options: SSEOptions): Promise<{ service: Service, errors: any[] }> {

@@ -2,9 +2,9 @@ import type { AddressInfo } from 'node:net'
 import { getDefaultHighWaterMark } from 'node:stream'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import type { Test } from 'tap'
-import ssePlugin, { type ConnectOptions, type SSEConnection, type SSEOptions } from '../../lib/index.js'
+import ssePlugin, { EventPriority, type BroadcastOptions, type ConnectOptions, type SSEConnection, type SSEOptions } from '../../lib/index.js'
 import { SSEClient, type ClientOptions } from './sse.js'
-import { turns } from './wait.js'
+import { turns, until } from './wait.js'
 
 /** Listens on a free port of the loopback interface and returns the base URL. */
 export async function listen (app: FastifyInstance): Promise<string> {
@@ -83,3 +83,24 @@ export async function block ({ client, connection }: Joined, event = 'filler'): 
   }
   throw new Error('The socket took 30 MB from a client that does not read')
 }
+
+let marks = 0
+
+/** Publishes a last event for everyone, of the lowest priority, and waits for it: what has not arrived by then will not. */
+export async function settle ({ app }: Pick<Service, 'app'>, ...clients: SSEClient[]): Promise<void> {
+  await publishLast(app, {}, clients)
+}
+
+/** The same by an event that is not logged: no id of the log is used up. */
+export async function settleUnlogged ({ app }: Pick<Service, 'app'>, ...clients: SSEClient[]): Promise<void> {
+  await publishLast(app, { ephemeral: true }, clients)
+}
+
+async function publishLast (app: FastifyInstance, options: BroadcastOptions, clients: readonly SSEClient[]): Promise<void> {
+  const mark = String(++marks)
+  await app.sse.broadcastEvent({ event: 'settled', data: mark, priority: EventPriority.LOW }, options)
+  for (const client of clients) await until(() => client.closed || client.named('settled').some(({ data }) => data === mark), 15_000, 'the last event')
+}
+
+/** The data of the events of this name that a client has received. */
+export const texts = (client: SSEClient, event = 'x') => client.named(event).map(({ data }) => data)
