@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
-import { setTimeout as sleep } from 'node:timers/promises'
-import type { Broker, GapReason, History, Published } from '../log/broker.js'
-import type { Message, OutgoingMessage } from '../events/message.js'
-import { EPOCH } from '../log/cursor.js'
 import { EventPriority } from '../events/event.js'
+import type { Broker } from '../log/broker.js'
+import { EPOCH } from '../log/cursor.js'
+import { ContractNode, flood, HISTORY, message, numbers, texts, within, type Check, type StoreFaults } from './broker-harness.js'
+import { betweenNodes, whenOneNodeLags, whenTheStoreFails } from './shared-broker-contract.js'
 
 // What every Broker promises (see the interface), as tests. For a broker of your own:
 //
@@ -14,113 +14,47 @@ import { EventPriority } from '../events/event.js'
 /** `test` of `node:test`, of tap, or of anything that runs a function and reports that it rejected. */
 export type RunTest = (name: string, run: () => Promise<void>) => unknown
 
-/** Makes a broker, unopened, on the log of this name; for one that shares nothing, on a log of its own. The suite closes it. */
-export type CreateBroker = (log: string) => Broker
+/**
+ * Makes a broker, unopened, on the log of this name; for a broker that shares nothing, on a log of its own. The suite closes it.
+ * @param node 0 for the first broker on this log, 1 for the second: see `StoreFaults`.
+ */
+export type CreateBroker = (log: string, node: number) => Broker
 
-const HISTORY: History = { maxEvents: 100, maxAgeMs: 60_000, maxBytes: 1 << 20 }
-const DEADLINE_MS = 5_000
+/** Options of `brokerContract()`. */
+export interface BrokerContractOptions {
+  /** Whether nodes share the log: then what holds between them is tested as well. Default false. */
+  shared?: boolean
+  /** How to break the store. Default: what a broker does when its store fails is not tested. */
+  faults?: StoreFaults
+}
+
 let counter = 0
-
-/** A broker that is open, and all that it has told. */
-class Node {
-  readonly broker: Broker
-  readonly delivered: Message[] = []
-  readonly gaps: GapReason[] = []
-  readonly states: string[] = []
-  onDeliver: ((message: Message) => void) | null = null
-  #inside = false
-
-  constructor (broker: Broker) {
-    this.broker = broker
-  }
-
-  async open (history: History): Promise<void> {
-    await this.broker.open({
-      deliver: message => {
-        assert.equal(this.#inside, false, 'deliver is not re-entered')
-        assert.ok(this.broker.position >= message.seq, 'the position includes the message that is being delivered')
-        this.#inside = true
-        const count = this.delivered.push(message)
-        this.onDeliver?.(message)
-        this.#inside = false
-        return count
-      },
-      gap: reason => { this.gaps.push(reason) },
-      state: state => { this.states.push(state) }
-    }, history)
-  }
-
-  async publish (data: string, more: Partial<OutgoingMessage> = {}): Promise<Published> {
-    return await this.broker.publish(message(data, more))
-  }
-
-  /** The page of NORMAL messages after `after`. */
-  read (after: number, epoch = this.broker.epoch) {
-    return this.broker.read({ epoch, after, priority: EventPriority.NORMAL, limit: 10 })
-  }
-
-  get texts (): string[] {
-    return this.delivered.map(({ data }) => data)
-  }
-
-  /** What `flood` has told, each as often as it came. */
-  get told (): string[] {
-    return this.texts.filter(text => text.startsWith('told ')).sort()
-  }
-
-  async hasTold (count: number): Promise<void> {
-    const deadline = Date.now() + DEADLINE_MS
-    while (this.told.length < count) {
-      assert.ok(Date.now() < deadline, `${count} messages between nodes are delivered, there are ${this.told.length}`)
-      await sleep(5)
-    }
-  }
-
-  async has (count: number): Promise<void> {
-    const deadline = Date.now() + DEADLINE_MS
-    while (this.delivered.length < count) {
-      assert.ok(Date.now() < deadline, `${count} messages are delivered, there are ${this.delivered.length}`)
-      await sleep(5)
-    }
-  }
-}
-
-function message (data: string, more: Partial<OutgoingMessage> = {}): OutgoingMessage {
-  return { event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, ...more }
-}
-
-function texts (messages: readonly Message[]): string[] {
-  return messages.map(({ data }) => data)
-}
-
-const numbers = (count: number) => Array.from({ length: count }, (_, i) => String(i))
 
 /**
  * Runs the promises of `Broker` as tests.
  * @param name begins the name of each test.
- * @param options.shared also what holds between nodes that share a log. Default false.
  */
-export function brokerContract (test: RunTest, name: string, create: CreateBroker, { shared = false }: { shared?: boolean } = {}): void {
+export function brokerContract (test: RunTest, name: string, create: CreateBroker, { shared = false, faults }: BrokerContractOptions = {}): void {
   const check: Check = (what, run, history = HISTORY) => test(`${name}: ${what}`, async () => {
     const log = `contract-${process.pid}-${++counter}`
-    const nodes: Node[] = []
+    const nodes: ContractNode[] = []
     try {
       await run(async () => {
-        const node = new Node(create(log))
+        const node = new ContractNode(create(log, nodes.length))
         nodes.push(node)
         await node.open(history)
         return node
       })
     } finally {
+      for (const [index] of nodes.entries()) await faults?.heal(index)
       await Promise.all(nodes.map(({ broker }) => broker.close()))
     }
   })
   ofEachNode(check, shared)
   if (shared) betweenNodes(check)
+  if (faults !== undefined) whenTheStoreFails(check, faults)
+  if (faults !== undefined && shared) whenOneNodeLags(check, faults)
 }
-
-/** Runs a test on a log of its own; `join` opens one more node on it. */
-type Check = (what: string, run: (join: () => Promise<Node>) => Promise<void>, history?: History) => unknown
 
 function ofEachNode (check: Check, shared: boolean): void {
   check('delivers each message once, in order, with sequence numbers that grow by one', async join => {
@@ -188,6 +122,18 @@ function ofEachNode (check: Check, shared: boolean): void {
     assert.deepEqual(texts((await node.read(first.seq! - 1)).messages), ['logged', 'logged too'])
   })
 
+  if (!shared) {
+    check('a message with a filter does not replace another: two functions cannot be compared', async join => {
+      const node = await join()
+      const { position: start } = node.broker
+      for (const data of ['1', '2']) await node.publish(data, { key: 'k', target: { filter: () => true } })
+      await node.publish('3', { key: 'k' })
+      await node.publish('4', { key: 'k' })
+      await node.has(4)
+      assert.deepEqual(texts((await node.read(start)).messages), ['1', '2', '4'])
+    })
+  }
+
   check('ephemeral messages push no logged one out of the history', async join => {
     const node = await join()
     const { seq } = await node.publish('logged')
@@ -204,6 +150,16 @@ function ofEachNode (check: Check, shared: boolean): void {
     const { messages } = await node.read(start + 19)
     assert.deepEqual(messages.map(({ data }) => data.slice(0, 2)), ['19'])
   }, { ...HISTORY, maxBytes: 4_000 })
+
+  check('messages older than maxAgeMs are not read', async join => {
+    const node = await join()
+    const { position: start } = node.broker
+    await node.publish('old')
+    await within(async () => (await node.read(start)).gap === 'trimmed', () => 'the message leaves the history')
+    const young = await node.publish('young')
+    assert.equal(young.seq, start + 2, 'its position is not used again')
+    await node.has(2)
+  }, { ...HISTORY, maxAgeMs: 300 })
 
   check('what nodes tell each other reaches all, however many ephemeral messages are published', async join => {
     const nodes = [await join(), ...shared ? [await join()] : []]
@@ -264,8 +220,7 @@ function ofEachNode (check: Check, shared: boolean): void {
     assert.deepEqual(answers.filter(Boolean), [true])
     assert.equal(await broker.claim('a', 1), false)
     assert.equal(await broker.claim('b', 50), true)
-    const deadline = Date.now() + 10_000
-    while (!await broker.claim('b', 60_000)) assert.ok(Date.now() < deadline, 'it can be claimed again')
+    await within(() => broker.claim('b', 60_000), () => 'it can be claimed again')
     assert.equal(await broker.claim('b', 60_000), false)
   })
 
@@ -281,74 +236,4 @@ function ofEachNode (check: Check, shared: boolean): void {
     assert.equal(node.delivered.length, 1)
     await node.broker.close()
   })
-}
-
-/** Messages of both kinds between nodes, in a flood of ephemeral ones. Returns the former. */
-async function flood (node: Node): Promise<string[]> {
-  const noise = 'x'.repeat(500)
-  const told: string[] = []
-  for (let i = 0; i < 12; i++) {
-    // It may be lost, and its publish rejected.
-    for (let n = 0; n < 100; n++) node.publish(noise, { ephemeral: true }).catch(() => {})
-    told.push(`told ${i}`)
-    await node.publish(told.at(-1)!, { channel: 'node', ephemeral: i % 2 === 0 })
-  }
-  return told.sort()
-}
-
-function betweenNodes (check: Check): void {
-  check('a key is claimed by one node', async join => {
-    const nodes = [await join(), await join()]
-    const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => nodes[i % 2]!.broker.claim('shared', 60_000)))
-    assert.deepEqual(answers.filter(Boolean), [true])
-  })
-
-  check('all nodes get the same messages in the same order', async join => {
-    const [one, other] = [await join(), await join()]
-    await Promise.all(numbers(50).map(n => (Number(n) % 2 === 0 ? one : other).publish(n)))
-    await Promise.all([one.has(50), other.has(50)])
-    assert.deepEqual(one.delivered, other.delivered)
-    assert.deepEqual([...one.texts].sort(), numbers(50).sort())
-    assert.equal(one.broker.epoch, other.broker.epoch)
-    assert.equal(one.broker.position, other.broker.position)
-  })
-
-  check('ephemeral messages reach all nodes', async join => {
-    const [one, other] = [await join(), await join()]
-    await one.publish('logged')
-    await one.publish('not', { ephemeral: true })
-    await one.publish('logged too')
-    await other.has(3)
-    assert.deepEqual(other.delivered, one.delivered)
-  })
-
-  check('a place of one node is one of all', async join => {
-    const [one, other] = [await join(), await join()]
-    const first = await one.publish('1')
-    await other.publish('2')
-    await one.publish('3')
-    await other.has(3)
-    assert.deepEqual(await other.read(first.seq!, one.broker.epoch), await one.read(first.seq!))
-    assert.deepEqual(texts((await other.read(first.seq!)).messages), ['2', '3'])
-  })
-
-  check('a node that opens later begins at the newest message, and reads what came before', async join => {
-    const one = await join()
-    const before = await Promise.all(numbers(20).map(n => one.publish(n)))
-    const other = await join()
-    await one.publish('live')
-    await other.has(1)
-    assert.deepEqual(other.texts, ['live'])
-    assert.equal(other.broker.epoch, one.broker.epoch)
-    assert.deepEqual(texts((await other.read(before[15]!.seq!)).messages), [...numbers(20).slice(16), 'live'])
-    assert.deepEqual(await other.read(before[0]!.seq!), await one.read(before[0]!.seq!))
-  })
-
-  check('a node that opens later does not read what has left the history', async join => {
-    const one = await join()
-    const published = await Promise.all(numbers(20).map(n => one.publish(n)))
-    const other = await join()
-    assert.equal((await other.read(published[10]!.seq!)).gap, 'trimmed')
-    assert.deepEqual(texts((await other.read(published[14]!.seq!)).messages), numbers(20).slice(15))
-  }, { ...HISTORY, maxEvents: 5 })
 }

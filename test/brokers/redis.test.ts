@@ -15,7 +15,7 @@ import { Reconnector } from '../../lib/log/redis/reconnector.js'
 import { RedisStore } from '../../lib/log/redis/store.js'
 import { formatCursor } from '../../lib/log/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
-import { brokerContract } from '../../lib/testing/broker-contract.js'
+import { brokerContract, slowRedis } from '../../lib/testing/index.js'
 import { serve, type Service } from '../helpers/app.js'
 import { Proxy } from '../helpers/proxy.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
@@ -105,15 +105,26 @@ t.test('options', async t => {
 t.test('with a server', { skip: withoutRedis }, async t => {
   const server = await start(t)
   const { url } = server
-  const clients: Record<string, () => RedisStreamsOptions['client']> = {
-    ioredis: () => new Redis(url, { lazyConnect: true }),
-    'node-redis': () => createClient({ url }),
-    'a URL': () => url
+  const clients: Record<string, (url: string) => RedisStreamsOptions['client']> = {
+    ioredis: url => new Redis(url, { lazyConnect: true }),
+    'node-redis': url => createClient({ url }),
+    'a URL': url => url
   }
 
   for (const [name, client] of Object.entries(clients)) {
-    const shared = client()
-    await t.test(`contract, ${name}`, async t => brokerContract(t.test.bind(t), name, keyPrefix => redisStreamsBroker({ client: shared, keyPrefix }), { shared: true }))
+    await t.test(`contract, ${name}`, async t => {
+      // One for each node of a test, so that a node can be cut off alone.
+      const proxies = await Promise.all([0, 1].map(() => slowRedis({ port: server.port, test: t })))
+      const ways = proxies.map(({ url }) => client(url))
+      brokerContract(t.test.bind(t), name, (keyPrefix, node) => redisStreamsBroker({ client: ways[node]!, keyPrefix }), {
+        shared: true,
+        faults: {
+          cut: node => proxies[node]!.cut(),
+          hold: node => proxies[node]!.hold(),
+          heal: node => proxies[node]!.heal()
+        }
+      })
+    })
   }
 
   await t.test('clients, however they are set up, read one another', async t => {

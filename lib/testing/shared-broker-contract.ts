@@ -1,0 +1,136 @@
+import assert from 'node:assert/strict'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { HISTORY, numbers, texts, within, type Check, type StoreFaults } from './broker-harness.js'
+
+// The part of the contract that needs several nodes, or a store that fails.
+
+const UNAVAILABLE = { code: 'SSE_ERR_BROKER_UNAVAILABLE' }
+
+export function betweenNodes (check: Check): void {
+  check('a key is claimed by one node', async join => {
+    const nodes = [await join(), await join()]
+    const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => nodes[i % 2]!.broker.claim('shared', 60_000)))
+    assert.deepEqual(answers.filter(Boolean), [true])
+  })
+
+  check('all nodes get the same messages in the same order', async join => {
+    const [one, other] = [await join(), await join()]
+    await Promise.all(numbers(50).map(n => (Number(n) % 2 === 0 ? one : other).publish(n)))
+    await Promise.all([one.has(50), other.has(50)])
+    assert.deepEqual(one.delivered, other.delivered)
+    assert.deepEqual([...one.texts].sort(), numbers(50).sort())
+    assert.equal(one.broker.epoch, other.broker.epoch)
+    assert.equal(one.broker.position, other.broker.position)
+  })
+
+  check('ephemeral messages reach all nodes', async join => {
+    const [one, other] = [await join(), await join()]
+    await one.publish('logged')
+    await one.publish('not', { ephemeral: true })
+    await one.publish('logged too')
+    await other.has(3)
+    assert.deepEqual(other.delivered, one.delivered)
+  })
+
+  check('a place of one node is one of all', async join => {
+    const [one, other] = [await join(), await join()]
+    const first = await one.publish('1')
+    await other.publish('2')
+    await one.publish('3')
+    await other.has(3)
+    assert.deepEqual(await other.read(first.seq!, one.broker.epoch), await one.read(first.seq!))
+    assert.deepEqual(texts((await other.read(first.seq!)).messages), ['2', '3'])
+  })
+
+  check('a node that opens later begins at the newest message, and reads what came before', async join => {
+    const one = await join()
+    const before = await Promise.all(numbers(20).map(n => one.publish(n)))
+    const other = await join()
+    await one.publish('live')
+    await other.has(1)
+    assert.deepEqual(other.texts, ['live'])
+    assert.equal(other.broker.epoch, one.broker.epoch)
+    assert.deepEqual(texts((await other.read(before[15]!.seq!)).messages), [...numbers(20).slice(16), 'live'])
+    assert.deepEqual(await other.read(before[0]!.seq!), await one.read(before[0]!.seq!))
+  })
+
+  check('a node that opens later does not read what has left the history', async join => {
+    const one = await join()
+    const published = await Promise.all(numbers(20).map(n => one.publish(n)))
+    const other = await join()
+    assert.equal((await other.read(published[10]!.seq!)).gap, 'trimmed')
+    assert.deepEqual(texts((await other.read(published[14]!.seq!)).messages), numbers(20).slice(15))
+  }, { ...HISTORY, maxEvents: 5 })
+}
+
+export function whenTheStoreFails (check: Check, faults: StoreFaults): void {
+  check('without the store every call rejects, and the state says so; afterwards nothing is missing', async join => {
+    const node = await join()
+    const before = await node.publish('before')
+    await faults.cut(0)
+    await within(() => node.publish('during', { ephemeral: true }).then(() => false, ({ code }) => code === UNAVAILABLE.code), () => 'a publish is rejected')
+    await node.isIn('down')
+    await assert.rejects(node.publish('during'), UNAVAILABLE)
+    await assert.rejects(node.broker.claim('key', 1_000), UNAVAILABLE)
+    await faults.heal(0)
+    await node.isIn('up')
+    let after: number | null = null
+    await within(() => node.publish('after').then(({ seq }) => { after = seq; return true }, () => false), () => 'a publish is accepted again')
+    const logged = node.delivered.filter(({ seq }) => seq > 0)
+    assert.deepEqual(logged.map(({ seq }) => seq), numbers(logged.length).map(n => before.seq! + Number(n)), 'each once, in order')
+    assert.equal(logged.at(-1)!.seq, after)
+    assert.deepEqual([logged[0]!.data, logged.at(-1)!.data], ['before', 'after'])
+    assert.deepEqual(texts((await node.read(before.seq! - 1)).messages), texts(logged))
+    assert.deepEqual(node.gaps, [])
+    assert.deepEqual(node.states, ['up', 'down', 'up'])
+  })
+}
+
+export function whenOneNodeLags (check: Check, faults: StoreFaults): void {
+  check('a cursor that is ahead of a node waits for the node, and is no gap', async join => {
+    const [one, other] = [await join(), await join()]
+    await faults.hold(1)
+    const results = await Promise.all(numbers(5).map(n => one.publish(n)))
+    const ahead = results[2]!.seq!
+    assert.ok(other.broker.position < ahead, 'the node lags')
+    let answered = false
+    const reading = other.read(ahead).finally(() => { answered = true })
+    reading.catch(() => {})
+    await sleep(100)
+    assert.equal(answered, false)
+    await faults.heal(1)
+    const page = await reading
+    assert.equal(page.gap, undefined)
+    await other.has(5)
+    assert.deepEqual(texts((await other.read(ahead)).messages), ['3', '4'])
+    assert.equal((await other.read(results[4]!.seq! + 1)).gap, 'unknown', 'beyond the end of the log it is one')
+  })
+
+  check('a node that was away receives commands and events in their order, each once', async join => {
+    const [one, other] = [await join(), await join()]
+    await one.publish('before')
+    await other.has(1)
+    await faults.cut(1)
+    await one.publish('1')
+    await one.publish('command', { channel: 'node' })
+    await one.publish('2')
+    await faults.heal(1)
+    await other.has(4)
+    assert.deepEqual(other.texts, ['before', '1', 'command', '2'])
+    assert.deepEqual(other.gaps, [])
+  })
+
+  check('a command that has left the history while a node was away is not passed over in silence', async join => {
+    const [one, other] = [await join(), await join()]
+    await one.publish('before')
+    await other.has(1)
+    await faults.cut(1)
+    await one.publish('command', { channel: 'node' })
+    for (const n of numbers(20)) await one.publish(n)
+    await faults.heal(1)
+    await within(() => other.broker.position >= one.broker.position, () => 'the node has caught up')
+    if (other.texts.includes('command')) return
+    assert.deepEqual(other.gaps.map(({ reason }) => reason), ['trimmed'])
+    assert.notEqual(other.gaps[0]!.commandsKept, true)
+  }, { ...HISTORY, maxEvents: 5 })
+}

@@ -1,0 +1,262 @@
+import { BrokerUnavailable, Closed, InvalidOption } from '../errors.js'
+import { EventPriority } from '../events/event.js'
+import type { Message, OutgoingMessage } from '../events/message.js'
+import type { Broker, GapReason, History, Page, Published, ReadRequest, Sink } from '../log/broker.js'
+import { Ring } from '../log/ring.js'
+import { createId } from '../util/id.js'
+import { inTime } from '../util/timeout.js'
+
+/** How long a read waits for a node that lags behind its client's cursor. */
+const PATIENCE_MS = 5_000
+
+interface Delivery {
+  readonly message: Message
+  /** Of the publish on this node that the message comes from. */
+  readonly resolve?: (published: Published) => void
+}
+
+/**
+ * A log in memory that several nodes of this process share, and that outlives each of them: a two-node test, or a restart that keeps
+ * the log, without Redis.
+ */
+export class TestLog {
+  /** @internal */ epoch = newEpoch()
+  readonly #nodes = new Set<TestBroker>()
+  readonly #claims = new Map<string, number>()
+  #history: History | null = null
+  #ring: Ring | null = null
+  /** By how much the clock of this log is ahead. */
+  #aheadMs = 0
+
+  /** A broker on this log for one node: option `broker` of the plugin. */
+  broker (): TestBroker {
+    return new TestBroker(this)
+  }
+
+  /** Position of the newest logged event. */
+  get position (): number {
+    return this.#ring?.last ?? 0
+  }
+
+  /** Forgets the history: each cursor from before has a gap (`trimmed`). Connected clients notice nothing. */
+  trim (): void {
+    if (this.#history !== null) this.#ring = new Ring(this.#history, this.#now, this.position)
+  }
+
+  /** Loses everything, as a wiped store does. All connected and returning clients receive a gap (`epoch`). */
+  wipe (): void {
+    this.epoch = newEpoch()
+    this.#claims.clear()
+    if (this.#history !== null) this.#ring = new Ring(this.#history, this.#now)
+    for (const node of this.#nodes) node.lose('epoch')
+  }
+
+  /** Calls `fail()` of all nodes: the store cannot be reached from now on. */
+  fail (): void {
+    for (const node of this.#nodes) node.fail()
+  }
+
+  /** The store can be reached again. */
+  restore (): void {
+    for (const node of this.#nodes) node.restore()
+  }
+
+  /** Moves the clock of this log: what is older than `history.maxAgeMs` is not replayed, and claims end. */
+  advance (ms: number): void {
+    this.#aheadMs += ms
+  }
+
+  readonly #now = (): number => Date.now() + this.#aheadMs
+
+  /** @internal */
+  join (node: TestBroker, history: History): void {
+    this.#history ??= history
+    this.#ring ??= new Ring(history, this.#now)
+    this.#nodes.add(node)
+  }
+
+  /** @internal */
+  leave (node: TestBroker): void {
+    this.#nodes.delete(node)
+  }
+
+  /** Appends the message, and delivers it on each node. @internal */
+  append (outgoing: OutgoingMessage, publisher: TestBroker): Promise<Published> {
+    const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : this.position + 1 }
+    if (!message.ephemeral) this.#ring!.append(message)
+    return new Promise(resolve => {
+      // To all first: a publish from inside a delivery follows this one on each node.
+      for (const node of this.#nodes) node.enqueue(node === publisher ? { message, resolve } : { message })
+      for (const node of this.#nodes) node.deliver()
+    })
+  }
+
+  /** Whether everything after this position is in the history. @internal */
+  reachesBackTo (position: number): boolean {
+    return this.#ring!.read({ after: position, priority: EventPriority.NORMAL, limit: 1 }).gap === undefined
+  }
+
+  /** @internal */
+  read (request: { after: number, priority: EventPriority, limit: number }): Page {
+    return this.#ring!.read(request)
+  }
+
+  /** @internal */
+  claim (key: string, ttlMs: number): boolean {
+    const now = this.#now()
+    if ((this.#claims.get(key) ?? 0) > now) return false
+    this.#claims.set(key, now + ttlMs)
+    return true
+  }
+}
+
+/** A node's broker on a `TestLog`. */
+export class TestBroker implements Broker {
+  readonly shared = true
+  /** As the node knows them: a node that lags is behind the log. */
+  epoch: string
+  position = 0
+  readonly #log: TestLog
+  readonly #waiting = new Set<() => void>()
+  #queue: Delivery[] = []
+  #sink: Sink | null = null
+  #delivering = false
+  #lags = false
+  #outage: Error | null = null
+  #closed = false
+
+  /** @internal */
+  constructor (log: TestLog) {
+    this.#log = log
+    this.epoch = log.epoch
+  }
+
+  /** Lets the node fall behind: the messages of the log, its own included, wait until `catchUp()`. */
+  lag (): void {
+    this.#lags = true
+  }
+
+  /** Delivers what has waited since `lag()`. */
+  catchUp (): void {
+    this.#lags = false
+    this.deliver()
+  }
+
+  /**
+   * This node cannot reach the store from now on: publishing, reading and claiming are rejected with SSE_ERR_BROKER_UNAVAILABLE, and
+   * nothing is delivered.
+   */
+  fail (): void {
+    if (this.#outage !== null) return
+    this.#outage = new BrokerUnavailable('cannot be reached: the test has called fail()')
+    this.#sink?.state('down', this.#outage)
+  }
+
+  /** The node reaches the store again. What it has missed is delivered, or reported as a gap (`trimmed`). */
+  restore (): void {
+    if (this.#outage === null) return
+    this.#outage = null
+    this.#sink?.state('up')
+    if (this.#log.reachesBackTo(this.position)) return this.deliver()
+    const lostCommands = this.#queue.some(({ message: { channel, ephemeral } }) => channel === 'node' && !ephemeral)
+    this.#forget()
+    this.position = this.#log.position
+    this.#sink?.gap('trimmed', undefined, !lostCommands)
+  }
+
+  async open (sink: Sink, history: History): Promise<void> {
+    if (this.#sink !== null || this.#closed) throw new InvalidOption('broker', 'is open already: each manager needs one of its own, made by broker()')
+    this.#assertReachable()
+    this.#sink = sink
+    this.epoch = this.#log.epoch
+    this.#log.join(this, history)
+    this.position = this.#log.position
+    sink.state('up')
+  }
+
+  async publish (message: OutgoingMessage): Promise<Published> {
+    this.#assertReachable()
+    return await this.#log.append(message, this)
+  }
+
+  async read (request: ReadRequest): Promise<Page> {
+    this.#assertReachable()
+    if (request.epoch !== this.#log.epoch) return { messages: [], next: this.position, gap: 'epoch' }
+    // The log has reached the cursor, and this node has not: no gap.
+    if (request.after > this.position && request.after <= this.#log.position) await inTime(this.#reaches(request.after), PATIENCE_MS)
+    this.#assertReachable()
+    const page = this.#log.read(request)
+    // What the node has not delivered yet is delivered later.
+    return page.next <= this.position ? page : { ...page, messages: page.messages.filter(({ seq }) => seq <= this.position), next: this.position }
+  }
+
+  #reaches (position: number): Promise<void> {
+    return new Promise(resolve => {
+      const look = () => {
+        if (this.position < position && !this.#closed) return
+        this.#waiting.delete(look)
+        resolve()
+      }
+      this.#waiting.add(look)
+    })
+  }
+
+  async claim (key: string, ttlMs: number): Promise<boolean> {
+    this.#assertReachable()
+    return this.#log.claim(key, ttlMs)
+  }
+
+  async close (): Promise<void> {
+    this.#closed = true
+    this.#sink = null
+    this.#log.leave(this)
+    this.#forget()
+  }
+
+  #assertReachable (): void {
+    if (this.#closed) throw new Closed()
+    if (this.#outage !== null) throw this.#outage
+  }
+
+  /** @internal */
+  enqueue (delivery: Delivery): void {
+    this.#queue.push(delivery)
+  }
+
+  /** Delivers what is queued; what is published meanwhile comes after it. @internal */
+  deliver (): void {
+    if (this.#delivering || this.#lags || this.#outage !== null) return
+    this.#delivering = true
+    for (let next = this.#queue.shift(); next !== undefined; next = this.#queue.shift()) {
+      const { message, resolve } = next
+      if (message.seq > 0) this.position = message.seq
+      const delivered = this.#sink?.deliver(message) ?? 0
+      resolve?.({ seq: message.ephemeral ? null : message.seq, delivered })
+    }
+    this.#delivering = false
+    for (const look of this.#waiting) look()
+  }
+
+  /** The log has lost its continuity. @internal */
+  lose (reason: GapReason): void {
+    this.#forget()
+    this.epoch = this.#log.epoch
+    this.position = this.#log.position
+    this.#sink?.gap(reason)
+  }
+
+  /** What waits is not delivered any more. */
+  #forget (): void {
+    for (const { message, resolve } of this.#queue.splice(0)) resolve?.({ seq: message.ephemeral ? null : message.seq, delivered: 0 })
+    for (const look of this.#waiting) look()
+  }
+}
+
+/** A log in memory that nodes share: see `TestLog`. */
+export function testLog (): TestLog {
+  return new TestLog()
+}
+
+function newEpoch (): string {
+  return createId().slice(0, 8)
+}
