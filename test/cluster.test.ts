@@ -43,7 +43,7 @@ async function nodes (t: Test, count: number, options: ClusterOptions = {}): Pro
   prefixes++
   const services: Service[] = []
   for (let i = 0; i < count; i++) services.push(await node(t, 'abcdef'[i]!, options))
-  await until(() => services.every(({ app }) => app.sse.clusterStats().nodes.length === count), 10_000, 'the nodes know each other')
+  await until(() => services.every(({ app }) => app.sse.clusterStats().nodes.length === count), undefined, 'the nodes know each other')
   return services
 }
 
@@ -155,7 +155,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     proxy.release()
     await say('6', { subscriptionIds: ['later'] })
     await say('7', { ephemeral: true })
-    for (const each of waiting) await until(() => said(each).includes('7'), 5_000)
+    for (const each of waiting) await until(() => said(each).includes('7'))
     t.strictSame(said(back), ['direct', 'local', '5', '6', '7'])
     for (const each of waiting.slice(1)) t.strictSame(said(each), ['local', '5', '7'])
     t.strictSame([...waiting, behind].flatMap(({ client }) => client.named('sse:gap')), [])
@@ -622,7 +622,7 @@ t.test('who is there', { skip: withoutRedis }, async t => {
 t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
   const presenceEvents = { topics: ['room:*'], lingerMs: 50 }
   const told = ({ client }: Joined) => client.events.filter(({ event }) => /^sse:(?:join|leave)$/.test(event)).map(({ event, data }) => `${event.slice(4)} ${JSON.parse(data!).userId}`)
-  const hears = (joined: Joined, ...events: string[]) => until(() => told(joined).length >= events.length, 10_000, `${events} told, not ${told(joined)}`).then(() => t.same(told(joined), events))
+  const hears = (joined: Joined, ...events: string[]) => until(() => told(joined).length >= events.length, undefined, `${events} told, not ${told(joined)}`).then(() => t.same(told(joined), events))
 
   t.test('the first and the last stream of a user count, wherever they are', async t => {
     const [a, b] = await nodes(t, 2, { presenceEvents }) as [Service, Service]

@@ -58,7 +58,7 @@ async function front (t: Test, url: string): Promise<string> {
     nginx.kill()
     if (nginx.exitCode === null && nginx.signalCode === null) await once(nginx, 'exit')
   })
-  await until(() => fetch(`http://127.0.0.1:${port}/none`).then(() => true, () => false), 10_000, 'nginx answers')
+  await until(() => fetch(`http://127.0.0.1:${port}/none`).then(() => true, () => false), undefined, 'nginx answers')
   return `http://127.0.0.1:${port}`
 }
 

@@ -360,8 +360,8 @@ t.test('a client that leaves cancels the source', async t => {
       await socket.waitFor('\n\n')
       if (way === 'FIN') socket.close()
       else socket.socket.resetAndDestroy()
-      await until(() => cancelled !== null, 5000, `${kind} to be cancelled by ${way}`)
-      await until(() => settled === before + 1, 5000, `${kind}: reply.sse() to settle`)
+      await until(() => cancelled !== null, undefined, `${kind} to be cancelled by ${way}`)
+      await until(() => settled === before + 1, undefined, `${kind}: reply.sse() to settle`)
       t.pass(`${kind}, ${way}: ${String(cancelled)}`)
     }
   }
@@ -1172,7 +1172,7 @@ t.test('neighbours', async t => {
       t.equal(first.socket.answers[0]!.headers['content-encoding'], 'gzip')
       for (let i = 0; i < 5; i++) {
         connection!.sendEvent({ data: `event ${i}` })
-        await until(() => first.text().includes(`data: event ${i}\n\n`), 2000, `event ${i}, promptly`)
+        await until(() => first.text().includes(`data: event ${i}\n\n`), 10_000, `event ${i}, before a keep-alive`)
       }
       connection!.close()
       await until(() => first.socket.answers[0]!.complete && first.text().includes('sse:close'))
@@ -1305,7 +1305,7 @@ t.test('sockets', async t => {
       await until(() => app.sse.connectionCount === 3 && release !== null)
       if (leave === 'FIN') socket.close()
       else socket.socket.resetAndDestroy()
-      await until(() => app.sse.connectionCount === 0, 5000, 'all streams of the socket to end')
+      await until(() => app.sse.connectionCount === 0, undefined, 'all streams of the socket to end')
       release!()
       release = null
       await until(() => codes.length > 0)

@@ -1,11 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Socket } from 'node:net'
+import { getDefaultHighWaterMark } from 'node:stream'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
 import { EventPriority, type Broker, type SSEOptions } from '../lib/index.js'
 import type { GapReason, Page, Published, ReadRequest, Sink } from '../lib/log/broker.js'
 import type { Message, OutgoingMessage } from '../lib/events/message.js'
-import { block, serve, type Joined, type Service, settle, texts } from './helpers/app.js'
+import { block, FILLER_BYTES, serve, type Joined, type Service, settle, texts } from './helpers/app.js'
 import { SSEClient, type Block } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
 
@@ -165,7 +166,7 @@ async function churn (t: Test, options: SSEOptions, { clients, events, perTurn, 
         if (block.event === 'end') return false
         return block.event !== 'n' || --left > 0
       }
-      await until(() => client.closed, 20_000, `the cut of reader ${seed}`)
+      await until(() => client.closed, undefined, `the cut of reader ${seed}`)
       if (client.status !== 200) throw new Error(`${client.status} ${client.body}`)
       if (client.blocks.at(-1)?.event === 'end') return reader
       cuts++
@@ -365,7 +366,7 @@ t.test('quiet and filtered clients keep their place', async t => {
   for (let round = 0; round < 3; round++) {
     await publish(20)
     for (const [name, { client }] of Object.entries({ quiet, busy })) {
-      await until(() => client.lastEventId === id, 3_000, `${name} is told the place`)
+      await until(() => client.lastEventId === id, undefined, `${name} is told the place`)
       t.strictSame(client.named('x'), [], name)
       const again = await join('ada', [], { cursor: client.lastEventId })
       await until(() => again.client.blocks.some(({ comment }) => comment === 'keep-alive'))
@@ -445,7 +446,7 @@ for (const outboxBytes of [1 << 20, 4096, 1024]) {
           had.push(nameOf(block))
           return false
         }
-        await until(() => client.closed, 10_000, 'one frame')
+        await until(() => client.closed, undefined, 'one frame')
       }
       t.strictSame([...had].sort(), all, 'all, and nothing twice')
       t.equal(had.length, all.length)
@@ -472,7 +473,9 @@ t.test('a client that is slow now and then gets everything, and is live again', 
       if (i % 20 === 0) await turns(1)
     }
     if (slow.connection.stats().lagging) lagged++
-    t.ok(slow.connection.stats().queuedBytes <= 4096 + 200_000, 'what waits is bounded')
+    // A socket that is not full yet takes one filler more, and an outbox without anything else a larger one than it has room for.
+    const { queuedBytes } = slow.connection.stats()
+    t.ok(queuedBytes <= getDefaultHighWaterMark(false) + 2 * (FILLER_BYTES + 100), `${queuedBytes} bytes wait`)
     slow.client.resume()
     // Sometimes it has caught up before it is slow again, sometimes not.
     if (round % 2 === 0) await settle(service, slow.client)
@@ -489,7 +492,7 @@ t.test('a client that is slow now and then gets everything, and is live again', 
   await until(() => !slow.connection.stats().lagging)
   t.match(service.app.sse.stats(), { lagging: 0, queuedBytes: 0 })
   const id = await sequence.publish()
-  await until(() => slow.client.lastEventId === id, 5_000, 'live')
+  await until(() => slow.client.lastEventId === id, undefined, 'live')
   t.notOk(id.includes('~'))
 })
 
@@ -928,9 +931,9 @@ t.test('EventSource comes back by itself and has missed nothing', async t => {
     await until(() => service.app.sse.connectionCount === 0)
     // These it must be given when it is back.
     for (let i = 0; i < 20; i++) await publish()
-    await until(() => opened === cut + 1, 5_000, 'it is back')
+    await until(() => opened === cut + 1, undefined, 'it is back')
     await publish()
-    await until(() => numbers.length === published, 5_000, `${published} events, has ${numbers.length}`)
+    await until(() => numbers.length === published, undefined, `${published} events, has ${numbers.length}`)
   }
   t.strictSame(numbers, Array.from({ length: published }, (_, i) => i + 1), 'all, in order, once')
   t.equal(gaps, 0)

@@ -183,7 +183,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       t.equal(nodeRedis.isOpen, false)
       t.equal(await ours(), 3)
       await node.broker.close()
-      await until(async () => await ours() === 0, 5_000, 'ours are closed')
+      await until(async () => await ours() === 0, undefined, 'ours are closed')
     }
     await ioredis.set('used', 'before')
     const node = await open(t, { client: ioredis })
@@ -304,7 +304,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       const batch = numbers(20).map(n => `${n} swallowed`)
       proxy.swallow = '7 swallowed'
       const results = await Promise.all(batch.map((data, i) => node.publish(data, { ephemeral: i % 5 === 4 })))
-      await until(() => proxy.swallow === null, 5_000, 'the answer is swallowed')
+      await until(() => proxy.swallow === null, undefined, 'the answer is swallowed')
       await until(() => witness.delivered.length >= from + 20)
       t.strictSame(texts(witness).slice(from), batch)
       t.strictSame(texts(node), batch)
@@ -342,7 +342,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     // Nobody publishes: it is noticed all the same, within the time that a reader waits.
     const before = one.broker.epoch
     await server.ask('DEL', '{epoch}:log', '{epoch}:meta', '{epoch}:ephemeral')
-    await until(() => one.broker.epoch !== before && other.broker.epoch === one.broker.epoch, 15_000)
+    await until(() => one.broker.epoch !== before && other.broker.epoch === one.broker.epoch)
     t.equal(one.gaps.length, 3)
   })
 
@@ -621,7 +621,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     await Promise.all([publish('bad ephemeral', true), publish('4')])
     t.strictSame(told, ['up', '1', 'bad 2', 'trimmed: bad 2', '3', 'bad ephemeral', 'trimmed: bad ephemeral', '4'])
     t.equal(broker.position, 4)
-    await until(() => warnings.length === 1, 5_000, 'a gap that throws is a warning')
+    await until(() => warnings.length === 1, undefined, 'a gap that throws is a warning')
   })
 
   await t.test('a deleted entry in the middle is a gap for what is before it', async t => {

@@ -69,7 +69,7 @@ class Traveller {
     this.#leaveAt = blocks
     const client = this.#client = new SSEClient(`${url}/sse?${this.#base}`, { headers: this.cursor === '' ? {} : { 'last-event-id': this.cursor } })
     client.onBlock = block => this.#take(block, node)
-    await until(() => this.#blocks > 0, 10_000, 'a stream')
+    await until(() => this.#blocks > 0, undefined, 'a stream')
   }
 
   /** Leaves no more. */
@@ -172,7 +172,7 @@ export async function travel (redis: RedisServer, name: string, steps: readonly 
     proxy.release()
     for (const client of clients) await client.stay(urls['b']!, 'b')
     for (const topic of [0, 4]) await publish(topic, false, 0)
-    await until(() => clients.every(client => client.missing(journal).length === 0), 8_000, 'all has come').catch(() => {})
+    await until(() => clients.every(client => client.missing(journal).length === 0), undefined, 'all has come').catch(() => {})
     await sleep(20)
     for (const client of clients) client.judge(journal)
   } finally {

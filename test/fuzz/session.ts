@@ -259,7 +259,7 @@ export class Session {
   async #outlast (): Promise<void> {
     if (this.#setup.options.maxConnectionAgeMs === 0) return await sleep(30)
     const open = this.#clients.flatMap(({ connection }) => connection ?? [])
-    await until(() => open.every(({ closeReason }) => closeReason !== null), 10_000, 'connections have a maximum age')
+    await until(() => open.every(({ closeReason }) => closeReason !== null), undefined, 'connections have a maximum age')
   }
 
   #connect (client: Client, from: Cursor, gated: boolean): void {

@@ -70,10 +70,12 @@ export async function serve (t: Test, options: SSEOptions = {}, server: FastifyS
   }
 }
 
+export const FILLER_BYTES = 100_000
+
 /** Stops a client from reading and sends it filler (not logged) until something has to wait on the server. */
 export async function block ({ client, connection }: Joined, event = 'filler'): Promise<void> {
   client.pause()
-  const data = 'x'.repeat(100_000)
+  const data = 'x'.repeat(FILLER_BYTES)
   // The kernel takes several megabytes before anything waits.
   for (let i = 0; i < 300; i++) {
     connection.sendEvent({ event, data })
@@ -99,7 +101,7 @@ export async function settleUnlogged ({ app }: Pick<Service, 'app'>, ...clients:
 async function publishLast (app: FastifyInstance, options: BroadcastOptions, clients: readonly SSEClient[]): Promise<void> {
   const mark = String(++marks)
   await app.sse.broadcastEvent({ event: 'settled', data: mark, priority: EventPriority.LOW }, options)
-  for (const client of clients) await until(() => client.closed || client.named('settled').some(({ data }) => data === mark), 15_000, 'the last event')
+  for (const client of clients) await until(() => client.closed || client.named('settled').some(({ data }) => data === mark), undefined, 'the last event')
 }
 
 /** The data of the events of this name that a client has received. */

@@ -72,7 +72,7 @@ export class RedisServer {
     // A configuration comes first, and that of a Sentinel does not know of snapshots.
     const own = this.#args.includes('--sentinel') ? [...this.#args] : ['--save', '', ...this.#args]
     this.#process = tie(spawn('redis-server', [...own, '--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--loglevel', 'warning'], { stdio: 'ignore' }))
-    await until(async () => /^(?:\+PONG|-NOAUTH)/.test(await this.ask('PING').catch(() => '')), 10_000, 'redis-server answers')
+    await until(async () => /^(?:\+PONG|-NOAUTH)/.test(await this.ask('PING').catch(() => '')), undefined, 'redis-server answers')
   }
 
   /** The raw reply to one command. */

@@ -49,7 +49,7 @@ export class ReverseProxy {
       .replace(/^( *listen|\s*bind) .*?:?80\b/m, `$1 127.0.0.1:${port}`)
     const child = tie(kind === 'nginx' ? startNginx(text, directory) : startHaproxy(text, directory))
     const proxy = new ReverseProxy(port, directory, child)
-    await until(() => accepts(port) || child.exitCode !== null, 10_000, `${kind} listens`)
+    await until(() => accepts(port) || child.exitCode !== null, undefined, `${kind} listens`)
     if (child.exitCode !== null) throw new Error(`${kind} has ended: ${proxy.read('error.log')}`)
     return proxy
   }
