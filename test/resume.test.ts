@@ -290,6 +290,8 @@ t.test('a gap, once, and then live', async t => {
 t.test('a gap for what the history has let go', async t => {
   const gap = async (t: Test, service: Service, cursor: string, ways: object = {}) => {
     const { client } = await service.join('ada', [], { cursor, ...ways })
+    // An event that is published before the log has been read for the client is within the gap.
+    await client.waitFor('sse:gap')
     await service.app.sse.broadcastEvent({ event: 'live', data: 1 })
     await client.waitFor('live')
     t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'live'])
