@@ -11,6 +11,7 @@ import { block, serve, type Joined, type Service, settle, texts } from './helper
 import { RawSocket } from './helpers/raw.js'
 import { TimingWheel } from '../lib/connections/timing-wheel.js'
 import { WallClock } from '../lib/connections/wall-clock.js'
+import { Tickets } from '../lib/access/tickets.js'
 import { SSEClient } from './helpers/sse.js'
 import { turns, until } from './helpers/wait.js'
 
@@ -979,6 +980,21 @@ t.test('tickets', async t => {
     refused(await visit(old), 'too old')
     t.ok((await visit(young)).isStream)
     refused(await open(`/sse?user=grace&ticket=${app.sse.issueTicket({ userId: 'ada', expiresAt: now() })}`), 'rights that have ended: nor is it anybody else\'s')
+  })
+
+  await t.test('a used ticket is remembered for a minute longer than it is good: the clocks of nodes may differ', async t => {
+    const claims: number[] = []
+    const tickets = new Tickets({ ticketSecret: SECRET, ticketTtlMs: 30_000, maxSubscriptionsPerConnection: 1 }, {
+      epoch: 'one',
+      claim: async (_key, ttlMs) => {
+        claims.push(ttlMs)
+        return true
+      }
+    })
+    await tickets.redeem(tickets.issue({ userId: 'ada' }))
+    await tickets.redeem(tickets.issue({ userId: 'ada', ttlMs: 600_000 }))
+    t.ok(claims[0]! > 89_000 && claims[0]! <= 90_000, `${claims[0]} ms`)
+    t.ok(claims[1]! > 659_000 && claims[1]! <= 660_000, `${claims[1]} ms`)
   })
 
   await t.test('it opens a stream, and nothing else: it makes no new ticket', async t => {

@@ -406,6 +406,48 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       // Logged before the node finds out: it is lost, and the publisher is told.
       await t.rejects(one.publish('in the place of an event', command), { ...unavailable, message: /lost together/ })
     })), [false, false])
+    t.strictSame(await learn((one, key) => restored(one, key, async () => {
+      for (const n of numbers(2)) await one.publish(n)
+      await one.publish('command that is lost', command)
+    }, async () => {
+      await t.rejects(one.publish('command with a smaller number', command), { ...unavailable, message: /lost together/ })
+    })), [false, false])
+  })
+
+  await t.test('what a node has read of a lost log counts for all that come after it', async t => {
+    const proxies = await Promise.all(numbers(3).map(() => Proxy.to(server.port)))
+    t.teardown(() => Promise.all(proxies.map(proxy => proxy.close())))
+    const [first, knowing, last] = await Promise.all(proxies.map(proxy => open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'counts' }))) as [Node, Node, Node]
+    await knowing.publish('before')
+    await until(() => [first, last].every(({ delivered }) => delivered.length === 1))
+    for (const proxy of [proxies[0]!, proxies[2]!]) proxy.hold('XREAD')
+    await knowing.publish('on its way')
+    await knowing.publish('command', { event: 'sse:node', channel: 'node' })
+    proxies[1]!.hold()
+    await server.ask('DEL', '{counts}:meta', '{counts}:log')
+    for (const [i, node] of [first, knowing, last].entries()) {
+      proxies[i]!.release()
+      await until(() => node.gaps.length === 1)
+    }
+    t.strictSame([first, knowing, last].map(({ kept }) => kept), [[undefined], [undefined], [false]])
+  })
+
+  await t.test('a node that begins without Redis knows whether a command was logged meanwhile', async t => {
+    for (const commands of [0, 1]) {
+      const keyPrefix = `without-${commands}`
+      const near = await open(t, { client: url, keyPrefix })
+      // The log has had another epoch.
+      await server.ask('DEL', `{${keyPrefix}}:meta`)
+      const proxy = await Proxy.to(server.port)
+      t.teardown(() => proxy.close())
+      proxy.hold()
+      const far = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix, startDegraded: true, startTimeoutMs: 100 })
+      await near.publish('event')
+      if (commands > 0) await near.publish('command', { event: 'sse:node', channel: 'node' })
+      proxy.release()
+      await until(() => far.gaps.length === 1)
+      t.strictSame(far.kept, [commands === 0])
+    }
   })
 
   await t.test('an epoch that a new node has begun says nothing of the one before', async t => {
@@ -577,10 +619,15 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       t.strictSame([await length('log'), await length('ephemeral')], [2, 2])
       t.match(await log.greet(connection, { asked: 0 }), { why: `{whole}:${key} has an id that no node has given` })
     }
+    // The node that begins an epoch tells Redis what it has read of the previous one.
+    await server.ask('DEL', '{whole}:meta')
+    log.progress = { epoch: before!.epoch, command: 7 }
+    t.match(await log.greet(connection, { asked: 0 }), { previous: log.progress })
+    log.progress = { epoch: 0, command: 0 }
     // What is remembered of the writer was overwritten.
     await server.ask('DEL', '{whole}:writer:writer')
     await server.ask('RPUSH', '{whole}:writer:writer', 'x')
-    t.match(await log.append(connection, batch(4), HISTORY), { first: 3 })
+    t.match(await log.append(connection, batch(4), HISTORY), { first: 1 })
     // Clocks of nodes may be wrong.
     for (const shiftMs of [60_000, -60_000]) {
       const { now } = Date

@@ -59,12 +59,11 @@ local function inherit ()
   redis.pcall('HSET', KEYS[1], 'previous', integer(previous), 'previousCommand', integer(previousCommand))
 end
 local function renew (why)
-  previous, previousCommand = epoch or callerEpoch, epoch and count(meta[10]) or 0
+  previous, previousCommand = epoch or callerEpoch, epoch and (count(meta[10]) or 0) or callerCommand
   epoch, seq, ephemerals = math.max(now, previous + 1), 0, 0
   meta, length, ephemeralLength = {}, 0, 0
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
   redis.call('HSET', KEYS[1], 'epoch', integer(epoch), 'seq', 0, 'ephemerals', 0, 'why', why, 'previous', integer(previous), 'previousCommand', integer(previousCommand))
-  inherit()
 end
 if wrong then renew(wrong)
 elseif not epoch or not seq or not ephemerals then renew('the key ' .. KEYS[1] .. ' was deleted or changed')
