@@ -11,6 +11,22 @@ export const README = join(ROOT, 'README.md')
 /** The options as an editor shows them. */
 export const OPTIONS = join(ROOT, 'types/options.ts')
 
+/** What samples use and leave to the reader. */
+export const GLOBALS = `
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+interface Session { userId: string, expiresAt: number, role: string }
+declare global {
+  const app: FastifyInstance
+  const clientId: string
+  const model: { stream (prompt: string, options: { signal: AbortSignal }): AsyncIterable<string> }
+  function validateToken (token: string): Promise<string | null>
+  function findSession (id: string | undefined): Promise<Session | null>
+  function redeemTicket (ticket: unknown): Promise<Session | null>
+  function findApiKey (key: unknown): Promise<string | null>
+  function verifySession (request: FastifyRequest): Promise<void>
+  function roomsOf (userId: string): Set<string>
+}`
+
 export interface Sample {
   language: 'ts' | 'js'
   name: string
@@ -123,7 +139,9 @@ function programOf (files: ReadonlyMap<string, string>): { host: ts.CompilerHost
   options.noEmit = true
   options.paths = Object.fromEntries(Object.entries(ENTRIES).map(([name, file]) => [name, [join(ROOT, file)]]))
   const host = ts.createCompilerHost(options)
-  const { fileExists, getSourceFile, readFile } = host
+  const { directoryExists, fileExists, getSourceFile, readFile } = host
+  // Samples of one page may import each other.
+  host.directoryExists = path => path === DIRECTORY || directoryExists!.call(host, path)
   host.fileExists = path => files.has(path) || fileExists.call(host, path)
   host.readFile = path => files.get(path) ?? readFile.call(host, path)
   // Everything but the samples is the same in each program.
