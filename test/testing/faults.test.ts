@@ -109,7 +109,7 @@ t.test('testLog(): two nodes on one log, without Redis', async t => {
   })
 
   await t.test('a node that lags receives it all later', async t => {
-    const slow = await openStream(other, '/sse', { test: t, timeoutMs: 100 })
+    const slow = await openStream(other, '/sse', { test: t, timeoutMs: 1_000 })
     brokers[1]!.lag()
     await one.sse.broadcastEvent({ event: 'n', data: 2 })
     await t.rejects(slow.next('n'), { code: 'SSE_ERR_TEST_TIMEOUT' })

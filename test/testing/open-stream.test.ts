@@ -69,13 +69,15 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
 
     t.test('a wait that fails says what was received instead', async t => {
       const app = await build(t)
-      const stream = await openStream(app, '/sse', { ...transport, test: t, timeoutMs: 100 })
+      const stream = await openStream(app, '/sse', { ...transport, test: t, timeoutMs: 1_000 })
       await app.sse.broadcastEvent({ event: 'x', data: { y: 1 } })
-      await t.rejects(stream.next('orders'), { code: 'SSE_ERR_TEST_TIMEOUT', message: /Not received within 100 ms: event "orders"\. GET \/sse: status 200, open; 1 events, the last 1: x \{"y":1\}; 1 unread; 1 comments; last event id "[\w-]+\.1"$/ })
-      await t.rejects(stream.collect(2), { code: 'SSE_ERR_TEST_TIMEOUT', message: '2 events' })
-      await t.rejects(stream.collect(() => false), { code: 'SSE_ERR_TEST_TIMEOUT', message: '() => false is true' })
-      await t.rejects(stream.collect(() => { throw new RangeError('predicate') }), { message: 'predicate' })
-      await t.rejects(stream.ended, { code: 'SSE_ERR_TEST_TIMEOUT', message: 'the end of the stream' })
+      await Promise.all([
+        t.rejects(stream.next('orders'), { code: 'SSE_ERR_TEST_TIMEOUT', message: /Not received within 1000 ms: event "orders"\. GET \/sse: status 200, open; 1 events, the last 1: x \{"y":1\}; 1 unread; 1 comments; last event id "[\w-]+\.1"$/ }),
+        t.rejects(stream.collect(2), { code: 'SSE_ERR_TEST_TIMEOUT', message: '2 events' }),
+        t.rejects(stream.collect(() => false), { code: 'SSE_ERR_TEST_TIMEOUT', message: '() => false is true' }),
+        t.rejects(stream.collect(() => { throw new RangeError('predicate') }), { message: 'predicate' }),
+        t.rejects(stream.ended, { code: 'SSE_ERR_TEST_TIMEOUT', message: 'the end of the stream' })
+      ])
       const pending = stream.next('y')
       app.sse.getConnection([...app.sse.connections()][0]!.clientId)!.close('kicked')
       await t.rejects(pending, { code: 'SSE_ERR_TEST_STREAM_ENDED', message: /ended before it received event "y"\. .* ended by server \(kicked\); 2 events/ })
@@ -148,6 +150,17 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       await t.rejects(openStream(app, '/sse', { ...transport, user: 'ada', headers: { accept: '*/*' } }), { code: 'SSE_ERR_TEST_REFUSED', statusCode: 429 })
     })
 
+    t.test('the user of one request is not that of another, whatever that sends', async t => {
+      const app = await build(t, { requireAuthentication: true, authHandler: () => null })
+      await openStream(app, '/sse', { socket: true, test: t, user: 'ada' })
+      const { port } = app.server.address() as { port: number }
+      const headers = { user: 'ada', 'x-user': 'ada', 'fastify-sse-manager.test-user': 'ada' }
+      for (const [name, value] of Object.entries(headers)) {
+        t.equal((await fetch(`http://127.0.0.1:${port}/sse?user=ada`, { headers: { [name]: value } })).status, 401)
+      }
+      t.equal((await app.inject({ url: '/sse', headers: { user: 'ada' } })).statusCode, 401)
+    })
+
     t.test('answers that are not streams', async t => {
       const app = await build(t)
       app.get('/json', async () => ({ a: 1 }))
@@ -218,7 +231,7 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       for (let n = 0; n < 10; n++) await app.sse.broadcastEvent({ event: 'n', data: 'x'.repeat(1_000) })
       await stream.collect(10)
       const tookMs = performance.now() - startedAt
-      t.ok(tookMs > 100 && tookMs < 4_000, `10 KB at 50 KB/s took ${tookMs} ms`)
+      t.ok(tookMs > 100, `10 KB at 50 KB/s took ${tookMs} ms`)
       t.ok(stream.receivedBytes > 10_000 && stream.receivedBytes < 11_000)
     })
   })
