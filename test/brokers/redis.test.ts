@@ -962,7 +962,7 @@ t.test('an outage is logged once, and its end', { skip: withoutRedis }, async t 
   await server.run()
   for (const client of clients) t.strictSame((await client.waitFor('e', 10)).map(({ data }) => data), numbers(10))
   await until(() => said(30).length === 2)
-  t.strictSame([50, 40, 30].map(level => said(level).sort()), [['The event log cannot be reached'], ['The event log cannot be read; connections that lag wait'], ['No connection waits for the event log any more', 'The event log is reached']])
+  t.strictSame([50, 40, 30].map(level => said(level).sort()), [['The event log cannot be reached'], ['Reading the event log failed; lagging connections wait'], ['The event log is reached', 'The event log is read again; no connection waits for it']])
 })
 
 t.test('at boot', { skip: withoutRedis }, async t => {

@@ -22,8 +22,8 @@ export class Script {
   }
 }
 
-// KEYS: meta, log, ephemeral. The last two of ARGV: the epoch that the caller reads, or 0, and the newest command that it has
-// read there. Sets now, epoch, seq, ephemerals and the lengths of the streams. A log that has lost its meta data or its
+// KEYS: meta, log, ephemeral. The last of ARGV: the epoch that the caller reads, or 0, a colon, and the newest command that it
+// has read there. Sets now, epoch, seq, ephemerals and the lengths of the streams. A log that has lost its meta data or its
 // entries, or whose keys were changed by something else, is renewed: it gets another epoch, and says why. An epoch is the time
 // at which it began, in milliseconds, so that a later one sorts behind: entries have the id `epoch-seq`, and a reader that is
 // blocked behind an entry of the old epoch is woken by the first one of the new.
@@ -50,7 +50,8 @@ local length, ephemeralLength = look('XLEN', KEYS[2]), look('XLEN', KEYS[3])
 
 -- The epoch before this one, 0 if it is not known, and the newest command that is known of it: from the meta data, or from
 -- callers that have read that epoch. By it a node learns that it has missed an epoch or a command.
-local callerEpoch, callerCommand = count(ARGV[#ARGV - 1]), count(ARGV[#ARGV])
+local callerEpoch, callerCommand = string.match(ARGV[#ARGV], '^(%d+):(%d+)$')
+callerEpoch, callerCommand = count(callerEpoch), count(callerCommand)
 local previous, previousCommand = count(meta[11]) or 0, count(meta[12]) or 0
 local function inherit ()
   if previous == 0 or callerEpoch == epoch or callerEpoch < previous or (callerEpoch == previous and callerCommand <= previousCommand) then return end
@@ -173,7 +174,7 @@ local function append ()
   local log, ephemeral, added = nil, nil, 0
   first = integer(seq + 1)
   command = count(meta[10]) or 0
-  for i = 10, #ARGV - 2, 4 do
+  for i = 10, #ARGV - 1, 4 do
     local refused
     added = added + 1
     if ARGV[i] ~= '0' then

@@ -125,7 +125,7 @@ export class RedisStore {
    * @param writable whether to reject when Redis takes no writes (a replica, out of memory, …).
    */
   async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<Place> {
-    const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0', ...this.#progressArgs()], this.#replyTimeoutMs))
+    const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0', this.#progressText], this.#replyTimeoutMs))
     const [epoch, oldest, newest, ephemerals, now] = reply.map(Number) as [number, number, number, number, number]
     this.#clock.observe(now)
     const [askedTime, newestTime] = [reply[5]!, reply[6]!].map(time => time === '' ? null : Number(time)) as [number | null, number | null]
@@ -143,7 +143,7 @@ export class RedisStore {
       bytes += size
       args.push(ephemeral ? '0' : channel === 'node' ? '2' : '1', String(size), headOf(message, nonce), data)
     }
-    args.push(...this.#progressArgs())
+    args.push(this.#progressText)
     const reply = texts(await APPEND.run(connection, [this.#meta, this.#log, this.#ephemeral, this.#writer], args, this.#replyTimeoutMs + Math.ceil(bytes / APPEND_BYTES_PER_MS)))
     this.#clock.observe(Number(reply[1]))
     return reply[0] === 'late' ? null : { epoch: Number(reply[2]), first: Number(reply[3]) }
@@ -178,8 +178,9 @@ export class RedisStore {
     return (reply as unknown[]).map(item => decodeEntry(item, false))
   }
 
-  #progressArgs (): string[] {
-    return [String(this.progress.epoch), String(this.progress.command)]
+  /** One argument: to a client without a password, Redis answers commands of more than ten words with a protocol error. */
+  get #progressText (): string {
+    return `${this.progress.epoch}:${this.progress.command}`
   }
 }
 
