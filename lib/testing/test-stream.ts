@@ -1,5 +1,6 @@
 import type { IncomingMessage } from 'node:http'
-import { TestConnectionCut, TestMisuse, TestStreamEnded, TestTimeout } from '../errors.js'
+import { TLSSocket } from 'node:tls'
+import { TestMisuse, TestStreamEnded, TestTimeout } from '../errors.js'
 import { EventParser, type ReceivedEvent } from './event-parser.js'
 import type { App, Link } from './link.js'
 import { MemorySocket } from './memory-socket.js'
@@ -265,13 +266,14 @@ export class TestStream implements AsyncDisposable {
     this.#response.resume()
   }
 
-  /** Cuts the connection with a reset (RST), as a network that breaks. Resolves once a server of this process has noticed. */
+  /** Cuts the connection, as a network that breaks: with a reset (RST), with TLS by closing it. Resolves once a server of this process has noticed. */
   async cut (): Promise<void> {
     this.#assertOpen('cut')
     this.#finish('test')
     const { socket } = this.#link
-    if ('resetAndDestroy' in socket) socket.resetAndDestroy()
-    else (socket as NodeJS.WritableStream & { destroy (error: Error): void }).destroy(new TestConnectionCut())
+    // Node cannot reset the connection below TLS.
+    if (socket instanceof TLSSocket) socket.destroy()
+    else socket.resetAndDestroy()
     await this.#gone()
   }
 

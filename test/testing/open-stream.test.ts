@@ -7,7 +7,7 @@ import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import ssePlugin, { SSEManager, type SSEOptions } from '../../lib/index.js'
 import { EventParser } from '../../lib/testing/event-parser.js'
-import { openStream, type OpenStreamOptions, type ReceivedEvent } from '../../lib/testing/index.js'
+import { openStream, type OpenStreamOptions, type ReceivedEvent, type TestContext } from '../../lib/testing/index.js'
 import { createCertificate } from '../helpers/certificate.js'
 
 /** An application with one route that opens a stream. */
@@ -237,6 +237,19 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
   })
 }
 
+t.test('a stream ends with the test of any runner, also when the server refuses it', async t => {
+  const app = await build(t)
+  for (const name of ['after', 'teardown', 'onTestFinished']) {
+    const ends: (() => unknown)[] = []
+    const test = { [name]: (run: () => unknown) => { ends.push(run) } } as unknown as TestContext
+    const stream = await openStream(app, '/sse', { test })
+    await t.rejects(openStream(app, '/missing', { test }), { code: 'SSE_ERR_TEST_REFUSED' })
+    for (const end of ends) await end()
+    t.match(await stream.ended, { by: 'test' }, name)
+    t.equal(app.sse.connectionCount, 0, name)
+  }
+})
+
 t.test('an application that listens gets sockets, and one on a Unix socket streams in memory', async t => {
   const app = await build(t)
   await app.listen({ port: 0 })
@@ -277,6 +290,8 @@ t.test('TLS, also with HTTP/2 beside HTTP/1.1; HTTP/2 alone is named', async t =
     const stream = await openStream(app, '/sse', { test: t, user: 'ada' })
     await app.sse.broadcastToUsers({ event: 'x', data: 1 }, ['ada'])
     await stream.next('x')
+    await stream.cut()
+    t.equal(app.sse.connectionCount, 0)
     const address = app.server.address() as { port: number }
     t.equal((await openStream(`https://127.0.0.1:${address.port}`, '/sse', { test: t })).status, 200)
     await app.close()
