@@ -47,7 +47,7 @@ function launch (t: Test, app: FastifyInstance): Promise<Browser> {
   return launching
 }
 
-t.test('the board in a browser', { skip, timeout: 200_000 }, async t => {
+t.test('the board in a browser', { skip, timeout: 500_000 }, async t => {
   const directory = t.testdir({ 'app.log': 'first line of the log\n' })
   const logFile = join(directory, 'app.log')
   const app = await build({ logFile })
@@ -426,7 +426,7 @@ t.test('started as a program, it listens on loopback, and ends by SIGTERM', { ti
   t.match(await stream.text(), 'event: sse:close\ndata: {"reason":"shutdown","reconnect":true}')
   const [code, signal] = await once(child, 'exit')
   t.strictSame([code, signal], [0, null])
-  t.ok(Date.now() - askedAt < 5_000, 'and soon')
+  t.ok(Date.now() - askedAt < 30_000, 'and soon: Node ends an idle connection after 72 s')
 })
 
 async function openPage (browser: Browser, url: string, complaints: string[], options: BrowserContextOptions): Promise<Page> {
@@ -439,7 +439,7 @@ async function openPage (browser: Browser, url: string, complaints: string[], op
   return page
 }
 
-t.test('two nodes in a browser: the one that serves you is killed, and the stream resumes on the other', { skip: skip || withoutRedis, timeout: 200_000 }, async t => {
+t.test('two nodes in a browser: the one that serves you is killed, and the stream resumes on the other', { skip: skip || withoutRedis, timeout: 500_000 }, async t => {
   const launching = chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS })
   const starting = startCluster({ port: 0 })
   t.teardown(async () => {

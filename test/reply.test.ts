@@ -301,7 +301,7 @@ t.test('a long stream leaves nothing behind for each item', async t => {
   socket.socket.removeAllListeners('data')
   socket.socket.resume()
   const paused = async () => {
-    await until(() => resume !== null)
+    await until(() => resume !== null, 120_000)
     const go = resume!
     resume = null
     return go

@@ -9,7 +9,9 @@ import { join } from 'node:path'
 export async function startRedis (): Promise<{ url: string, stop (): Promise<void> }> {
   const port = await freePort()
   const directory = await mkdtemp(join(tmpdir(), 'sse-cluster-'))
-  const server = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--save', '', '--loglevel', 'warning'], { stdio: ['ignore', 'ignore', 'inherit'] })
+  const server = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--save', '', '--loglevel', 'warning'], { stdio: ['ignore', 'ignore', 'pipe'] })
+  // Not inherited: should this process be killed, a server that is left behind does not hold its standard error open.
+  server.stderr.pipe(process.stderr)
   try {
     await once(server, 'spawn')
   } catch {

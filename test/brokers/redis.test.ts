@@ -933,7 +933,7 @@ t.test('neither the password nor what was published gets into the log', { skip: 
     }
     const locked = await logged('hunter2', true)
     await fail(locked)
-    await until(() => /WRONGPASS/.test(locked.app.sse.health().reason ?? ''), 20_000, 'health names the reason')
+    await until(() => /WRONGPASS/.test(locked.app.sse.health().reason ?? ''), undefined, 'health names the reason')
     const service = await logged('right', false)
     await server.ask('CONFIG', 'SET', 'maxmemory', '1')
     await fail(service)
@@ -958,7 +958,7 @@ t.test('an outage is logged once, and its end', { skip: withoutRedis }, async t 
   const clients = await Promise.all(numbers(3).map(async () => (await join(null, [], { cursor: formatCursor(one.broker.epoch, after.seq!) })).client))
   await until(() => said(40).length > 0)
   const askedAt = performance.now()
-  await until(() => performance.now() - askedAt > 1_500, 10_000, 'it was asked for again')
+  await until(() => performance.now() - askedAt > 1_500, undefined, 'it was asked for again')
   await server.run()
   for (const client of clients) t.strictSame((await client.waitFor('e', 10)).map(({ data }) => data), numbers(10))
   await until(() => said(30).length === 2)
@@ -973,7 +973,8 @@ t.test('at boot', { skip: withoutRedis }, async t => {
   const refused: [name: string, client: RedisStreamsOptions['client'], reason: RegExp][] = [
     ['a wrong password, ioredis', new Redis(withPassword('wrong'), { lazyConnect: true }), /WRONGPASS/],
     ['a wrong password, node-redis', createClient({ url: withPassword('wrong') }), /WRONGPASS/],
-    ['no password', server.url, /NOAUTH/],
+    // Commands with many arguments are refused in other words.
+    ['no password', server.url, /NOAUTH|unauthenticated/],
     ['a database that is not there, ioredis', new Redis(withPassword('right', '/5'), { lazyConnect: true }), /out of range/],
     ['a database that is not there, node-redis', createClient({ url: withPassword('right', '/5') }), /out of range/],
     ['nothing there, ioredis', new Redis(absent.url, { lazyConnect: true }), /ECONNREFUSED/],
@@ -988,7 +989,7 @@ t.test('at boot', { skip: withoutRedis }, async t => {
     t.match(error, { ...unavailable, message: /could not be reached within 1500 ms/ }, name)
     // Redis's words are for the log: a request that opens the manager is answered with the message.
     t.match((error?.cause as Error | undefined)?.message, reason, name)
-    t.ok(performance.now() - at < 5_000)
+    t.ok(performance.now() - at < 10_000)
   }))
 
   const service = await serve(t, { broker: redisStreamsBroker({ client: absent.url, startTimeoutMs: 200, startDegraded: true }) })

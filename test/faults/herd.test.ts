@@ -71,7 +71,7 @@ class Client {
   }
 }
 
-t.test('a herd', { skip: withoutRedis, timeout: 240_000 }, async t => {
+t.test('a herd', { skip: withoutRedis, timeout: 400_000 }, async t => {
   const redis = await RedisServer.start()
   t.teardown(() => redis.stop())
   const main = buildNode(t)

@@ -139,7 +139,7 @@ function faultsOf ({ texts, ...client }: Seen, acknowledged: ReadonlySet<string>
 const table: string[][] = [['proxy', 'acknowledged', 'not acknowledged', 'received', 'lost, twice or out of order', 'refused', 'connected per client']]
 
 async function rolling (t: Test, kind: ReverseProxyKind): Promise<void> {
-  await t.test(`rolling restart behind ${kind}`, { skip: withoutRedis || withoutProxy(kind) || withoutChromium, timeout: 240_000 }, async t => {
+  await t.test(`rolling restart behind ${kind}`, { skip: withoutRedis || withoutProxy(kind) || withoutChromium, timeout: 400_000 }, async t => {
     const redis = await RedisServer.start()
     t.teardown(() => redis.stop())
     const main = buildNode(t)

@@ -69,7 +69,7 @@ export class ReverseProxy {
 function startNginx (http: string, directory: string): ChildProcess {
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(name => `${name}_temp_path ${directory}/${name};`).join(' ')
   writeFileSync(join(directory, 'nginx.conf'), `
-daemon off; worker_processes 1; pid ${directory}/nginx.pid; error_log ${directory}/error.log;
+daemon off; master_process off; pid ${directory}/nginx.pid; error_log ${directory}/error.log;
 ${process.getuid?.() === 0 ? 'user root;' : ''}
 events { worker_connections 8192; }
 http {
