@@ -48,7 +48,7 @@ export const OptionsSchema = Type.Object({
   maxConnectionsPerUser: count('Streams of one user on this node; 0 for no limit. Beyond: 429.', 0),
   maxConnectionsPerIp: count('Streams from one address on this node, of IPv6 from one /64; 0 for no limit. Beyond: 429. Behind a proxy it needs `trustProxy`.', 0),
   maxSubscriptionsPerConnection: Type.Integer({ minimum: 1, maximum: 100_000, default: 128, description: 'Subscriptions one connection may hold.' }),
-  maxEventBytes: bytes('Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key, and the ids in its target, 32 added for each.', 1024 * 1024, 1),
+  maxEventBytes: bytes('Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key, and the ids in its target, 32 added for each. Items of `reply.sse(source)` are not limited: they wait in the source.', 1024 * 1024, 1),
   maxReplayEvents: count('Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the history.', 0),
   maxReplayBytes: count('Bytes of the log that a returning client is sent; beyond, it gets a gap instead of the rest; 0 for no limit but the history.', 0),
   maxConcurrentReplays: Type.Integer({ minimum: 1, maximum: 10_000, default: 32, description: 'Pages of the log read at the same time in one turn of the event loop, for clients of this node that return or are slow; others wait for the next turn.' }),

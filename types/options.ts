@@ -96,7 +96,8 @@ export interface SSEOptions {
   maxSubscriptionsPerConnection?: ResolvedOptions['maxSubscriptionsPerConnection']
   /**
    * Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key, and the
-   * ids in its target, 32 added for each. Integer from 1. Default `1_048_576`.
+   * ids in its target, 32 added for each. Items of `reply.sse(source)` are not limited: they wait in the source. Integer
+   * from 1. Default `1_048_576`.
    */
   maxEventBytes?: ResolvedOptions['maxEventBytes']
   /**

@@ -117,7 +117,7 @@ export class EventLog {
       }
     }, this.#history))
     // While it was opening: what is for an open log is not to begin.
-    if (this.#closed) throw new Closed()
+    this.assertOpen()
     this.#assertEpoch()
     this.#goTo(this.#broker.position)
     this.#opened = true
