@@ -1,138 +1,24 @@
-import 'reflect-metadata'
-import { spawn, spawnSync } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
-import type { AddressInfo } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import fastifyAutoload from '@fastify/autoload'
-import fastifyCompress from '@fastify/compress'
 import fastifyCookie from '@fastify/cookie'
-import fastifyCors from '@fastify/cors'
-import fastifyEtag from '@fastify/etag'
-import fastifyHelmet from '@fastify/helmet'
-import fastifyJwt from '@fastify/jwt'
 import { FastifyOtelInstrumentation } from '@fastify/otel'
-import fastifyRateLimit from '@fastify/rate-limit'
 import fastifySession from '@fastify/session'
-import fastifyUnderPressure from '@fastify/under-pressure'
 import { Controller, Get, Module, Req, Res } from '@nestjs/common'
 import { NestFactory } from '@nestjs/core'
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify'
 import { BasicTracerProvider, type ReadableSpan, type Span } from '@opentelemetry/sdk-trace-base'
-import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, type FastifyServerOptions } from 'fastify'
-import t, { type Test } from 'tap'
-import { tie } from './helpers/child.js'
-import ssePlugin from '../lib/index.js'
-import { connectH2, H2Stream } from './helpers/h2.js'
-import { freePort } from './helpers/port.js'
-import { SSEClient } from './helpers/sse.js'
-import { until } from './helpers/wait.js'
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
+import type { AddressInfo } from 'node:net'
+import 'reflect-metadata'
+import t from 'tap'
+import ssePlugin from '../../lib/index.js'
+import { SSEClient } from '../helpers/sse.js'
+import { until } from '../helpers/wait.js'
 
 // The plugins, the framework and the proxy that stand beside this one in a real application.
 
 declare module 'fastify' {
   interface Session { user?: string, visits?: number }
 }
-
-const ORIGIN = 'https://app.example'
-const AGENT = 'a browser'
-
-async function build (t: Test, { http2 = false, customTypes = false } = {}): Promise<{ app: FastifyInstance, url: string, token: string }> {
-  const app = Fastify({ ...(http2 && { http2: true }) } as FastifyServerOptions) as FastifyInstance
-  t.teardown(() => app.close())
-  await app.register(fastifyUnderPressure, { maxEventLoopDelay: 60_000 })
-  await app.register(fastifyRateLimit, { max: 5, timeWindow: 60_000, keyGenerator: request => String(request.headers['user-agent']) })
-  await app.register(fastifyHelmet)
-  await app.register(fastifyCors, { origin: ORIGIN, credentials: true })
-  await app.register(fastifyCookie)
-  await app.register(fastifyJwt, { secret: 'secret', cookie: { cookieName: 'token', signed: false } })
-  await app.register(fastifyEtag)
-  await app.register(fastifyCompress, { threshold: 0, ...(customTypes && { customTypes: /./ }) })
-  await app.register(ssePlugin, {
-    requireAuthentication: true,
-    allowedOrigins: [ORIGIN],
-    drainMs: 300,
-    authStrategies: [async request => {
-      const { sub } = await request.jwtVerify<{ sub: string }>()
-      request.sseUser = { userId: sub }
-    }]
-  })
-  app.get('/sse', { sse: true }, async (request, reply) => {
-    reply.setCookie('seen', 'yes')
-    await reply.sse({ subscriptions: ['news'] })
-  })
-  app.get('/json', async () => ({ text: 'x'.repeat(2000) }))
-  await app.listen({ host: '127.0.0.1', port: 0 })
-  return { app, url: `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`, token: app.jwt.sign({ sub: 'ada' }) }
-}
-
-function checkHead (t: Test, headers: Record<string, unknown>): void {
-  t.match(headers, {
-    'content-type': 'text/event-stream',
-    'cache-control': /no-store.*no-transform/,
-    'access-control-allow-origin': ORIGIN,
-    'access-control-allow-credentials': 'true',
-    'x-content-type-options': 'nosniff',
-    'content-security-policy': /default-src/,
-    'x-ratelimit-limit': '5',
-    'set-cookie': /seen=yes/
-  })
-  t.notOk(headers['content-encoding'], 'not compressed')
-  t.notOk(headers['etag'], 'no tag for something without an end')
-  t.notOk(headers['content-length'])
-}
-
-for (const customTypes of [false, true]) {
-  t.test(`all neighbours at once, HTTP/1${customTypes ? ', a compressor that would take anything' : ''}`, async t => {
-    const { app, url, token } = await build(t, { customTypes })
-    const headers = { origin: ORIGIN, cookie: `token=${token}`, 'user-agent': AGENT, 'accept-encoding': 'gzip, br' }
-    const client = await SSEClient.open(`${url}/sse`, { headers })
-    t.teardown(() => client.close())
-    checkHead(t, client.headers)
-    t.match(await app.sse.broadcastToSubscriptions({ data: 'first' }, ['news']), { delivered: 1 })
-    await client.waitFor('message')
-    t.equal(app.sse.getConnectionsByUser('ada').length, 1)
-
-    const stranger = await SSEClient.open(`${url}/sse`, { headers: { 'user-agent': 'nobody' } })
-    t.equal(stranger.status, 401)
-    const foreign = await SSEClient.open(`${url}/sse`, { headers: { ...headers, 'accept-encoding': 'identity', origin: 'https://evil.example', 'user-agent': 'evil' } })
-    t.equal(foreign.status, 403)
-    const json = await fetch(`${url}/json`, { headers: { 'user-agent': 'json' } })
-    t.match(Object.fromEntries(json.headers), { 'content-encoding': String, etag: String }, 'others are compressed and tagged')
-    await json.arrayBuffer()
-
-    // Five connects a minute: reconnecting too often is refused, an open stream goes on.
-    for (let i = 0; i < 4; i++) (await SSEClient.open(`${url}/sse`, { headers })).close()
-    const refused = await SSEClient.open(`${url}/sse`, { headers: { ...headers, 'accept-encoding': 'identity' } })
-    t.equal(refused.status, 429)
-    await app.sse.broadcastToSubscriptions({ data: 'second' }, ['news'])
-    await client.waitFor('message', 2)
-    await app.close()
-    await client.waitForEnd()
-    t.equal(client.json('sse:close')[0].reason, 'shutdown')
-  })
-}
-
-t.test('all neighbours at once, HTTP/2', async t => {
-  const { app, url, token } = await build(t, { http2: true })
-  const session = connectH2(url)
-  t.teardown(() => session.destroy())
-  const headers = { origin: ORIGIN, cookie: `token=${token}`, 'user-agent': AGENT, 'accept-encoding': 'gzip, br' }
-  const streams = [new H2Stream(session, '/sse', headers), new H2Stream(session, '/sse', headers)]
-  await Promise.all(streams.map(stream => stream.waitFor('id: ')))
-  for (const stream of streams) checkHead(t, { ...stream.headers, 'set-cookie': String(stream.headers['set-cookie']) })
-  t.match(await app.sse.broadcastToSubscriptions({ data: 'first' }, ['news']), { delivered: 2 })
-  await Promise.all(streams.map(stream => stream.waitFor('data: first')))
-  const stranger = new H2Stream(session, '/sse', { 'user-agent': 'nobody' })
-  await stranger.waitForClose()
-  t.equal(stranger.status, 401)
-  streams[0]!.stream.close(8)
-  await until(() => app.sse.connectionCount === 1)
-  await app.close()
-  await streams[1]!.waitForClose()
-  t.equal(streams[1]!.named('sse:close').length, 1)
-})
 
 // --- Sessions ---
 
@@ -394,87 +280,4 @@ t.test('Nest 11 on its Fastify adapter: streams of a controller and of the insta
   await nest.close()
   await clients[0]!.waitForEnd()
   t.equal(clients[0]!.json('sse:close')[0].reason, 'shutdown')
-})
-
-// --- nginx ---
-
-const NGINX = ['nginx', '/usr/sbin/nginx'].find(path => spawnSync(path, ['-v']).error === undefined)
-const withoutNginx = NGINX === undefined && process.env['CI'] === undefined && 'nginx is not installed'
-
-t.test('nginx with its buffers, its cache and gzip on', { skip: withoutNginx }, async t => {
-  const { app, url } = await (async () => {
-    const app = Fastify()
-    t.teardown(() => app.close())
-    await app.register(ssePlugin, { authHandler: ({ query }) => query['user'] as string ?? null, keepAliveIntervalMs: 100, retryMs: 100, drainMs: 300 })
-    app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse({ subscriptions: ['news'] }) })
-    await app.listen({ host: '127.0.0.1', port: 0 })
-    return { app, url: `http://127.0.0.1:${(app.server.address() as AddressInfo).port}` }
-  })()
-  const port = await freePort()
-  const directory = await mkdtemp(join(tmpdir(), 'nginx-'))
-  t.teardown(() => rm(directory, { recursive: true, force: true }))
-  await mkdir(join(directory, 'cache'))
-  const config = join(directory, 'nginx.conf')
-  // As Debian ships it, and what an operator adds in good faith.
-  await writeFile(config, `
-    daemon off; master_process off; pid ${directory}/nginx.pid; error_log ${directory}/error.log;
-    events { worker_connections 256; }
-    http {
-      access_log off;
-      client_body_temp_path ${directory}/body; proxy_temp_path ${directory}/proxy;
-      fastcgi_temp_path ${directory}/fastcgi; uwsgi_temp_path ${directory}/uwsgi; scgi_temp_path ${directory}/scgi;
-      gzip on; gzip_proxied any; gzip_min_length 0; gzip_types text/event-stream text/plain;
-      proxy_cache_path ${directory}/cache keys_zone=all:1m;
-      server {
-        listen 127.0.0.1:${port};
-        location / { proxy_pass ${url}; proxy_cache all; proxy_cache_valid any 1m; proxy_http_version 1.1; proxy_set_header Connection ""; }
-      }
-    }`)
-  const nginx = tie(spawn(NGINX!, ['-p', directory, '-e', `${directory}/error.log`, '-c', config], { stdio: 'inherit' }))
-  const exited = once(nginx, 'exit')
-  t.teardown(async () => {
-    nginx.kill('SIGKILL')
-    await exited
-  })
-  const proxy = `http://127.0.0.1:${port}`
-  await until(async () => await fetch(`${proxy}/nothing`).then(response => response.status === 404, () => false), 30_000, 'nginx to answer')
-
-  const headers = {}
-  const ada = await SSEClient.open(`${proxy}/sse?user=ada`, { headers })
-  t.teardown(() => ada.close())
-  t.equal(ada.headers['content-type'], 'text/event-stream')
-  await app.sse.broadcastToUsers({ data: 'for ada' }, ['ada'])
-  await ada.waitFor('message')
-  // The same address for somebody else, and again for the same: the cache has kept nothing.
-  const bob = await SSEClient.open(`${proxy}/sse?user=ada&x=1`, { headers })
-  const again = await SSEClient.open(`${proxy}/sse?user=ada`, { headers })
-  t.teardown(() => { bob.close(); again.close() })
-  for (const client of [bob, again]) t.strictSame(client.named('message'), [], 'nothing of another stream')
-  await app.sse.broadcastEvent({ data: 'live' })
-  await Promise.all([ada, bob, again].map(client => until(() => client.named('message').some(({ data }) => data === 'live'))))
-  // Keep-alives come through one by one, and so does the leaving of a client.
-  await until(() => ada.blocks.filter(({ comment }) => comment === 'keep-alive').length >= 2)
-  // Compressed by nginx, against no-transform: every event still comes at once.
-  const abort = new AbortController()
-  const compressed = await fetch(`${proxy}/sse?user=zip`, { headers: { 'accept-encoding': 'gzip' }, signal: abort.signal })
-  t.comment(`content-encoding: ${compressed.headers.get('content-encoding') ?? 'none'}`)
-  await app.sse.broadcastToUsers({ data: 'zipped' }, ['zip'])
-  let text = ''
-  for await (const piece of compressed.body!) {
-    text += Buffer.from(piece).toString()
-    if (text.includes('data: zipped')) break
-  }
-  t.match(text, 'data: zipped')
-  abort.abort()
-  const place = again.lastEventId
-  again.close()
-  await until(() => app.sse.connectionCount === 2)
-  await app.sse.broadcastEvent({ data: 'while away' })
-  const back = await SSEClient.open(`${proxy}/sse?user=ada`, { headers: { ...headers, 'last-event-id': place } })
-  t.teardown(() => back.close())
-  await back.waitFor('message')
-  t.strictSame(back.named('message').map(({ data }) => data), ['while away'])
-  await app.close()
-  await back.waitForEnd()
-  t.equal(back.json('sse:close')[0].reason, 'shutdown')
 })

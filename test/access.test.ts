@@ -1,0 +1,8 @@
+import './access/authentication.js'
+import './access/capacity.js'
+import './access/create-connection.js'
+import './access/cross-site.js'
+import './access/disconnected-users.js'
+import './access/expiry.js'
+import './access/refusal.js'
+import './access/tickets.js'

@@ -1,0 +1,235 @@
+import fastifyCookie from '@fastify/cookie'
+import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify'
+import t from 'tap'
+import ssePlugin, { SSEManager } from '../../lib/index.js'
+import { refusal, start, type Server } from '../helpers/server.js'
+import { until } from '../helpers/wait.js'
+
+/** The users of the open streams. */
+const users = ({ app }: Server) => [...app.sse.connections()].map(({ userId }) => userId)
+
+t.test('what authHandler returns', async t => {
+  const secret = 'password of the database'
+  const failed = 'SSE_ERR_AUTHENTICATION_FAILED'
+  const cases: [name: string, result: () => unknown, expected: string | [status: number, code: string]][] = [
+    ['a user id', () => 'ada', 'ada'],
+    ['a promise of one', async () => 'ada', 'ada'],
+    ['an object', () => ({ userId: 'ada' }), 'ada'],
+    ['rights that last', () => ({ userId: 'ada', expiresAt: Date.now() + 60_000 }), 'ada'],
+    ['rights that have ended', () => ({ userId: 'ada', expiresAt: Date.now() - 1 }), [401, 'SSE_ERR_UNAUTHENTICATED']],
+    ['null', () => null, [401, 'SSE_ERR_UNAUTHENTICATED']],
+    ['undefined', () => undefined, [401, 'SSE_ERR_UNAUTHENTICATED']],
+    ['rights that do not end', () => ({ userId: 'ada', expiresAt: null }), 'ada'],
+    ['rights whose end is undefined', () => ({ userId: 'ada', expiresAt: undefined }), [500, failed]],
+    ...(['', 7, true, false, [], {}, { userId: 7 }, { userId: undefined }, { userId: '' }, { userId: 'ada', expiresAt: 'soon' }, { userId: 'ada', expiresAt: NaN }, () => 'ada'] as unknown[])
+      .map((garbage): [string, () => unknown, [number, string]] => [`garbage ${JSON.stringify(garbage)}`, () => garbage, [500, failed]]),
+    ['a throw', () => { throw new Error(secret) }, [500, failed]],
+    ['a rejection', async () => { throw new Error(secret) }, [500, failed]],
+    ['a throw of a string', () => { throw secret }, [500, failed]],
+    ['a throw of nothing', () => { throw undefined }, [500, failed]], // eslint-disable-line no-throw-literal
+    ['a throw with statusCode 401', () => { throw Object.assign(new Error(secret), { statusCode: 401 }) }, [401, 'SSE_ERR_UNAUTHENTICATED']],
+    ['a throw with statusCode 403', () => { throw Object.assign(new Error(secret), { statusCode: 403 }) }, [401, 'SSE_ERR_UNAUTHENTICATED']],
+    ['a throw with statusCode 404', () => { throw Object.assign(new Error(secret), { statusCode: 404 }) }, [500, failed]]
+  ]
+  let result: () => unknown
+  const server = await start(t, async app => {
+    await app.register(ssePlugin, { requireAuthentication: true, authHandler: () => result() as string })
+    app.get('/sse', { sse: true }, async (_request, reply) => { await reply.sse() })
+    app.get('/optional', { sse: { requireAuthentication: false } }, async (_request, reply) => { await reply.sse() })
+    app.get('/bare', async (_request, reply) => { await reply.sse() })
+  })
+  for (const [name, next, expected] of cases) {
+    result = next
+    for (const path of ['/sse', '/bare']) {
+      const errors = server.errors().length
+      const client = await server.open(path)
+      if (typeof expected === 'string') {
+        t.ok(client.isStream, `${name} ${path}`)
+        t.strictSame(users(server), [expected])
+        client.close()
+        await until(() => server.app.sse.connectionCount === 0)
+        continue
+      }
+      refusal(t, client, ...expected)
+      t.strictSame(Object.keys(client.answer).sort(), ['code', 'error', 'message', 'statusCode'])
+      t.notMatch(client.body, secret, `${name} ${path}: no internals`)
+      t.equal(server.app.sse.connectionCount, 0)
+      const logged = server.errors().slice(errors)
+      t.equal(logged.length, expected[0] === 500 ? 1 : 0, `${name} ${path}: logged`)
+      if (name === 'a throw' || name === 'a rejection') t.match(logged[0].err.stack, secret)
+    }
+    if (Array.isArray(expected)) {
+      const client = await server.open('/optional')
+      t.equal(client.status, expected[0] === 500 ? 500 : 200, `${name}, where nobody may come: broken is not nobody`)
+      client.close()
+      await until(() => server.app.sse.connectionCount === 0)
+    }
+  }
+})
+
+t.test('the rights and claims of a user stay with the connection, which ends with them', async t => {
+  const server = await start(t, { authHandler: () => ({ userId: 'ada', claims: { role: 'admin' }, expiresAt: Date.now() + 300 }), keepAliveIntervalMs: 20 })
+  const client = await server.open()
+  const [connection] = server.app.sse.getConnectionsByUser('ada')
+  t.strictSame(connection!.claims, { role: 'admin' })
+  await client.waitForEnd()
+  t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+})
+
+t.test('what a request brings: token, cookies, query, headers, and what the application extracts', async t => {
+  for (const withPlugin of [false, true]) {
+    await t.test(withPlugin ? 'with @fastify/cookie' : 'without @fastify/cookie', async t => {
+      let data: any
+      const server = await start(t, async app => {
+        if (withPlugin) await app.register(fastifyCookie)
+        await app.register(ssePlugin, {
+          authHandler: authData => {
+            data = authData
+            return 'ada'
+          },
+          extractAuthData: request => ({ device: request.headers['x-device'], query: { replaced: true } })
+        })
+        app.get('/sse', { sse: true }, async (_request, reply) => { await reply.sse() })
+      })
+      await server.open('/sse?a=1&a=2&ticket=x%20y', { headers: { authorization: 'bearer  abc.def-1', cookie: 'session=s%201; quoted="q"; broken=%zz; session=second; noequals', 'x-device': 'desk', 'x-other': 'o' } })
+      t.equal(data.token, 'abc.def-1')
+      t.match({ ...data.cookies }, { session: 's 1', quoted: 'q', broken: '%zz' })
+      t.strictSame(data.query, { replaced: true }, 'what is extracted comes last')
+      t.equal(data.device, 'desk')
+      t.equal(data.headers['x-other'], 'o')
+      for (const authorization of ['Basic abc', 'Bearer', 'Bearer ', 'Bearer a b', 'xBearer a', '']) {
+        await server.open('/sse', { headers: { authorization } })
+        t.equal(data.token, null, `no token: ${authorization}`)
+      }
+      await server.open('/sse', { headers: { cookie: '__proto__=polluted; constructor=c' } })
+      t.equal(({} as any).polluted, undefined)
+      t.equal(data.cookies.constructor, 'c')
+    })
+  }
+
+  await t.test('cookies that @fastify/cookie has not parsed yet, and a query that a parser of the application leaves out', async t => {
+    for (const hook of ['preParsing', 'preHandler', false] as const) {
+      let data: any
+      const app = Fastify({ routerOptions: { querystringParser: () => null as never } })
+      t.teardown(() => app.close())
+      await app.register(fastifyCookie, { hook })
+      await app.register(ssePlugin, {
+        path: '/sse',
+        authHandler: authData => {
+          data = authData
+          return null
+        }
+      })
+      const leave = new AbortController()
+      await app.inject({ url: '/sse?a=b', headers: { cookie: 'session=s%201' }, payloadAsStream: true, signal: leave.signal })
+      leave.abort()
+      t.match({ cookies: { ...data.cookies }, query: { ...data.query } }, { cookies: { session: 's 1' }, query: { a: 'b' } }, String(hook))
+    }
+  })
+
+  await t.test('the query, and an extractor that throws', async t => {
+    let data: any
+    let broken = false
+    const server = await start(t, {
+      requireAuthentication: true,
+      authHandler: authData => {
+        data = authData
+        return 'ada'
+      },
+      extractAuthData: () => {
+        if (broken) throw new Error('secret')
+        return {}
+      }
+    })
+    await server.open('/sse?a=1&ticket=x%20y')
+    t.match(data.query, { a: '1', ticket: 'x y' })
+    broken = true
+    const client = await server.open()
+    refusal(t, client, 500, 'SSE_ERR_AUTHENTICATION_FAILED')
+    t.notMatch(client.body, 'secret')
+    t.match(server.errors()[0].err.stack, /secret/)
+  })
+})
+
+t.test('allowedOrigins', async t => {
+  let asked = 0
+  const server = await start(t, async app => {
+    await app.register(ssePlugin, {
+      allowedOrigins: ['https://app.example'],
+      authHandler: () => {
+        asked++
+        return 'ada'
+      }
+    })
+    app.get('/sse', { sse: true }, async (_request, reply) => { await reply.sse() })
+    app.get('/bare', async (_request, reply) => { await reply.sse() })
+  })
+  const cases: [headers: Record<string, string>, allowed: boolean][] = [
+    [{ origin: 'https://app.example' }, true],
+    [{ origin: 'https://app.example', 'sec-fetch-site': 'cross-site' }, true],
+    [{}, true],
+    [{ 'sec-fetch-site': 'same-origin' }, true],
+    [{ 'sec-fetch-site': 'cross-site' }, false],
+    [{ origin: 'https://evil.example' }, false],
+    [{ origin: 'https://app.example.evil.example' }, false],
+    [{ origin: 'http://app.example' }, false],
+    [{ origin: 'null' }, false],
+    [{ origin: '' }, false]
+  ]
+  for (const path of ['/sse', '/bare']) {
+    for (const [headers, allowed] of cases) {
+      asked = 0
+      const client = await server.open(path, { headers })
+      if (allowed) t.ok(client.isStream, JSON.stringify(headers))
+      else refusal(t, client, 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+      t.equal(asked, allowed ? 1 : 0, 'nobody is asked about a page that may not')
+    }
+  }
+})
+
+t.test('origins of applications that have a scheme of their own', async t => {
+  const listed = ['capacitor://localhost', 'ionic://localhost', 'tauri://localhost', 'chrome-extension://abcdefghijklmnop', 'safari-web-extension://0AE0CCC6-4A3C', 'app://-', 'app://a.example:81', 'file://']
+  const server = await start(t, { allowedOrigins: listed })
+  for (const origin of listed) t.ok((await server.open('/sse', { headers: { origin, 'sec-fetch-site': 'cross-site' } })).isStream, origin)
+  for (const origin of ['capacitor://localhost.evil', 'capacitor://', 'ionic://localhost:1', 'capacitor://LOCALHOST']) refusal(t, await server.open('/sse', { headers: { origin } }), 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+  for (const [origin, host] of [['other://own.example', 'own.example'], ['other://own.example', 'own.example:80'], ['chrome-extension://own.example', 'own.example']] as const) {
+    refusal(t, await server.open('/sse', { headers: { origin, host } }), 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+  }
+  t.ok((await server.open('/sse', { headers: { origin: 'http://own.example', host: 'own.example' } })).isStream)
+  for (const origin of ['capacitor://localhost/', 'capacitor://localhost/index.html', 'Capacitor://localhost', 'capacitor:localhost', 'localhost:3000', 'app://*', 'app://user@host', 'app://a,app://b', 'blob:https://app.example', 'data:text/html,x']) {
+    t.throws(() => new SSEManager({ allowedOrigins: [origin] }), { code: 'SSE_ERR_INVALID_OPTION', message: /no origin/ }, origin)
+  }
+})
+
+t.test('a client that leaves while it is authenticated', async t => {
+  const gates: ((user: string) => void)[] = []
+  let closed = 0
+  let ran = 0
+  const server = await start(t, async app => {
+    await app.register(ssePlugin, { requireAuthentication: true, authHandler: () => new Promise<string>(resolve => { gates.push(resolve) }) })
+    app.addHook('onRequest', async (_request, reply) => { reply.raw.once('close', () => { closed++ }) })
+    const handler = async (_request: FastifyRequest, reply: FastifyReply) => {
+      ran++
+      await reply.sse()
+    }
+    app.get('/sse', { sse: true }, handler)
+    app.get('/bare', handler)
+  })
+  for (const path of ['/sse', '/bare']) {
+    for (const leave of ['close', 'reset'] as const) {
+      const before = closed
+      const client = server.dial(path)
+      const gate = await until(() => gates.shift())
+      t.equal(client.received, 0, 'nothing is answered yet')
+      client[leave]()
+      await until(() => closed > before)
+      gate('ada')
+    }
+  }
+  await until(() => ran >= 2)
+  t.equal(server.app.sse.connectionCount, 0)
+  t.strictSame(server.errors(), [], 'that is nobody\'s fault')
+  const opening = server.open('/sse')
+  ;(await until(() => gates.shift()))('ada')
+  t.ok((await opening).isStream, 'and others still can')
+})

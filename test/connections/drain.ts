@@ -1,0 +1,361 @@
+import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import t from 'tap'
+import { EventSource } from 'undici'
+import ssePlugin, { memoryBroker, SSEManager } from '../../lib/index.js'
+import { block, listen, serve } from '../helpers/app.js'
+import { connectH2, H2Stream } from '../helpers/h2.js'
+import { RawSocket } from '../helpers/raw.js'
+import { SSEClient } from '../helpers/sse.js'
+import { listenForTrouble } from '../helpers/trouble.js'
+import { until } from '../helpers/wait.js'
+
+// The end of a connection, whoever ends it and however: told to the client, and nothing left behind.
+
+const closes = (client: SSEClient): unknown[] => client.json('sse:close')
+
+t.test('closing the server', async t => {
+  t.test('ends all streams, tells clients their place and when to return, and comes back at once', async t => {
+    const trouble = listenForTrouble(t)
+    const drainMs = 10_000
+    const { app, join, open } = await serve(t, { drainMs, retryMs: 500 }, {}, app => {
+      app.get('/source', (request, reply) => reply.sse(async function * ({ signal }) {
+        yield 'a'
+        await once(signal, 'abort')
+      }))
+    })
+    const joined = await Promise.all(Array.from({ length: 20 }, (_, i) => join(`user-${i}`, ['news'])))
+    const source = await open('/source')
+    await source.waitFor('message')
+    const { id } = await app.sse.broadcastEvent({ data: 'last' })
+    // Idle on a socket that is kept alive, and stuck in a pipeline: both would hold up a server that only waits.
+    const idle = new RawSocket(`http://127.0.0.1:${(app.server.address() as AddressInfo).port}`, { path: '/nothing' })
+    await idle.waitForAnswers(1)
+
+    let closed = false
+    const closing = app.close().then(() => { closed = true })
+    await until(() => closed, 0.75 * drainMs, 'fastify.close()')
+    await closing
+    for (const { client, connection } of joined) {
+      await client.waitForEnd()
+      t.equal(client.ended, true)
+      t.strictSame(closes(client), [{ reason: 'shutdown', reconnect: true }])
+      const { retry } = client.blocks.filter(block => block.retry !== null).at(-1)!
+      t.ok(retry! >= drainMs && retry! <= 2 * drainMs, `retry ${retry}: not before the server has finished closing`)
+      t.equal(client.lastEventId, id)
+      t.equal(connection.isConnected, false)
+      t.equal(connection.signal.reason.closeReason, 'shutdown')
+    }
+    t.ok(new Set(joined.map(({ client }) => client.blocks.filter(block => block.retry !== null).at(-1)!.retry)).size > 1, 'they do not all return together')
+    await source.waitForEnd()
+    t.strictSame(closes(source), [{ reason: 'shutdown', reconnect: true }])
+    t.equal(source.lastEventId, '', 'a source has its own ids')
+    t.match(app.sse.stats(), { connections: 0, closed: { shutdown: 21 } })
+
+    await Promise.all([app.close(), app.sse.close(), app.sse.drain(), app.sse.close()])
+    t.equal(joined[0]!.client.named('sse:close').length, 1, 'a second close does nothing')
+    await t.rejects(app.sse.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
+    t.strictSame(trouble, [])
+  })
+
+  t.test('does not wait longer than drainMs for a client that does not read', async t => {
+    const service = await serve(t, { drainMs: 300, stallTimeoutMs: 0 })
+    const stalled = await service.join('ada')
+    await block(stalled)
+    const reading = await service.join('bob')
+    const closing = service.app.close()
+    await reading.client.waitForEnd()
+    t.strictSame(closes(reading.client), [{ reason: 'shutdown', reconnect: true }], 'one that does not read holds up nobody')
+    let closed = false
+    closing.then(() => { closed = true })
+    await until(() => closed, 5000, 'fastify.close() with a stalled client')
+    t.equal(service.app.sse.connectionCount, 0)
+    t.equal(stalled.connection.signal.reason.closeReason, 'shutdown')
+    stalled.client.resume()
+    await until(() => stalled.client.closed)
+    t.equal(stalled.client.ended, false, 'its stream was cut')
+  })
+
+  t.test('has closed when its streams have ended, however busy the machine', async t => {
+    const { app, join } = await serve(t, { drainMs: 300, stallTimeoutMs: 0 })
+    const stalled = await join('ada')
+    await block(stalled)
+    const closing = app.close()
+    await until(() => stalled.connection.closeReason !== null)
+    // The event loop stands still until all that closing waits for is overdue.
+    const began = performance.now()
+    while (performance.now() - began < 600);
+    await closing
+    t.equal(app.sse.connectionCount, 0)
+    t.equal(stalled.connection.signal.reason.closeReason, 'shutdown')
+  })
+
+  t.test('a slow client that reads on in time is told everything, and its kept-alive socket holds up nothing', async t => {
+    const service = await serve(t, { drainMs: 20_000 })
+    const slow = await service.join('ada')
+    await block(slow)
+    const reading = await service.join('bob')
+    const closing = service.app.close()
+    await reading.client.waitForEnd()
+    slow.client.resume()
+    let closed = false
+    closing.then(() => { closed = true })
+    await slow.client.waitForEnd()
+    await until(() => closed, 15_000, 'fastify.close()')
+    t.equal(slow.client.ended, true)
+    t.strictSame(closes(slow.client), [{ reason: 'shutdown', reconnect: true }])
+  })
+
+  t.test('a frozen client, whose kernel has taken everything, holds up nothing', async t => {
+    const service = await serve(t, { drainMs: 300 })
+    const frozen = await service.join('ada')
+    frozen.client.pause()
+    let closed = false
+    service.app.close().then(() => { closed = true })
+    await until(() => closed, 5000, 'fastify.close()')
+    t.equal(frozen.client.closed, false)
+    frozen.client.resume()
+    await frozen.client.waitForEnd()
+    t.strictSame(closes(frozen.client), [{ reason: 'shutdown', reconnect: true }], 'thawed, it finds out why')
+  })
+
+  t.test('HTTP/2: sessions end with their streams', async t => {
+    const app = Fastify({ http2: true } as FastifyServerOptions) as FastifyInstance
+    await app.register(ssePlugin, { drainMs: 300, stallTimeoutMs: 0, outboxBytes: 200_000 })
+    app.get('/', async (request, reply) => {
+      await reply.sse({ subscriptions: 'quiet' in (request.query as object) ? [] : ['news'] })
+    })
+    const url = await listen(app)
+    const session = connectH2(url)
+    t.teardown(() => session.destroy())
+    const streams = Array.from({ length: 3 }, () => new H2Stream(session, '/'))
+    await Promise.all(streams.map(stream => stream.waitFor('id: ')))
+    const stalled = connectH2(url)
+    t.teardown(() => stalled.destroy())
+    const stuck = new H2Stream(stalled, '/')
+    await stuck.waitFor('id: ')
+    stuck.stream.pause()
+    // And one that has everything in its window, and never looks.
+    const frozen = connectH2(url)
+    t.teardown(() => frozen.destroy())
+    const unread = frozen.request({ ':path': '/?quiet=1' })
+    await once(unread, 'response')
+    unread.pause()
+    await until(async () => {
+      await app.sse.broadcastToSubscriptions({ data: 'x'.repeat(50_000) }, ['news'])
+      await new Promise(setImmediate)
+      return app.sse.stats().lagging > 0
+    })
+    let closed = false
+    app.close().then(() => { closed = true })
+    await until(() => closed, 5000, 'fastify.close()')
+    for (const stream of streams) {
+      await stream.waitForClose()
+      t.equal(stream.ended, true)
+      t.equal(stream.named('sse:close')[0]!.data, '{"reason":"shutdown","reconnect":true}')
+    }
+    t.equal(app.sse.connectionCount, 0)
+    await until(() => session.closed)
+  })
+
+  t.test('while it drains, new streams are refused and publishing goes on', async t => {
+    const service = await serve(t, { drainMs: 2000, stallTimeoutMs: 0 })
+    const stalled = await service.join('ada')
+    await block(stalled)
+    let drained = false
+    service.app.sse.drain().then(() => { drained = true })
+    const refused = await service.open('/sse')
+    t.equal(refused.status, 503)
+    t.match(refused.answer, { code: 'SSE_ERR_CLOSED', statusCode: 503 })
+    t.match(await service.app.sse.broadcastEvent({ data: 1 }), { delivered: 0 })
+    t.equal(drained, false)
+    stalled.client.close()
+    await until(() => drained)
+    t.equal(service.app.sse.connectionCount, 0)
+  })
+
+  t.test('a stream that is about to open is ended as well', async t => {
+    let release: (() => void) | null = null
+    const { app, url, join } = await serve(t, { drainMs: 1000 }, {}, app => {
+      app.addHook('onSend', async (request, reply, payload) => {
+        if ('late' in (request.query as object)) await new Promise<void>(resolve => { release = resolve })
+        return payload
+      })
+    })
+    const before = await join('ada')
+    const client = new SSEClient(`${url}/sse?late`)
+    t.teardown(() => client.close())
+    await until(() => release !== null)
+    let closed = false
+    app.close().then(() => { closed = true })
+    await before.client.waitForEnd()
+    release!()
+    await client.waitForEnd()
+    t.strictSame(closes(client), [{ reason: 'shutdown', reconnect: true }])
+    await until(() => closed)
+  })
+
+  t.test('streams of inject() end at once, read or not, and nothing complains', async t => {
+    const trouble = listenForTrouble(t)
+    const logged: string[] = []
+    const app = Fastify({ logger: { level: 'warn', stream: { write: line => { logged.push(line) } } } })
+    await app.register(ssePlugin, { path: '/sse', drainMs: 60_000 })
+    app.get('/source', { sse: true }, (request, reply) => reply.sse(async function * ({ signal }) {
+      yield 'a'
+      await once(signal, 'abort')
+    }))
+    app.get('/plain', async (request, reply) => { await reply.sse() })
+    const texts: string[] = []
+    for (const url of ['/sse', '/source', '/plain']) {
+      const response = await app.inject({ url, payloadAsStream: true })
+      const at = texts.push('') - 1
+      response.stream().on('data', bytes => { texts[at] += String(bytes) })
+      // And one whose test looks at the head only, so that what comes after it waits.
+      await app.inject({ url, payloadAsStream: true })
+    }
+    for (const connection of app.sse.connections()) connection.sendEvent({ data: 'x'.repeat(100_000) })
+    let closed = false
+    app.close().then(() => { closed = true })
+    await until(() => closed, 10_000, 'fastify.close(), long before drainMs')
+    for (const text of texts) t.match(text, 'event: sse:close\ndata: {"reason":"shutdown","reconnect":true}\n\n')
+    t.equal(app.sse.connectionCount, 0)
+    t.strictSame(trouble, [])
+    t.strictSame(logged, [])
+  })
+
+  t.test('a response whose methods throw holds up nothing, and the streams behind it are told', async t => {
+    const trouble = listenForTrouble(t)
+    // What an APM's wrapper or a plugin may do to a response; `headed`: it fails once the head is sent.
+    for (const headed of [true, false]) {
+      for (const method of ['setHeader', 'writeHead', 'flushHeaders', 'write', 'end', 'destroy'] as const) {
+        let failing = !headed
+        const { app, open } = await serve(t, { drainMs: 60_000 }, {}, app => {
+          app.get('/wrapped', async (request, reply) => { await reply.sse() })
+          app.addHook('onRequest', async (request, { raw }) => {
+            if (request.url !== '/wrapped') return
+            const { [method]: wrapped, write } = raw as unknown as Record<string, (...args: unknown[]) => unknown>
+            Object.assign(raw, {
+              // Nothing but a write that throws has the stream destroyed.
+              ...(method === 'destroy' && { write: (...args: unknown[]) => { if (failing) throw new Error('write failed'); else return write!.apply(raw, args) } }),
+              [method]: (...args: unknown[]) => { if (failing) throw new Error(`${method} failed`); else return wrapped!.apply(raw, args) }
+            })
+          })
+        })
+        await open('/wrapped')
+        const behind = await open('/sse')
+        failing = true
+        let closed = false
+        app.close().then(() => { closed = true })
+        await until(() => closed, 10_000, `fastify.close() where ${method} throws`)
+        await behind.waitForEnd()
+        t.strictSame(closes(behind), [{ reason: 'shutdown', reconnect: true }], `${method}, ${headed ? 'after the head' : 'from the start'}`)
+        t.equal(app.sse.connectionCount, 0)
+      }
+    }
+    t.strictSame(trouble, [])
+  })
+
+  t.test('clients come back by themselves to the next server on the port, are told of the gap, and go on', async t => {
+    const build = async (port: number): Promise<FastifyInstance> => {
+      const app = Fastify()
+      await app.register(ssePlugin, { retryMs: 100, drainMs: 100 })
+      app.get('/sse', async (request, reply) => { await reply.sse({ subscriptions: ['news'] }) })
+      await app.listen({ host: '127.0.0.1', port })
+      return app
+    }
+    let app = await build(0)
+    t.teardown(() => app.close())
+    const { port } = app.server.address() as AddressInfo
+    const received: string[][] = []
+    const gaps: unknown[][] = []
+    const sources = Array.from({ length: 5 }, (_, i) => {
+      const source = new EventSource(`http://127.0.0.1:${port}/sse`)
+      received[i] = []
+      gaps[i] = []
+      source.onmessage = event => { received[i]!.push((JSON.parse(event.data as string) as string[])[0]!) }
+      source.addEventListener('sse:gap', event => { gaps[i]!.push(JSON.parse((event as MessageEvent).data as string)) })
+      return source
+    })
+    t.teardown(() => { for (const source of sources) source.close() })
+    const expected: string[] = []
+    let last = ''
+    for (let life = 1; life <= 3; life++) {
+      await until(() => app.sse.connectionCount === 5, undefined, `all clients in life ${life}`)
+      if (life > 1) await until(() => gaps.every(list => list.length === life - 1))
+      for (let n = 0; n < 3; n++) {
+        expected.push(`${life}.${n}`)
+        last = (await app.sse.broadcastToSubscriptions({ data: [`${life}.${n}`] }, ['news'])).id!
+      }
+      await until(() => received.every(list => list.length === expected.length))
+      if (life === 3) break
+      await app.close()
+      app = await build(port)
+      if (life === 1) t.equal(gaps[0]!.length, 0)
+      const before = last
+      await until(() => gaps.every(list => list.length === life), undefined, 'each client to be told of the gap')
+      t.strictSame(gaps.map(list => list.at(-1)), gaps.map(() => ({ reason: 'epoch', lastEventId: before })))
+    }
+    for (const list of received) t.strictSame(list, expected)
+  })
+})
+
+t.test('a manager that was closed before it was opened never opens its log', async t => {
+  for (const when of ['before', 'while it opens']) {
+    const broker = memoryBroker()
+    let opened = 0
+    let closed = 0
+    let go = (): void => {}
+    const { open, close } = broker
+    broker.open = async (...args) => {
+      opened++
+      if (when !== 'before') await new Promise<void>(resolve => { go = resolve })
+      await open.apply(broker, args)
+    }
+    broker.close = async () => {
+      closed++
+      await close.apply(broker)
+    }
+    const manager = new SSEManager({ broker })
+    const opening = when === 'before' ? null : t.rejects(manager.open(), { code: 'SSE_ERR_CLOSED' }, 'what waits for it learns that it is closed')
+    const closing = manager.close()
+    const early = t.rejects(manager.broadcastEvent({ data: 1 }, { local: true }), { code: 'SSE_ERR_CLOSED' })
+    await closing
+    go()
+    await Promise.all([opening, early])
+    await t.rejects(manager.open(), { code: 'SSE_ERR_CLOSED' })
+    await t.rejects(manager.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
+    await t.rejects(manager.broadcastEvent({ data: 1 }, { local: true }), { code: 'SSE_ERR_CLOSED' })
+    await t.rejects(manager.createConnection({ request: { headers: {}, socket: {} }, response: {} } as never), { code: 'SSE_ERR_CLOSED' })
+    t.match(manager.health(), { status: 'degraded', reason: 'The event log is closed' })
+    t.equal(opened - closed, 0, `what is opened is closed: ${when}`)
+  }
+})
+
+t.test('the clock of a manager runs, whatever opened its log', async t => {
+  const manager = new SSEManager({ keepAliveIntervalMs: 50, drainMs: 100 })
+  await manager.broadcastEvent({ data: 1 })
+  const server = createServer((request, response) => { manager.createConnection({ request, response }) })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(async () => {
+    await manager.close()
+    server.close()
+  })
+  const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}/`)
+  await until(() => client.blocks.some(({ comment }) => comment === 'keep-alive'))
+  t.equal(client.closed, false)
+})
+
+t.test('without Fastify: drain and close of a manager that has nobody, or was never opened', async t => {
+  const idle = new SSEManager()
+  await idle.close()
+  await idle.close()
+  await t.rejects(idle.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
+  const opened = new SSEManager()
+  await opened.open()
+  await opened.drain()
+  await opened.close()
+  await t.rejects(opened.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
+})

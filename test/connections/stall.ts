@@ -1,0 +1,87 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import { block, serve } from '../helpers/app.js'
+import { SSEClient } from '../helpers/sse.js'
+import { turns, until } from '../helpers/wait.js'
+
+// The end of a connection, whoever ends it and however: told to the client, and nothing left behind.
+
+const closes = (client: SSEClient): unknown[] => client.json('sse:close')
+
+/** Nothing runs for so long, as in a process that was stopped, or one that computes. */
+function standStill (ms: number): void {
+  const until = performance.now() + ms
+  while (performance.now() < until);
+}
+
+t.test('after the event loop stood still, clients that read are neither stalled nor cut', async t => {
+  await t.test('stallTimeoutMs', async t => {
+    const { join } = await serve(t, { stallTimeoutMs: 300 })
+    const joined = await join('ada')
+    await block(joined)
+    joined.client.resume()
+    standStill(1000)
+    joined.connection.sendEvent({ event: 'after', data: 1 })
+    await joined.client.waitFor('after')
+    t.equal(joined.connection.closeReason, null)
+  })
+
+  await t.test('drainMs', async t => {
+    const { app, join } = await serve(t, { drainMs: 300 })
+    const joined = await join('ada')
+    await block(joined)
+    const closing = app.close()
+    await until(() => joined.connection.closeReason !== null)
+    joined.client.resume()
+    standStill(1000)
+    await closing
+    await joined.client.waitForEnd()
+    t.strictSame(closes(joined.client), [{ reason: 'shutdown', reconnect: true }])
+    t.equal(joined.client.ended, true)
+  })
+
+  await t.test('a client that does not read is stalled all the same', async t => {
+    const { join } = await serve(t, { stallTimeoutMs: 300 })
+    const joined = await join('ada')
+    await block(joined)
+    standStill(1000)
+    await until(() => joined.connection.closeReason !== null)
+    t.equal(joined.connection.closeReason, 'stalled')
+  })
+})
+
+t.test('a slow client that makes progress is not stalled, and misses nothing', async t => {
+  const stallTimeoutMs = 1000
+  const { app, join } = await serve(t, { stallTimeoutMs, outboxBytes: 65_536 })
+  const slow = await join('ada', ['news'])
+  slow.client.pause()
+  const { sentEvents: before } = slow.connection.stats()
+  let published = 0
+  // More than the kernel takes, so that the socket is full, and less than the history holds. However fast the client reads, there is always more for it.
+  const fill = async () => {
+    while (published - (slow.connection.stats().sentEvents - before) < 1000) {
+      for (let i = 0; i < 20; i++) await app.sse.broadcastToSubscriptions({ data: `${published++} ${'x'.repeat(16_000)}` }, ['news'])
+      await turns(1)
+    }
+  }
+  await fill()
+  await until(() => slow.connection.stats().lagging)
+  // For three times as long as a client may take nothing: each time it reads until its socket has taken something.
+  const began = performance.now()
+  let reads = 0
+  while (performance.now() - began < 3 * stallTimeoutMs && slow.connection.isConnected) {
+    await fill()
+    const { sentEvents } = slow.connection.stats()
+    slow.client.resume()
+    await until(() => slow.connection.stats().sentEvents > sentEvents || !slow.connection.isConnected)
+    slow.client.pause()
+    reads++
+    await sleep(stallTimeoutMs / 5)
+  }
+  t.equal(slow.connection.closeReason, null, 'still open')
+  t.ok(reads > 1, `${reads} reads`)
+  slow.client.resume()
+  await slow.client.waitFor('message', published)
+  t.strictSame(slow.client.named('message').map(({ data }) => parseInt(data!)), Array.from({ length: published }, (_, i) => i))
+  t.equal(slow.client.named('sse:gap').length, 0)
+})

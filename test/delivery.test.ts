@@ -1,0 +1,6 @@
+import './delivery/batch.js'
+import './delivery/context.js'
+import './delivery/flusher.js'
+import './delivery/frame.js'
+import './delivery/publisher.js'
+import './delivery/replay-scheduler.js'

@@ -1,0 +1,113 @@
+import t from 'tap'
+import { ReplayScheduler, type Reader, type Turns } from '../../lib/delivery/replay-scheduler.js'
+import type { Broker } from '../../lib/log/broker.js'
+import { warnings } from '../../lib/util/logger.js'
+import { turns, until } from '../helpers/wait.js'
+
+// --- CatchUp ---
+
+class BusyReader implements Reader {
+  isConnected = true
+  reads = 0
+  constructor (readonly busyMs: number) {}
+  async readPage (): Promise<void> {
+    this.reads++
+    const end = performance.now() + this.busyMs
+    while (performance.now() < end);
+  }
+}
+
+t.test('catch-up: a bounded time in a turn, everybody served', async t => {
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 8, { ...warnings, warn: ({ err }: { err?: unknown }) => t.error(err) })
+  const readers = Array.from({ length: 40 }, () => new BusyReader(3))
+  for (const reader of readers) catchUp.want(reader)
+  catchUp.want(readers[0]!)
+  readers[39]!.isConnected = false
+  const total = () => readers.reduce((sum, { reads }) => sum + reads, 0)
+  let last = 0
+  while (total() < 39) {
+    await new Promise(resolve => setImmediate(resolve))
+    t.ok(total() - last <= 2, `${total() - last} pages of 3 ms in a turn`)
+    last = total()
+  }
+  t.ok(readers.slice(0, 39).every(({ reads }) => reads === 1), 'each once, also one that asked twice')
+  t.equal(readers[39]!.reads, 0, 'one that has left is not read for')
+})
+
+t.test('catch-up: the time of a turn is kept within pages as well, and no page is read again', async t => {
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 32, { ...warnings, warn: ({ err }: { err?: unknown }) => t.error(err) })
+  const PAGE = 20
+  let asked = 0
+  class Asking implements Reader {
+    isConnected = true
+    reads = 0
+    /** The turns in which its messages were asked about. */
+    readonly turns: number[] = []
+    constructor (readonly awayMs: number) {}
+    async readPage (_broker: Broker, time: Turns): Promise<void> {
+      this.reads++
+      if (this.awayMs > 0) await new Promise(resolve => setTimeout(resolve, this.awayMs))
+      for (let n = 0; n < PAGE; n++) {
+        if (time.over) await time.next()
+        asked++
+        this.turns.push(turn)
+        const end = performance.now() + 1
+        while (performance.now() < end);
+      }
+    }
+  }
+  // Some of a log in memory, some of one that takes longer than a turn.
+  const readers = Array.from({ length: 16 }, (_, i) => new Asking(i % 4 === 3 ? 10 : 0))
+  for (const reader of readers) catchUp.want(reader)
+  let turn = 0
+  let most = 0
+  for (let last = 0; asked < readers.length * PAGE; last = asked) {
+    await new Promise(resolve => setImmediate(resolve))
+    most = Math.max(most, asked - last)
+    turn++
+  }
+  // The clock is looked at every eighth time as long as it is fast.
+  t.ok(most <= 4 + 1 + 8, `${most} questions of 1 ms in a turn`)
+  t.ok(readers.every(({ reads }) => reads === 1))
+  const ends = readers.filter(({ awayMs }) => awayMs === 0).map(({ turns }) => turns.at(-1)!)
+  t.strictSame(ends, ends.toSorted((a, b) => a - b), 'first come, first served')
+})
+
+t.test('catch-up: reads that do not come back keep nobody waiting', async t => {
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 8, { ...warnings, warn: ({ err }: { err?: unknown }) => t.error(err) })
+  for (let i = 0; i < 50; i++) catchUp.want({ isConnected: true, readPage: () => new Promise(() => {}) })
+  const readers = Array.from({ length: 50 }, () => new BusyReader(0))
+  for (const reader of readers) catchUp.want(reader)
+  await until(() => readers.every(({ reads }) => reads === 1))
+})
+
+t.test('catch-up: a log that cannot be read is asked again, nobody is forgotten, and it is said once', async t => {
+  const said: unknown[] = []
+  const catchUp = new ReplayScheduler(null as unknown as Broker, 32, { ...warnings, warn: ({ err }: { err?: unknown }) => said.push((err as Error).message), info: () => said.push('free') })
+  const create = (failures: number) => {
+    const reader = { isConnected: true, calls: 0, readPage: async () => { if (++reader.calls <= failures) throw new Error('away') } }
+    return reader
+  }
+  const [reader, later, gone] = [create(2), create(3), create(Infinity)]
+  // The retry timer does not keep a process alive; this one does.
+  const alive = setInterval(() => {}, 1000)
+  t.teardown(() => clearInterval(alive))
+  catchUp.want(reader)
+  await until(() => reader.calls === 1)
+  catchUp.want(reader)
+  catchUp.want(later)
+  await turns(3)
+  t.equal(reader.calls, 1, 'not at once, whoever asks')
+  await until(() => reader.calls === 3 && later.calls === 3)
+  catchUp.want(create(0))
+  await turns(3)
+  t.strictSame(said, ['away'], 'who needs nothing of what is away is no proof')
+  await until(() => later.calls === 4)
+  t.strictSame(said, ['away', 'free'])
+  catchUp.want(gone)
+  await until(() => gone.calls === 1)
+  gone.isConnected = false
+  await until(() => said.length === 4)
+  t.strictSame(said, ['away', 'free', 'away', 'free'])
+  t.equal(gone.calls, 1)
+})

@@ -1,0 +1,2 @@
+import './events/event.js'
+import './events/topic.js'

@@ -1,0 +1,181 @@
+import fastifyAuth from '@fastify/auth'
+import fastifyJwt from '@fastify/jwt'
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, type onRequestHookHandler, type RouteOptions } from 'fastify'
+import t from 'tap'
+import ssePlugin, { type SSEManager, type SSEOptions, type SSEUser } from '../../lib/index.js'
+import { bearer, refusal, start } from '../helpers/server.js'
+import { until } from '../helpers/wait.js'
+
+// Which routes are guarded, whatever the order and the scope of their declaration; and whose word counts on who a client is.
+
+const asUser: SSEOptions['authHandler'] = ({ token }) => token
+
+t.test('the order in which a client is authenticated', async t => {
+  const secret = 'a secret of at least thirty-two characters'
+  const jwt = async (app: FastifyInstance) => {
+    await app.register(fastifyJwt, { secret })
+    app.decorate('authenticate', async (request: FastifyRequest) => { await request.jwtVerify() })
+  }
+  type Authenticating = FastifyInstance & { authenticate: (request: FastifyRequest) => Promise<void> }
+  const subject: SSEOptions['authHandler'] = (_data, request) => ((request as FastifyRequest).user as { sub?: string } | undefined)?.sub ?? null
+  const stream = async (_request: FastifyRequest, reply: FastifyReply) => { await reply.sse() }
+  const userOf = (manager: SSEManager) => [...manager.connections()].map(({ userId }) => userId)
+
+  await t.test('a route\'s own onRequest comes before the decision', async t => {
+    const found = (request: FastifyRequest): void => { request.sseUser = { userId: request.headers['x-user'] as string } }
+    const shapes: Record<string, (app: FastifyInstance) => RouteOptions['onRequest']> = {
+      'a list, as @fastify/jwt documents it': app => [(app as Authenticating).authenticate],
+      'one function': app => (app as Authenticating).authenticate,
+      'one with a callback': app => (request, _reply, done) => { (app as Authenticating).authenticate(request).then(() => done(), done) },
+      'a list, with the last one slow': app => [(app as Authenticating).authenticate, async () => { await new Promise(resolve => setTimeout(resolve, 5)) }],
+      'composed by @fastify/auth': app => app.auth([async () => { throw new Error('not this one') }, (app as Authenticating).authenticate]) as onRequestHookHandler,
+      'a user that it names itself': app => async request => {
+        await (app as Authenticating).authenticate(request)
+        found(request)
+      }
+    }
+    for (const [name, shape] of Object.entries(shapes)) {
+      await t.test(name, async t => {
+        const server = await start(t, async app => {
+          await jwt(app)
+          await app.register(fastifyAuth)
+          await app.register(ssePlugin, { requireAuthentication: true, authHandler: subject })
+          app.get('/sse', { sse: true, onRequest: shape(app)! }, stream)
+        })
+        const headers = { authorization: `Bearer ${server.app.jwt.sign({ sub: 'ada' })}`, 'x-user': 'ada' }
+        t.ok((await server.open('/sse', { headers })).isStream)
+        t.strictSame(userOf(server.app.sse), ['ada'])
+        t.equal((await server.open('/sse', { headers: { authorization: 'Bearer forged' } })).status, 401)
+        t.equal(server.app.sse.connectionCount, 1)
+      })
+    }
+
+    await t.test('added by a plugin that is loaded later', async t => {
+      const server = await start(t, async app => {
+        await app.register(ssePlugin, { requireAuthentication: true, authHandler: subject })
+        await jwt(app)
+        app.addHook('onRoute', route => { route.onRequest = [...[route.onRequest ?? []].flat(), (app as Authenticating).authenticate] as onRequestHookHandler[] })
+        app.get('/sse', { sse: true }, stream)
+      })
+      t.ok((await server.open('/sse', bearer(server.app.jwt.sign({ sub: 'ada' })))).isStream)
+      t.strictSame(userOf(server.app.sse), ['ada'])
+    })
+
+    await t.test('but after the origin was checked and the client counted', async t => {
+      let asked = 0
+      const server = await start(t, async app => {
+        await app.register(ssePlugin, { maxConnections: 1, authHandler: asUser })
+        app.get('/sse', { sse: true, onRequest: async () => { asked++ } }, stream)
+      })
+      refusal(t, await server.open('/sse', { headers: { origin: 'https://evil.example' } }), 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+      t.equal(asked, 0)
+      t.ok((await server.open()).isStream)
+      refusal(t, await server.open(), 503, 'SSE_ERR_TOO_MANY_CONNECTIONS')
+      t.equal(asked, 1)
+    })
+
+    await t.test('whose user was disconnected while it ran', async t => {
+      let answer: (() => void) | null = null
+      const server = await start(t, async app => {
+        await app.register(ssePlugin, { requireAuthentication: true, authHandler: asUser })
+        app.get('/sse', { sse: true, onRequest: async () => { await new Promise<void>(resolve => { answer = resolve }) } }, stream)
+      })
+      const opening = server.open('/sse', bearer('ada'))
+      await until(() => answer !== null)
+      await server.app.sse.disconnectUser('ada')
+      answer!()
+      refusal(t, await opening, 401, 'SSE_ERR_UNAUTHENTICATED')
+    })
+  })
+
+  const LATER = ['preParsing', 'preValidation', 'preHandler'] as const
+  for (const hook of LATER) {
+    await t.test(`a user that is found in ${hook} counts at reply.sse()`, async t => {
+      const server = await start(t, async app => {
+        await jwt(app)
+        await app.register(ssePlugin, { authHandler: subject })
+        app.get('/verified', { sse: true, [hook]: (app as Authenticating).authenticate }, stream)
+        app.get('/set', { sse: true, [hook]: async (request: FastifyRequest) => { request.sseUser = { userId: 'by-hook' } } }, stream)
+        app.get('/required', { sse: { requireAuthentication: true }, [hook]: (app as Authenticating).authenticate }, stream)
+        await app.register(async scope => {
+          scope.addHook(hook as 'preHandler', (app as Authenticating).authenticate)
+          scope.get('/scope', { sse: true }, stream)
+        })
+      })
+      const token = bearer(server.app.jwt.sign({ sub: 'ada' }))
+      for (const [path, user] of [['/verified', 'ada'], ['/set', 'by-hook'], ['/scope', 'ada']] as const) {
+        const client = await server.open(path, token)
+        t.ok(client.isStream, path)
+        t.strictSame(userOf(server.app.sse), [user], path)
+        client.close()
+        await until(() => server.app.sse.connectionCount === 0)
+      }
+      refusal(t, await server.open('/required', token), 401, 'SSE_ERR_UNAUTHENTICATED')
+      t.strictSame(server.lines.filter(({ level }) => level === 40), [], 'found is not changed')
+    })
+  }
+
+  await t.test('a user that is another one after onRequest', async t => {
+    let next: unknown
+    const server = await start(t, async app => {
+      await app.register(ssePlugin, { authHandler: asUser, ticketSecret: 'x'.repeat(32) })
+      const preHandler = async (request: FastifyRequest) => { request.sseUser = next as SSEUser | null }
+      app.get('/sse', { sse: true, preHandler }, stream)
+      app.get('/required', { sse: { requireAuthentication: true }, preHandler }, stream)
+    })
+    const warned = () => server.lines.filter(({ level }) => level === 40).map(({ userId, authenticatedUserId }) => [authenticatedUserId, userId])
+    const opened = async (path: string, user: string | null, options = bearer('ada')) => {
+      const client = await server.open(path, options)
+      t.ok(client.isStream)
+      t.strictSame(userOf(server.app.sse), [user])
+      client.close()
+      await until(() => server.app.sse.connectionCount === 0)
+    }
+    next = { userId: 'ada', claims: 7 }
+    await opened('/sse', 'ada')
+    t.strictSame(warned(), [], 'more is known of the same user')
+    next = { userId: 'grace' }
+    await opened('/required', 'grace')
+    t.strictSame(warned().splice(0), [['ada', 'grace']])
+    next = null
+    await opened('/sse', null)
+    refusal(t, await server.open('/required', bearer('ada')), 401, 'SSE_ERR_UNAUTHENTICATED')
+    t.strictSame(warned(), [['ada', 'grace'], ['ada', null], ['ada', null]])
+    next = { id: 'no user' }
+    refusal(t, await server.open('/sse', bearer('ada')), 500, 'SSE_ERR_AUTHENTICATION_FAILED')
+    next = { userId: 'grace' }
+    await opened(`/required?ticket=${server.app.sse.issueTicket({ userId: 'hopper' })}`, 'hopper', {})
+  })
+
+  await t.test('rights that end between onRequest and reply.sse()', async t => {
+    const server = await start(t, async app => {
+      await app.register(ssePlugin, { requireAuthentication: true, authHandler: () => ({ userId: 'ada', expiresAt: Date.now() + 50 }) })
+      app.get('/sse', { sse: true }, async (request, reply) => {
+        await until(() => request.sseUser!.expiresAt! <= Date.now())
+        await reply.sse()
+      })
+    })
+    refusal(t, await server.open(), 401, 'SSE_ERR_UNAUTHENTICATED')
+  })
+
+  await t.test('authHandler is asked once, and again at reply.sse() only if it found no user and the request carries something new', async t => {
+    let asked = 0
+    const server = await start(t, async app => {
+      await app.register(ssePlugin, {
+        authHandler: ({ token }) => {
+          asked++
+          return token
+        }
+      })
+      app.route({ method: ['GET', 'POST'], url: '/sse', sse: true, handler: stream })
+      app.get('/idle', { sse: true, preHandler: async () => {} }, stream)
+      app.get('/hook', { sse: true, preHandler: async request => { Object.assign(request, { user: { id: 1 } }) } }, stream)
+    })
+    const json = { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"token":1}' }
+    for (const [path, options, expected] of [['/sse', {}, 1], ['/idle', {}, 1], ['/hook', {}, 2], ['/sse', json, 2], ['/hook', bearer('ada'), 1]] as const) {
+      asked = 0
+      t.ok((await server.open(path, options)).isStream)
+      t.equal(asked, expected, path)
+    }
+  })
+})

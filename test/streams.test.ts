@@ -1,0 +1,2 @@
+import './streams/end.js'
+import './streams/source.js'

@@ -1,0 +1,7 @@
+import './subscriptions/audience.js'
+import './subscriptions/authorize-subscription.js'
+import './subscriptions/authorize-topic.js'
+import './subscriptions/pattern-index.js'
+import './subscriptions/registry.js'
+import './subscriptions/revocation.js'
+import './subscriptions/rights.js'

@@ -1,0 +1,31 @@
+import fc from 'fast-check'
+import assert from 'node:assert/strict'
+import t from 'tap'
+import { covers } from '../../lib/events/topic.js'
+import { PatternIndex } from '../../lib/subscriptions/pattern-index.js'
+import { pattern, topic } from '../events/arbitraries.js'
+
+const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 300)
+fc.configureGlobal({ includeErrorInReport: true })
+
+t.test('the index of patterns finds those that cover a topic, through any history of changes', async t => {
+  const step = fc.record({ pattern, remove: fc.boolean(), topic })
+  t.doesNotThrow(() => fc.assert(fc.property(fc.array(step, { maxLength: 60, size: 'max' }), steps => {
+    const index = new PatternIndex<string>()
+    const model = new Set<string>()
+    for (const { pattern, remove, topic } of steps) {
+      if (remove) {
+        index.delete(pattern)
+        model.delete(pattern)
+      } else {
+        index.set(pattern, pattern)
+        model.add(pattern)
+      }
+      assert.equal(index.size, model.size)
+      // Twice: the second answer comes from the cache.
+      for (let i = 0; i < 2; i++) assert.deepEqual([...index.match(topic)].sort(), [...model].filter(pattern => covers(pattern, topic)).sort())
+    }
+    for (const pattern of model) index.delete(pattern)
+    assert.equal(index.size, 0)
+  }), { numRuns: RUNS }))
+})

@@ -1,0 +1,17 @@
+import fc from 'fast-check'
+import assert from 'node:assert/strict'
+import t from 'tap'
+import { Chunk } from '../../lib/wire/chunk.js'
+import { decodeChunked } from '../helpers/parser.js'
+
+fc.configureGlobal({ includeErrorInReport: true })
+
+t.test('a chunk carries its bytes, framed and plain', async t => {
+  t.doesNotThrow(() => fc.assert(fc.property(fc.string({ unit: 'binary', minLength: 1 }), fc.nat(70_000), (unit, length) => {
+    const value = unit.repeat(Math.max(1, Math.floor(length / unit.length)))
+    const chunk = new Chunk(value)
+    assert.ok(chunk.plain.equals(Buffer.from(value)))
+    assert.ok(decodeChunked(chunk.framed).body.equals(chunk.plain))
+    assert.equal(chunk.framed.length, chunk.plain.length + chunk.plain.length.toString(16).length + 4)
+  }), { numRuns: 100 }))
+})
