@@ -1,7 +1,7 @@
 import { Admission } from './access/admission.js'
 import { DisconnectedUsers } from './access/disconnected-users.js'
 import { Tickets } from './access/tickets.js'
-import { Cluster, type ClusterHost } from './cluster/cluster.js'
+import { Cluster } from './cluster/cluster.js'
 import { createCommands, endUncertain } from './cluster/commands.js'
 import type { SSEConnection } from './connections/connection.js'
 import { ConnectionContext } from './connections/context.js'
@@ -59,7 +59,16 @@ export class Node {
       state: state => this.cluster.onLog(state)
     }, log)
     this.publisher = new Publisher(options, this.eventLog, dispatcher)
-    this.cluster = new Cluster(options, createCommands(registry, subscriptions, disconnections), this.#clusterHost(dispatcher, () => endUncertain(registry, subscriptions, disconnections)), log)
+    this.cluster = new Cluster({
+      nodeId: this.id,
+      options,
+      commands: createCommands(registry, subscriptions, disconnections),
+      registry,
+      eventLog: this.eventLog,
+      dispatcher,
+      log,
+      onMissed: () => endUncertain(registry, subscriptions, disconnections)
+    })
     this.statistics = new Statistics(registry, dispatcher)
     this.#context = new ConnectionContext({
       options,
@@ -97,20 +106,5 @@ export class Node {
     this.#context.wheel.stop()
     await this.cluster.close()
     await this.eventLog.close()
-  }
-
-  #clusterHost (dispatcher: Dispatcher<SSEConnection>, missed: () => void): ClusterHost {
-    const { eventLog, registry } = this
-    return {
-      nodeId: this.id,
-      shared: eventLog.shared,
-      get health () { return eventLog.health },
-      counts: () => ({ connections: registry.size, users: registry.users, subscriptions: registry.subscriptions }),
-      observe: observer => registry.observe(observer),
-      announce: (event, topic, userId) => dispatcher.announce({ event: `sse:${event}`, data: JSON.stringify({ subscriptionId: topic, userId }), target: { subscriptionIds: [topic] } }, eventLog.epoch),
-      place: () => ({ epoch: eventLog.epoch, position: eventLog.position }),
-      publish: (text, way) => eventLog.tell(text, way),
-      missed
-    }
   }
 }

@@ -1,6 +1,7 @@
 import { CommandsHeard } from './commands-heard.js'
 import type { ArgumentsOf, Commands, ResultOf } from './commands.js'
-import type { NodeWay } from '../log/event-log.js'
+import type { Dispatcher, FrameReceiver } from '../delivery/dispatcher.js'
+import type { EventLog, NodeWay } from '../log/event-log.js'
 import { Closed } from '../errors.js'
 import type { GapReason } from '../log/broker.js'
 import type { Health } from '../log/health.js'
@@ -9,7 +10,7 @@ import type { Log } from '../util/logger.js'
 import { Membership } from './membership.js'
 import { decodeNodeMessage, encodeNodeMessage, type NodeMessage, type Report, type Saying } from './node-message.js'
 import { PresenceList, type PresenceOptions } from './presence.js'
-import type { RegistryObserver } from '../subscriptions/registry.js'
+import type { Member, Registry } from '../subscriptions/registry.js'
 import { ScatterGather, type Outcome } from './scatter-gather.js'
 
 /** One node, as it said of itself; this one as it is now, the others as of `heardAt`. */
@@ -43,23 +44,17 @@ export interface ClusterStats {
   readonly subscriptions: number
 }
 
-/** What the cluster needs of its node. */
-export interface ClusterHost {
+/** The rest of the node, as far as the cluster uses it. */
+interface Surroundings {
   readonly nodeId: string
-  /** Whether there can be other nodes: otherwise nothing is sent. */
-  readonly shared: boolean
-  readonly health: Health
-  counts (): { connections: number, users: number, subscriptions: number }
-  /** Has what becomes of the subscriptions of this node told to `observer`. */
-  observe (observer: RegistryObserver): void
-  /** Tells those connections of this node that hear the topic. */
-  announce (event: 'join' | 'leave', topic: string, userId: string): void
-  /** Where the log stands that this node reads. */
-  place (): { epoch: string, position: number }
-  /** Carries a message to all nodes, this one included. */
-  publish (text: string, way: NodeWay): Promise<unknown>
+  readonly options: { readonly cluster: ClusterOptions, readonly presenceEvents: PresenceOptions }
+  readonly commands: Commands
+  readonly registry: Registry<Member>
+  readonly eventLog: EventLog
+  readonly dispatcher: Dispatcher<FrameReceiver>
+  readonly log: Log
   /** This node has missed a command that may have taken rights away. */
-  missed (): void
+  onMissed (): void
 }
 
 /** A new node has been greeted by all others by then. */
@@ -75,7 +70,10 @@ export interface ClusterOptions {
 
 /** This node among the others: what they tell each other, and what comes of it. @internal */
 export class Cluster {
-  readonly #host: ClusterHost
+  readonly #nodeId: string
+  readonly #registry: Registry<Member>
+  readonly #eventLog: EventLog
+  readonly #onMissed: () => void
   readonly #options: ClusterOptions
   readonly #log: Log
   readonly #membership: Membership
@@ -91,8 +89,11 @@ export class Cluster {
   /** Whether a change of the presence list was not sent: the other nodes may hold as many entries, and find nothing missing. */
   #unsent = false
 
-  constructor ({ cluster: options, presenceEvents }: { cluster: ClusterOptions, presenceEvents: PresenceOptions }, operations: Commands, host: ClusterHost, log: Log) {
-    this.#host = host
+  constructor ({ nodeId, options: { cluster: options, presenceEvents }, commands, registry, eventLog, dispatcher, log, onMissed }: Surroundings) {
+    this.#nodeId = nodeId
+    this.#registry = registry
+    this.#eventLog = eventLog
+    this.#onMissed = onMissed
     this.#options = options
     this.#log = log
     this.#membership = new Membership(options.heartbeatIntervalMs, {
@@ -107,10 +108,15 @@ export class Cluster {
         this.#presence?.gone(nodeId)
       }
     })
-    this.#presence = presenceEvents.topics.length === 0 ? null : new PresenceList(presenceEvents, host.nodeId, { say: saying => this.#tell(saying), announce: host.announce })
-    if (this.#presence !== null) host.observe(this.#presence)
-    this.#scatter = new ScatterGather(operations, {
-      shared: host.shared,
+    this.#presence = presenceEvents.topics.length === 0
+      ? null
+      : new PresenceList(presenceEvents, nodeId, {
+        say: saying => this.#tell(saying),
+        announce: (event, topic, userId) => dispatcher.announce({ event: `sse:${event}`, data: JSON.stringify({ subscriptionId: topic, userId }), target: { subscriptionIds: [topic] } }, eventLog.epoch)
+      })
+    if (this.#presence !== null) registry.observe(this.#presence)
+    this.#scatter = new ScatterGather(commands, {
+      shared: eventLog.shared,
       answerTimeoutMs: options.answerTimeoutMs,
       others: () => this.#membership.ids(),
       settlesInMs: () => Math.max(0, this.#settledAt - performance.now()),
@@ -120,9 +126,9 @@ export class Cluster {
 
   /** Joins the others. The log is open. */
   open (): void {
-    if (!this.#host.shared || this.#closed) return
+    if (!this.#eventLog.shared || this.#closed) return
     this.#open = true
-    const { epoch, position } = this.#host.place()
+    const { epoch, position } = this.#eventLog
     this.#commands.open(epoch, position)
     this.#membership.start()
     this.#greet()
@@ -152,7 +158,7 @@ export class Cluster {
   /** The log has lost its continuity. See `Sink.gap`. */
   onGap (reason: GapReason, commandsKept: boolean | undefined): void {
     if (!this.#open) return
-    const { epoch, position } = this.#host.place()
+    const { epoch, position } = this.#eventLog
     if (this.#commands.moved(epoch, position, reason, commandsKept)) this.#missed()
     // With the log went what was said there and is not answered yet.
     this.#scatter.again()
@@ -160,7 +166,7 @@ export class Cluster {
 
   #missed (): void {
     this.#log.warn({}, 'This node was away for so long that it has missed commands of other nodes; the streams of its users end, and come back with the rights of today')
-    this.#host.missed()
+    this.#onMissed()
   }
 
   /** Takes a message that a node, maybe this one, has published. */
@@ -169,7 +175,7 @@ export class Cluster {
     const message = decodeNodeMessage(text)
     if (message === null) return this.#log.debug({}, 'A message of another node is not understood')
     const { from } = message
-    const own = from === this.#host.nodeId
+    const own = from === this.#nodeId
     if (message.kind !== 'presence' && message.kind !== 'present') {
       if (!own) this.#hear(message)
       return
@@ -191,10 +197,10 @@ export class Cluster {
         return this.#compare(message.report)
       case 'bye': return this.#membership.remove(message.from)
       case 'command':
-        if (message.to?.includes(this.#host.nodeId) !== false) this.#scatter.obey(message)
+        if (message.to?.includes(this.#nodeId) !== false) this.#scatter.obey(message)
         return
       case 'answer':
-        if (message.to === this.#host.nodeId) this.#scatter.answered(message)
+        if (message.to === this.#nodeId) this.#scatter.answered(message)
     }
   }
 
@@ -219,10 +225,11 @@ export class Cluster {
   }
 
   #report (): Report {
-    const { nodeId, health: { status, reason } } = this.#host
+    const { status, reason } = this.#eventLog.health
+    const { size: connections, users, subscriptions } = this.#registry
     const { nodeName: name = null, heartbeatIntervalMs: everyMs } = this.#options
     const { left } = this.#commands
-    return { nodeId, name, startedAt: this.#startedAt, ...this.#host.counts(), status, ...(reason !== undefined && { reason }), everyMs, present: this.#presence?.size ?? null, ...(left !== undefined && { left }) }
+    return { nodeId: this.#nodeId, name, startedAt: this.#startedAt, connections, users, subscriptions, status, ...(reason !== undefined && { reason }), everyMs, present: this.#presence?.size ?? null, ...(left !== undefined && { left }) }
   }
 
   #greet (): void {
@@ -259,6 +266,6 @@ export class Cluster {
   }
 
   async #say (saying: Saying, way: NodeWay): Promise<void> {
-    await this.#host.publish(encodeNodeMessage({ ...saying, from: this.#host.nodeId }), way)
+    await this.#eventLog.tell(encodeNodeMessage({ ...saying, from: this.#nodeId }), way)
   }
 }
