@@ -8,8 +8,8 @@ import { roomOf, ROOMS } from './helpers/rooms.js'
 // The rules of the layout that a compiler does not know.
 
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
-const FASTIFY_VALUES = ['fastify/authentication']
-const FASTIFY_TYPES = ['fastify/authentication', 'fastify/declared-routes', 'fastify/endpoint', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/route-options', 'fastify/servers', 'options', 'testing/link', 'wire/http']
+const FASTIFY_VALUES = ['fastify/guard']
+const FASTIFY_TYPES = ['fastify/guard', 'fastify/declared-routes', 'fastify/endpoint', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/route-options', 'fastify/servers', 'options', 'testing/link', 'wire/http']
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['fastify/reply-body', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-node', 'testing/test-stream', 'wire/http']
 
@@ -91,7 +91,7 @@ t.test('only the files that write load what writes', async t => {
 
 t.test('only the encoding writes fields of the wire format', async t => {
   const writers = modules.filter(({ texts }) => texts.some(text => /(?:^|\n)(?:data|event|id|retry): /.test(text))).map(({ name }) => name)
-  t.same(writers, ['wire/encoding'])
+  t.same(writers, ['wire/event-stream'])
 })
 
 t.test('all errors come from errors.ts', async t => {

@@ -1,4 +1,4 @@
-import './fastify/authentication.js'
+import './fastify/guard.js'
 import './fastify/authentication-order.js'
 import './fastify/client-subscriptions.js'
 import './fastify/declared-routes.js'

@@ -1,3 +1,3 @@
 import './wire/chunk.js'
-import './wire/encoding.js'
+import './wire/event-stream.js'
 import './wire/sockets.js'

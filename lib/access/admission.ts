@@ -6,7 +6,6 @@ import type { ConnectionContext } from '../connections/context.js'
 import type { DisconnectedUsers } from './disconnected-users.js'
 import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
 import { assertRetry } from '../events/event.js'
-import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
 import { type AnyRequest, isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
 import type { EventLog } from '../log/event-log.js'
@@ -73,14 +72,13 @@ export class Admission {
   }
 
   /**
-   * Before anything slow is done for a request: checks its origin, and counts the client until its response closes or it is refused.
+   * Before anything slow is done for a request: checks its origin, and counts a client that expects a stream until its response closes or it is refused.
    * @throws SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
   arrive (request: HttpRequest, response: HttpResponse, subject: AnyRequest = request, ip = request.socket.remoteAddress ?? ''): Arrival {
     assertOrigin(this.#options, subject)
-    const arrival = new Arrival(request, response, subject, ip, isAcceptable(request.headers.accept), this.#disconnections.moment)
-    // A route may have other answers, too: a client that rules out a stream is not counted.
-    if (arrival.isAcceptable) this.#seat(arrival)
+    const arrival = new Arrival(request, response, subject, ip, this.#disconnections.moment)
+    if (arrival.expectsStream) this.#seat(arrival)
     return arrival
   }
 
@@ -149,8 +147,8 @@ export class Admission {
     try {
       this.#assertOpen()
       assertAcceptable(arrival)
-      // The application tries again after a refusal.
-      if (arrival.seat?.left === true) this.#seat(arrival)
+      // Nothing is limited, or the client did not say that it expects a stream, or the application tries again after a refusal.
+      if (arrival.seat === null || arrival.seat.left) this.#seat(arrival)
       // Cut from a header or an URL, what is kept with the connection would keep all of it.
       const userId = user === null ? null : ownText(user.userId)
       arrival.seat?.assign(userId)
@@ -185,7 +183,7 @@ export class Admission {
     if (user !== null && currentUser(user) === null) throw new Unauthenticated()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
-    const lastEventId = options.lastEventId === undefined ? lastEventIdOf(request) : options.lastEventId
+    const lastEventId = options.lastEventId === undefined ? arrival.lastEventId : options.lastEventId
     const connection = new SSEConnection(this.#context, response, {
       clientId: createId(),
       userId,
@@ -226,10 +224,4 @@ function assertAcceptable ({ isAcceptable }: Arrival): void {
 
 function ticketOf (request: AnyRequest): string | null {
   return parameterOf('raw' in request ? request.raw : request, 'ticket')
-}
-
-/** The header wins; a browser cannot send it on a first connect, so a first cursor comes in the query (FACTS 1.9). An empty one names nothing. */
-function lastEventIdOf (request: HttpRequest): string | null {
-  const header = request.headers['last-event-id']
-  return (Array.isArray(header) ? header[0] : header) || parameterOf(request, 'lastEventId') || parameterOf(request, 'last_event_id')
 }

@@ -1,4 +1,6 @@
 import type { AnyRequest, HttpRequest, HttpResponse } from '../wire/http.js'
+import { isAcceptable, namesEventStream } from '../wire/headers.js'
+import { parameterOf } from './authentication.js'
 import type { Seat } from './capacity.js'
 
 /** A request that may become a stream, from its arrival until it has a connection or is refused. @internal */
@@ -9,21 +11,35 @@ export class Arrival {
   readonly subject: AnyRequest
   /** The address of the client; empty if it is not known. */
   readonly ip: string
-  /** Whether the client takes an event stream. */
-  readonly isAcceptable: boolean
   /** Read before authentication starts: users that are disconnected later are rejected. */
   readonly since: number
-  /** Null when nothing is limited, and for a client that does not take a stream. */
+  /** Null when nothing is limited, and for a request that need not become a stream until it does. */
   seat: Seat | null = null
   /** Whether a connection was made of it, which keeps the seat until the response closes. */
   hasEntered = false
 
-  constructor (request: HttpRequest, response: HttpResponse, subject: AnyRequest, ip: string, isAcceptable: boolean, since: number) {
+  constructor (request: HttpRequest, response: HttpResponse, subject: AnyRequest, ip: string, since: number) {
     this.request = request
     this.response = response
     this.subject = subject
     this.ip = ip
-    this.isAcceptable = isAcceptable
     this.since = since
+  }
+
+  /** Whether the client takes an event stream. */
+  get isAcceptable (): boolean {
+    return isAcceptable(this.request.headers.accept)
+  }
+
+  /** Whether the client expects a stream. A request to publish, or for a ticket, is not counted as one unless it becomes one. */
+  get expectsStream (): boolean {
+    const { method, headers: { accept } } = this.request
+    return method === 'GET' || method === 'HEAD' ? isAcceptable(accept) : namesEventStream(accept)
+  }
+
+  /** What the client sends as its cursor: the header wins; a browser cannot send it on a first connect, so a first cursor comes in the query (FACTS 1.9). Empty means none. */
+  get lastEventId (): string | null {
+    const header = this.request.headers['last-event-id']
+    return (Array.isArray(header) ? header[0] : header) || parameterOf(this.request, 'lastEventId') || parameterOf(this.request, 'last_event_id')
   }
 }

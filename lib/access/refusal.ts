@@ -1,5 +1,5 @@
 import { SSEError } from '../errors.js'
-import { encodeControl, encodeRetry } from '../wire/encoding.js'
+import { encodeControl, encodeRetry } from '../wire/event-stream.js'
 import { namesEventStream, streamHeaders } from '../wire/headers.js'
 import { phraseOf, type HttpRequest } from '../wire/http.js'
 

@@ -1,4 +1,4 @@
-import { CommandsHeard } from './commands-heard.js'
+import { MissedCommands } from './missed-commands.js'
 import type { ArgumentsOf, Commands, ResultOf } from './commands.js'
 import type { Dispatcher, FrameReceiver } from '../delivery/dispatcher.js'
 import type { EventLog, NodeWay } from '../log/event-log.js'
@@ -79,7 +79,7 @@ export class Cluster {
   readonly #membership: Membership
   readonly #scatter: ScatterGather
   readonly #presence: PresenceList | null
-  readonly #commands = new CommandsHeard()
+  readonly #commands = new MissedCommands()
   readonly #startedAt = Date.now()
   /** When it will have heard of all others, by `performance.now()`. */
   #settledAt = Infinity

@@ -11,7 +11,7 @@ import { MemoryBudget } from '../util/memory-budget.js'
 import { Chunk, ChunkMemo } from '../wire/chunk.js'
 import { KEEP_ALIVE } from './control-frames.js'
 import type { Counted } from './statistics.js'
-import { now, tickMsFor, type TimingOptions } from './timing.js'
+import { now, tickMsFor, type TimingOptions } from './clock.js'
 import { TimingWheel } from './timing-wheel.js'
 
 /** The options that connections are held to. */

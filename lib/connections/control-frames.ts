@@ -1,7 +1,7 @@
 import type { GapReason } from '../log/broker.js'
 import { EventPriority } from '../events/event.js'
 import { Frame } from '../delivery/frame.js'
-import { encodeControl, encodeComment, encodeRetry } from '../wire/encoding.js'
+import { encodeControl, encodeComment, encodeRetry } from '../wire/event-stream.js'
 import { shouldReconnect } from './close-reason.js'
 
 // What the library itself says to a client: `sse:` events, and the blocks at the beginning and at the end of a stream.

@@ -7,7 +7,7 @@ import { assertCloseReason, type CloseReason } from './close-reason.js'
 import type { ConnectionContext } from './context.js'
 import { farewellText, greetingText } from './control-frames.js'
 import { NO_POSITION, Outbound } from './outbound.js'
-import { lifetimeOf, now } from './timing.js'
+import { lifetimeOf, now } from './clock.js'
 
 /** How a stream lives: set before it opens. */
 export interface StreamSettings {

@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import fp from 'fastify-plugin'
-import { Guard } from './authentication.js'
+import { Guard } from './guard.js'
 import { DeclaredRoutes } from './declared-routes.js'
 import { registerEndpoint, splitOptions } from './endpoint.js'
 import { AlreadyRegistered, DecoratorTaken } from '../errors.js'

@@ -1,6 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { assertNames, CONNECT_OPTIONS, SOURCE_OPTIONS } from '../access/connect-options.js'
-import type { Guard } from './authentication.js'
+import type { Guard } from './guard.js'
 import { ReplyBody } from './reply-body.js'
 import type { SSEConnection } from '../connections/connection.js'
 import { HeadAlreadySent, InvalidSource } from '../errors.js'

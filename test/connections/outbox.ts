@@ -10,7 +10,7 @@ import type { Page } from '../../lib/log/broker.js'
 import { formatLanes, parseCursor, type Lanes } from '../../lib/log/cursor.js'
 import { Ring } from '../../lib/log/ring.js'
 import { MemoryBudget } from '../../lib/util/memory-budget.js'
-import { encodeIdBlock } from '../../lib/wire/encoding.js'
+import { encodeIdBlock } from '../../lib/wire/event-stream.js'
 import { EventStreamParser } from '../helpers/parser.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 300)

@@ -6,7 +6,7 @@ import { Frame } from '../../lib/delivery/frame.js'
 import { EventPriority } from '../../lib/events/event.js'
 import type { Message } from '../../lib/events/message.js'
 import { Chunk } from '../../lib/wire/chunk.js'
-import { encodeEvent } from '../../lib/wire/encoding.js'
+import { encodeEvent } from '../../lib/wire/event-stream.js'
 import { EventStreamParser } from '../helpers/parser.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 400)

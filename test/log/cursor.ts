@@ -2,7 +2,7 @@ import fc from 'fast-check'
 import assert from 'node:assert/strict'
 import t from 'tap'
 import { formatLanes, parseCursor } from '../../lib/log/cursor.js'
-import { encodeId } from '../../lib/wire/encoding.js'
+import { encodeId } from '../../lib/wire/event-stream.js'
 import { nasty, text } from '../wire/arbitraries.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 400)

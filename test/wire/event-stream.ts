@@ -7,7 +7,7 @@ import { Frame } from '../../lib/delivery/frame.js'
 import { SSEError } from '../../lib/errors.js'
 import { assertEventName, assertPriority, assertRetry, EventPriority, serialize } from '../../lib/events/event.js'
 import { Chunk } from '../../lib/wire/chunk.js'
-import { encodeComment, encodeControl, encodeEvent, encodeId, encodeIdBlock, encodeRetry } from '../../lib/wire/encoding.js'
+import { encodeComment, encodeControl, encodeEvent, encodeId, encodeIdBlock, encodeRetry } from '../../lib/wire/event-stream.js'
 import { cut, decodeChunked, EventStreamParser } from '../helpers/parser.js'
 import { name, text, validName, wellFormed } from './arbitraries.js'
 

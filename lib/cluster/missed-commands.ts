@@ -6,7 +6,7 @@ interface Left {
   readonly epoch: string
   /** The newest command that a node is known to have read there. */
   command: number
-  /** See `CommandsHeard.#since`. */
+  /** See `MissedCommands.#since`. */
   readonly since: number
 }
 
@@ -15,7 +15,7 @@ interface Left {
  * Within an epoch the broker knows, and often after one. Otherwise nodes that come from the old epoch tell each other what
  * they had read there.
  */
-export class CommandsHeard {
+export class MissedCommands {
   #epoch = ''
   /** This node read on from here: what was logged before concerns none of its connections. */
   #since = 0
