@@ -4,8 +4,9 @@ import { Capacity, type CapacityOptions } from './capacity.js'
 import { SSEConnection } from '../connections/connection.js'
 import type { ConnectionContext } from '../connections/context.js'
 import type { DisconnectedUsers } from './disconnected-users.js'
-import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, NotAcceptable, TooManySubscriptions, Unauthenticated } from '../errors.js'
+import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, TooManySubscriptions, Unauthenticated } from '../errors.js'
 import { assertRetry } from '../events/event.js'
+import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
 import { type AnyRequest, isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
 import type { EventLog } from '../log/event-log.js'
@@ -53,6 +54,8 @@ export class Admission {
   readonly #context: ConnectionContext
   readonly #eventLog: EventLog
   readonly #capacity: Capacity
+  /** Where a response keeps its arrival. Not a weak map: that costs each stream more than the rest of its admission. */
+  readonly #arrival = Symbol('fastify-sse-manager.arrival')
   #closed = false
 
   constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: DisconnectedUsers, context: ConnectionContext, eventLog: EventLog) {
@@ -72,22 +75,26 @@ export class Admission {
   }
 
   /**
-   * Before anything slow is done for a request: checks its origin, and counts a client that expects a stream until its response closes or it is refused.
+   * Before anything slow is done for a request, once: checks its origin, and counts a client that expects a stream until its response closes or it is refused.
    * @throws SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
   arrive (request: HttpRequest, response: HttpResponse, subject: AnyRequest = request, ip = request.socket.remoteAddress ?? ''): Arrival {
+    const arrivals = response as unknown as Record<symbol, Arrival | undefined>
+    const known = arrivals[this.#arrival]
+    if (known !== undefined) return known
     assertOrigin(this.#options, subject)
     const arrival = new Arrival(request, response, subject, ip, this.#disconnections.moment)
     if (arrival.expectsStream) this.#seat(arrival)
-    return arrival
+    return (arrivals[this.#arrival] = arrival)
   }
 
   #seat (arrival: Arrival): void {
-    const { response, ip } = arrival
-    const seat = arrival.seat = this.#capacity.take(ip)
-    if (seat === null) return
-    if (isGone(response)) seat.leave()
-    else whenClosed(response, () => seat.leave())
+    const { response } = arrival
+    if (isGone(response)) return
+    arrival.seat = this.#capacity.take(arrival.ip)
+    if (arrival.seat === null || arrival.isWatched) return
+    arrival.isWatched = true
+    whenClosed(response, () => arrival.seat?.leave())
   }
 
   /**
@@ -97,7 +104,8 @@ export class Admission {
   redeem (request: AnyRequest): Promise<SSEUser> | null {
     const testUser = testUserOf(request)
     if (testUser !== null) return Promise.resolve(testUser)
-    if (!this.#tickets.enabled || request.method !== 'GET') return null
+    // A ticket is good once: it is not spent on a request that does not take a stream.
+    if (!this.#tickets.enabled || request.method !== 'GET' || !isAcceptable(request.headers.accept)) return null
     const ticket = ticketOf(request)
     return ticket === null ? null : this.#tickets.redeem(ticket)
   }
@@ -117,7 +125,7 @@ export class Admission {
     const arrival = this.arrive(request, response)
     try {
       // Before the application is asked about a client that is refused all the same.
-      assertAcceptable(arrival)
+      arrival.assertAcceptable()
       return await this.enter(arrival, user === undefined ? await this.#recognise(request, authData) : this.#vouched(user), options)
     } catch (error) {
       this.#refuse(arrival)
@@ -146,9 +154,9 @@ export class Admission {
   async enter (arrival: Arrival, user: SSEUser | null, options: ConnectOptions, managed = true): Promise<SSEConnection> {
     try {
       this.#assertOpen()
-      assertAcceptable(arrival)
+      arrival.assertAcceptable()
       // Nothing is limited, or the client did not say that it expects a stream, or the application tries again after a refusal.
-      if (arrival.seat === null || arrival.seat.left) this.#seat(arrival)
+      this.#keepSeat(arrival)
       // Cut from a header or an URL, what is kept with the connection would keep all of it.
       const userId = user === null ? null : ownText(user.userId)
       arrival.seat?.assign(userId)
@@ -170,6 +178,11 @@ export class Admission {
     }
   }
 
+  /** Unless the seat was freed, as by a second call for the same request that was refused. */
+  #keepSeat (arrival: Arrival): void {
+    if (arrival.seat === null || arrival.seat.left) this.#seat(arrival)
+  }
+
   /** A second call for the same request does not take the seat from the stream of the first. */
   #refuse (arrival: Arrival): void {
     if (!arrival.hasEntered) arrival.seat?.leave()
@@ -183,6 +196,8 @@ export class Admission {
     if (user !== null && currentUser(user) === null) throw new Unauthenticated()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
+    this.#keepSeat(arrival)
+    arrival.seat?.assign(userId)
     const lastEventId = options.lastEventId === undefined ? arrival.lastEventId : options.lastEventId
     const connection = new SSEConnection(this.#context, response, {
       clientId: createId(),
@@ -216,10 +231,6 @@ export class Admission {
   #assertOpen (): void {
     if (this.#closed) throw new Closed()
   }
-}
-
-function assertAcceptable ({ isAcceptable }: Arrival): void {
-  if (!isAcceptable) throw new NotAcceptable()
 }
 
 function ticketOf (request: AnyRequest): string | null {

@@ -1,4 +1,5 @@
 import type { AnyRequest, HttpRequest, HttpResponse } from '../wire/http.js'
+import { NotAcceptable } from '../errors.js'
 import { isAcceptable, namesEventStream } from '../wire/headers.js'
 import { parameterOf } from './authentication.js'
 import type { Seat } from './capacity.js'
@@ -15,6 +16,8 @@ export class Arrival {
   readonly since: number
   /** Null when nothing is limited, and for a request that need not become a stream until it does. */
   seat: Seat | null = null
+  /** Whether the end of the response is awaited, to free the seat. */
+  isWatched = false
   /** Whether a connection was made of it, which keeps the seat until the response closes. */
   hasEntered = false
 
@@ -26,9 +29,9 @@ export class Arrival {
     this.since = since
   }
 
-  /** Whether the client takes an event stream. */
-  get isAcceptable (): boolean {
-    return isAcceptable(this.request.headers.accept)
+  /** @throws SSE_ERR_NOT_ACCEPTABLE if the client does not take an event stream. */
+  assertAcceptable (): void {
+    if (!isAcceptable(this.request.headers.accept)) throw new NotAcceptable()
   }
 
   /** Whether the client expects a stream. A request to publish, or for a ticket, is not counted as one unless it becomes one. */

@@ -29,7 +29,7 @@ type Marked = { readonly [kTestUser]?: SSEUser }
 
 /** See `kTestUser`; null for every request of production. */
 export function testUserOf (request: AnyRequest): SSEUser | null {
-  return ('raw' in request ? request.raw as Marked : request as Marked)[kTestUser] ?? null
+  return ((request as { readonly raw?: Marked }).raw ?? request as Marked)[kTestUser] ?? null
 }
 
 export type AuthResult = string | SSEUser | null

@@ -114,8 +114,9 @@ export abstract class Lifecycle extends Outbound {
     // A client that is behind is told its own cursor, which is not that of the log yet.
     const position = this.backlog.behind ? NO_POSITION : eventLog.position
     this.writer.open(destination, opening, greetings.of(greetingText(this.#retryMs, this.cursorBlock())))
-    // What wraps the response may have thrown.
-    if (this.state === 'opening') this.state = 'open'
+    // What wraps the response has thrown: the stream was cut.
+    if (!this.#isOpening()) return
+    this.state = 'open'
     this.goLive(position)
     wheel.schedule(this, this.#nextDue(wheel.now))
     this.#tellOpened(true)
@@ -124,6 +125,11 @@ export abstract class Lifecycle extends Outbound {
       this.reason = null
       this.close(reason)
     }
+  }
+
+  // The compiler does not see that opening the writer may end the stream.
+  #isOpening (): boolean {
+    return this.state === 'opening'
   }
 
   #openHead ({ headers }: Opening): void {

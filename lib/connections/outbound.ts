@@ -150,7 +150,7 @@ export abstract class Outbound {
   protected goLive (position: number): void {
     this.#sentPosition = position
     this.#wrote()
-    if (this.#holds > 0) this.#block()
+    if (this.#holds > 0) this.#waitForRights()
     if (this.backlog.behind) this.#marked()
   }
 
@@ -168,7 +168,7 @@ export abstract class Outbound {
 
   /** @internal */
   onDrain (): void {
-    if (this.#holds > 0) return this.#block()
+    if (this.#holds > 0) return this.#waitForRights()
     this.#pump()
   }
 
@@ -228,8 +228,15 @@ export abstract class Outbound {
   /** Nothing more is written until `letGo`, as if the socket were full. A stream whose rights are still unknown after `stallTimeoutMs` ends. @internal */
   hold (): void {
     if (++this.#holds > 1) return
+    // A client that is stalled stays so, however often its rights are asked about.
+    const isStalled = this.blocked
     this.#block()
-    if (this.state === 'open') this.onWait()
+    if (this.state === 'open' && !isStalled) this.onWait()
+  }
+
+  #waitForRights (): void {
+    this.#block()
+    this.onWait()
   }
 
   #block (): void {
@@ -242,7 +249,6 @@ export abstract class Outbound {
     if (--this.#holds > 0) return
     this.blocked = this.#socketBlocked
     if (!this.blocked) this.#marked()
-    else if (this.state === 'open') this.onWait()
   }
 
   /** @internal */

@@ -68,6 +68,7 @@ export class Guard {
   async connect (request: FastifyRequest, reply: FastifyReply, options: ConnectOptions, managed: boolean): Promise<SSEConnection> {
     const identification = this.arrive(request, reply)
     const isDecided = identification.found !== null
+    if (!isDecided) identification.arrival.assertAcceptable()
     const found = await this.decide(request, reply)
     const user = isDecided ? await this.#review(identification, request as Known, found) : found
     return await this.#admission.enter(identification.arrival, user, options, managed)

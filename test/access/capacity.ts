@@ -7,6 +7,7 @@ import t, { type Test } from 'tap'
 import { addressOf } from '../../lib/access/address.js'
 import { Capacity } from '../../lib/access/capacity.js'
 import ssePlugin, { SSEManager, type SSEOptions } from '../../lib/index.js'
+import { openStream } from '../../lib/testing/index.js'
 import { serve, type Service } from '../helpers/app.js'
 import { SSEClient, type ClientOptions } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
@@ -341,4 +342,94 @@ t.test('clients come and go by the thousand, and nothing of them is left', async
     t.equal(clients.filter(({ isStream }) => isStream).length, 40, 'all seats are there, and not one more')
     t.equal(clients.find(({ isStream }) => !isStream)!.status, 503)
   })
+})
+
+t.test('a request has one seat, whoever asks for it and however often', async t => {
+  const limits = { maxConnections: 1, maxConnectionsPerUser: 1, maxConnectionsPerIp: 1 }
+  t.test('a route with the option that opens its stream by createConnection', async t => {
+    const { app } = await serve(t, { authHandler: () => 'ada', ...limits }, {}, app => {
+      app.get('/plain', { sse: true }, async (request, reply) => {
+        reply.hijack()
+        await app.sse.createConnection({ request: request.raw, response: reply.raw, user: request.sseUser })
+      })
+    })
+    const stream = await openStream(app, '/plain', { test: t })
+    t.equal(app.sse.connectionCount, 1)
+    const second = await openStream(app, '/plain', { test: t, allowRefusal: true }).catch((error: unknown) => error)
+    t.match(second, { status: 200, isOpen: false }, 'refused by a short stream')
+    await stream.close()
+    t.ok((await openStream(app, '/plain', { test: t })).isOpen)
+  })
+
+  t.test('two calls side by side, of which the second is refused while the first is authorized', async t => {
+    let allow: (allowed: boolean) => void = () => {}
+    const second: Promise<unknown>[] = []
+    const { app } = await serve(t, { authHandler: () => 'ada', authorizeSubscription: () => new Promise<boolean>(resolve => { allow = resolve }), ...limits }, {}, app => {
+      app.get('/two', { sse: true }, async (_request, reply) => {
+        const first = reply.sse({ subscriptions: ['a'] })
+        second.push(reply.sse({ subscriptions: ['not a topic!'] }).catch((error: { code: string }) => error.code))
+        await first
+      })
+    })
+    const opening = openStream(app, '/two', { test: t })
+    await until(() => second.length === 1)
+    t.equal(await second[0], 'SSE_ERR_INVALID_SUBSCRIPTION')
+    allow(true)
+    t.ok((await opening).isOpen)
+    t.match(await openStream(app, '/two', { test: t, allowRefusal: true }), { isOpen: false }, 'the first is counted')
+    t.equal(app.sse.connectionCount, 1)
+  })
+
+  t.test('a second call after the stream has begun does not free it; a call after a refusal is counted', async t => {
+    const errors: unknown[] = []
+    const { app } = await serve(t, { authHandler: () => 'ada', ...limits }, {}, app => {
+      app.get('/again', { sse: true }, async (_request, reply) => {
+        await reply.sse()
+        await reply.sse().catch((error: unknown) => errors.push(error))
+      })
+      app.get('/retry', { sse: true }, async (_request, reply) => {
+        await reply.sse({ subscriptions: ['not a topic!'] }).catch((error: unknown) => errors.push(error))
+        await reply.sse()
+      })
+    })
+    for (const path of ['/again', '/retry']) {
+      const stream = await openStream(app, path, { test: t })
+      await until(() => errors.length > 0)
+      errors.length = 0
+      t.match(await openStream(app, path, { test: t, allowRefusal: true }), { isOpen: false }, path)
+      t.equal(app.sse.connectionCount, 1)
+      await stream.close()
+    }
+  })
+
+  t.test('a request that need not become a stream takes a seat when it does', async t => {
+    const { app, url } = await serve(t, { authHandler: () => 'ada', ...limits }, {}, app => {
+      app.post('/publish', { sse: true }, async () => ({ published: true }))
+      app.post('/answer', { sse: true }, async (_request, reply) => { await reply.sse() })
+    })
+    const stream = await openStream(app, '/sse', { test: t })
+    t.strictSame(await (await fetch(`${url}/publish`, { method: 'POST' })).json(), { published: true }, 'while the user and the node are at their limits')
+    t.equal((await fetch(`${url}/answer`, { method: 'POST' })).status, 503)
+    await stream.close()
+    const answer = await openStream(app, '/answer', { method: 'POST', test: t })
+    t.match(await openStream(app, '/sse', { test: t, allowRefusal: true }), { isOpen: false })
+    await answer.close()
+  })
+})
+
+t.test('a client that does not take a stream is not authenticated for one, and keeps its ticket', async t => {
+  let asked = 0
+  const { app, url } = await serve(t, { ticketSecret: 'x'.repeat(32), authHandler: () => { asked++; return 'ada' } }, {}, app => {
+    app.get('/bare', async (_request, reply) => { await reply.sse() })
+  })
+  const headers = { accept: 'text/html' }
+  t.equal((await fetch(`${url}/bare`, { headers })).status, 406)
+  t.equal(asked, 0)
+  for (const path of ['/bare', '/sse']) {
+    const ticket = app.sse.issueTicket({ userId: 'grace' })
+    t.ok((await fetch(`${url}${path}?ticket=${ticket}`, { headers })).status >= 400)
+    const stream = await openStream(app, `${path}?ticket=${ticket}`, { test: t })
+    t.equal(app.sse.getConnectionsByUser('grace').length, 1, path)
+    await stream.close()
+  }
 })

@@ -1,5 +1,6 @@
 import t from 'tap'
 import { EventPriority, type BroadcastOptions, type SSEOptions } from '../../lib/index.js'
+import { openStream } from '../../lib/testing/index.js'
 import { block, serve, settle, texts, type Joined, type Service } from '../helpers/app.js'
 import { logged } from '../helpers/logged.js'
 import { SSEClient } from '../helpers/sse.js'
@@ -322,4 +323,38 @@ t.test('what is published while reauthorize asks waits for the answer', async t 
   t.strictSame([ada, slow].map(({ connection }) => [...connection.subscriptions]), [['b'], ['b']])
   await publish(service, 'later', { subscriptionIds: ['b'] })
   await ada.client.waitFor('x', 3)
+})
+
+t.test('a stream that opens while reauthorize asks waits for the answer for as long as any other', async t => {
+  let asks = false
+  let answer: (allowed: boolean) => void = () => {}
+  let open: (() => void) | null = null
+  const stallTimeoutMs = 1_000
+  const { app } = await serve(t, { stallTimeoutMs, authHandler: () => 'ada', authorizeSubscription: () => !asks || new Promise<boolean>(resolve => { answer = resolve }) }, {}, app => {
+    app.get('/late', { sse: true, onSend: (_request, _reply, payload, done) => { open = () => done(null, payload) } }, async (_request, reply) => { await reply.sse({ subscriptions: ['a'] }) })
+  })
+  const startedAt = performance.now()
+  await until(() => performance.now() - startedAt > stallTimeoutMs, undefined, 'the node has run for longer than that')
+  const opening = openStream(app, '/late', { test: t })
+  await until(() => open)
+  asks = true
+  const changing = app.sse.reauthorize('ada')
+  open!()
+  const stream = await opening
+  await turns(20)
+  answer(true)
+  t.equal(await changing, 0)
+  await app.sse.broadcastEvent({ event: 'x', data: 1 }, { subscriptionIds: ['a'] })
+  t.equal((await stream.next('x')).data, '1')
+})
+
+t.test('a client that reads nothing is stalled, however often its rights are asked about', async t => {
+  const service = await serve(t, { stallTimeoutMs: 400, authorizeSubscription: () => true })
+  const ada = await service.join('ada', ['a'])
+  await block(ada)
+  await until(async () => {
+    await service.app.sse.reauthorize('ada')
+    return !ada.connection.isConnected
+  })
+  t.equal(ada.connection.closeReason, 'stalled')
 })
