@@ -145,7 +145,16 @@ function toUser (result: unknown): SSEUser | null {
     const user = result as SSEUser
     if (isEnd(user)) return user
   }
-  throw new InvalidUser()
+  throw new InvalidUser(describe(result))
+}
+
+/** What is wrong with a user, for the error. */
+function describe (result: unknown): string {
+  if (typeof result !== 'object' || result === null) return result === '' ? 'an empty string' : `a ${typeof result}`
+  if (result instanceof Promise) return 'a promise: await it first'
+  const { userId, expiresAt } = result as { userId?: unknown, expiresAt?: unknown }
+  if (typeof userId !== 'string' || userId === '') return `an object whose userId is ${userId === '' ? 'empty' : `of type ${typeof userId}`}`
+  return `an object whose expiresAt is ${typeof expiresAt === 'number' ? `${expiresAt}${expiresAt > 1e9 ? ', which looks like seconds' : ''}` : `of type ${typeof expiresAt}`}`
 }
 
 /** Whether the end of rights is a time, or null or absent for none. `undefined` would be rights without an end by mistake: see `util/schema`. */

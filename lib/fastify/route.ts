@@ -112,7 +112,9 @@ function refuseInStream (guards: readonly RouteGuard[], next: ErrorHandler | und
       const refusal = guard.refusal(error, request, reply)
       if (refusal === null) continue
       reply.code(refusal.statusCode).headers(refusal.headers).send(refusal.body)
-      safeLog(request.log).info({ err: error, retryable: refusal.retryable }, 'Stream refused')
+      // A full node is no fault; an authentication that failed is.
+      const level = error.code === 'SSE_ERR_AUTHENTICATION_FAILED' ? 'error' : 'info'
+      safeLog(request.log)[level]({ err: error, retryable: refusal.retryable }, 'Stream refused')
       return
     }
     if (next !== undefined) return next.call(this, error, request, reply)
