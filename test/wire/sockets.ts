@@ -7,14 +7,12 @@ import { createCertificate } from '../helpers/certificate.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { dataOf, requestText } from '../helpers/raw.js'
 import { raw, start, waitingAtMost, type Register } from '../helpers/reply.js'
+import { listenForTrouble } from '../helpers/trouble.js'
 import { until } from '../helpers/wait.js'
 
 t.test('sockets', async t => {
   t.test('as many requests as a client cares to pipeline wait, without a warning, and go with the socket', async t => {
-    const warnings: Error[] = []
-    const onWarning = (warning: Error) => { warnings.push(warning) }
-    process.on('warning', onWarning)
-    t.teardown(() => process.off('warning', onWarning))
+    const warnings = listenForTrouble(t)
     const { app, url } = await start(t, app => { app.get('/', async (request, reply) => { await reply.sse() }) })
     const socket = raw(t, url, {})
     for (let i = 0; i < 30; i++) socket.socket.write(requestText({}))
@@ -145,10 +143,7 @@ t.test('sockets', async t => {
       }, {}, options)
       const session = connectH2(url.replace('http', scheme))
       t.teardown(() => session.destroy())
-      const warnings: Error[] = []
-      const onWarning = (warning: Error) => { warnings.push(warning) }
-      process.on('warning', onWarning)
-      t.teardown(() => process.off('warning', onWarning))
+      const warnings = listenForTrouble(t)
 
       const stream = new H2Stream(session, '/cookie')
       await stream.waitFor('id: ')
