@@ -6,9 +6,8 @@ import { kTestUser, type SSEUser } from '../access/authentication.js'
 export class ServerSide {
   readonly user: SSEUser | undefined
   #socket: Duplex | null = null
-  #closed = false
   #corked = false
-  #onClosed: (() => void) | null = null
+  #closed: Promise<void> | null = null
 
   constructor (user: string | SSEUser | undefined) {
     this.user = typeof user === 'string' ? { userId: user } : user
@@ -22,10 +21,7 @@ export class ServerSide {
     request.socket.unref?.()
     if (this.#corked) socket.cork()
     // One turn later: the application has seen the end as well.
-    socket.once('close', () => setImmediate(() => {
-      this.#closed = true
-      this.#onClosed?.()
-    }))
+    this.#closed = new Promise(resolve => { socket.once('close', () => setImmediate(resolve)) })
   }
 
   /** Keeps everything that is written to the socket in the server: the kernel's buffers, of several megabytes, take none of it. */
@@ -40,9 +36,8 @@ export class ServerSide {
   }
 
   /** Resolves once the server has seen the end of the connection, at once if no request has arrived. */
-  closed (): Promise<void> {
-    if (this.#closed || this.#socket === null) return Promise.resolve()
-    return new Promise(resolve => { this.#onClosed = resolve })
+  async closed (): Promise<void> {
+    await this.#closed
   }
 }
 

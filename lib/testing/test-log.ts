@@ -43,7 +43,7 @@ export class TestLog {
     if (this.#history !== null) this.#ring = new Ring(this.#history, this.#now, this.position)
   }
 
-  /** Loses everything, as a wiped store does. All connected and returning clients receive a gap (`epoch`). */
+  /** Loses everything, as a wiped store does. All connected and returning clients receive a gap (`epoch`); those of a node that has failed, after its `restore()`. */
   wipe (): void {
     this.epoch = newEpoch()
     this.#claims.clear()
@@ -123,6 +123,8 @@ export class TestBroker implements Broker {
   #delivering = false
   #lags = false
   #outage: Error | null = null
+  /** Why the log has lost its continuity during an outage: the node learns of it when it reaches the store again. */
+  #lost: GapReason | null = null
   #closed = false
 
   /** @internal */
@@ -152,12 +154,19 @@ export class TestBroker implements Broker {
     this.#sink?.state('down', this.#outage)
   }
 
-  /** The node reaches the store again. What it has missed is delivered, or reported as a gap (`trimmed`). */
+  /** The node reaches the store again. What it has missed is delivered, or reported as a gap (`trimmed`; `epoch` after a `wipe()`). */
   restore (): void {
     if (this.#outage === null) return
     this.#outage = null
+    // Before `up`, after which the node publishes, and so delivers what has waited.
+    if (this.#lost !== null) this.lose(this.#lost)
+    else if (!this.#log.reachesBackTo(this.position)) this.#skip()
     this.#sink?.state('up')
-    if (this.#log.reachesBackTo(this.position)) return this.deliver()
+    this.deliver()
+  }
+
+  /** What this node has not delivered has left the history. */
+  #skip (): void {
     const lostCommands = this.#queue.some(({ message: { channel, ephemeral } }) => channel === 'node' && !ephemeral)
     this.#forget()
     this.position = this.#log.position
@@ -240,6 +249,8 @@ export class TestBroker implements Broker {
   /** The log has lost its continuity. @internal */
   lose (reason: GapReason): void {
     this.#forget()
+    this.#lost = this.#outage === null ? null : reason
+    if (this.#lost !== null) return
     this.epoch = this.#log.epoch
     this.position = this.#log.position
     this.#sink?.gap(reason)

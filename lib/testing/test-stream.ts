@@ -195,7 +195,7 @@ export class TestStream implements AsyncDisposable {
     return this.#wait('the end of the stream', () => this.#end ?? undefined)
   }
 
-  /** Resolves with the next comment that contains the text, received ones included. @internal */
+  /** Resolves with the first comment, or the first event when there is no comment, received ones included; or with the end of the stream. @internal */
   comment (): Promise<string | ReceivedEvent | StreamEnd> {
     return this.#wait('the first comment', () => this.comments[0] ?? this.events[0] ?? this.#end ?? undefined)
   }

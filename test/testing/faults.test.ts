@@ -146,6 +146,27 @@ t.test('testLog(): two nodes on one log, without Redis', async t => {
     t.equal(await gapAfter(() => log.wipe()), 'epoch')
     t.match((await connected.next('sse:gap')).json, { reason: 'epoch' })
   })
+
+  await t.test('a node hears of a wipe() during its outage when it reaches the store again', async t => {
+    const here = await openStream(one, '/sse', { test: t })
+    const away = await openStream(other, '/sse', { test: t })
+    brokers[1]!.fail()
+    log.wipe()
+    t.match((await here.next()).json, { reason: 'epoch' })
+    await one.sse.broadcastEvent({ event: 'n', data: 6 })
+    await here.next('n')
+    t.strictSame(away.events, [])
+    t.equal(other.sse.health().status, 'degraded')
+    brokers[1]!.restore()
+    await one.sse.broadcastEvent({ event: 'n', data: 7 })
+    const [gap, event] = await away.collect(2)
+    t.match([gap!.json, event!.json], [{ reason: 'epoch' }, 7])
+    t.equal(other.sse.health().status, 'up')
+    brokers[1]!.fail()
+    brokers[1]!.restore()
+    await one.sse.broadcastEvent({ event: 'n', data: 8 })
+    t.equal((await away.next()).json, 8, 'once')
+  })
 })
 
 /** A script of one node, as an application would write it. */

@@ -130,6 +130,15 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       t.equal(app.sse.connectionCount, 0)
     })
 
+    t.test('close() twice at once waits for the server, and no longer', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/sse', { ...transport, test: t })
+      const startedAt = performance.now()
+      await Promise.all([stream.close(), stream.close()])
+      t.equal(app.sse.connectionCount, 0)
+      t.ok(performance.now() - startedAt < 900, 'not until a server that does not answer is given up')
+    })
+
     t.test('user: the application is not asked, but its rights apply', async t => {
       const app = await build(t, {
         requireAuthentication: true,
