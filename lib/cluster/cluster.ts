@@ -209,7 +209,7 @@ export class Cluster {
     if (this.#commands.missed(report.left)) this.#missed()
   }
 
-  /** See `Scatter`. */
+  /** See `ScatterGather.ask`. */
   async ask<N extends keyof Commands> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
     // Its own answer would be all there is: no connections, on nodes that are not asked.
     if (this.#closed) throw new Closed()

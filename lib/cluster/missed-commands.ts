@@ -57,7 +57,8 @@ export class MissedCommands {
   /** Another node says what it had read when it left an epoch. Returns whether this node has missed a command there; once. */
   missed (other: Report['left']): boolean {
     const own = this.#left
-    // A node in another epoch is late, or this one is: the other says it again when both are in the same.
+    // A node in another epoch is late, or this one is: the other says it again when both are in the same. An older version does
+    // not say into which epoch it has gone: such a report is ignored.
     if (other === undefined || own === null || other.into !== this.#epoch) return false
     if (other.epoch === own.epoch) {
       if (other.command <= Math.max(own.command, own.since)) return false

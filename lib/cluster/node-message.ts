@@ -2,7 +2,8 @@ import { Type, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 
 // What nodes tell each other, through the log that they share: messages of one reserved name, `NODE_EVENT`. A message is input
-// from another process, which may be of another version: what is not understood is left alone.
+// from another process, which may be of another version: what is not understood is left alone. A new property is therefore
+// optional: without it, the whole message of a node of an older version would not be understood.
 
 /** The longest interval at which a node may say that it lives, in milliseconds. */
 export const MAX_BEAT_MS = 60_000
@@ -25,7 +26,7 @@ const ReportSchema = Type.Object({
   /** Entries of the presence list that are this node's; null when it keeps none. */
   present: Type.Union([Count, Type.Null()]),
   /** The epoch that it read before this one, the newest command that it read there, and the epoch that it reads now. */
-  left: Type.Optional(Type.Object({ epoch: Type.String(), command: Count, into: Type.String() }))
+  left: Type.Optional(Type.Object({ epoch: Type.String(), command: Count, into: Type.Optional(Type.String()) }))
 })
 export type Report = Static<typeof ReportSchema>
 

@@ -85,6 +85,17 @@ t.test('a node that may have missed a command ends the streams of all users, who
   t.equal((await open('/sse?join=0')).status, 200)
 })
 
+t.test('a node of an older version, which says less of itself, is a node all the same', async t => {
+  const log = new TestLog()
+  const { app, join } = await serve(t, { broker: log })
+  const ada = await join('ada')
+  log.epoch = 'two'
+  log.sink!.gap('epoch')
+  await log.hear({ kind: 'beat', report: { ...REPORT, left: { epoch: 'one', command: 99 } } })
+  t.match(app.sse.clusterStats().nodes, [{}, { nodeId: 'x' }])
+  t.ok(ada.connection.isConnected, 'it does not say whether it has gone into the same epoch')
+})
+
 t.test('a command is done once however often it is asked, and one that the log has lost is said again', async t => {
   const log = new TestLog()
   const { join, app } = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000 } })
