@@ -1,6 +1,7 @@
 import fastifyRedis from '@fastify/redis'
 import { createClient, RESP_TYPES } from '@redis/client'
 import { once } from 'node:events'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import Fastify from 'fastify'
 import { Redis } from 'ioredis'
@@ -412,6 +413,59 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     }, async () => {
       await t.rejects(one.publish('command with a smaller number', command), { ...unavailable, message: /lost together/ })
     })), [false, false])
+    t.strictSame(await learn((one, key) => restored(one, key, async () => await one.publish('command that is lost', command), async () => {
+      await t.rejects(one.publish('command with the same number', command), { ...unavailable, message: /lost together/ })
+    })), [false, false], 'a command is more than its number')
+    t.strictSame(await learn(async (one, key) => {
+      await one.publish('read by one node', command)
+      await server.ask('HSET', key('meta'), 'seq', '2', 'command', '0', 'commandTime', '0')
+      // The node that has read on begins the new epoch, and has no other chance to say what it had read.
+      await until(() => one.gaps.length > 0)
+    }), [undefined, false], 'meta data of before, and a node that has read on')
+  })
+
+  await t.test('a command in the place of one that was lost is another, also when its epoch has ended', async t => {
+    const command = { event: 'sse:node', channel: 'node' } as const
+    const results: unknown[] = []
+    for (const lost of [true, false]) {
+      const keyPrefix = `instead-${lost}`
+      const key = (name: string) => `{${keyPrefix}}:${name}`
+      const proxy = await Proxy.to(server.port)
+      t.teardown(() => proxy.close())
+      const away = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix })
+      await away.publish('before')
+      for (const name of ['meta', 'log']) await server.ask('COPY', key(name), key(`${name}-snapshot`))
+      await away.publish('read by this node', command)
+      proxy.hold()
+      if (lost) for (const name of ['meta', 'log']) await server.ask('RENAME', key(`${name}-snapshot`), key(name))
+      const other = await open(t, { client: url, keyPrefix })
+      if (lost) t.equal((await other.publish('with the same number', command)).seq, 2)
+      await server.ask('DEL', key('log'))
+      await other.publish('after')
+      proxy.release()
+      await until(() => away.gaps.length > 0)
+      results.push(away.kept)
+    }
+    t.strictSame(results, [[false], [undefined]])
+  })
+
+  await t.test('a node that was stopped for longer than messages between nodes are kept connects again', async t => {
+    const node = await open(t, { client: url, keyPrefix: 'stopped' })
+    const { now } = Date
+    const stopFor = (ms: number) => {
+      Date.now = () => now() + ms
+    }
+    t.teardown(() => { Date.now = now })
+    stopFor(10_000)
+    // Redis answers once in two seconds at least.
+    await sleep(2_500)
+    t.strictSame(node.states, ['up'])
+    stopFor(26_000)
+    await until(() => node.states.length > 2)
+    t.match(node.states, ['up', /^down: .*messages of other nodes may be lost/, 'up'])
+    t.strictSame(node.gaps, [], 'events have been kept')
+    await sleep(2_500)
+    t.equal(node.states.length, 3, 'once')
   })
 
   await t.test('what a node has read of a lost log counts for all that come after it', async t => {
@@ -621,9 +675,9 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     }
     // The node that begins an epoch tells Redis what it has read of the previous one.
     await server.ask('DEL', '{whole}:meta')
-    log.progress = { epoch: before!.epoch, command: 7 }
+    log.progress = { epoch: before!.epoch, command: 7, commandTime: 1_000 }
     t.match(await log.greet(connection, { asked: 0 }), { previous: log.progress })
-    log.progress = { epoch: 0, command: 0 }
+    log.progress = { epoch: 0, command: 0, commandTime: 0 }
     // What is remembered of the writer was overwritten.
     await server.ask('DEL', '{whole}:writer:writer')
     await server.ask('RPUSH', '{whole}:writer:writer', 'x')

@@ -18,6 +18,8 @@ export interface Entry {
   readonly other: number
   /** The number of the newest command that was logged before it. */
   readonly command: number
+  /** When that command was logged; 0 when there is none, or a node of an older version has not said it. */
+  readonly commandTime: number
 }
 
 const Ids = Type.Optional(Type.Array(Type.String()))
@@ -36,11 +38,11 @@ const head = TypeCompiler.Compile(Head)
 export function decodeEntry (raw: unknown, ephemeral: boolean): Entry {
   const [id, fields] = raw as [unknown, unknown[]]
   const [epoch, number] = String(id).split('-').map(Number) as [number, number]
-  const [t, time, b, , o, other, h, text, d, data, , command] = fields as string[]
+  const [t, time, b, , o, other, h, text, d, data, , command, , commandTime] = fields as string[]
   const ours = t === 't' && b === 'b' && o === 'o' && h === 'h' && d === 'd' && isCount(time!) && isCount(other!)
   const parsed = ours ? parse(text!) : null
-  if (!head.Check(parsed)) return { epoch, number, message: null, nonce: '', time: 0, other: 0, command: 0 }
-  return { epoch, number, message: messageOf(parsed, data!, ephemeral ? 0 : number), nonce: parsed.nonce, time: Number(time), other: Number(other), command: Number(command) }
+  if (!head.Check(parsed)) return { epoch, number, message: null, nonce: '', time: 0, other: 0, command: 0, commandTime: 0 }
+  return { epoch, number, message: messageOf(parsed, data!, ephemeral ? 0 : number), nonce: parsed.nonce, time: Number(time), other: Number(other), command: Number(command), commandTime: Number(commandTime ?? 0) }
 }
 
 /** An entry of the stream of nodes; null when it is not of our making. */

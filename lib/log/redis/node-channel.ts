@@ -8,7 +8,10 @@ import { Portion } from './portion.js'
 import type { Report } from './reconnector.js'
 import { Script } from './script.js'
 
-/** A node that has not read the channel for this long counts as dead, and asks for everything again when it is back. */
+/**
+ * Older messages are trimmed. A node that has not read the channel for this long, such as a process that was stopped, connects
+ * again: then the cluster greets, and the other nodes say everything again.
+ */
 const KEPT_MS = 15_000
 /** How far an id may be ahead of Redis's clock, which may be set back. */
 const MAX_AHEAD_MS = 60_000
@@ -70,13 +73,18 @@ export class NodeChannel {
   async serve (connection: Connection, report: Report): Promise<never> {
     let read = await this.#locate(connection)
     report(null)
+    let answeredAt = Date.now()
     for (;;) {
       const entries = await this.#next(connection, read)
+      const silentMs = Date.now() - answeredAt
+      answeredAt += silentMs
       for (const entry of entries) {
         const message = decodeNodeMessage(entry)
         if (message !== null) this.#onMessage(message)
       }
       if (entries.length > 0) read = this.#read = String(entries.at(-1)![0])
+      // Thrown after the delivery: on a slow link, the next connection reads on behind these messages.
+      if (silentMs > KEPT_MS) throw new BrokerUnavailable(`was not heard by this node for ${silentMs} ms: messages of other nodes may be lost`)
       // In a stream that was deleted, ids may be smaller than before, and no entry follows an id that is far ahead.
       if (entries.length === 0 || timeOf(read) > this.#clock.now + MAX_AHEAD_MS) read = await this.#locate(connection)
       await endOfTurn()

@@ -112,7 +112,7 @@ export class LogReader {
     this.#ephemerals = ephemerals
     this.#seenAt = now
     this.#known = { newest, ephemerals }
-    this.#log.progress = { epoch, command: place.command > position ? 0 : place.command }
+    this.#log.progress = { epoch, ...(place.command > position ? { command: 0, commandTime: 0 } : { command: place.command, commandTime: place.commandTime }) }
     this.#sink.moved(epoch, position, reason, `has begun anew: ${why}`, commandsKept)
   }
 
@@ -122,7 +122,8 @@ export class LogReader {
     if (command > 0 && position > 0) return false
     // Connections that were opened before the first contact can have missed nothing in a log without commands.
     if (progress.epoch === 0) return true
-    return previous.epoch === progress.epoch && previous.command <= progress.command ? undefined : false
+    if (previous.epoch !== progress.epoch || previous.command > progress.command) return false
+    return previous.command === progress.command && previous.commandTime !== progress.commandTime ? false : undefined
   }
 
   /** Delivers what came, in log order. Returns whether it is late: old, and with more behind it. */
@@ -156,8 +157,8 @@ export class LogReader {
     this.#sink.arrived(entry)
     this.#position = number
     this.#positionTime = this.#seenAt = time
-    const command = entry.message.event === NODE_EVENT ? number : entry.command
-    if (command > this.#log.progress.command) this.#log.progress = { epoch: this.#epoch, command }
+    const [command, commandTime] = entry.message.event === NODE_EVENT ? [number, time] : [entry.command, entry.commandTime]
+    if (command > this.#log.progress.command) this.#log.progress = { epoch: this.#epoch, command, commandTime }
     // Ephemeral ones that were published before it and are not here are gone.
     this.#ephemerals = Math.max(this.#ephemerals, other)
   }

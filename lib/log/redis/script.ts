@@ -22,11 +22,11 @@ export class Script {
   }
 }
 
-// KEYS: meta, log, ephemeral. The last of ARGV: the epoch that the caller reads, or 0, a colon, and the newest command that it
-// has read there. Sets now, epoch, seq, ephemerals and the lengths of the streams. A log that has lost its meta data or its
-// entries, or whose keys were changed by something else, is renewed: it gets another epoch, and says why. An epoch is the time
-// at which it began, in milliseconds, so that a later one sorts behind: entries have the id `epoch-seq`, and a reader that is
-// blocked behind an entry of the old epoch is woken by the first one of the new.
+// KEYS: meta, log, ephemeral. The last of ARGV, joined by colons: the epoch that the caller reads, or 0, and number and time of
+// the newest command that it has read there. Sets now, epoch, seq, ephemerals and the lengths of the streams. A log that has
+// lost its meta data or its entries, or whose keys were changed by something else, is renewed: it gets another epoch, and says
+// why. An epoch is the time at which it began, in milliseconds, so that a later one sorts behind: entries have the id
+// `epoch-seq`, and a reader that is blocked behind an entry of the old epoch is woken by the first one of the new.
 const PLACE = `
 local function integer (value) return string.format('%.0f', value) end
 local function count (text)
@@ -44,27 +44,41 @@ local function look (command, key, ...)
   if not string.find(reply.err, 'WRONGTYPE', 1, true) then return redis.call(command, key, ...) end
   wrong = 'the key ' .. key .. ' was overwritten with another type'
 end
-local meta = look('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals', 'logBytes', 'logFirstBytes', 'logFirstTime', 'ephemeralBytes', 'ephemeralFirstBytes', 'ephemeralFirstTime', 'command', 'previous', 'previousCommand') or {}
+local meta = look('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals', 'logBytes', 'logFirstBytes', 'logFirstTime', 'ephemeralBytes', 'ephemeralFirstBytes', 'ephemeralFirstTime', 'command', 'previous', 'previousCommand', 'commandTime', 'previousTime') or {}
 local epoch, seq, ephemerals = count(meta[1]), count(meta[2]), count(meta[3])
 local length, ephemeralLength = look('XLEN', KEYS[2]), look('XLEN', KEYS[3])
 
 -- The epoch before this one, 0 if it is not known, and the newest command that is known of it: from the meta data, or from
 -- callers that have read that epoch. By it a node learns that it has missed an epoch or a command.
-local callerEpoch, callerCommand = string.match(ARGV[#ARGV], '^(%d+):(%d+)$')
-callerEpoch, callerCommand = count(callerEpoch), count(callerCommand)
-local previous, previousCommand = count(meta[11]) or 0, count(meta[12]) or 0
+local callerEpoch, callerCommand, callerTime = string.match(ARGV[#ARGV], '^(%d+):(%d+):(%d+)$')
+callerEpoch, callerCommand, callerTime = count(callerEpoch), count(callerCommand), count(callerTime)
+local previous, previousCommand, previousTime = count(meta[11]) or 0, count(meta[12]) or 0, count(meta[14]) or 0
+-- Greater than all commands: no node has read all that the epoch had.
+local LOST = 9007199254740991
+-- The newer of two commands of one epoch. The same number at another time is another command: Redis has lost one of the two.
+local function newer (command, time, other, otherTime)
+  if command == other and time ~= otherTime then return LOST, 0 end
+  if command < other then return other, otherTime end
+  return command, time
+end
 local function inherit ()
-  if previous == 0 or callerEpoch == epoch or callerEpoch < previous or (callerEpoch == previous and callerCommand <= previousCommand) then return end
-  previous, previousCommand = callerEpoch, callerCommand
+  if previous == 0 or callerEpoch == epoch or callerEpoch < previous then return end
+  local command, time = callerCommand, callerTime
+  if callerEpoch == previous then command, time = newer(previousCommand, previousTime, command, time) end
+  if callerEpoch == previous and command == previousCommand then return end
+  previous, previousCommand, previousTime = callerEpoch, command, time
   -- A replica is read as well, and takes no writes.
-  redis.pcall('HSET', KEYS[1], 'previous', integer(previous), 'previousCommand', integer(previousCommand))
+  redis.pcall('HSET', KEYS[1], 'previous', integer(previous), 'previousCommand', integer(previousCommand), 'previousTime', integer(previousTime))
 end
 local function renew (why)
-  previous, previousCommand = epoch or callerEpoch, epoch and (count(meta[10]) or 0) or callerCommand
+  previous, previousCommand, previousTime = epoch or callerEpoch, count(meta[10]) or 0, count(meta[13]) or 0
+  if not epoch then previousCommand, previousTime = callerCommand, callerTime
+  -- The meta data may be older than what the caller has read.
+  elseif callerEpoch == epoch then previousCommand, previousTime = newer(previousCommand, previousTime, callerCommand, callerTime) end
   epoch, seq, ephemerals = math.max(now, previous + 1), 0, 0
   meta, length, ephemeralLength = {}, 0, 0
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-  redis.call('HSET', KEYS[1], 'epoch', integer(epoch), 'seq', 0, 'ephemerals', 0, 'why', why, 'previous', integer(previous), 'previousCommand', integer(previousCommand))
+  redis.call('HSET', KEYS[1], 'epoch', integer(epoch), 'seq', 0, 'ephemerals', 0, 'why', why, 'previous', integer(previous), 'previousCommand', integer(previousCommand), 'previousTime', integer(previousTime))
 end
 if wrong then renew(wrong)
 elseif not epoch or not seq or not ephemerals then renew('the key ' .. KEYS[1] .. ' was deleted or changed')
@@ -75,7 +89,8 @@ else inherit() end
 /**
  * Where the log stands. KEYS and the end of ARGV as above. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
  * Returns epoch, oldest and newest sequence number, newest ephemeral number, Redis's clock, the times at which the entries of
- * the given and of the newest number were logged, why the epoch was begun, the newest command, and epoch and newest command of the epoch before.
+ * the given and of the newest number were logged, why the epoch was begun, number and time of the newest
+ * command, and the epoch before with number and time of its newest command.
  */
 export const GREET = new Script(`${PLACE}
 -- An entry behind the newest was not added by a node, or the meta data are older than the stream: nothing can be appended.
@@ -87,7 +102,7 @@ local stray = beyond(KEYS[2], seq) or beyond(KEYS[3], ephemerals)
 if stray then renew(stray)
 elseif ARGV[2] == integer(epoch) then
   -- A command is lost with those entries, or was logged in their place, where nodes that had read on do not see it.
-  if (count(meta[10]) or 0) ~= callerCommand then meta[10] = '9007199254740991' end
+  if (count(meta[10]) or 0) ~= callerCommand or (count(meta[13]) or 0) ~= callerTime then meta[10] = integer(LOST) end
   renew('entries that a node has read are gone')
 end
 if ARGV[3] == '1' then redis.call('HSET', KEYS[1], 'epoch', integer(epoch)) end
@@ -97,7 +112,7 @@ local function timeOf (number)
   return entry and entry[2][2] or ''
 end
 local oldest = seq > 0 and redis.call('XRANGE', KEYS[2], integer(epoch) .. '-0', '+', 'COUNT', 1)[1]
-return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '', integer(count(meta[10]) or 0), integer(previous), integer(previousCommand) }
+return { integer(epoch), oldest and string.match(oldest[1], '%d+$') or integer(seq + 1), integer(seq), integer(ephemerals), integer(now), seq > 0 and timeOf(ARGV[1]) or '', timeOf(integer(seq)), redis.call('HGET', KEYS[1], 'why') or '', integer(count(meta[10]) or 0), integer(count(meta[13]) or 0), integer(previous), integer(previousCommand), integer(previousTime) }
 `)
 
 /**
@@ -129,8 +144,8 @@ local function front (stream)
   if first then stream.firstTime, stream.firstBytes = count(first[2][2]) or 0, count(first[2][4]) or stream.bytes end
 end
 -- Bytes are counted from the beginning of the stream; an entry carries how many there were before it (b), and how far the
--- other stream was (o), so that the order of both is known, and the newest command before it (c), so that a reader that
--- finds a hole knows whether a command is in it.
+-- other stream was (o), so that the order of both is known, and number and time of the newest command before it (c, ct), so
+-- that a reader that finds a hole knows whether a command is in it.
 -- What is known of a stream and how it is limited stand at the same places, in the meta data and in ARGV.
 local function open (key, name, length, at)
   local stream = { key = key, name = name, length = length, bytes = count(meta[at]) or 0 }
@@ -139,11 +154,11 @@ local function open (key, name, length, at)
   if not stream.firstBytes or not stream.firstTime then front(stream) end
   return stream
 end
-local stray, command
+local stray, command, commandTime
 -- Returns Redis's error when it refuses; sets stray when the stream has a greater id than any node has given.
 local function add (stream, number, other, bytes, head, data)
   if stream.length == 0 then stream.firstBytes, stream.firstTime = stream.bytes, now end
-  local reply = redis.pcall('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'o', integer(other), 'h', head, 'd', data, 'c', integer(command))
+  local reply = redis.pcall('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'o', integer(other), 'h', head, 'd', data, 'c', integer(command), 'ct', integer(commandTime))
   if type(reply) == 'table' and reply.err then
     if string.find(reply.err, 'equal or smaller', 1, true) or string.find(reply.err, 'exhausted', 1, true) then stray = stream.key end
     return reply
@@ -173,7 +188,7 @@ local first
 local function append ()
   local log, ephemeral, added = nil, nil, 0
   first = integer(seq + 1)
-  command = count(meta[10]) or 0
+  command, commandTime = count(meta[10]) or 0, count(meta[13]) or 0
   for i = 10, #ARGV - 1, 4 do
     local refused
     added = added + 1
@@ -181,7 +196,7 @@ local function append ()
       log = log or open(KEYS[2], 'log', length, 4)
       seq = seq + 1
       refused = add(log, seq, ephemerals, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
-      if ARGV[i] == '2' then command = seq end
+      if ARGV[i] == '2' then command, commandTime = seq, now end
     else
       ephemeral = ephemeral or open(KEYS[3], 'ephemeral', ephemeralLength, 7)
       ephemerals = ephemerals + 1
@@ -189,7 +204,7 @@ local function append ()
     end
     if refused then return refused end
   end
-  local state = { 'seq', integer(seq), 'ephemerals', integer(ephemerals), 'command', integer(command) }
+  local state = { 'seq', integer(seq), 'ephemerals', integer(ephemerals), 'command', integer(command), 'commandTime', integer(commandTime) }
   if log then close(log, added, state) end
   if ephemeral then close(ephemeral, added, state) end
   redis.call('HSET', KEYS[1], unpack(state))

@@ -35,6 +35,8 @@ export interface Progress {
   readonly epoch: number
   /** The newest command that has been read there. */
   readonly command: number
+  /** When it was logged: the same number at another time is another command. */
+  readonly commandTime: number
 }
 
 /** Where the log stands. */
@@ -54,6 +56,8 @@ export interface Place {
   readonly why: string
   /** The number of the newest command. */
   readonly command: number
+  /** When it was logged, by Redis's clock, in milliseconds; 0 when there is none. */
+  readonly commandTime: number
   /** The epoch before this one, and the most that a node is known to have read of it. */
   readonly previous: Progress
 }
@@ -95,7 +99,7 @@ export class RedisStore {
   readonly #clock: RedisClock
   readonly #replyTimeoutMs: number
   /** How far this node has read. Redis keeps it when the epoch has ended: a node that missed a command there learns of it. */
-  progress: Progress = { epoch: 0, command: 0 }
+  progress: Progress = { epoch: 0, command: 0, commandTime: 0 }
 
   /** @param keyPrefix becomes a hash tag: all keys are in one slot. */
   constructor (keyPrefix: string, writerId: string, clock: RedisClock, replyTimeoutMs: number) {
@@ -129,8 +133,8 @@ export class RedisStore {
     const [epoch, oldest, newest, ephemerals, now] = reply.map(Number) as [number, number, number, number, number]
     this.#clock.observe(now)
     const [askedTime, newestTime] = [reply[5]!, reply[6]!].map(time => time === '' ? null : Number(time)) as [number | null, number | null]
-    const [command, previousEpoch, previousCommand] = reply.slice(8).map(Number) as [number, number, number]
-    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime, why: reply[7]!, command, previous: { epoch: previousEpoch, command: previousCommand } }
+    const [command, commandTime, ...previous] = reply.slice(8).map(Number) as [number, number, number, number, number]
+    return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime, why: reply[7]!, command, commandTime, previous: { epoch: previous[0], command: previous[1], commandTime: previous[2] } }
   }
 
   async append (connection: Connection, { number, remainingMs, items }: Batch, history: History): Promise<Appended> {
@@ -180,7 +184,7 @@ export class RedisStore {
 
   /** One argument: to a client without a password, Redis answers commands of more than ten words with a protocol error. */
   get #progressText (): string {
-    return `${this.progress.epoch}:${this.progress.command}`
+    return `${this.progress.epoch}:${this.progress.command}:${this.progress.commandTime}`
   }
 }
 
