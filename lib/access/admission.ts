@@ -79,9 +79,10 @@ export class Admission {
    * @throws SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
   arrive (request: HttpRequest, response: HttpResponse, subject: AnyRequest = request, ip = request.socket.remoteAddress ?? ''): Arrival {
-    const arrivals = response as unknown as Record<symbol, Arrival | undefined>
-    const known = arrivals[this.#arrival]
-    if (known !== undefined) return known
+    const arrivals = response as unknown as Record<symbol, Arrival | null | undefined>
+    const known = arrivals[this.#arrival] ?? null
+    if (known !== null) return known
+    if (isTaken(response)) throw new HeadAlreadySent()
     assertOrigin(this.#options, subject)
     const arrival = new Arrival(request, response, subject, ip, this.#disconnections.moment)
     if (arrival.expectsStream) this.#seat(arrival)
@@ -91,10 +92,9 @@ export class Admission {
   #seat (arrival: Arrival): void {
     const { response } = arrival
     if (isGone(response)) return
-    arrival.seat = this.#capacity.take(arrival.ip)
-    if (arrival.seat === null || arrival.isWatched) return
-    arrival.isWatched = true
-    whenClosed(response, () => arrival.seat?.leave())
+    // Not of the arrival: the listener lasts as long as the stream, and would keep the request.
+    const seat = arrival.seat = this.#capacity.take(arrival.ip)
+    if (seat !== null) whenClosed(response, () => seat.leave())
   }
 
   /**
@@ -214,6 +214,8 @@ export class Admission {
     })
     this.#registry.add(connection)
     arrival.hasEntered = true
+    // The request of the framework is not kept for as long as the stream lasts.
+    ;(response as unknown as Record<symbol, Arrival | null>)[this.#arrival] = null
     return connection
   }
 

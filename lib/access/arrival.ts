@@ -16,8 +16,6 @@ export class Arrival {
   readonly since: number
   /** Null when nothing is limited, and for a request that need not become a stream until it does. */
   seat: Seat | null = null
-  /** Whether the end of the response is awaited, to free the seat. */
-  isWatched = false
   /** Whether a connection was made of it, which keeps the seat until the response closes. */
   hasEntered = false
 
