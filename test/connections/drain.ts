@@ -359,3 +359,25 @@ t.test('without Fastify: drain and close of a manager that has nobody, or was ne
   await opened.close()
   await t.rejects(opened.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
 })
+
+t.test('a stream whose subscriptions are being authorized when the server closes is refused, and holds up nothing', async t => {
+  let allow: ((allowed: boolean) => void) | null = null
+  let refused: unknown
+  const { app, open } = await serve(t, { authorizeSubscription: () => new Promise<boolean>(resolve => { allow = resolve }) }, {}, app => {
+    app.get('/asked', { sse: true }, async (_request, reply) => {
+      await reply.sse({ subscriptions: ['a'] }).catch((error: unknown) => {
+        refused = error
+        throw error
+      })
+    })
+  })
+  const opening = open('/asked')
+  await until(() => allow)
+  const drained = app.sse.drain()
+  allow!(true)
+  const client = await opening
+  t.match(refused, { code: 'SSE_ERR_CLOSED' })
+  t.match([client.status, client.answer.code], [503, 'SSE_ERR_CLOSED'])
+  await drained
+  t.equal(app.sse.connectionCount, 0)
+})

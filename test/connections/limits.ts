@@ -80,6 +80,19 @@ t.test('events and bytes of a replay, at the bound and beyond', async t => {
     slow.client.resume()
     await until(() => numbers(slow.client).length === 300)
     t.strictSame(slow.client.named('sse:gap'), [], 'a slow client that never left is not limited by it')
+
+    const returned = await serve(t, { maxReplayBytes: 8_000, outboxBytes: 1_024 })
+    const { client: first } = await returned.join()
+    const start = first.lastEventId
+    for (let n = 0; n < 80; n++) await publish(returned, n)
+    const late = await returned.join(null, [], { cursor: start })
+    await until(() => numbers(late.client).length === 80 && !late.connection.stats().lagging)
+    await block(late)
+    for (let n = 80; n < 300; n++) await publish(returned, n)
+    t.ok(late.connection.stats().lagging)
+    late.client.resume()
+    await until(() => numbers(late.client).length === 300 || late.client.named('sse:gap').length > 0)
+    t.strictSame(late.client.named('sse:gap'), [], 'nor is a client that returned, was level with the log, and is slow later')
   })
 })
 
