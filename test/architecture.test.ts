@@ -11,7 +11,7 @@ import { roomOf, ROOMS } from './helpers/rooms.js'
 const FASTIFY_VALUES = ['fastify/guard']
 const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/route-options', 'fastify/servers', 'options', 'testing/link', 'wire/http']
 /** Who may load parts of Node that reach sockets. */
-const SOCKETS = ['fastify/reply-body', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-node', 'testing/test-stream', 'wire/http']
+const SOCKETS = ['fastify/reply-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
 
 const LIB = fileURLToPath(new URL('../lib', import.meta.url))
 

@@ -1,9 +1,10 @@
 import { fork, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { createServer, type AddressInfo, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { TestNode as TestNodeError } from '../errors.js'
 import { whenTestEnds, type TestContext } from './cleanup.js'
+import { freePort } from './free-port.js'
 
 /** Options of `startNode()`, all optional. */
 export interface StartNodeOptions {
@@ -138,15 +139,6 @@ export async function startNode (script: string | URL, options: StartNodeOptions
   whenTestEnds(options.test, () => node.kill())
   await node.start()
   return node
-}
-
-async function freePort (): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 /** Kills a child when this process ends, also when it is killed itself: no `exit` listener runs then. */

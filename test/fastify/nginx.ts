@@ -9,7 +9,7 @@ import 'reflect-metadata'
 import t from 'tap'
 import ssePlugin from '../../lib/index.js'
 import { tie } from '../helpers/child.js'
-import { freePort } from '../helpers/port.js'
+import { freePort } from '../../lib/testing/free-port.js'
 import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 

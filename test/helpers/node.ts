@@ -6,7 +6,7 @@ import type { Test } from 'tap'
 import ts from 'typescript'
 import { tie } from './child.js'
 import { ROOT } from './readme.js'
-import { freePort } from './port.js'
+import { freePort } from '../../lib/testing/free-port.js'
 import { until } from './wait.js'
 
 /** What a node is told at its start: see `node-main.ts`. */

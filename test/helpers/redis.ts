@@ -5,7 +5,7 @@ import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { tie } from './child.js'
-import { freePort } from './port.js'
+import { freePort } from '../../lib/testing/free-port.js'
 import { until } from './wait.js'
 
 /** Why tests with a real server are left out here; false when they run. With CI set they do, and fail without one. */

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { tie } from './child.js'
 import { README } from './readme.js'
-import { freePort } from './port.js'
+import { freePort } from '../../lib/testing/free-port.js'
 import { until } from './wait.js'
 
 export type ReverseProxyKind = 'nginx' | 'haproxy'
