@@ -164,6 +164,22 @@ t.test('refusals', async t => {
     await draining
   })
 
+  await t.test('a time to come back that is longer than the format allows is cut to an hour', async t => {
+    const service = await serve(t, { maxConnections: 1, retryMs: 3_600_000 }, {}, app => {
+      app.get('/maintenance', { sse: true }, async (_request, reply) => {
+        reply.header('retry-after', '7200')
+        throw Object.assign(new Error('back at noon'), { statusCode: 503 })
+      })
+    })
+    await occupy(service)
+    for (const path of ['/sse', '/maintenance']) {
+      const client = await service.open(path, { headers: STREAM })
+      await client.waitForEnd()
+      t.match(client.json('sse:error'), [{ retryable: true }], path)
+      t.equal(client.blocks[0]!.retry, 3_600_000, path)
+    }
+  })
+
   await t.test('an EventSource comes back by itself and gets in; by status it gives up for ever', async t => {
     const service = await serve(t, { maxConnections: 1, retryMs: 100 })
     const first = await occupy(service)

@@ -203,6 +203,38 @@ t.test('ephemeral events are dropped lowest first, and counted', async t => {
   })
 })
 
+t.test('an ephemeral event displaces what is less urgent, and nothing of its own priority', async t => {
+  const service = await serve(t, { outboxBytes: 8192 })
+  const slow = await service.join('ada')
+  await block(slow)
+  const priority = EventPriority.HIGH
+  await service.app.sse.broadcastEvent({ event: 'logged', data: 1, priority })
+  const taken = Array.from({ length: 20 }, (_, n) => slow.connection.sendEvent({ event: 'direct', data: { n, padding: 'x'.repeat(500) }, priority }))
+  const count = taken.indexOf(false)
+  t.ok(count > 0 && !taken.includes(true, count), 'the newest are refused')
+  slow.client.resume()
+  await settle(service, slow.client)
+  t.equal(slow.client.named('logged').length, 1)
+  t.strictSame(slow.client.json('direct').map(({ n }) => n), Array.from({ length: count }, (_, n) => n), 'those that were taken have come')
+})
+
+t.test('what was published in the turn in which a connection has to wait keeps its order', async t => {
+  let answer = (_allowed: boolean): void => {}
+  let isAsked = false
+  const service = await serve(t, { authorizeSubscription: () => !isAsked || new Promise<boolean>(resolve => { answer = resolve }) })
+  const { client } = await service.join('ada', ['room'])
+  isAsked = true
+  const published = ['logged 1', 'ephemeral 1', 'logged 2', 'ephemeral 2', 'logged 3']
+  for (const data of published) service.app.sse.broadcastEvent({ event: 'x', data }, { ephemeral: data.startsWith('ephemeral') })
+  const asked = service.app.sse.reauthorize('ada')
+  await turns(2)
+  t.strictSame(texts(client), [], 'its rights are not known')
+  answer(true)
+  await asked
+  await settle(service, client)
+  t.strictSame(texts(client), published)
+})
+
 t.test('what waits is counted in bytes, however many a letter takes', async t => {
   const service = await serve(t)
   const { client, connection } = await service.join('ada')

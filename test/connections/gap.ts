@@ -4,6 +4,7 @@ import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import { EventPriority, type Broker, type SSEOptions } from '../../lib/index.js'
 import type { GapReason, Page, Published, ReadRequest, Sink } from '../../lib/log/broker.js'
 import { block, serve, settle, texts, type Service } from '../helpers/app.js'
+import { until } from '../helpers/wait.js'
 import { PRIORITIES } from './reading.js'
 
 t.test('a gap, once, and then live', async t => {
@@ -236,4 +237,34 @@ t.test('a log that is wiped under a slow client: the gap is told, or its place i
     const { client } = await service.join('ada', [], { cursor: slow.client.lastEventId })
     t.strictSame((await client.waitFor('sse:gap')).map(({ data }) => JSON.parse(data!)), [{ reason: 'epoch', lastEventId: place }])
   }
+})
+
+t.test('a log that begins anew with smaller numbers', async t => {
+  await t.test('ephemeral events that wait come before what is logged then', async t => {
+    const broker = new WipedLog()
+    const service = await serve(t, { broker })
+    const slow = await service.join('ada')
+    for (let n = 0; n < 10; n++) await service.app.sse.broadcastEvent({ event: 'old', data: n })
+    await block(slow)
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'ephemeral' }, { ephemeral: true })
+    broker.wipe()
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'logged' })
+    slow.client.resume()
+    await slow.client.waitFor('x', 2)
+    t.strictSame(texts(slow.client), ['ephemeral', 'logged'])
+  })
+
+  await t.test('an idle client is told its place there, also if the number is that of its old place', async t => {
+    const broker = new WipedLog()
+    const service = await serve(t, { broker, keepAliveIntervalMs: 100 })
+    const { client } = await service.join('ada')
+    for (let n = 0; n < 4; n++) await service.app.sse.broadcastEvent({ event: 'old', data: n })
+    await until(() => client.lastEventId === 'one.4')
+    broker.wipe()
+    await client.waitFor('sse:gap')
+    t.equal(client.lastEventId, 'two.3')
+    await service.app.sse.broadcastEvent({ event: 'x', data: 'not for ada' }, { userIds: ['grace'] })
+    await until(() => client.lastEventId === 'two.4')
+    t.strictSame(texts(client), [])
+  })
 })
