@@ -7,7 +7,6 @@ import type { SSEConnection } from './connections/connection.js'
 import { ConnectionContext } from './connections/context.js'
 import { Drain } from './connections/drain.js'
 import { Statistics } from './connections/statistics.js'
-import { now } from './connections/clock.js'
 import { WallClock } from './connections/wall-clock.js'
 import { Dispatcher } from './delivery/dispatcher.js'
 import { Publisher } from './delivery/publisher.js'
@@ -38,12 +37,13 @@ export class Node {
   constructor (options: ResolvedOptions, log: Log) {
     this.options = options
     const { registry } = this
+    const { clock } = options
     const broker = options.broker ?? memoryBroker()
     const audience = new Audience(options, registry, log)
     const subscriptions = new Subscriptions(options, registry, log)
     const disconnections = new DisconnectedUsers()
     const dispatcher = new Dispatcher(audience)
-    this.eventLog = new EventLog(broker, options.history, {
+    this.eventLog = new EventLog(broker, options, {
       opened: () => {
         // A publish during `close()` may have opened it.
         if (this.#closing !== null) return
@@ -84,8 +84,8 @@ export class Node {
       }
     })
     const { wheel } = this.#context
-    wheel.schedule(new WallClock(wheel, now(), () => { for (const connection of registry.all()) connection.onClockAhead() }), now())
-    this.#drain = new Drain(registry, options.drainMs, wheel)
+    wheel.schedule(new WallClock(clock, wheel, () => { for (const connection of registry.all()) connection.onClockAhead() }), clock.monotonic())
+    this.#drain = new Drain(registry, options, wheel)
     this.tickets = new Tickets(options, broker)
     this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#context, this.eventLog)
   }

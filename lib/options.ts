@@ -8,6 +8,7 @@ import { InvalidOption } from './errors.js'
 import { MAX_BEAT_MS } from './cluster/node-message.js'
 import { assertSubscription } from './events/topic.js'
 import { any, bytes, count, durationMs, fn, resolve } from './util/schema.js'
+import { kClock, systemClock, type Clock } from './util/clock.js'
 import type { AuthHandler } from './access/authentication.js'
 import type { AuthorizeTopic } from './subscriptions/audience.js'
 import type { AuthorizeSubscription } from './subscriptions/subscriptions.js'
@@ -81,7 +82,10 @@ export const RouteOptionsSchema = Type.Object({
 }, { additionalProperties: false })
 
 export type RouteOptions = Static<typeof RouteOptionsSchema>
-export type ResolvedOptions = Static<typeof OptionsSchema>
+export interface ResolvedOptions extends Static<typeof OptionsSchema> {
+  /** See `kClock`. */
+  readonly clock: Clock
+}
 
 const compiled = TypeCompiler.Compile(OptionsSchema)
 const compiledRoute = TypeCompiler.Compile(RouteOptionsSchema)
@@ -92,7 +96,7 @@ const complete = new WeakSet<object>()
 
 /** Fills in defaults. Throws SSE_ERR_INVALID_OPTION, which names the option, for an unknown key, a wrong type, a protection that is `undefined`, or a combination that makes no sense. */
 export function resolveOptions (given: unknown = {}): ResolvedOptions {
-  const options = resolve(OptionsSchema, compiled, given)
+  const options: ResolvedOptions = { ...resolve(OptionsSchema, compiled, given), clock: (given as { readonly [kClock]?: Clock })[kClock] ?? systemClock }
   assertSense(options)
   complete.add(options)
   return options

@@ -141,7 +141,7 @@ export class Admission {
 
   /** The user that the caller names, held to the same rules as one that `authHandler` returns. */
   #vouched (user: SSEUser | null): SSEUser | null {
-    const current = currentUser(user)
+    const current = currentUser(user, this.#options)
     if (current === null && this.#options.requireAuthentication) throw new Unauthenticated()
     return current
   }
@@ -193,7 +193,7 @@ export class Admission {
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
     // Rights may have ended while the application was asked.
-    if (user !== null && currentUser(user) === null) throw new Unauthenticated()
+    if (user !== null && currentUser(user, this.#options) === null) throw new Unauthenticated()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
     this.#keepSeat(arrival)
@@ -204,7 +204,7 @@ export class Admission {
       userId,
       claims: user?.claims,
       expiresAt: user?.expiresAt ?? undefined,
-      clientInfo: { ...options.clientInfo, ip: ownText(arrival.ip), userAgent: request.headers['user-agent'] ?? '', connectedAt: Date.now() },
+      clientInfo: { ...options.clientInfo, ip: ownText(arrival.ip), userAgent: request.headers['user-agent'] ?? '', connectedAt: this.#options.clock.wall() },
       lastEventId: lastEventId ? ownText(lastEventId) : null,
       managed,
       // Broadcasts do not reach a stream of its own source: whatever its ticket grants, there is nothing to take away.

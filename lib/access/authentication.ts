@@ -1,6 +1,7 @@
 import { AuthenticationFailed, InvalidUser, OriginForbidden, Unauthenticated } from '../errors.js'
 import type { AnyRequest } from '../wire/http.js'
 import { ownText } from '../util/text.js'
+import type { Clock } from '../util/clock.js'
 
 /** What a request brings that an authentication may rest on. */
 export interface AuthData {
@@ -37,6 +38,7 @@ export type AuthResult = string | SSEUser | null
 export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | Promise<AuthResult>
 
 export interface AuthenticationOptions {
+  readonly clock: Clock
   readonly requireAuthentication: boolean
   readonly authHandler?: AuthHandler | undefined
   readonly extractAuthData?: ((request: AnyRequest) => Record<string, unknown>) | undefined
@@ -84,7 +86,7 @@ export function queryOf (request: { url?: string | undefined }): Record<string, 
 export async function findUser (options: AuthenticationOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
   if (options.authHandler === undefined) return null
   try {
-    return currentUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request))
+    return currentUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request), options)
   } catch (cause) {
     if (isRefusal(cause)) return null
     throw new AuthenticationFailed({ cause })
@@ -133,9 +135,9 @@ export function isRefusal (error: unknown): boolean {
 }
 
 /** A user as the application gave it, if it is one; null for nobody, and for rights that have ended. Throws SSE_ERR_INVALID_USER. */
-export function currentUser (result: unknown): SSEUser | null {
+export function currentUser (result: unknown, { clock }: { readonly clock: Clock }): SSEUser | null {
   const user = toUser(result)
-  return typeof user?.expiresAt === 'number' && user.expiresAt <= Date.now() ? null : user
+  return typeof user?.expiresAt === 'number' && user.expiresAt <= clock.wall() ? null : user
 }
 
 function toUser (result: unknown): SSEUser | null {

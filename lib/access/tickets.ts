@@ -3,6 +3,7 @@ import { isEnd, type SSEUser } from './authentication.js'
 import type { Broker } from '../log/broker.js'
 import { InvalidTicket, TicketNotIssued } from '../errors.js'
 import { assertSubscription } from '../events/topic.js'
+import type { Clock } from '../util/clock.js'
 
 /** What a ticket is to say. It is signed, not encrypted: its holder can read it. */
 export interface TicketGrant {
@@ -56,6 +57,7 @@ const PURPOSE = 'fastify-sse-manager ticket 1\n'
 const CLOCK_SKEW_MS = 60_000
 
 export interface TicketOptions {
+  readonly clock: Clock
   readonly ticketSecret?: string | readonly string[] | undefined
   readonly ticketTtlMs: number
   readonly maxSubscriptionsPerConnection: number
@@ -91,7 +93,7 @@ export class Tickets {
     if (!isEnd(grant)) refuse('expiresAt must be a number, in milliseconds since the epoch, or null for rights that do not end')
     if (subscriptions !== undefined && (!Array.isArray(subscriptions) || subscriptions.length > this.#options.maxSubscriptionsPerConnection)) refuse(`subscriptions must be an array of at most ${this.#options.maxSubscriptionsPerConnection}`)
     subscriptions?.forEach(assertSubscription)
-    const until = Math.min(Date.now() + ttlMs, expiresAt ?? Infinity)
+    const until = Math.min(this.#options.clock.wall() + ttlMs, expiresAt ?? Infinity)
     const content: Content = { id: randomBytes(16).toString('base64url'), log: this.#broker.epoch, user: userId, until, claims, ...(typeof expiresAt === 'number' && { rights: expiresAt }), subscriptions }
     const text = encode(content)
     const ticket = `${text}.${sign(text, secret).toString('base64url')}`
@@ -106,7 +108,7 @@ export class Tickets {
   async redeem (ticket: string): Promise<Ticket> {
     const content = this.#read(ticket)
     if (content === null) throw new InvalidTicket()
-    const remainingMs = content.until - Date.now()
+    const remainingMs = content.until - this.#options.clock.wall()
     if (remainingMs <= 0 || !await this.#broker.claim(`ticket:${content.id}`, remainingMs + CLOCK_SKEW_MS)) throw new InvalidTicket()
     // Compared only now: before the log is reached its epoch is not known, and the claim has failed.
     if (content.log !== this.#broker.epoch) throw new InvalidTicket()

@@ -6,6 +6,7 @@ import { Closed } from '../errors.js'
 import type { GapReason } from '../log/broker.js'
 import type { Health } from '../log/health.js'
 import { inTime } from '../util/timeout.js'
+import type { Clock } from '../util/clock.js'
 import type { Log } from '../util/logger.js'
 import { Membership } from './membership.js'
 import { decodeNodeMessage, encodeNodeMessage, type NodeMessage, type Report, type Saying } from './node-message.js'
@@ -47,7 +48,7 @@ export interface ClusterStats {
 /** The rest of the node, as far as the cluster uses it. */
 interface Surroundings {
   readonly nodeId: string
-  readonly options: { readonly cluster: ClusterOptions, readonly presenceEvents: PresenceOptions }
+  readonly options: { readonly clock: Clock, readonly cluster: ClusterOptions, readonly presenceEvents: PresenceOptions }
   readonly commands: Commands
   readonly registry: Registry<Member>
   readonly eventLog: EventLog
@@ -70,6 +71,7 @@ export interface ClusterOptions {
 
 /** This node among the others: what they tell each other, and what comes of it. @internal */
 export class Cluster {
+  readonly #clock: Clock
   readonly #nodeId: string
   readonly #registry: Registry<Member>
   readonly #eventLog: EventLog
@@ -80,7 +82,7 @@ export class Cluster {
   readonly #scatter: ScatterGather
   readonly #presence: PresenceList | null
   readonly #commands = new MissedCommands()
-  readonly #startedAt = Date.now()
+  readonly #startedAt: number
   /** When it will have heard of all others, by `performance.now()`. */
   #settledAt = Infinity
   #open = false
@@ -89,19 +91,23 @@ export class Cluster {
   /** Whether a change of the presence list was not sent: the other nodes may hold as many entries, and find nothing missing. */
   #unsent = false
 
-  constructor ({ nodeId, options: { cluster: options, presenceEvents }, commands, registry, eventLog, dispatcher, log, onMissed }: Surroundings) {
+  constructor ({ nodeId, options: { clock, cluster: options, presenceEvents }, commands, registry, eventLog, dispatcher, log, onMissed }: Surroundings) {
+    this.#clock = clock
+    this.#startedAt = clock.wall()
     this.#nodeId = nodeId
     this.#registry = registry
     this.#eventLog = eventLog
     this.#onMissed = onMissed
     this.#options = options
     this.#log = log
-    this.#membership = new Membership(options.heartbeatIntervalMs, {
+    this.#membership = new Membership(clock, options.heartbeatIntervalMs, {
       beat: () => {
-        this.#beat('beat')
-        if (!this.#unsent) return
-        this.#unsent = false
-        this.#presence?.tellAll()
+        const told = this.#beat('beat')
+        if (this.#unsent) {
+          this.#unsent = false
+          this.#presence?.tellAll()
+        }
+        return told
       },
       gone: nodeId => {
         this.#scatter.gone(nodeId)
@@ -110,7 +116,7 @@ export class Cluster {
     })
     this.#presence = presenceEvents.topics.length === 0
       ? null
-      : new PresenceList(presenceEvents, nodeId, {
+      : new PresenceList(clock, presenceEvents, nodeId, {
         say: saying => this.#tell(saying),
         announce: (event, topic, userId) => dispatcher.announce({ event: `sse:${event}`, data: JSON.stringify({ subscriptionId: topic, userId }), target: { subscriptionIds: [topic] } }, eventLog.epoch)
       })
@@ -218,7 +224,7 @@ export class Cluster {
 
   stats (): ClusterStats {
     const { everyMs, present, left, ...own } = this.#report()
-    const nodes: NodeStats[] = [{ ...own, heardAt: Date.now() }]
+    const nodes: NodeStats[] = [{ ...own, heardAt: this.#clock.wall() }]
     for (const { report: { everyMs, present, left, ...report }, heardAt } of this.#membership.all()) nodes.push({ ...report, heardAt })
     const sum = (count: 'connections' | 'users' | 'subscriptions') => nodes.reduce((total, node) => total + node[count], 0)
     return { nodes, connections: sum('connections'), users: sum('users'), subscriptions: sum('subscriptions') }
@@ -246,9 +252,9 @@ export class Cluster {
     }, ANSWER_DELAY_MS)
   }
 
-  #beat (kind: 'hello' | 'beat'): void {
+  #beat (kind: 'hello' | 'beat'): Promise<void> {
     this.#presence?.flush()
-    this.#tell({ kind, report: this.#report() })
+    return this.#tell({ kind, report: this.#report() })
   }
 
   /** Something that another node has said has not arrived here: it is asked to say all again. */
@@ -258,8 +264,8 @@ export class Cluster {
   }
 
   /** Says something that is said again later, or will be missed by nobody. */
-  #tell (saying: Saying): void {
-    this.#say(saying, 'apart').catch(err => {
+  #tell (saying: Saying): Promise<void> {
+    return this.#say(saying, 'apart').catch(err => {
       if (saying.kind === 'presence' || saying.kind === 'present') this.#unsent = true
       this.#log.debug({ err, kind: saying.kind }, 'The other nodes are not reached')
     })

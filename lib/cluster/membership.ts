@@ -1,4 +1,5 @@
 import { MAX_BEAT_MS, type Report } from './node-message.js'
+import type { Clock, Timer } from '../util/clock.js'
 
 /** A node that is not heard of for this many of its own beats is gone. */
 const MISSED_BEATS = 3.5
@@ -14,38 +15,42 @@ interface Member {
 }
 
 export interface MembershipEvents {
-  /** It is time to tell the others that this node lives. */
-  beat (): void
+  /** It is time to tell the others that this node lives. Resolves once it has been said. */
+  beat (): Promise<void>
   gone (nodeId: string): void
 }
 
 /** The other nodes that live, as far as this one has heard. */
 export class Membership {
+  readonly #clock: Clock
   readonly #everyMs: number
   readonly #events: MembershipEvents
   readonly #members = new Map<string, Member>()
   /** Nodes that were noticed without a report, and how long ago, in milliseconds for which this node has listened. */
   readonly #strangers = new Map<string, number>()
-  #timer: NodeJS.Timeout | null = null
+  #timer: Timer | null = null
   #listening = true
   #listenedMs = 0
 
-  constructor (everyMs: number, events: MembershipEvents) {
+  constructor (clock: Clock, everyMs: number, events: MembershipEvents) {
+    this.#clock = clock
     this.#everyMs = everyMs
     this.#events = events
   }
 
   start (): void {
     const ms = Math.round(this.#everyMs * (1 - SPREAD + 2 * SPREAD * Math.random()))
-    this.#timer = setTimeout(() => {
+    this.#timer = this.#clock.after(ms, () => {
       this.#age(ms)
-      this.#events.beat()
+      const told = this.#events.beat()
       this.start()
-    }, ms).unref()
+      return told
+    })
+    this.#timer.unref()
   }
 
   stop (): void {
-    if (this.#timer !== null) clearTimeout(this.#timer)
+    this.#clock.cancel(this.#timer)
     this.#timer = null
   }
 
@@ -63,7 +68,7 @@ export class Membership {
   /** Takes what a node says of itself. */
   heard (report: Report): void {
     this.#strangers.delete(report.nodeId)
-    this.#members.set(report.nodeId, { report, heardAt: Date.now(), silentMs: 0 })
+    this.#members.set(report.nodeId, { report, heardAt: this.#clock.wall(), silentMs: 0 })
   }
 
   remove (nodeId: string): void {

@@ -1,5 +1,6 @@
 import type { MessageOf, Saying } from './node-message.js'
 import { covers, isPattern } from '../events/topic.js'
+import type { Clock, Timer } from '../util/clock.js'
 
 /** Entries of one message between nodes. */
 const ENTRIES_PER_MESSAGE = 500
@@ -24,6 +25,7 @@ type Key = string
  * in the order of the log, so all agree who came first and who left last, and each tells its own connections.
  */
 export class PresenceList {
+  readonly #clock: Clock
   readonly #topics: readonly string[]
   readonly #lingerMs: number
   readonly #host: PresenceHost
@@ -39,10 +41,11 @@ export class PresenceList {
   readonly #nodes = new Map<string, number>()
   /** Of a node that is telling all it has: what it has not told again so far. */
   readonly #stale = new Map<string, Set<Key>>()
-  #timer: NodeJS.Timeout | null = null
+  #timer: Timer | null = null
   #scheduled = false
 
-  constructor ({ topics, lingerMs }: PresenceOptions, nodeId: string, host: PresenceHost) {
+  constructor (clock: Clock, { topics, lingerMs }: PresenceOptions, nodeId: string, host: PresenceHost) {
+    this.#clock = clock
     this.#topics = topics
     this.#lingerMs = lingerMs
     this.#host = host
@@ -145,7 +148,7 @@ export class PresenceList {
   }
 
   close (): void {
-    if (this.#timer !== null) clearTimeout(this.#timer)
+    this.#clock.cancel(this.#timer)
     this.#leaving.clear()
   }
 
@@ -173,7 +176,7 @@ export class PresenceList {
     if (nodes?.delete(nodeId) !== true) return
     this.#count(nodeId, -1)
     if (nodes.size > 0) return
-    this.#leaving.set(key, performance.now() + this.#lingerMs)
+    this.#leaving.set(key, this.#clock.monotonic() + this.#lingerMs)
     this.#wait()
   }
 
@@ -186,9 +189,9 @@ export class PresenceList {
     const [due] = this.#leaving.values()
     if (this.#timer !== null || due === undefined) return
     // Whoever came back while the event loop stood still has yet to be read.
-    this.#timer = setTimeout(() => setImmediate(() => {
+    this.#timer = this.#clock.after(Math.max(1, due - this.#clock.monotonic()), () => setImmediate(() => {
       this.#timer = null
-      const now = performance.now()
+      const now = this.#clock.monotonic()
       for (const [key, due] of this.#leaving) {
         if (due > now) break
         this.#leaving.delete(key)
@@ -196,7 +199,8 @@ export class PresenceList {
         this.#host.announce('leave', ...partsOf(key))
       }
       this.#wait()
-    }), Math.max(1, due - performance.now())).unref()
+    }))
+    this.#timer.unref()
   }
 }
 

@@ -11,7 +11,7 @@ import { MemoryBudget } from '../util/memory-budget.js'
 import { Chunk, ChunkMemo } from '../wire/chunk.js'
 import { KEEP_ALIVE } from './control-frames.js'
 import type { Counted } from './statistics.js'
-import { now, tickMsFor, type TimingOptions } from './clock.js'
+import { tickMsFor, type TimingOptions } from './timing.js'
 import { TimingWheel } from './timing-wheel.js'
 
 /** The options that connections are held to. */
@@ -69,7 +69,7 @@ export class ConnectionContext {
     this.eventLog = eventLog
     this.budget = new MemoryBudget(options.maxQueuedBytes)
     this.flusher = new Flusher(options.flush === 'immediate' ? 0 : options.flush.intervalMs)
-    this.wheel = new TimingWheel(tickMsFor(options), now)
+    this.wheel = new TimingWheel(tickMsFor(options), options.clock)
     this.audience = audience
     this.replays = new ReplayScheduler(broker, options.maxConcurrentReplays, log)
     this.subscriptions = subscriptions

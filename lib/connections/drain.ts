@@ -1,6 +1,8 @@
 import type { CloseReason } from './close-reason.js'
 import type { SSEConnection } from './connection.js'
+import type { TimingOptions } from './timing.js'
 import type { Registry } from '../subscriptions/registry.js'
+import type { Clock, Timer } from '../util/clock.js'
 
 /** How long after they were cut the streams are waited for whose head was never sent: those have no end of their own here. */
 const HEADLESS_MS = 100
@@ -9,15 +11,17 @@ const HEADLESS_MS = 100
 export class Drain {
   readonly #registry: Registry<SSEConnection>
   readonly #drainMs: number
-  readonly #clock: { readonly ran: number }
+  readonly #clock: Clock
+  readonly #loop: { readonly ran: number }
   #ending: Promise<void> | null = null
   #onEmpty: (() => void) | null = null
 
-  /** @param clock how long the event loop has run: clients have `drainMs` of that to read. */
-  constructor (registry: Registry<SSEConnection>, drainMs: number, clock: { readonly ran: number }) {
+  /** @param loop how long the event loop has run: clients have `drainMs` of that to read. */
+  constructor (registry: Registry<SSEConnection>, { clock, drainMs }: TimingOptions, loop: { readonly ran: number }) {
     this.#registry = registry
     this.#drainMs = drainMs
     this.#clock = clock
+    this.#loop = loop
   }
 
   /** Tells each client its place and when to come back. Resolves when all are gone, after `drainMs` at the latest, and what the event loop stood still. Once or more. */
@@ -29,24 +33,25 @@ export class Drain {
     for (const connection of this.#registry.all()) connection.close('shutdown' satisfies CloseReason)
     if (this.#registry.size === 0) return
     await new Promise<void>(resolve => {
-      let stop: NodeJS.Timeout | undefined
-      const endsAt = this.#clock.ran + this.#drainMs
+      const clock = this.#clock
+      let stop: Timer | undefined
+      const endsAt = this.#loop.ran + this.#drainMs
       const onTime = (): void => {
-        const leftMs = endsAt - this.#clock.ran
+        const leftMs = endsAt - this.#loop.ran
         if (leftMs > 0) {
-          cut = setTimeout(onTime, leftMs)
+          cut = clock.after(leftMs, onTime)
           return
         }
         for (const connection of [...this.#registry.all()]) connection.cutShort()
         // The ends of those that were cut come in a later turn of the event loop, which must not be overtaken: on a busy
         // machine a timer that had been set before would be due already.
-        setImmediate(() => { if (this.#registry.size > 0) stop = setTimeout(resolve, HEADLESS_MS) })
+        setImmediate(() => { if (this.#registry.size > 0) stop = clock.after(HEADLESS_MS, resolve) })
       }
       // By the millisecond: the wheel may be a tick late.
-      let cut = setTimeout(onTime, this.#drainMs)
+      let cut = clock.after(this.#drainMs, onTime)
       this.#onEmpty = () => {
-        clearTimeout(cut)
-        clearTimeout(stop)
+        clock.cancel(cut)
+        clock.cancel(stop)
         resolve()
       }
     })

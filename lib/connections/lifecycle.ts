@@ -7,7 +7,7 @@ import { assertCloseReason, type CloseReason } from './close-reason.js'
 import type { ConnectionContext } from './context.js'
 import { farewellText, greetingText } from './control-frames.js'
 import { NO_POSITION, Outbound } from './outbound.js'
-import { lifetimeOf, now } from './clock.js'
+import { lifetimeOf } from './timing.js'
 
 /** How a stream lives: set before it opens. */
 export interface StreamSettings {
@@ -82,10 +82,10 @@ export abstract class Lifecycle extends Outbound {
     if (this.state === 'opening') return
     this.flush()
     this.state = 'closing'
-    const { options: { drainMs }, wheel } = this.context
+    const { options: { clock, drainMs }, wheel } = this.context
     const farewell = new Chunk(farewellText(reason, this.#retryMs, drainMs, this.cursorBlock()))
     this.#waitingSince = wheel.ran
-    wheel.schedule(this, now() + drainMs)
+    wheel.schedule(this, clock.monotonic() + drainMs)
     this.stopSending()
     this.writer.end(farewell, reason === 'shutdown' ? drainMs : null)
   }
@@ -200,9 +200,9 @@ export abstract class Lifecycle extends Outbound {
 
   /** @internal */
   protected override onWait (): void {
-    const { options: { stallTimeoutMs }, wheel } = this.context
+    const { options: { clock, stallTimeoutMs }, wheel } = this.context
     this.#waitingSince = wheel.ran
-    const stalledAt = now() + stallTimeoutMs
+    const stalledAt = clock.monotonic() + stallTimeoutMs
     if (stallTimeoutMs > 0 && stalledAt < this.dueAt) wheel.schedule(this, stalledAt)
   }
 
@@ -213,7 +213,7 @@ export abstract class Lifecycle extends Outbound {
 
   /** The wall clock has run ahead of the wheel's. @internal */
   onClockAhead (): void {
-    if (Date.now() >= this.#expiresAt) this.close('auth-expired')
+    if (this.context.options.clock.wall() >= this.#expiresAt) this.close('auth-expired')
   }
 
   // --- The end ---

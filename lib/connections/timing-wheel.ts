@@ -1,4 +1,5 @@
 import { inNoContext } from '../util/async-context.js'
+import type { Clock, Timer } from '../util/clock.js'
 
 /** What a wheel turns: its own place in the wheel is kept on it, so that moving it allocates nothing. */
 export interface Timed {
@@ -16,16 +17,16 @@ const SLOTS = 512
 export class TimingWheel {
   readonly tickMs: number
   readonly #slots: Timed[][] = Array.from({ length: SLOTS }, () => [])
-  readonly #clock: () => number
-  #timer: NodeJS.Timeout | null = null
+  readonly #clock: Clock
+  #timer: Timer | null = null
   #now: number
   #ran = 0
   #tick: number
 
-  constructor (tickMs: number, clock: () => number) {
+  constructor (tickMs: number, clock: Clock) {
     this.tickMs = tickMs
     this.#clock = clock
-    this.#now = clock()
+    this.#now = clock.monotonic()
     this.#tick = Math.floor(this.#now / tickMs)
   }
 
@@ -39,7 +40,7 @@ export class TimingWheel {
    * stopped or one that computes: what that took counts as two ticks.
    */
   get ran (): number {
-    return this.#ran + this.#ranSince(this.#clock())
+    return this.#ran + this.#ranSince(this.#clock.monotonic())
   }
 
   #ranSince (now: number): number {
@@ -50,18 +51,18 @@ export class TimingWheel {
     if (this.#timer !== null) return
     inNoContext(() => {
       this.turn()
-      this.#timer = setInterval(() => this.turn(), this.tickMs).unref()
+      this.#timer = this.#clock.every(this.tickMs, () => this.turn())
     })
   }
 
   stop (): void {
-    if (this.#timer !== null) clearInterval(this.#timer)
+    this.#clock.cancel(this.#timer)
     this.#timer = null
   }
 
   /** Looks at everything that has come due. */
   turn (): void {
-    const now = this.#clock()
+    const now = this.#clock.monotonic()
     this.#ran += this.#ranSince(now)
     this.#now = now
     const last = Math.floor(now / this.tickMs)

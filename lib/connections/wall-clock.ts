@@ -1,3 +1,4 @@
+import type { Clock } from '../util/clock.js'
 import type { Timed, TimingWheel } from './timing-wheel.js'
 
 /** Slower changes than this in one interval are those of a clock that is adjusted; together they count. */
@@ -13,20 +14,21 @@ export class WallClock implements Timed {
   dueAt = Infinity
   slot = -1
   slotIndex = 0
+  readonly #clock: Clock
   readonly #wheel: TimingWheel
   readonly #onAhead: () => void
   /** How far the wall clock was ahead when last looked at; the least since then. */
   #ahead: number
 
-  /** @param now the clock of the wheel. */
-  constructor (wheel: TimingWheel, now: number, onAhead: () => void) {
+  constructor (clock: Clock, wheel: TimingWheel, onAhead: () => void) {
+    this.#clock = clock
     this.#wheel = wheel
     this.#onAhead = onAhead
-    this.#ahead = Date.now() - now
+    this.#ahead = clock.wall() - clock.monotonic()
   }
 
   onTime (now: number): void {
-    const ahead = Date.now() - now
+    const ahead = this.#clock.wall() - now
     const stepped = ahead - this.#ahead > STEP_MS
     if (stepped || ahead < this.#ahead) this.#ahead = ahead
     this.#wheel.schedule(this, now + INTERVAL_MS)

@@ -112,7 +112,7 @@ export class Guard {
       }
     }
     if (!isRefused && request.sseUser === null) request.sseUser = await findUser(this.#options, request)
-    request.sseUser = checked(request.sseUser)
+    request.sseUser = checked(request.sseUser, this.#options)
     if (request.sseUser === null && requireAuthentication) throw new Unauthenticated()
     this.#admission.assertRecognised(request, request.sseUser)
     if (given === null) request[kFound] = request.sseUser
@@ -127,7 +127,7 @@ export class Guard {
   async #review (identification: Identification, request: Known, found: SSEUser | null): Promise<SSEUser | null> {
     const isOurs = request.sseUser === (request[kFound] ?? null)
     let user = found
-    if (!isOurs && !(found instanceof Ticket)) user = checked(request.sseUser)
+    if (!isOurs && !(found instanceof Ticket)) user = checked(request.sseUser, this.#options)
     else if (identification.before !== null && isChanged(request, identification.before)) user = await findUser(this.#options, request)
     identification.before = null
     if (found !== null && user?.userId !== found.userId) safeLog(request.log).warn({ userId: user?.userId ?? null, authenticatedUserId: found.userId }, 'request.sseUser was changed after the request was authenticated; the stream is that of the new user. To authenticate by yourself, do so in onRequest')
@@ -139,9 +139,9 @@ export class Guard {
 }
 
 /** The user that the application has given, if it is one. Throws SSE_ERR_AUTHENTICATION_FAILED. */
-function checked (user: unknown): SSEUser | null {
+function checked (user: unknown, options: ResolvedOptions): SSEUser | null {
   try {
-    return currentUser(user)
+    return currentUser(user, options)
   } catch (cause) {
     throw new AuthenticationFailed({ cause })
   }

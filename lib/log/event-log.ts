@@ -4,6 +4,7 @@ import { EventPriority, PRIORITIES } from '../events/event.js'
 import type { Message } from '../events/message.js'
 import type { Target } from '../events/target.js'
 import { inNoContext } from '../util/async-context.js'
+import type { Clock } from '../util/clock.js'
 import type { Log } from '../util/logger.js'
 import type { Broker, GapReason, History, Published } from './broker.js'
 import { EPOCH } from './cursor.js'
@@ -35,9 +36,10 @@ const NO_TARGET: Target = { clientIds: [] }
 export class EventLog {
   readonly #broker: Broker
   readonly #history: History
+  readonly #clock: Clock
   readonly #listener: LogListener
   readonly #log: Log
-  #health = degraded('The event log is not open')
+  #health: Health
   #state: 'up' | 'down' | null = null
   #position = 0
   /** Newest sequence number per priority. After opening, the position: older messages may have any priority. */
@@ -46,9 +48,11 @@ export class EventLog {
   #opened = false
   #closed = false
 
-  constructor (broker: Broker, history: History, listener: LogListener, log: Log) {
+  constructor (broker: Broker, { history, clock }: { readonly history: History, readonly clock: Clock }, listener: LogListener, log: Log) {
     this.#broker = broker
     this.#history = history
+    this.#clock = clock
+    this.#health = degraded('The event log is not open', clock.wall())
     this.#listener = listener
     this.#log = log
   }
@@ -86,6 +90,7 @@ export class EventLog {
   }
 
   async #open (): Promise<void> {
+    const clock = this.#clock
     // In no context: what the broker schedules delivers for all publishers.
     await inNoContext(() => this.#broker.open({
       deliver: message => {
@@ -107,7 +112,7 @@ export class EventLog {
       },
       state: (state, err) => {
         if (this.#closed) return
-        this.#health = state === 'up' ? up() : degraded(err?.message ?? 'The event log cannot be reached', this.#health)
+        this.#health = state === 'up' ? up(clock.wall()) : degraded(err?.message ?? 'The event log cannot be reached', clock.wall(), this.#health)
         // Else only the reason has changed.
         if (state === this.#state) return
         this.#state = state
@@ -115,7 +120,7 @@ export class EventLog {
         if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
         else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')
       }
-    }, this.#history))
+    }, this.#history, clock.wall))
     // While it was opening: what is for an open log is not to begin.
     this.assertOpen()
     this.#assertEpoch()
@@ -129,13 +134,13 @@ export class EventLog {
     const { epoch } = this.#broker
     if (EPOCH.test(epoch)) return
     const error = new InvalidOption('broker', `has the epoch ${JSON.stringify(epoch)}: it must match ${EPOCH.source}`)
-    this.#health = degraded(error.message, this.#health)
+    this.#health = degraded(error.message, this.#clock.wall(), this.#health)
     throw error
   }
 
   async close (): Promise<void> {
     this.#closed = true
-    this.#health = degraded('The event log is closed')
+    this.#health = degraded('The event log is closed', this.#clock.wall())
     if (this.#opening !== null) await this.#broker.close()
   }
 

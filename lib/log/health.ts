@@ -11,11 +11,11 @@ export interface Health {
   readonly since: number
 }
 
-export function up (): Health {
-  return { status: 'up', since: Date.now() }
+export function up (since: number): Health {
+  return { status: 'up', since }
 }
 
 /** Goes on being degraded since `before` was, if it was: the reason may change. */
-export function degraded (reason: string, before?: Health): Health {
-  return { status: 'degraded', reason, since: before?.status === 'degraded' ? before.since : Date.now() }
+export function degraded (reason: string, since: number, before?: Health): Health {
+  return { status: 'degraded', reason, since: before?.status === 'degraded' ? before.since : since }
 }

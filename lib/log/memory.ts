@@ -21,6 +21,7 @@ class MemoryBroker implements Broker {
   readonly epoch = createId().slice(0, 8)
   #ring: Ring | null = null
   #sink: Sink | null = null
+  #now: () => number = Date.now
   #waiting: Waiting[] = []
   #delivering = false
   /** Until when, oldest claim first. */
@@ -30,9 +31,10 @@ class MemoryBroker implements Broker {
     return this.#ring?.last ?? 0
   }
 
-  async open (sink: Sink, history: History): Promise<void> {
+  async open (sink: Sink, history: History, now: () => number = Date.now): Promise<void> {
     if (this.#ring !== null) throw new InvalidOption('broker', 'is open already: each manager needs one of its own')
-    this.#ring = new Ring(history)
+    this.#ring = new Ring(history, now)
+    this.#now = now
     this.#sink = sink
     sink.state('up')
   }
@@ -84,7 +86,7 @@ class MemoryBroker implements Broker {
 
   async claim (key: string, ttlMs: number): Promise<boolean> {
     if (this.#sink === null) throw new Closed()
-    const now = Date.now()
+    const now = this.#now()
     for (const [old, until] of this.#claims) {
       if (until > now) break
       this.#claims.delete(old)

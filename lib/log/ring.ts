@@ -26,7 +26,7 @@ export class Ring {
   #full = false
 
   /** @param position sequence number of the newest message before the first that will be appended. */
-  constructor (history: History, now: () => number = Date.now, position = 0) {
+  constructor (history: History, now: () => number, position = 0) {
     this.#history = history
     this.#now = now
     this.#first = position + 1

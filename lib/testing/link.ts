@@ -24,6 +24,20 @@ export interface Link {
   readonly serverSide: ServerSide | null
 }
 
+/** Of each open connection whether bytes are on their way to its client, which reads. */
+const connections = new Set<() => boolean>()
+
+/** Whether bytes are on their way to a client. One that is frozen receives none, nor does one with TLS: how much is on its way there is not known. */
+export function isArriving (): boolean {
+  for (const isArriving of connections) if (isArriving()) return true
+  return false
+}
+
+function observe (socket: Socket | MemorySocket, isArriving: () => boolean): void {
+  connections.add(isArriving)
+  socket.once('close', () => connections.delete(isArriving))
+}
+
 /** Connects to an application in this process, or to the server of a URL. Resolves once the connection is established. */
 export async function connectTo (app: App | string, { user, socket }: LinkOptions): Promise<Link> {
   if (typeof app === 'string') {
@@ -48,6 +62,7 @@ function connectInMemory (server: Server, side: ServerSide): Link {
   const [client, other] = MemorySocket.pair()
   const forget = expectedAt(server).from(other.remotePort, side)
   client.once('close', forget)
+  observe(client, () => client.isArriving)
   server.emit('connection', other)
   return { socket: client, host: 'localhost', serverSide: side }
 }
@@ -62,6 +77,7 @@ async function connectByPort (app: App, server: Server, secure: boolean, side: S
   const host = address === '0.0.0.0' || address === '::' ? '127.0.0.1' : address
   const socket = await established({ host, port }, secure)
   socket.once('close', expectedAt(server).from(socket.localPort!, side))
+  if (!secure) observe(socket, () => side.bytesWritten > socket.bytesRead && !socket.isPaused())
   return { socket, host: `${host.includes(':') ? `[${host}]` : host}:${port}`, serverSide: side }
 }
 

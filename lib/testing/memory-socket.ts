@@ -45,6 +45,11 @@ export class MemorySocket extends Duplex {
     return pair
   }
 
+  /** Whether bytes of the other end arrive in the next turn. */
+  get isArriving (): boolean {
+    return this.#turn !== null
+  }
+
   /** Takes no byte from the other end until `start()`. */
   stop (): void {
     this.#stopped = true

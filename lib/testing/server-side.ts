@@ -1,11 +1,11 @@
 import type { IncomingMessage, Server } from 'node:http'
-import type { Duplex } from 'node:stream'
+import type { Socket } from 'node:net'
 import { kTestUser, type SSEUser } from '../access/authentication.js'
 
 /** The server's end of a stream that a test has opened in the same process. */
 export class ServerSide {
   readonly user: SSEUser | undefined
-  #socket: Duplex | null = null
+  #socket: Socket | null = null
   #corked = false
   #closed: Promise<void> | null = null
 
@@ -22,6 +22,11 @@ export class ServerSide {
     if (this.#corked) socket.cork()
     // One turn later: the application has seen the end as well.
     this.#closed = new Promise(resolve => { socket.once('close', () => setImmediate(resolve)) })
+  }
+
+  /** Bytes written to the socket so far. */
+  get bytesWritten (): number {
+    return this.#socket?.bytesWritten ?? 0
   }
 
   /** Keeps everything that is written to the socket in the server: the kernel's buffers, of several megabytes, take none of it. */

@@ -25,6 +25,8 @@ export class TestLog {
   readonly #claims = new Map<string, number>()
   #history: History | null = null
   #ring: Ring | null = null
+  /** That of the first node. */
+  #clock: (() => number) | null = null
   /** By how much the clock of this log is ahead. */
   #aheadMs = 0
 
@@ -66,10 +68,11 @@ export class TestLog {
     this.#aheadMs += ms
   }
 
-  readonly #now = (): number => Date.now() + this.#aheadMs
+  readonly #now = (): number => (this.#clock ?? Date.now)() + this.#aheadMs
 
   /** @internal */
-  join (node: TestBroker, history: History): void {
+  join (node: TestBroker, history: History, clock: () => number): void {
+    this.#clock ??= clock
     this.#history ??= history
     this.#ring ??= new Ring(history, this.#now)
     this.#nodes.add(node)
@@ -173,12 +176,12 @@ export class TestBroker implements Broker {
     this.#sink?.gap('trimmed', undefined, !lostCommands)
   }
 
-  async open (sink: Sink, history: History): Promise<void> {
+  async open (sink: Sink, history: History, now: () => number = Date.now): Promise<void> {
     if (this.#sink !== null || this.#closed) throw new InvalidOption('broker', 'is open already: each manager needs one of its own, made by broker()')
     this.#assertReachable()
     this.#sink = sink
     this.epoch = this.#log.epoch
-    this.#log.join(this, history)
+    this.#log.join(this, history, now)
     this.position = this.#log.position
     sink.state('up')
   }

@@ -3,6 +3,8 @@ import t from 'tap'
 import { Tickets } from '../../lib/access/tickets.js'
 import { redacting, redactUrl } from '../../lib/fastify/request-serializer.js'
 import { memoryBroker, requestSerializer, type BroadcastOptions, type SSEOptions } from '../../lib/index.js'
+import { testClock } from '../../lib/testing/index.js'
+import { systemClock } from '../../lib/util/clock.js'
 import { serve, type Service } from '../helpers/app.js'
 import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
@@ -28,13 +30,14 @@ t.test('tickets', async t => {
       return subscriptionId === 'news'
     }
   }
-  const service = await serve(t, options)
+  const clock = testClock()
+  const service = await serve(t, { ...options, ...clock.options })
   const { app, open } = service
   const visit = (ticket: string, query = '', headers: Record<string, string> = {}) => open(`/events?ticket=${ticket}${query}`, { headers })
   const refused = (client: SSEClient, message: string) => t.strictSame([client.status, client.answer.code], [401, 'SSE_ERR_INVALID_TICKET'], message)
 
   await t.test('names the user, the claims and the end of the rights, and grants its subscriptions', async t => {
-    const expiresAt = Date.now() + 1_500
+    const expiresAt = clock.now + 60_000
     const ticket = app.sse.issueTicket({ userId: 'ada', claims: { role: 'admin' }, expiresAt, subscriptions: ['vault:**', 'news'] })
     const client = await visit(ticket, '&subscription=news')
     const [connection] = app.sse.getConnectionsByUser('ada')
@@ -43,7 +46,8 @@ t.test('tickets', async t => {
     await publish(service, 'secret', { subscriptionIds: ['vault:1'] })
     await client.waitFor('x')
     refused(await visit(ticket), 'used')
-    await client.waitForEnd(2_500)
+    await clock.advance(60_500)
+    await client.waitForEnd()
     t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
     const more = await visit(app.sse.issueTicket({ userId: 'ada', subscriptions: ['vault:**'] }), '&subscription=other')
     t.strictSame([more.status, asked], [403, ['ada other']], 'the rest is')
@@ -99,19 +103,17 @@ t.test('tickets', async t => {
     ] as const) refused(await visit(bad), what)
     t.ok((await visit(ticket)).isStream, 'the true one is still good')
 
-    const { now } = Date
-    t.teardown(() => { Date.now = now })
     const old = app.sse.issueTicket({ userId: 'ada', ttlMs: 5_000 })
     const young = app.sse.issueTicket({ userId: 'ada' })
-    Date.now = () => now() + 6_000
+    await clock.advance(5_000)
     refused(await visit(old), 'too old')
     t.ok((await visit(young)).isStream)
-    refused(await open(`/sse?user=grace&ticket=${app.sse.issueTicket({ userId: 'ada', expiresAt: now() })}`), 'rights that have ended: nor is it anybody else\'s')
+    refused(await open(`/sse?user=grace&ticket=${app.sse.issueTicket({ userId: 'ada', expiresAt: clock.now })}`), 'rights that have ended: nor is it anybody else\'s')
   })
 
   await t.test('a used ticket is remembered for a minute longer than it is good: the clocks of nodes may differ', async t => {
     const claims: number[] = []
-    const tickets = new Tickets({ ticketSecret: SECRET, ticketTtlMs: 30_000, maxSubscriptionsPerConnection: 1 }, {
+    const tickets = new Tickets({ clock: systemClock, ticketSecret: SECRET, ticketTtlMs: 30_000, maxSubscriptionsPerConnection: 1 }, {
       epoch: 'one',
       claim: async (_key, ttlMs) => {
         claims.push(ttlMs)

@@ -2,6 +2,7 @@ import fc from 'fast-check'
 import assert from 'node:assert/strict'
 import t from 'tap'
 import { TimingWheel, type Timed } from '../../lib/connections/timing-wheel.js'
+import { systemClock } from '../../lib/util/clock.js'
 import { until } from '../helpers/wait.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 300)
@@ -11,7 +12,7 @@ fc.configureGlobal({ includeErrorInReport: true })
 
 t.test('a turn of the wheel that comes late counts as two ticks of the time that the event loop has run', async t => {
   let now = 1000
-  const wheel = new TimingWheel(10, () => now)
+  const wheel = new TimingWheel(10, { ...systemClock, monotonic: () => now })
   const after = (ms: number): number => {
     now += ms
     return wheel.ran
@@ -56,7 +57,7 @@ t.test('the wheel misses nothing and fires nothing early, whatever happens insid
   let fired = 0
   t.doesNotThrow(() => fc.assert(fc.property(fc.nat(20_000), fc.array(step, { maxLength: 60, size: 'max' }), (start, steps) => {
     const world = { now: start }
-    const wheel = new TimingWheel(TICK, () => world.now)
+    const wheel = new TimingWheel(TICK, { ...systemClock, monotonic: () => world.now })
     const items = Array.from({ length: 8 }, () => new Item(world))
     const touched = new Set<Item>()
     const rest = (item: Item) => () => { wheel.cancel(item); item.scheduled = false }
@@ -110,7 +111,7 @@ t.test('the wheel misses nothing and fires nothing early, whatever happens insid
 
 t.test('an item set to a time that has passed, while others are looked at, comes with the next turn', async t => {
   const world = { now: 0 }
-  const wheel = new TimingWheel(10, () => world.now)
+  const wheel = new TimingWheel(10, { ...systemClock, monotonic: () => world.now })
   const first = new Item(world)
   const second = new Item(world)
   first.scheduled = second.scheduled = true
@@ -128,7 +129,7 @@ t.test('an item set to a time that has passed, while others are looked at, comes
 })
 
 t.test('the wheel turns by itself between start and stop', async t => {
-  const wheel = new TimingWheel(5, () => performance.now())
+  const wheel = new TimingWheel(5, systemClock)
   const item = new Item({ now: Infinity })
   item.scheduled = true
   let times = 0
@@ -144,7 +145,7 @@ t.test('the wheel turns by itself between start and stop', async t => {
   wheel.stop()
   wheel.schedule(item, performance.now())
   // Another goes on, by the same clock.
-  const other = new TimingWheel(5, () => performance.now())
+  const other = new TimingWheel(5, systemClock)
   let turns = 0
   const clock = new Item({ now: Infinity })
   clock.scheduled = true

@@ -59,7 +59,7 @@ t.test('the ring keeps the newest by count, age and bytes, and pages through one
 })
 
 t.test('one read of the ring looks at a bounded number of messages, and an event for many counts for what it keeps', async t => {
-  const ring = new Ring({ maxEvents: 1e6, maxAgeMs: 1e9, maxBytes: 1_000_000 })
+  const ring = new Ring({ maxEvents: 1e6, maxAgeMs: 1e9, maxBytes: 1_000_000 }, Date.now)
   for (let seq = 1; seq <= 10_000; seq++) ring.append(logged(seq, seq === 9_999 ? 3 : 1, 'x'))
   const pages: Page[] = []
   for (let after = 0; after < ring.last; after = pages.at(-1)!.next) pages.push(ring.read({ after, priority: 3, limit: 128 }))
@@ -71,7 +71,7 @@ t.test('one read of the ring looks at a bounded number of messages, and an event
 })
 
 t.test('the ring over many rounds of its own size', async t => {
-  const ring = new Ring({ maxEvents: 100, maxAgeMs: 1e9, maxBytes: 1e9 })
+  const ring = new Ring({ maxEvents: 100, maxAgeMs: 1e9, maxBytes: 1e9 }, Date.now)
   for (let seq = 1; seq <= 10_000; seq++) ring.append(logged(seq, (seq % 4) as EventPriority, String(seq)))
   t.strictSame([ring.first, ring.last], [9_901, 10_000])
   for (const priority of [0, 1, 2, 3] as const) {

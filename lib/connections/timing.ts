@@ -1,5 +1,8 @@
+import type { Clock } from '../util/clock.js'
+
 /** The options that set how often connections are looked at. */
 export interface TimingOptions {
+  readonly clock: Clock
   readonly keepAliveIntervalMs: number
   readonly stallTimeoutMs: number
   readonly maxConnectionAgeMs: number
@@ -17,11 +20,6 @@ const TICKS_PER_INTERVAL = 10
 // The end of a user's rights is kept to half a second, twice this.
 const MAX_TICK_MS = 250
 
-/** The monotonic clock, in whole milliseconds: each connection notes when it was written to, and a fraction would take an object of its own. */
-export function now (): number {
-  return Math.floor(performance.now())
-}
-
 /** The tick of the timing wheel: a fraction of the shortest interval that it serves. */
 export function tickMsFor (options: TimingOptions): number {
   const intervals = [options.keepAliveIntervalMs, options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
@@ -32,9 +30,9 @@ export function tickMsFor (options: TimingOptions): number {
  * Ages are spread by a fifth, so that clients that connected together do not return together.
  * @param expiresAt by the wall clock; Infinity for rights without an end.
  */
-export function lifetimeOf (expiresAt: number, { maxConnectionAgeMs }: TimingOptions): Lifetime {
-  const start = now()
-  const expiryAt = start + expiresAt - Date.now()
+export function lifetimeOf (expiresAt: number, { clock, maxConnectionAgeMs }: TimingOptions): Lifetime {
+  const start = clock.monotonic()
+  const expiryAt = start + expiresAt - clock.wall()
   const tooOldAt = maxConnectionAgeMs === 0 ? Infinity : start + maxConnectionAgeMs * (0.8 + 0.2 * Math.random())
   return { endsAt: Math.min(expiryAt, tooOldAt), expires: expiryAt <= tooOldAt }
 }
