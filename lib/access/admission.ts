@@ -8,6 +8,7 @@ import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscrip
 import { assertRetry } from '../events/event.js'
 import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
+import { isThenable } from '../util/promise.js'
 import { type AnyRequest, isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
 import type { EventLog } from '../log/event-log.js'
 import type { Registry } from '../subscriptions/registry.js'
@@ -165,13 +166,14 @@ export class Admission {
       if (options.retryMs !== undefined) assertRetry(options.retryMs)
       if (!this.#eventLog.isOpen) await this.#eventLog.open()
       const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
-      return await this.#subscriptions.grant({ request: arrival.subject, userId, claims: user?.claims }, asked, () => {
+      const entered = this.#subscriptions.grant({ request: arrival.subject, userId, claims: user?.claims }, asked, () => {
         if (userId !== null && this.#disconnections.hit(userId, arrival.since)) {
           // A 401 would be final for an EventSource whose user may never have been disconnected.
           throw this.#disconnections.isUnsure(userId, arrival.since) ? new BrokerUnavailable('has lost messages of other nodes while the request was authenticated; try again') : new Unauthenticated()
         }
         return this.#connect(arrival, user, userId, subscriptions, options, managed)
       })
+      return isThenable(entered) ? await entered : entered
     } catch (error) {
       this.#refuse(arrival)
       throw error
@@ -223,11 +225,15 @@ export class Admission {
   #checked (asked: readonly string[] | undefined, granted: readonly string[]): Set<string> {
     // A string is iterable too: its letters would be the subscriptions.
     if (asked !== undefined && !Array.isArray(asked)) throw new InvalidSubscription(`list of type ${typeof asked}`, 'must be an array')
-    const subscriptions = new Set([...granted, ...asked ?? []])
     const { maxSubscriptionsPerConnection } = this.#options
-    if (subscriptions.size > maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
-    for (const subscription of subscriptions) assertSubscription(subscription)
-    return new Set(Array.from(subscriptions, ownText))
+    const checked = new Set<string>()
+    for (const list of asked === undefined ? [granted] : [granted, asked]) {
+      for (const subscription of list) {
+        assertSubscription(subscription)
+        if (checked.add(ownText(subscription)).size > maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
+      }
+    }
+    return checked
   }
 
   #assertOpen (): void {

@@ -1,5 +1,6 @@
 import { AuthenticationFailed, InvalidUser, OriginForbidden, Unauthenticated } from '../errors.js'
 import type { AnyRequest } from '../wire/http.js'
+import { isThenable } from '../util/promise.js'
 import { ownText } from '../util/text.js'
 import type { Clock } from '../util/clock.js'
 
@@ -83,14 +84,22 @@ export function queryOf (request: { url?: string | undefined }): Record<string, 
  * Asks the application who this is; null for nobody.
  * @throws SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
  */
-export async function findUser (options: AuthenticationOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
-  if (options.authHandler === undefined) return null
+export function findUser (options: AuthenticationOptions, request: AnyRequest, extra?: Record<string, unknown>): SSEUser | null | Promise<SSEUser | null> {
+  const { authHandler, extractAuthData } = options
+  if (authHandler === undefined) return null
   try {
-    return currentUser(await options.authHandler({ ...authDataOf(request, options.extractAuthData), ...extra }, request), options)
+    const data = authDataOf(request, extractAuthData)
+    const result = authHandler(extra === undefined ? data : { ...data, ...extra }, request)
+    return isThenable(result) ? result.then(user => currentUser(user, options)).catch(nobody) : currentUser(result, options)
   } catch (cause) {
-    if (isRefusal(cause)) return null
-    throw new AuthenticationFailed({ cause })
+    return nobody(cause)
   }
+}
+
+/** What the application threw may mean that it knows nobody. */
+function nobody (cause: unknown): null {
+  if (isRefusal(cause)) return null
+  throw new AuthenticationFailed({ cause })
 }
 
 /**

@@ -12,5 +12,5 @@ export const CREATE_OPTIONS: readonly string[] = ['request', 'response', 'user',
  * @throws SSE_ERR_INVALID_OPTION
  */
 export function assertNames (options: object, names: readonly string[], method: string): void {
-  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(name, `of ${method} is not an option: it has ${names.join(', ')}`)
+  for (const name in options) if (!names.includes(name)) throw new InvalidOption(name, `of ${method} is not an option: it has ${names.join(', ')}`)
 }

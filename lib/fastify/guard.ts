@@ -6,6 +6,7 @@ import type { Arrival } from '../access/arrival.js'
 import { Ticket } from '../access/tickets.js'
 import { AuthenticationFailed, Unauthenticated } from '../errors.js'
 import type { SSEConnection } from '../connections/connection.js'
+import { isThenable } from '../util/promise.js'
 import { safeLog } from '../util/logger.js'
 import type { ResolvedOptions } from '../options.js'
 
@@ -70,7 +71,7 @@ export class Guard {
     const isDecided = identification.found !== null
     if (!isDecided) identification.arrival.assertAcceptable()
     const found = await this.decide(request, reply)
-    const user = isDecided ? await this.#review(identification, request as Known, found) : found
+    const user = isDecided && mayHaveChanged(identification, request as Known) ? await this.#review(identification, request as Known, found) : found
     return await this.#admission.enter(identification.arrival, user, options, managed)
   }
 
@@ -111,7 +112,10 @@ export class Guard {
         reply.code(statusCode)
       }
     }
-    if (!isRefused && request.sseUser === null) request.sseUser = await findUser(this.#options, request)
+    if (!isRefused && request.sseUser === null) {
+      const found = findUser(this.#options, request)
+      request.sseUser = isThenable(found) ? await found : found
+    }
     request.sseUser = checked(request.sseUser, this.#options)
     if (request.sseUser === null && requireAuthentication) throw new Unauthenticated()
     this.#admission.assertRecognised(request, request.sseUser)
@@ -145,6 +149,11 @@ function checked (user: unknown, options: ResolvedOptions): SSEUser | null {
   } catch (cause) {
     throw new AuthenticationFailed({ cause })
   }
+}
+
+/** Whether a hook after onRequest may have found another user. */
+function mayHaveChanged ({ before }: Identification, request: Known): boolean {
+  return before !== null || request.sseUser !== (request[kFound] ?? null)
 }
 
 /** Whether a hook has left something on the request. Properties with a Symbol are Fastify's own. */

@@ -12,17 +12,20 @@ import type { ConnectOptions } from '../access/admission.js'
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
 export function replySSE (guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
   const { sent } = reply
-  const warn = (err: unknown, what: string): void => safeLog(request.log).warn({ err }, `reply.sse() failed, ${what}: the handler must await or return its promise`)
   const answer = isSource(first) ? stream(guard, request, reply, first, second) : connect(guard, request, reply, true, first)
   // A handler that neither awaits nor returns this promise must not let any client end the process.
   answer.catch(err => {
     if (reply.sent) {
-      if (!sent) warn(err, 'as its request was answered meanwhile')
+      if (!sent) warn(request, err, 'as its request was answered meanwhile')
     } else {
-      setImmediate(() => { if (!reply.sent) warn(err, 'and its request is unanswered') })
+      setImmediate(() => { if (!reply.sent) warn(request, err, 'and its request is unanswered') })
     }
   })
   return answer
+}
+
+function warn (request: FastifyRequest, err: unknown, what: string): void {
+  safeLog(request.log).warn({ err }, `reply.sse() failed, ${what}: the handler must await or return its promise`)
 }
 
 /** A forgotten `await` would open a stream without its source. */

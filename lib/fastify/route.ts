@@ -85,7 +85,11 @@ function guardRoute ({ options, guards }: DeclaredRoute, guard: RouteGuard): voi
   })
 }
 
-async function decide (guards: readonly RouteGuard[], request: FastifyRequest, reply: FastifyReply): Promise<void> {
+function decide (guards: readonly RouteGuard[], request: FastifyRequest, reply: FastifyReply): Promise<unknown> {
+  return guards.length === 1 ? guards[0]!.decide(request, reply) : decideAll(guards, request, reply)
+}
+
+async function decideAll (guards: readonly RouteGuard[], request: FastifyRequest, reply: FastifyReply): Promise<void> {
   for (const guard of guards) await guard.decide(request, reply)
 }
 

@@ -1,6 +1,7 @@
 import { Buffer } from 'node:buffer'
 import type { Held } from '../util/memory-budget.js'
 
+/** Of text that is written as it is: one byte a letter. */
 export const TEXT_ENCODING = 'latin1'
 
 /** What one write carries, made once for all connections: as an HTTP/1.1 chunk, and the same without its framing. */
@@ -32,6 +33,11 @@ export class Chunk implements Held {
     if (!this.#textLeft) return this.framed
     this.#textLeft = false
     return this.#text
+  }
+
+  /** The HTTP/1.1 chunk as text in `TEXT_ENCODING`, to go in one write with the head before it. */
+  get asText (): string {
+    return this.#text !== '' && this.bytes === this.#text.length ? this.#text : this.framed.toString(TEXT_ENCODING)
   }
 
   get framed (): Buffer {

@@ -2,6 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import { ServerResponse, STATUS_CODES, type IncomingMessage, type OutgoingHttpHeaders } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
+import { TEXT_ENCODING } from './chunk.js'
 
 /** The request as the application registered it: Fastify's in a Fastify handler, Node's for `createConnection`. */
 export type AnyRequest = FastifyRequest | HttpRequest
@@ -12,21 +13,41 @@ export type HttpRequest = IncomingMessage | Http2ServerRequest
 export type HttpResponse = ServerResponse | Http2ServerResponse
 
 /**
- * Sends the head at once: `writeHead` alone waits for the first byte of the body (FACTS 2.3).
+ * Makes the head, which Node holds back for the first byte of the body (FACTS 2.3).
  * @param headers given here and not one by one, none of them is kept; the object is the callee's from here on. Null: they have been set already.
  */
-export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
+export function makeHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
   if (response.headersSent) return
   // Said outright, because then it is known that what follows are chunks; not before, as an onSend hook may send something else.
   const chunked = response instanceof ServerResponse && response.req.httpVersion === '1.1'
   if (headers === null) {
     if (chunked) response.setHeader('transfer-encoding', 'chunked')
+    response.writeHead(response.statusCode)
   } else {
     if (chunked) headers['transfer-encoding'] = 'chunked'
     response.writeHead(200, headers)
   }
+}
+
+/** Makes the head, and sends it at once. */
+export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
+  makeHead(response, headers)
   // Node's HTTP/2 has it too; its types do not.
   ;(response as ServerResponse).flushHeaders()
+}
+
+/**
+ * Sends the head that was made and a chunk after it, framed already, as one text: two would be two buffers, copied, and twice the time.
+ * Returns whether the socket takes more.
+ */
+export function sendHeadWith (response: ServerResponse, chunk: string): boolean {
+  // Node would frame it once more.
+  response.chunkedEncoding = false
+  try {
+    return response.write(chunk, TEXT_ENCODING)
+  } finally {
+    response.chunkedEncoding = true
+  }
 }
 
 /** Whether the bytes after the head are HTTP/1.1 chunks written by nobody but us. */
@@ -72,11 +93,12 @@ export function whenSocketClosed (socket: Socket, callback: () => void): () => v
 export function whenClosed (response: HttpResponse, callback: () => void): void {
   const ahead = socketAhead(response)
   if (ahead === null) {
-    response.once('close', callback)
+    // Not `once`, which makes an object for each; it comes once all the same.
+    response.on('close', callback)
     return
   }
   const stop = whenSocketClosed(ahead, callback)
-  response.once('close', () => {
+  response.on('close', () => {
     stop()
     callback()
   })

@@ -2,7 +2,7 @@ import type { OutgoingHttpHeaders } from 'node:http'
 import type { Writable } from 'node:stream'
 import type { MemoryBudget } from '../util/memory-budget.js'
 import { TEXT_ENCODING, type Chunk } from './chunk.js'
-import { closeTransport, isPlainChunked, sendHead, socketAhead, whenSocketClosed, type HttpResponse } from './http.js'
+import { closeTransport, isPlainChunked, makeHead, sendHead, sendHeadWith, socketAhead, whenSocketClosed, type HttpResponse } from './http.js'
 
 /** How a stream begins and ends where it leads to. */
 export interface Opening {
@@ -86,13 +86,16 @@ export class Writer {
     socket?.cork()
     try {
       if (wrapped) destination.on('error', onError)
-      else sendHead(response, headers ?? null)
-      this.#framed = !wrapped && isPlainChunked(response)
-      const target: Writable = this.#framed ? response.socket! : destination
+      else makeHead(response, headers ?? null)
+      const plain = !wrapped && isPlainChunked(response) ? response : null
+      this.#framed = plain !== null
+      const target: Writable = plain?.socket ?? destination
       this.#destination = target
       this.#keeps = 'flush' in target && typeof target.flush === 'function'
       ;(target as Owned)[kWriter] = this
       this.#owner.blocked = false
+      if (plain !== null) return this.#wait(sendHeadWith(plain, first.asText))
+      if (!wrapped) sendHead(response, null)
       this.write(first)
     } finally {
       // Also when the head cannot be written: whatever is answered then has the same socket.
@@ -146,9 +149,13 @@ export class Writer {
       // One application's stream must not stop the flush of all others.
       return this.#owner.onWriteError(error)
     }
+    this.#wait(room)
+  }
+
+  #wait (room: boolean): void {
     if (room) return
     this.#owner.blocked = true
-    destination.once('drain', onDrain)
+    this.#destination!.once('drain', onDrain)
   }
 
   /**

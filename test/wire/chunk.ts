@@ -10,6 +10,9 @@ t.test('a chunk carries its bytes, framed and plain', async t => {
   t.doesNotThrow(() => fc.assert(fc.property(fc.string({ unit: 'binary', minLength: 1 }), fc.nat(70_000), (unit, length) => {
     const value = unit.repeat(Math.max(1, Math.floor(length / unit.length)))
     const chunk = new Chunk(value)
+    // Before there are bytes of it, and after.
+    const texts = [chunk.asText, chunk.framed && chunk.asText]
+    for (const text of texts) assert.ok(Buffer.from(text, 'latin1').equals(chunk.framed))
     assert.ok(chunk.plain.equals(Buffer.from(value)))
     assert.ok(decodeChunked(chunk.framed).body.equals(chunk.plain))
     assert.equal(chunk.framed.length, chunk.plain.length + chunk.plain.length.toString(16).length + 4)
