@@ -90,7 +90,7 @@ export function findUser (options: AuthenticationOptions, request: AnyRequest, e
   try {
     const data = authDataOf(request, extractAuthData)
     const result = authHandler(extra === undefined ? data : { ...data, ...extra }, request)
-    return isThenable(result) ? result.then(user => currentUser(user, options)).catch(nobody) : currentUser(result, options)
+    return isThenable(result) ? Promise.resolve(result).then(user => currentUser(user, options)).catch(nobody) : currentUser(result, options)
   } catch (cause) {
     return nobody(cause)
   }
