@@ -1,4 +1,5 @@
 import type { FastifyInstance } from 'fastify'
+import { once } from 'node:events'
 import type { Server } from 'node:http'
 import { connect, type Socket } from 'node:net'
 import { connect as connectTLS } from 'node:tls'
@@ -9,6 +10,9 @@ import { expectedAt, ServerSide } from './server-side.js'
 
 /** A Fastify instance, of whatever server and type provider. */
 export type App = FastifyInstance<any, any, any, any, any>
+
+/** What a test connects to: an application, a server of `node:http` or `node:https`, or the base URL of a server. */
+export type Target = App | Server | string
 
 export interface LinkOptions {
   readonly user?: string | SSEUser | undefined
@@ -38,18 +42,18 @@ function observe (socket: Socket | MemorySocket, isArriving: () => boolean): voi
   socket.once('close', () => connections.delete(isArriving))
 }
 
-/** Connects to an application in this process, or to the server of a URL. Resolves once the connection is established. */
-export async function connectTo (app: App | string, { user, socket }: LinkOptions): Promise<Link> {
-  if (typeof app === 'string') {
-    if (user !== undefined) throw new TestMisuse('Option "user" needs the Fastify instance, not a URL: to a server of another process send credentials in "headers"')
-    return await connectToURL(app)
+/** Connects to an application or a server in this process, or to the server of a URL. Resolves once the connection is established. */
+export async function connectTo (target: Target, { user, socket }: LinkOptions): Promise<Link> {
+  if (typeof target === 'string') {
+    if (user !== undefined) throw new TestMisuse('Option "user" needs the Fastify instance or the server, not a URL: to a server of another process send credentials in "headers"')
+    return await connectToURL(target)
   }
-  await app.ready()
-  const server = app.server as Server
+  if ('ready' in target) await target.ready()
+  const server = 'server' in target ? target.server as Server : target
   const secure = 'setSecureContext' in server
   if ('updateSettings' in server && !secure) throw new TestMisuse('openStream() speaks HTTP/1.1, and this server is one of HTTP/2 without TLS: test the routes on a server without the option "http2"')
   const inMemory = !secure && socket !== true && (socket === false || !isOnPort(server))
-  return inMemory ? connectInMemory(server, new ServerSide(user)) : await connectByPort(app, server, secure, new ServerSide(user))
+  return inMemory ? connectInMemory(server, new ServerSide(user)) : await connectByPort(target, server, secure, new ServerSide(user))
 }
 
 async function connectToURL (url: string): Promise<Link> {
@@ -67,9 +71,10 @@ function connectInMemory (server: Server, side: ServerSide): Link {
   return { socket: client, host: 'localhost', serverSide: side }
 }
 
-async function connectByPort (app: App, server: Server, secure: boolean, side: ServerSide): Promise<Link> {
+async function connectByPort (target: App | Server, server: Server, secure: boolean, side: ServerSide): Promise<Link> {
   if (!isOnPort(server)) {
-    await app.listen({ host: '127.0.0.1', port: 0 })
+    if ('server' in target) await target.listen({ host: '127.0.0.1', port: 0 })
+    else await once(target.listen(0, '127.0.0.1'), 'listening')
     // A test that fails before it closes the application must not keep the process alive.
     server.unref()
   }

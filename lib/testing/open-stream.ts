@@ -2,14 +2,14 @@ import { request as httpRequest, type IncomingMessage } from 'node:http'
 import type { SSEUser } from '../access/authentication.js'
 import { TestRefused, TestTimeout } from '../errors.js'
 import { whenTestEnds, type TestContext } from './cleanup.js'
-import { connectTo, type App, type Link } from './link.js'
+import { connectTo, type Link, type Target } from './link.js'
 import { TestStream, type ReconnectOptions } from './test-stream.js'
 
 /** Options of `openStream()`, all optional. */
 export interface OpenStreamOptions {
   /**
-   * The user of the stream. Neither `authHandler` nor `authStrategies` is asked; `authorizeSubscription` and limits apply. Only for a Fastify
-   * instance of this process, and never set by anything that arrives from a network. Default: the application authenticates the request.
+   * The user of the stream. Neither `authHandler` nor `authStrategies` is asked; `authorizeSubscription` and limits apply. Only for an
+   * application or server of this process, and never set by anything that arrives from a network. Default: the application authenticates the request.
    */
   user?: string | SSEUser
   /** Headers of the request. Default `accept: text/event-stream`, as an `EventSource` sends. */
@@ -41,12 +41,12 @@ export interface OpenStreamOptions {
 /**
  * Opens an event stream of an application under test and resolves once the server has the connection: what is broadcast from then on is
  * received. A stream with the option `test` keeps the process alive until it ends, one without does not.
- * @param app the Fastify instance, or the base URL of a server.
+ * @param app the Fastify instance, a server of `node:http` or `node:https`, or the base URL of a server.
  * @param url path and query of the route.
  * @throws SSE_ERR_TEST_REFUSED, with `statusCode` and `body`, when the answer is not a stream; SSE_ERR_TEST_TIMEOUT when there is none
  * within `timeoutMs`; SSE_ERR_TEST_MISUSE.
  */
-export async function openStream (app: App | string, url: string, options: OpenStreamOptions = {}): Promise<TestStream> {
+export async function openStream (app: Target, url: string, options: OpenStreamOptions = {}): Promise<TestStream> {
   const { timeoutMs = 5_000, readRate = Infinity, lastEventId = null } = options
   const { method, path, headers, body } = toRequest(url, options)
   const label = `${method} ${path}`

@@ -19,7 +19,7 @@ export class ServerSide {
     if (this.user !== undefined) (request as unknown as Record<symbol, unknown>)[kTestUser] = this.user
     // A test that fails before it closes the stream must not keep the process alive.
     request.socket.unref?.()
-    if (this.#corked) socket.cork()
+    if (this.#corked) this.cork()
     // One turn later: the application has seen the end as well.
     this.#closed = new Promise(resolve => { socket.once('close', () => setImmediate(resolve)) })
   }
@@ -29,15 +29,25 @@ export class ServerSide {
     return this.#socket?.bytesWritten ?? 0
   }
 
-  /** Keeps everything that is written to the socket in the server: the kernel's buffers, of several megabytes, take none of it. */
+  /**
+   * Keeps everything that is written to the socket in the server, its end included: the kernel's buffers, of several megabytes, take
+   * none of it.
+   */
   cork (): void {
     this.#corked = true
-    this.#socket?.cork()
+    const socket = this.#socket
+    if (socket === null) return
+    socket.cork()
+    // `end()` and HTTP uncork a socket as well.
+    socket.uncork = () => {}
   }
 
   uncork (): void {
     this.#corked = false
-    this.#socket?.uncork()
+    const socket = this.#socket
+    if (socket === null) return
+    Reflect.deleteProperty(socket, 'uncork')
+    while (socket.writableCorked > 0) socket.uncork()
   }
 
   /** Resolves once the server has seen the end of the connection, at once if no request has arrived. */

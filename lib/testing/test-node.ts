@@ -1,10 +1,11 @@
-import { fork, spawn, type ChildProcess } from 'node:child_process'
+import { fork, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { TestNode as TestNodeError } from '../errors.js'
 import { whenTestEnds, type TestContext } from './cleanup.js'
 import { freePort } from './free-port.js'
+import { tie } from './tie.js'
 
 /** Options of `startNode()`, all optional. */
 export interface StartNodeOptions {
@@ -139,21 +140,4 @@ export async function startNode (script: string | URL, options: StartNodeOptions
   whenTestEnds(options.test, () => node.kill())
   await node.start()
   return node
-}
-
-/** Kills a child when this process ends, also when it is killed itself: no `exit` listener runs then. */
-function tie (child: ChildProcess): void {
-  if (child.pid === undefined) return
-  // The standard input of the guard ends with this process. In a group of its own, so that the guard outlives a signal to ours.
-  const guard = spawn('sh', ['-c', 'cat > /dev/null; kill -9 "$0" 2> /dev/null', String(child.pid)], { stdio: ['pipe', 'ignore', 'ignore'], detached: true })
-  guard.unref()
-  ;(guard.stdin as Socket).unref()
-  // Without a shell, as on Windows, the `exit` listener has to do.
-  guard.once('error', () => {})
-  const kill = () => { child.kill('SIGKILL') }
-  process.once('exit', kill)
-  child.once('exit', () => {
-    guard.kill('SIGKILL')
-    process.off('exit', kill)
-  })
 }

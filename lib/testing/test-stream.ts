@@ -1,8 +1,9 @@
 import type { IncomingMessage } from 'node:http'
 import { TLSSocket } from 'node:tls'
-import { TestMisuse, TestStreamEnded, TestTimeout } from '../errors.js'
-import { EventParser, type ReceivedEvent } from './event-parser.js'
-import type { App, Link } from './link.js'
+import { TestMisuse } from '../errors.js'
+import type { ReceivedEvent } from './event-parser.js'
+import { Inbox } from './inbox.js'
+import type { Link, Target } from './link.js'
 import { MemorySocket } from './memory-socket.js'
 
 /** How a stream ended. */
@@ -21,7 +22,7 @@ export interface StreamEnd {
 /** What `reconnect()` changes. Everything else is as in the `openStream()` call of the stream. */
 export interface ReconnectOptions {
   /** Where to connect instead: another node, or the application that replaced the first one. */
-  app?: App | string
+  app?: Target
   /** Cursor to send instead of the stream's own; null for none. */
   lastEventId?: string | null
   /** Headers to send instead. */
@@ -40,16 +41,10 @@ export interface StreamRequest {
   reopen (change: ReconnectOptions): Promise<TestStream>
 }
 
-interface Waiter {
-  look (): void
-}
-
 /** Ended streams and servers that do not answer hold up no `close()` longer than this. */
 const CLOSE_MS = 1_000
 /** A limited rate over TCP is kept in steps of at least this length. */
 const STEP_MS = 10
-const SHOWN_EVENTS = 5
-const SHOWN_LETTERS = 80
 
 /**
  * One open stream, as its client sees it. Made by `openStream()`. Every wait has a deadline, and rejects with a message that says what
@@ -60,25 +55,12 @@ export class TestStream implements AsyncDisposable {
   readonly status: number
   /** Headers of the answer. */
   readonly headers: Readonly<Record<string, string | string[] | undefined>>
-  /** Body of an answer that is not a stream, parsed when it is JSON; null for a stream. See `allowRefusal`. */
-  body: unknown = null
-  /** All events received, in order, control events (`sse:…`) included. */
-  readonly events: ReceivedEvent[] = []
-  /** All comments received, such as `keep-alive`, in order. */
-  readonly comments: string[] = []
-  /** The cursor that a reconnecting client would send; empty when the server has sent none. */
-  lastEventId = ''
-  /** The reconnection time that the server has sent last, in milliseconds; null when it has sent none. */
-  retryMs: number | null = null
-  /** Bytes of the body received. */
-  receivedBytes = 0
-  readonly #unread: ReceivedEvent[] = []
+  /** Whether the answer is an event stream: false with `allowRefusal` when it is refused by its status. */
+  readonly isStream: boolean
   readonly #link: Link
   readonly #request: StreamRequest
-  readonly #waiters = new Set<Waiter>()
-  readonly #isStream: boolean
+  readonly #inbox: Inbox
   readonly #response: IncomingMessage
-  #text = ''
   #end: StreamEnd | null = null
   #frozen = false
 
@@ -89,40 +71,20 @@ export class TestStream implements AsyncDisposable {
     this.#response = response
     this.status = response.statusCode!
     this.headers = response.headers
-    this.lastEventId = lastEventId
-    this.#isStream = this.status === 200 && /^text\/event-stream\b/.test(response.headers['content-type'] ?? '')
+    this.isStream = this.status === 200 && /^text\/event-stream\b/.test(response.headers['content-type'] ?? '')
+    this.#inbox = new Inbox({ isStream: this.isStream, timeoutMs: request.timeoutMs, lastEventId, describe: () => this.#describe() })
     this.#read(response)
   }
 
-  /** Whether the answer is an event stream. @internal */
-  get isStream (): boolean {
-    return this.#isStream
-  }
-
   #read (response: IncomingMessage): void {
-    const parser = new EventParser({
-      event: event => {
-        this.events.push(event)
-        this.#unread.push(event)
-      },
-      comment: text => { this.comments.push(text) },
-      retry: ms => { this.retryMs = ms },
-      lastEventId: id => { this.lastEventId = id }
-    })
     const { readRate } = this.#request
     const { socket } = this.#link
     if (socket instanceof MemorySocket) socket.limit(readRate)
     response.setEncoding('utf8')
-    const take = (text: string): void => {
-      this.receivedBytes += Buffer.byteLength(text)
-      if (this.#isStream) parser.push(text)
-      else this.#text += text
-      this.#look()
-    }
+    const take = (text: string): void => this.#inbox.push(text)
     response.on('data', readRate === Infinity || socket instanceof MemorySocket ? take : (text: string) => this.#takeSlowly(text, readRate, take))
     response.on('error', () => {})
     response.on('close', () => {
-      if (!this.#isStream) this.body = parsed(this.#text)
       this.#finish(response.complete ? 'server' : 'network')
       // A client keeps no connection for another request.
       this.#link.socket.destroy()
@@ -150,11 +112,42 @@ export class TestStream implements AsyncDisposable {
     const close = this.events.findLast(({ event }) => event === 'sse:close')?.json
     this.#end = { by, reason: close?.reason ?? null, reconnect: close?.reconnect ?? null }
     this.#request.onEnd()
-    this.#look()
+    this.#inbox.close()
   }
 
-  #look (): void {
-    for (const waiter of this.#waiters) waiter.look()
+  /** All events received, in order, control events (`sse:…`) included. */
+  get events (): readonly ReceivedEvent[] {
+    return this.#inbox.events
+  }
+
+  /** All comments received, such as `keep-alive`, in order. */
+  get comments (): readonly string[] {
+    return this.#inbox.comments
+  }
+
+  /** The cursor that a reconnecting client would send; empty when the server has sent none. */
+  get lastEventId (): string {
+    return this.#inbox.lastEventId
+  }
+
+  /** The reconnection time that the server has sent last, in milliseconds; null when it has sent none. */
+  get retryMs (): number | null {
+    return this.#inbox.retryMs
+  }
+
+  /** Bytes of the body received. */
+  get receivedBytes (): number {
+    return this.#inbox.receivedBytes
+  }
+
+  /** The body as it was received, decoded as UTF-8. */
+  get text (): string {
+    return this.#inbox.text
+  }
+
+  /** Body of an answer that is not a stream, parsed when it is JSON; null for a stream, and until all of it is received. See `allowRefusal`. */
+  get body (): any {
+    return this.isStream || this.#end === null ? null : parsed(this.#inbox.text)
   }
 
   /** Whether the stream has not ended. */
@@ -168,23 +161,32 @@ export class TestStream implements AsyncDisposable {
    * @throws SSE_ERR_TEST_TIMEOUT when the event is not received within `timeoutMs`; SSE_ERR_TEST_STREAM_ENDED when the stream ends before it.
    */
   next (name?: string): Promise<ReceivedEvent> {
-    return this.#wait(name === undefined ? 'an event' : `event ${JSON.stringify(name)}`, () => {
-      const index = name === undefined ? 0 : this.#unread.findIndex(({ event }) => event === name)
-      return index < 0 ? undefined : this.#unread.splice(index, 1)[0]
-    })
+    return this.#inbox.next(name)
   }
 
   /**
-   * Resolves with the next unread events: with a number, with that many; with a function, with all up to and including the first for
-   * which it returns true. To show that an event is not received, broadcast a last event and collect up to that.
+   * Resolves with the next unread events: with a number, with that many, of any name or this one; with a function, with all up to and
+   * including the first for which it returns true. To show that an event is not received, broadcast a last event and collect up to that.
    * @throws SSE_ERR_TEST_TIMEOUT, SSE_ERR_TEST_STREAM_ENDED
    */
-  collect (until: number | ((event: ReceivedEvent) => boolean)): Promise<ReceivedEvent[]> {
-    if (typeof until === 'number') return this.#wait(`${until} events`, () => this.#unread.length < until ? undefined : this.#unread.splice(0, until))
-    return this.#wait(`an event for which ${until} is true`, () => {
-      const index = this.#unread.findIndex(event => until(event))
-      return index < 0 ? undefined : this.#unread.splice(0, index + 1)
-    })
+  collect (until: (event: ReceivedEvent) => boolean): Promise<ReceivedEvent[]>
+  collect (count: number, name?: string): Promise<ReceivedEvent[]>
+  collect (until: number | ((event: ReceivedEvent) => boolean), name?: string): Promise<ReceivedEvent[]> {
+    return this.#inbox.collect(until, name)
+  }
+
+  /** All events of this name received, in order. Reads none of them: `next()` and `collect()` return them all the same. */
+  named (name: string): ReceivedEvent[] {
+    return this.#inbox.named(name)
+  }
+
+  /**
+   * Resolves when the condition holds. It is checked at once and whenever something is received: for what is not an event, such as
+   * `stream.comments.includes('keep-alive')` or a change of `stream.lastEventId`.
+   * @throws SSE_ERR_TEST_TIMEOUT, SSE_ERR_TEST_STREAM_ENDED
+   */
+  async until (condition: () => boolean): Promise<void> {
+    await this.#inbox.wait(`what ${condition} waits for`, () => condition() || undefined)
   }
 
   /**
@@ -192,57 +194,25 @@ export class TestStream implements AsyncDisposable {
    * @throws SSE_ERR_TEST_TIMEOUT
    */
   get ended (): Promise<StreamEnd> {
-    return this.#wait('the end of the stream', () => this.#end ?? undefined)
+    return this.#inbox.wait('the end of the stream', () => this.#end ?? undefined)
   }
 
   /** Resolves with the first comment, or the first event when there is no comment, received ones included; or with the end of the stream. @internal */
   comment (): Promise<string | ReceivedEvent | StreamEnd> {
-    return this.#wait('the first comment', () => this.comments[0] ?? this.events[0] ?? this.#end ?? undefined)
+    return this.#inbox.wait('the first comment', () => this.comments[0] ?? this.events[0] ?? this.#end ?? undefined)
   }
 
-  #wait<T> (what: string, look: () => T | undefined): Promise<T> {
-    const { timeoutMs } = this.#request
-    const wait = new Promise<T>((resolve, reject) => {
-      const settle = (result: () => void) => {
-        clearTimeout(timer)
-        this.#waiters.delete(waiter)
-        result()
-      }
-      const waiter: Waiter = {
-        look: () => {
-          try {
-            const found = look()
-            if (found !== undefined) settle(() => resolve(found))
-            else if (this.#end !== null) settle(() => reject(new TestStreamEnded(`${what}. ${this.#summary()}`)))
-          } catch (error) {
-            settle(() => reject(error))
-          }
-        }
-      }
-      // It keeps the process alive: the sockets do not.
-      const timer = setTimeout(() => settle(() => reject(new TestTimeout(timeoutMs, `${what}. ${this.#summary()}`))), timeoutMs)
-      this.#waiters.add(waiter)
-      waiter.look()
-    })
-    // A test that failed meanwhile awaits it no more.
-    wait.catch(() => {})
-    return wait
-  }
-
-  /** What a failed wait says was received instead. */
-  #summary (): string {
-    const { events, comments, lastEventId } = this
-    const shown = events.slice(-SHOWN_EVENTS).map(({ event, data }) => `${event} ${data.length > SHOWN_LETTERS ? `${data.slice(0, SHOWN_LETTERS)}…` : data}`)
+  /** What the stream is, and what has become of it. */
+  #describe (): string {
     const state = this.#end === null ? this.#frozen ? 'frozen' : 'open' : `ended by ${this.#end.by}${this.#end.reason === null ? '' : ` (${this.#end.reason})`}`
-    return `${this.#request.label}: status ${this.status}, ${state}; ${events.length} events${shown.length === 0 ? '' : `, the last ${shown.length}: ${shown.join(' | ')}`}; ` +
-      `${this.#unread.length} unread; ${comments.length} comments; last event id ${JSON.stringify(lastEventId)}`
+    return `${this.#request.label}: status ${this.status}, ${state}`
   }
 
   // --- Misfortune ---
 
   /**
-   * Takes no byte any more, as a client that hangs. The server's next write waits. Over a socket to another process the kernel takes
-   * several megabytes first. Takes effect before it returns.
+   * Takes no byte any more, as a client that hangs: the server's next write waits, and so does the end of the response. Over a socket to
+   * another process the kernel takes several megabytes first. Takes effect before it returns.
    */
   freeze (): void {
     this.#assertOpen('freeze')
@@ -314,7 +284,7 @@ export class TestStream implements AsyncDisposable {
   }
 
   #assertOpen (call: string): void {
-    if (this.#end !== null) throw new TestMisuse(`${call}() needs an open stream. ${this.#summary()}`)
+    if (this.#end !== null) throw new TestMisuse(`${call}() needs an open stream. ${this.#inbox.summary()}`)
   }
 }
 

@@ -18,7 +18,6 @@ import { formatCursor } from '../../lib/log/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
 import { brokerContract, slowRedis } from '../../lib/testing/index.js'
 import { serve, type Service } from '../helpers/app.js'
-import { Proxy } from '../helpers/proxy.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
 
@@ -296,16 +295,17 @@ t.test('with a server', { skip: withoutRedis }, async t => {
   })
 
   await t.test('a publish whose answer was lost is logged once', async t => {
-    const proxy = await Proxy.to(server.port)
-    t.teardown(() => proxy.close())
+    const proxy = await slowRedis({ port: server.port, test: t })
     const witness = await open(t, { client: url, keyPrefix: 'lost' })
+    let losses = 0
     for (const client of [new Redis(proxy.url, { lazyConnect: true }), createClient({ url: proxy.url })]) {
       const node = await open(t, { client, keyPrefix: 'lost' })
       const from = witness.delivered.length
       const batch = numbers(20).map(n => `${n} swallowed`)
-      proxy.swallow = '7 swallowed'
+      const before = losses
+      proxy.loseReply('7 swallowed').then(() => losses++)
       const results = await Promise.all(batch.map((data, i) => node.publish(data, { ephemeral: i % 5 === 4 })))
-      await until(() => proxy.swallow === null, undefined, 'the answer is swallowed')
+      await until(() => losses > before, undefined, 'the answer is swallowed')
       await until(() => witness.delivered.length >= from + 20)
       t.strictSame(texts(witness).slice(from), batch)
       t.strictSame(texts(node), batch)
@@ -314,7 +314,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       t.strictSame(texts(node).slice(20), ['next'])
       t.strictSame(node.gaps, [])
     }
-    t.ok(proxy.swallowed >= 2)
+    t.equal(losses, 2)
   })
 
   await t.test('a log that is not the same any more is another', async t => {
@@ -353,8 +353,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     /** What `one`, which reads everything, and `late`, which reads on at the end, learn of the commands that the log has lost. */
     const learn = async (act: (one: Node, key: (name: string) => string) => Promise<unknown>, history: Partial<History> = {}) => {
       const keyPrefix = `missed-${prefix++}`
-      const proxy = await Proxy.to(server.port)
-      t.teardown(() => proxy.close())
+      const proxy = await slowRedis({ port: server.port, test: t })
       const one = await open(t, { client: url, keyPrefix }, history)
       const late = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix }, history)
       await one.publish('before')
@@ -430,8 +429,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     for (const lost of [true, false]) {
       const keyPrefix = `instead-${lost}`
       const key = (name: string) => `{${keyPrefix}}:${name}`
-      const proxy = await Proxy.to(server.port)
-      t.teardown(() => proxy.close())
+      const proxy = await slowRedis({ port: server.port, test: t })
       const away = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix })
       await away.publish('before')
       for (const name of ['meta', 'log']) await server.ask('COPY', key(name), key(`${name}-snapshot`))
@@ -469,8 +467,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
   })
 
   await t.test('what a node has read of a lost log counts for all that come after it', async t => {
-    const proxies = await Promise.all(numbers(3).map(() => Proxy.to(server.port)))
-    t.teardown(() => Promise.all(proxies.map(proxy => proxy.close())))
+    const proxies = await Promise.all(numbers(3).map(() => slowRedis({ port: server.port, test: t })))
     const [first, knowing, last] = await Promise.all(proxies.map(proxy => open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'counts' }))) as [Node, Node, Node]
     await knowing.publish('before')
     await until(() => [first, last].every(({ delivered }) => delivered.length === 1))
@@ -492,8 +489,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       const near = await open(t, { client: url, keyPrefix })
       // The log has had another epoch.
       await server.ask('DEL', `{${keyPrefix}}:meta`)
-      const proxy = await Proxy.to(server.port)
-      t.teardown(() => proxy.close())
+      const proxy = await slowRedis({ port: server.port, test: t })
       proxy.hold()
       const far = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix, startDegraded: true, startTimeoutMs: 100 })
       await near.publish('event')
@@ -506,8 +502,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
 
   await t.test('an epoch that a new node has begun says nothing of the one before', async t => {
     const keyPrefix = 'begun'
-    const proxy = await Proxy.to(server.port)
-    t.teardown(() => proxy.close())
+    const proxy = await slowRedis({ port: server.port, test: t })
     const old = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix })
     await old.publish('before')
     proxy.hold()
@@ -736,15 +731,14 @@ t.test('with a server', { skip: withoutRedis }, async t => {
   })
 
   await t.test('more than fits at once keeps its order, of both kinds', async t => {
-    const proxy = await Proxy.to(server.port)
-    t.teardown(() => proxy.close())
+    const proxy = await slowRedis({ port: server.port, test: t })
     const one = await open(t, { client: url, keyPrefix: 'full' })
     const other = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'full' })
     await one.publish('before')
     await until(() => other.delivered.length === 1)
     proxy.cut()
     await Promise.all(numbers(600).map(n => one.publish(n, { ephemeral: n === '20' || n === '550' })))
-    proxy.open = true
+    proxy.heal()
     await until(() => other.delivered.length === 601)
     t.strictSame(texts(other), ['before', ...numbers(600)])
     t.strictSame(other.gaps, [])
@@ -755,8 +749,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     await Promise.all(Object.entries({ ioredis: (url: string) => new Redis(url, { lazyConnect: true }), 'node-redis': (url: string) => createClient({ url }) }).map(async ([name, client]) => {
       const keyPrefix = `slow-${name}`
       const history = { maxBytes: 1 << 26 }
-      const proxy = await Proxy.to(server.port)
-      t.teardown(() => proxy.close())
+      const proxy = await slowRedis({ port: server.port, test: t })
       const near = await open(t, { client: url, keyPrefix }, history)
       const far = await open(t, { client: client(proxy.url), keyPrefix, replyTimeoutMs: 1_500 }, history)
       await near.publish('before')
@@ -764,8 +757,8 @@ t.test('with a server', { skip: withoutRedis }, async t => {
       proxy.cut()
       await until(() => far.states.at(-1) !== 'up')
       await Promise.all(numbers(40).map(() => near.publish(big)))
-      proxy.bytesPerMs = 1_000
-      proxy.open = true
+      proxy.bytesPerSecond = 1_000_000
+      proxy.heal()
       await until(() => far.states.at(-1) === 'up', 60_000, `${name}: it catches up`)
       t.equal(far.delivered.length, 41, `${name}: and is degraded until then`)
       t.ok(far.states.some(state => /has \d+ events that this node has not read yet/.test(state)), `${name}: and says so: ${far.states}`)
@@ -782,38 +775,37 @@ t.test('with a server', { skip: withoutRedis }, async t => {
 
       // A single event may take many times as long as Redis has to answer.
       const { seq } = await near.publish('y'.repeat(500_000))
-      proxy.bytesPerMs = 200
+      proxy.bytesPerSecond = 200_000
       const late = await open(t, { client: client(proxy.url), keyPrefix, replyTimeoutMs: 1_500 }, history)
       t.equal((await late.read(seq! - 1))[0]!.length, 500_000, `${name}: an event of 2.5 s`)
     }))
   })
 
   await t.test('messages between nodes do not wait behind large events on a slow link', async t => {
-    const proxy = await Proxy.to(server.port)
-    t.teardown(() => proxy.close())
+    const proxy = await slowRedis({ port: server.port, test: t })
     const near = await open(t, { client: url, keyPrefix: 'heartbeats' })
     const far = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'heartbeats' })
-    proxy.bytesPerMs = 100
+    proxy.bytesPerSecond = 100_000
     await Promise.all(numbers(8).map(() => near.publish('x'.repeat(100_000))))
     const sentAt = performance.now()
     await near.publish('heartbeat', { ephemeral: true, channel: 'node' })
     await until(() => texts(far).includes('heartbeat'))
     t.ok(performance.now() - sentAt < 2_000, 'at once')
     t.ok(far.broker.position < 8, 'the events take 8 s')
-    proxy.bytesPerMs = Infinity
+    proxy.bytesPerSecond = Infinity
     await until(() => far.broker.position === 8)
   })
 
   await t.test('what fails to come from the history costs no connection that publishes', async t => {
-    const proxy = await Proxy.to(server.port)
-    t.teardown(() => proxy.close())
+    const proxy = await slowRedis({ port: server.port, test: t })
     const one = await open(t, { client: url, keyPrefix: 'apart' })
     for (const n of numbers(3)) await one.publish(n)
     for (const client of [new Redis(proxy.url, { lazyConnect: true }), createClient({ url: proxy.url })]) {
       const node = await open(t, { client, keyPrefix: 'apart' })
-      proxy.swallow = 'XREVRANGE'
+      let lost = false
+      proxy.loseReply('XREVRANGE').then(() => { lost = true })
       await t.rejects(node.read(0))
-      t.equal(proxy.swallow, null)
+      t.ok(lost)
       t.strictSame((await node.read(0)).slice(0, 3), numbers(3))
       await node.publish('goes on')
       t.strictSame(node.states, ['up'])

@@ -1,8 +1,7 @@
 import t from 'tap'
 import { type SSEOptions } from '../../lib/index.js'
 import { serve, type Service } from '../helpers/app.js'
-import { node, nodes, prefixes, server } from '../helpers/cluster.js'
-import { startNode } from '../helpers/node-process.js'
+import { node, nodes, prefixes, startClusterNode } from '../helpers/cluster.js'
 import { withoutRedis } from '../helpers/redis.js'
 import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
@@ -124,7 +123,7 @@ t.test('commands', { skip: withoutRedis }, async t => {
     const keyPrefix = `cluster-${process.pid}-${prefixes.last}`
     const a = await node(t, 'a', { cluster: { heartbeatIntervalMs: 10_000, answerTimeoutMs: 300 } })
     const { sse } = a.app
-    const frozen = await startNode(t, server!.url, keyPrefix, 'frozen')
+    const frozen = await startClusterNode(t, keyPrefix, 'frozen')
     const client = await SSEClient.open(`${frozen.url}/sse?user=ada`)
     t.teardown(() => client.close())
     const { connection } = await a.join('ada')
@@ -134,7 +133,7 @@ t.test('commands', { skip: withoutRedis }, async t => {
     const graceId = (await grace.waitFor('welcome'))[0]!.data!
     const patient = await node(t, 'patient', { keyPrefix, cluster: { heartbeatIntervalMs: 10_000, answerTimeoutMs: 40_000 } })
     await until(() => [a, patient].every(({ app }) => app.sse.clusterStats().nodes.length === 3))
-    frozen.process.kill('SIGSTOP')
+    frozen.freeze()
     // The first entry that a reader waits for is with its socket, and is read before what follows it.
     await sse.broadcastEvent({ event: 'typing', data: 0 }, { ephemeral: true, subscriptionIds: ['nobody'] })
 
@@ -159,7 +158,7 @@ t.test('commands', { skip: withoutRedis }, async t => {
     await sse.broadcastEvent({ event: 'said', data: 'secret' }, { subscriptionIds: ['room:1'] })
     await Promise.all(Array.from({ length: 1_200 }, (_, i) => sse.broadcastEvent({ event: 'typing', data: i }, { ephemeral: true, subscriptionIds: ['nobody'] })))
 
-    frozen.process.kill('SIGCONT')
+    frozen.thaw()
     await client.waitForEnd()
     t.same(client.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
     const [taken, , who, found] = await answers

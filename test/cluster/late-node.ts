@@ -3,15 +3,14 @@ import { EventPriority } from '../../lib/index.js'
 import { formatCursor, formatLanes, parseCursor } from '../../lib/log/cursor.js'
 import { type Joined, type Service } from '../helpers/app.js'
 import { node, prefixes, server, type ClusterOptions } from '../helpers/cluster.js'
-import { Proxy } from '../helpers/proxy.js'
+import { slowRedis, type SlowRedis } from '../../lib/testing/index.js'
 import { withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
 
 /** Nodes `a` and `b` on a log of their own; what Redis tells `b` can be held back. */
-async function lateNode (t: Test, options: ClusterOptions = {}): Promise<{ a: Service, b: Service, proxy: Proxy }> {
+async function lateNode (t: Test, options: ClusterOptions = {}): Promise<{ a: Service, b: Service, proxy: SlowRedis }> {
   prefixes.last++
-  const proxy = await Proxy.to(server!.port)
-  t.teardown(() => proxy.close())
+  const proxy = await slowRedis({ port: server!.port, test: t })
   const a = await node(t, 'a', options)
   return { a, b: await node(t, 'b', { ...options, redis: proxy }), proxy }
 }
@@ -129,8 +128,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     const a = await node(t, 'a', { ticketSecret })
     const { id: cursor } = await a.app.sse.broadcastEvent({ data: '1' })
     await a.app.sse.broadcastEvent({ data: '2' })
-    const proxy = await Proxy.to(server!.port)
-    t.teardown(() => proxy.close())
+    const proxy = await slowRedis({ port: server!.port, test: t })
     proxy.hold()
     const b = await node(t, 'b', { redis: proxy, startDegraded: true, ticketSecret })
     const ticket = a.app.sse.issueTicket({ userId: 'ada' })
@@ -203,8 +201,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
   t.test('a node that begins without Redis ends the streams of users once it is reached, if a command was logged before', async t => {
     prefixes.last++
     const a = await node(t, 'a')
-    const proxy = await Proxy.to(server!.port)
-    t.teardown(() => proxy.close())
+    const proxy = await slowRedis({ port: server!.port, test: t })
     proxy.hold()
     const b = await node(t, 'b', { redis: proxy, startDegraded: true })
     const ada = await b.join('ada')

@@ -8,8 +8,7 @@ import { redisStreamsBroker } from '../../lib/redis.js'
 import { testClock } from '../../lib/testing/index.js'
 import { systemClock } from '../../lib/util/clock.js'
 import { serve, type Joined, type Service } from '../helpers/app.js'
-import { node, nodes, prefixes, REPORT, server, TestLog } from '../helpers/cluster.js'
-import { startNode } from '../helpers/node-process.js'
+import { node, nodes, prefixes, REPORT, server, startClusterNode, TestLog } from '../helpers/cluster.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
@@ -44,23 +43,23 @@ t.test('who is there', { skip: withoutRedis }, async t => {
     const [a, b] = await nodes(t, 2) as [Service, Service]
     const names = () => a.app.sse.clusterStats().nodes.map(({ name }) => name).sort()
     const keyPrefix = `cluster-${process.pid}-${prefixes.last}`
-    const dying = await startNode(t, server!.url, keyPrefix, 'dying')
+    const dying = await startClusterNode(t, keyPrefix, 'dying')
     await until(() => names().length === 3)
     const client = await SSEClient.open(`${dying.url}/sse?user=ada`)
     t.teardown(() => client.close())
     await client.waitFor('welcome')
-    dying.process.kill('SIGSTOP')
+    dying.freeze()
     await until(() => names().length === 2)
     // Not waited for: it is taken for dead. It learns it all the same.
     t.equal(await b.app.sse.disconnectUser('ada'), 0)
-    dying.process.kill('SIGCONT')
+    dying.thaw()
     await until(() => names().length === 3)
     await client.waitForEnd()
     t.same(client.json('sse:close'), [{ reason: 'disconnected', reconnect: false }])
     const again = await SSEClient.open(`${dying.url}/sse?user=ada`)
     t.teardown(() => again.close())
     await until(() => b.app.sse.clusterStats().connections === 1)
-    dying.process.kill('SIGKILL')
+    await dying.kill()
     await until(() => names().length === 2)
     t.same(names(), ['a', 'b'])
     t.match(a.app.sse.clusterStats(), { connections: 0, users: 0 })
@@ -148,7 +147,7 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
   t.test('users of a node that dies leave, and are back with it; a node that comes knows who is there', { timeout: 240_000 }, async t => {
     const [a] = await nodes(t, 1, { presenceEvents }) as [Service]
     const keyPrefix = `cluster-${process.pid}-${prefixes.last}`
-    const dying = await startNode(t, server!.url, keyPrefix, 'dying')
+    const dying = await startClusterNode(t, keyPrefix, 'dying')
     const client = await SSEClient.open(`${dying.url}/sse?user=ada`)
     t.teardown(() => client.close())
     await client.waitFor('sse:join')
@@ -157,7 +156,7 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     await until(() => late.app.sse.clusterStats().nodes.length === 3)
     const watcher = await late.join('watcher', ['room:1'])
     await hears(watcher, 'join watcher')
-    dying.process.kill('SIGSTOP')
+    dying.freeze()
     await hears(watcher, 'join watcher', 'leave ada')
     // One that came meanwhile does not know that node; to both its users have come.
     const later = await node(t, 'later', { keyPrefix, presenceEvents })
@@ -166,10 +165,10 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     await hears(watcher, 'join watcher', 'leave ada', 'join other')
     const listenedUntil = Date.now() + 1_500
     await until(() => Date.now() > listenedUntil)
-    dying.process.kill('SIGCONT')
+    dying.thaw()
     await hears(watcher, 'join watcher', 'leave ada', 'join other', 'join ada')
     await hears(other, 'join other', 'join ada')
-    dying.process.kill('SIGKILL')
+    await dying.kill()
     await hears(other, 'join other', 'join ada', 'leave ada')
     await hears(watcher, 'join watcher', 'leave ada', 'join other', 'join ada', 'leave ada')
   })

@@ -2,7 +2,8 @@ import { connect, type Socket } from 'node:net'
 import t from 'tap'
 import { SSEManager } from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
-import { buildNode, NodeProcess } from '../helpers/node.js'
+import type { TestNode } from '../../lib/testing/index.js'
+import { buildNode, startApplicationNode } from '../helpers/node.js'
 import { requestText } from '../helpers/raw.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
@@ -30,7 +31,7 @@ class Client {
   #data = ''
   #lastEventId: string | null = null
 
-  connect ({ settings: { port } }: NodeProcess): void {
+  connect ({ port }: TestNode): void {
     this.connections++
     this.#open = false
     this.#rest = ''
@@ -75,7 +76,7 @@ t.test('a herd', { skip: withoutRedis, timeout: 400_000 }, async t => {
   const redis = await RedisServer.start()
   t.teardown(() => redis.stop())
   const main = buildNode(t)
-  const [killed, other] = await Promise.all([NodeProcess.start(t, main, redis.url), NodeProcess.start(t, main, redis.url)])
+  const [killed, other] = await Promise.all([startApplicationNode(t, main, redis.url), startApplicationNode(t, main, redis.url)])
   const publisher = new SSEManager({ broker: redisStreamsBroker({ client: redis.url }) })
   t.teardown(() => publisher.close())
   const herd = Array.from({ length: HERD }, () => new Client())

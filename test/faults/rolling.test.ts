@@ -4,7 +4,7 @@ import t, { type Test } from 'tap'
 import { Agent, EventSource } from 'undici'
 import { SSEManager } from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
-import { buildNode, NodeProcess } from '../helpers/node.js'
+import { buildNode, startApplicationNode } from '../helpers/node.js'
 import { ReverseProxy, withoutProxy, type ReverseProxyKind } from '../helpers/reverse-proxy.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
@@ -143,8 +143,8 @@ async function rolling (t: Test, kind: ReverseProxyKind): Promise<void> {
     const redis = await RedisServer.start()
     t.teardown(() => redis.stop())
     const main = buildNode(t)
-    const nodes = await Promise.all([NodeProcess.start(t, main, redis.url), NodeProcess.start(t, main, redis.url)])
-    const proxy = await ReverseProxy.start(kind, [nodes[0]!.settings.port, nodes[1]!.settings.port])
+    const nodes = await Promise.all([startApplicationNode(t, main, redis.url), startApplicationNode(t, main, redis.url)])
+    const proxy = await ReverseProxy.start(kind, [nodes[0]!.port, nodes[1]!.port])
     t.teardown(() => proxy.stop())
     const browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-gpu'] })
     t.teardown(() => browser.close())
@@ -161,9 +161,9 @@ async function rolling (t: Test, kind: ReverseProxyKind): Promise<void> {
     t.teardown(() => publisher.stop())
     await publisher.goesOn()
     for (const node of nodes) {
-      t.equal(await node.leave(), 0, 'the node leaves by itself')
+      t.equal(await node.stop(), 0, 'the node leaves by itself')
       await publisher.goesOn()
-      await node.run()
+      await node.start()
       await until(() => clients.every(({ connected }) => connected), 60_000, 'all are back')
       await publisher.goesOn()
     }
@@ -175,7 +175,7 @@ async function rolling (t: Test, kind: ReverseProxyKind): Promise<void> {
     // Long enough for all to come, and to be told to come later.
     const before = clients.map(({ opened }) => opened)
     await until(() => clients.every(({ opened }, i) => opened > before[i]!), 60_000, 'all were told to come later')
-    await Promise.all(nodes.map(node => node.run()))
+    await Promise.all(nodes.map(node => node.start()))
     await publisher.goesOn()
     await publisher.stop()
 

@@ -12,7 +12,7 @@ import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastif
 import { chromium } from 'playwright-core'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
-import { tie } from '../helpers/child.js'
+import { tie } from '../../lib/testing/tie.js'
 import ssePlugin, { type SSEOptions } from '../../lib/index.js'
 import { block } from '../helpers/app.js'
 import { createCertificate } from '../helpers/certificate.js'

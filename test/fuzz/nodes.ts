@@ -6,7 +6,7 @@ import { Redis } from 'ioredis'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import ssePlugin, { type EventPriority, type SSEManager } from '../../lib/index.js'
 import { listen } from '../helpers/app.js'
-import { Proxy } from '../helpers/proxy.js'
+import { slowRedis } from '../../lib/testing/index.js'
 import type { RedisServer } from '../helpers/redis.js'
 import { SSEClient, type Block } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
@@ -130,7 +130,7 @@ class Traveller {
 /** How many clients have come with a cursor that was ahead of their node, and what else a run was worth. */
 export async function travel (redis: RedisServer, name: string, steps: readonly NodeStep[], met: Record<string, number>): Promise<void> {
   const meet = (what: string, count = 1) => { met[what] = (met[what] ?? 0) + count }
-  const proxy = await Proxy.to(redis.port)
+  const proxy = await slowRedis({ port: redis.port })
   const urls: Record<string, string> = {}
   const managers: Record<string, SSEManager> = {}
   const apps = await Promise.all([['a', redis.url], ['b', proxy.url]].map(async ([node, url]) => {

@@ -1,8 +1,7 @@
-// One node of a cluster as a process of its own, for tests that kill or freeze it. Started by `startNode` (node-process.ts).
+// One node of a cluster as a process of its own, for tests that kill or freeze it. Started by `startClusterNode` (cluster.ts).
 import Fastify from 'fastify'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import ssePlugin from '../../lib/index.js'
-import { listen } from './app.js'
 
 const [url, keyPrefix, nodeName] = process.argv.slice(2) as [string, string, string]
 const app = Fastify()
@@ -16,4 +15,5 @@ app.get('/sse', { sse: true }, async (request, reply) => {
   const connection = await reply.sse({ subscriptions: ['room:1'] })
   connection.sendEvent({ event: 'welcome', data: connection.clientId })
 })
-process.send!(await listen(app))
+await app.listen({ port: Number(process.env['PORT']), host: '127.0.0.1' })
+process.send!('listening')

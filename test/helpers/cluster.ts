@@ -3,6 +3,7 @@ import t, { type Test } from 'tap'
 import { EventPriority, type Broker, type History, type OutgoingMessage, type Page, type Published, type ReadRequest, type Sink, type SSEOptions } from '../../lib/index.js'
 import { memoryBroker } from '../../lib/log/memory.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
+import { startNode, type TestNode } from '../../lib/testing/index.js'
 import { serve, type Service } from './app.js'
 import { RedisServer, withoutRedis } from './redis.js'
 import { until } from './wait.js'
@@ -39,6 +40,11 @@ export async function nodes (t: Test, count: number, options: ClusterOptions = {
   for (let i = 0; i < count; i++) services.push(await node(t, 'abcdef'[i]!, options))
   await until(() => services.every(({ app }) => app.sse.clusterStats().nodes.length === count), undefined, 'the nodes know each other')
   return services
+}
+
+/** Starts a node as a process of its own on this log, which a test can kill and freeze: see cluster-node.ts. */
+export async function startClusterNode (t: Test, keyPrefix: string, nodeName: string): Promise<TestNode> {
+  return await startNode(new URL('cluster-node.ts', import.meta.url), { test: t, args: [server!.url, keyPrefix, nodeName], execArgv: ['--import=@tapjs/typescript/import'], timeoutMs: 120_000 })
 }
 
 /** A log in memory that other nodes could share, and what is said on it. */

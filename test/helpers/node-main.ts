@@ -1,11 +1,10 @@
 import Fastify from 'fastify'
 import ssePlugin from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
-import type { NodeSettings } from './node.js'
 
 // A node of an application with many, as README has it: a stream, a route that publishes, a health check, a page.
 
-const { redis, port, drainMs } = JSON.parse(process.argv[2]!) as NodeSettings
+const redis = process.argv[2]!
 
 const PAGE = `<!doctype html>
 <link rel="icon" href="data:,">
@@ -20,7 +19,7 @@ const PAGE = `<!doctype html>
 </script>`
 
 const app = Fastify()
-await app.register(ssePlugin, { drainMs, keepAliveIntervalMs: 500, broker: redisStreamsBroker({ client: redis, startTimeoutMs: 30_000 }) })
+await app.register(ssePlugin, { drainMs: 1_000, keepAliveIntervalMs: 500, broker: redisStreamsBroker({ client: redis, startTimeoutMs: 30_000 }) })
 app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse({ subscriptions: [`topic:${(request.query as { topic?: string }).topic ?? '*'}`] }) })
 app.post('/publish', async request => {
   const { text, topic } = request.body as { text: string, topic: number }
@@ -40,5 +39,5 @@ process.once('SIGTERM', async () => {
 })
 
 // Room for all clients of another node at once: who finds none tries again seconds later.
-await app.listen({ port, host: '127.0.0.1', backlog: 4_096 })
+await app.listen({ port: Number(process.env['PORT']), host: '127.0.0.1', backlog: 4_096 })
 process.send!('listening')

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { tie } from './child.js'
+import { tie } from '../../lib/testing/tie.js'
 import { freePort } from '../../lib/testing/free-port.js'
 import { until } from './wait.js'
 

@@ -1,6 +1,6 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { once } from 'node:events'
-import { createServer } from 'node:http'
+import { createServer, type Server } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Fastify, { type FastifyInstance } from 'fastify'
@@ -65,6 +65,32 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       t.strictSame(names(await stream.collect(({ event }) => event === 'e')), ['d', 'e'])
       t.equal((await stream.next()).event, 'f')
       t.strictSame(names(stream.events), ['a', 'b', 'a', 'c', 'd', 'e', 'f'])
+    })
+
+    t.test('the next events of a name, and all of a name', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/sse', { ...transport, test: t })
+      const waiting = stream.collect(2, 'a')
+      for (const [data, event] of ['a', 'b', 'a', 'a', 'b'].entries()) await app.sse.broadcastEvent({ event, data })
+      t.strictSame((await waiting).map(({ json }) => json), [0, 2])
+      t.strictSame(names(await stream.collect(3)), ['b', 'a', 'b'])
+      t.strictSame(stream.named('a').map(({ json }) => json), [0, 2, 3], 'read or not')
+      await t.rejects((await openStream(app, '/sse', { ...transport, test: t, timeoutMs: 50 })).collect(2, 'a'), { code: 'SSE_ERR_TEST_TIMEOUT', message: '2 events "a"' })
+    })
+
+    t.test('until(): comments and the cursor are waited for as well; text is the body', async t => {
+      const app = await build(t, { keepAliveIntervalMs: 20 })
+      const stream = await openStream(app, '/sse', { ...transport, test: t })
+      const { lastEventId } = stream
+      await app.sse.broadcastEvent({ event: 'x', data: 1 }, { userIds: ['another'] })
+      await stream.until(() => stream.lastEventId !== lastEventId)
+      await stream.until(() => stream.comments.includes('keep-alive'))
+      t.strictSame(stream.events, [])
+      t.match(stream.text, /^: stream\n\nretry: \d+\n\nid: [\w-]+\.0\n\n/)
+      t.match(stream.text, '\n\n: keep-alive\n')
+      t.equal(stream.text.length, stream.receivedBytes)
+      await stream.close()
+      await t.rejects(stream.until(() => stream.events.length > 0), { code: 'SSE_ERR_TEST_STREAM_ENDED', message: 'stream.events.length > 0' })
     })
 
     t.test('a wait that fails says what was received instead', async t => {
@@ -176,7 +202,7 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       app.get('/nothing', async (request, reply) => reply.code(204).send())
       app.get('/never', async (request, reply) => { reply.hijack() })
       const json = await openStream(app, '/json', { ...transport, test: t, allowRefusal: true })
-      t.match(json, { status: 200, body: { a: 1 }, isOpen: false })
+      t.match(json, { status: 200, body: { a: 1 }, isOpen: false, isStream: false })
       await t.rejects(openStream(app, '/json', transport), { statusCode: 200, message: /content type "application\/json.*not an event stream/ })
       await t.rejects(openStream(app, '/nothing', transport), { code: 'SSE_ERR_TEST_REFUSED', statusCode: 204 })
       await t.rejects(openStream(app, '/never', { ...transport, timeoutMs: 50 }), { code: 'SSE_ERR_TEST_TIMEOUT', message: 'an answer to GET /never' })
@@ -223,6 +249,22 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       await app.sse.broadcastEvent({ data: 'x' })
       await other.close()
       t.equal(app.sse.connectionCount, 0)
+    })
+
+    t.test('a frozen client does not receive the end either, before it is thawed or the server gives it up', async t => {
+      const app = await build(t, { drainMs: 300 })
+      const [hung, back] = [await openStream(app, '/sse', { ...transport, test: t }), await openStream(app, '/sse', { ...transport, test: t })]
+      for (const stream of [hung, back]) stream.freeze()
+      await app.sse.broadcastEvent({ event: 'n', data: 'x'.repeat(200_000) })
+      const closing = app.close()
+      await new Promise(resolve => setTimeout(resolve, 50))
+      t.equal(app.sse.connectionCount, 2)
+      back.thaw()
+      t.match(await back.ended, { by: 'server', reason: 'shutdown' })
+      t.equal(back.named('n').length, 1)
+      await closing
+      hung.thaw()
+      t.match(await hung.ended, { by: 'network' })
     })
 
     t.test('halfClose() is the end for the server', async t => {
@@ -274,14 +316,34 @@ t.test('an application that listens gets sockets, and one on a Unix socket strea
   t.match(await openStream(unix, '/sse', { test: t, user: 'ada' }), { status: 200 })
 })
 
-t.test('a URL: a server without Fastify, or of another process', async t => {
+/** A server without Fastify. */
+function bare (t: Test): { manager: SSEManager, server: Server } {
   const manager = new SSEManager()
-  const server = createServer((request, response) => { manager.createConnection({ request, response }).catch(error => manager.refuse({ request, response }, error)) }).listen(0, '127.0.0.1')
-  await once(server, 'listening')
+  const server = createServer((request, response) => { manager.createConnection({ request, response }).catch(error => manager.refuse({ request, response }, error)) })
   t.teardown(async () => {
     await manager.close()
     server.close()
   })
+  return { manager, server }
+}
+
+for (const [name, transport] of Object.entries(TRANSPORTS)) {
+  t.test(`a server without Fastify, ${name}`, async t => {
+    const { manager, server } = bare(t)
+    const stream = await openStream(server, '/any', { ...transport, test: t, user: 'ada' })
+    t.equal(server.listening, transport.socket)
+    await manager.broadcastToUsers({ event: 'x', data: 1 }, ['ada'])
+    await stream.next('x')
+    const returned = await stream.reconnect()
+    t.equal(manager.connectionCount, 1)
+    await returned.close()
+    t.equal(manager.connectionCount, 0)
+  })
+}
+
+t.test('a URL: a server without Fastify, or of another process', async t => {
+  const { manager, server } = bare(t)
+  await once(server.listen(0, '127.0.0.1'), 'listening')
   const { port } = server.address() as { port: number }
   const stream = await openStream(`http://127.0.0.1:${port}`, '/any', { test: t })
   await manager.broadcastData('x', 1)

@@ -1,0 +1,140 @@
+import { TestStreamEnded, TestTimeout } from '../errors.js'
+import { EventParser, type ReceivedEvent } from './event-parser.js'
+
+interface Waiter {
+  look (): void
+}
+
+export interface InboxOptions {
+  /** Whether what arrives is an event stream. */
+  readonly isStream: boolean
+  /** Deadline of each wait. */
+  readonly timeoutMs: number
+  /** The cursor that the client has come with. */
+  readonly lastEventId: string
+  /** For a wait that fails: what the stream is, and what has become of it. */
+  describe (): string
+}
+
+const SHOWN_EVENTS = 5
+const SHOWN_LETTERS = 80
+
+/** What a client has received, and the waits for more. Each wait has a deadline, and rejects with a message that says what was received instead. */
+export class Inbox {
+  readonly events: ReceivedEvent[] = []
+  readonly comments: string[] = []
+  lastEventId: string
+  retryMs: number | null = null
+  receivedBytes = 0
+  /** Events that no wait has returned yet. */
+  readonly #unread: ReceivedEvent[] = []
+  readonly #waiters = new Set<Waiter>()
+  readonly #parser: EventParser | null
+  readonly #timeoutMs: number
+  readonly #describe: () => string
+  #texts: string[] = []
+  #isClosed = false
+
+  constructor ({ isStream, timeoutMs, lastEventId, describe }: InboxOptions) {
+    this.#timeoutMs = timeoutMs
+    this.#describe = describe
+    this.lastEventId = lastEventId
+    this.#parser = !isStream
+      ? null
+      : new EventParser({
+        event: event => {
+          this.events.push(event)
+          this.#unread.push(event)
+        },
+        comment: text => { this.comments.push(text) },
+        retry: ms => { this.retryMs = ms },
+        lastEventId: id => { this.lastEventId = id }
+      })
+  }
+
+  /** Text has arrived. */
+  push (text: string): void {
+    this.receivedBytes += Buffer.byteLength(text)
+    this.#texts.push(text)
+    this.#parser?.push(text)
+    this.look()
+  }
+
+  /** Nothing arrives any more. */
+  close (): void {
+    this.#isClosed = true
+    this.look()
+  }
+
+  get text (): string {
+    if (this.#texts.length > 1) this.#texts = [this.#texts.join('')]
+    return this.#texts[0] ?? ''
+  }
+
+  named (name: string): ReceivedEvent[] {
+    return this.events.filter(({ event }) => event === name)
+  }
+
+  next (name?: string): Promise<ReceivedEvent> {
+    return this.wait(name === undefined ? 'an event' : `event ${JSON.stringify(name)}`, () => {
+      const index = name === undefined ? 0 : this.#unread.findIndex(({ event }) => event === name)
+      return index < 0 ? undefined : this.#unread.splice(index, 1)[0]
+    })
+  }
+
+  collect (until: number | ((event: ReceivedEvent) => boolean), name?: string): Promise<ReceivedEvent[]> {
+    if (typeof until === 'number') return this.wait(`${until} events${name === undefined ? '' : ` ${JSON.stringify(name)}`}`, () => this.#take(until, name))
+    return this.wait(`an event for which ${until} is true`, () => {
+      const index = this.#unread.findIndex(event => until(event))
+      return index < 0 ? undefined : this.#unread.splice(0, index + 1)
+    })
+  }
+
+  #take (count: number, name: string | undefined): ReceivedEvent[] | undefined {
+    const events = (name === undefined ? this.#unread : this.#unread.filter(({ event }) => event === name)).slice(0, count)
+    if (events.length < count) return undefined
+    for (const event of events) this.#unread.splice(this.#unread.indexOf(event), 1)
+    return events
+  }
+
+  /** Waits until `look`, called whenever something arrives, finds something. */
+  wait<T> (what: string, look: () => T | undefined): Promise<T> {
+    const wait = new Promise<T>((resolve, reject) => {
+      const settle = (result: () => void) => {
+        clearTimeout(timer)
+        this.#waiters.delete(waiter)
+        result()
+      }
+      const waiter: Waiter = {
+        look: () => {
+          try {
+            const found = look()
+            if (found !== undefined) settle(() => resolve(found))
+            else if (this.#isClosed) settle(() => reject(new TestStreamEnded(`${what}. ${this.summary()}`)))
+          } catch (error) {
+            settle(() => reject(error))
+          }
+        }
+      }
+      // It keeps the process alive: the sockets do not.
+      const timer = setTimeout(() => settle(() => reject(new TestTimeout(this.#timeoutMs, `${what}. ${this.summary()}`))), this.#timeoutMs)
+      this.#waiters.add(waiter)
+      waiter.look()
+    })
+    // A test that failed meanwhile awaits it no more.
+    wait.catch(() => {})
+    return wait
+  }
+
+  look (): void {
+    for (const waiter of this.#waiters) waiter.look()
+  }
+
+  /** What was received. */
+  summary (): string {
+    const { events, comments, lastEventId } = this
+    const shown = events.slice(-SHOWN_EVENTS).map(({ event, data }) => `${event} ${data.length > SHOWN_LETTERS ? `${data.slice(0, SHOWN_LETTERS)}…` : data}`)
+    return `${this.#describe()}; ${events.length} events${shown.length === 0 ? '' : `, the last ${shown.length}: ${shown.join(' | ')}`}; ` +
+      `${this.#unread.length} unread; ${comments.length} comments; last event id ${JSON.stringify(lastEventId)}`
+  }
+}
