@@ -137,7 +137,7 @@ function assertSense (options: ResolvedOptions): void {
   if (options.maxEventBytes > options.history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
 }
 
-/** Outside the web, such as `capacitor://localhost` or `file://`: `URL` knows no origin of these (FACTS 5.6). */
+/** Outside the web, such as `capacitor://localhost` or `file://`: `URL` knows no origin of these. */
 const CUSTOM_ORIGIN = /^[a-z][a-z0-9+.-]*:\/\/[^\s/?#\\@,*]*$/
 
 /** Whether browsers and web views may send this as `Origin`. */

@@ -38,7 +38,7 @@ export class Arrival {
     return method === 'GET' || method === 'HEAD' ? isAcceptable(accept) : namesEventStream(accept)
   }
 
-  /** What the client sends as its cursor: the header wins; a browser cannot send it on a first connect, so a first cursor comes in the query (FACTS 1.9). Empty means none. */
+  /** What the client sends as its cursor: the header wins; a browser cannot send it on a first connect, so a first cursor comes in the query. Empty means none. */
   get lastEventId (): string | null {
     const header = this.request.headers['last-event-id']
     return (Array.isArray(header) ? header[0] : header) || parameterOf(this.request, 'lastEventId') || parameterOf(this.request, 'last_event_id')

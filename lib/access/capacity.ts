@@ -7,7 +7,7 @@ export interface CapacityOptions {
   readonly maxConnectionsPerIp: number
 }
 
-/** How many may be at the door and inside together: in total, of one user, from one address. CapacityOptions that are 0 are not counted. */
+/** How many may be at the door and inside together: in total, of one user, from one address. Limits that are 0 are not counted. */
 export class Capacity {
   readonly limits: CapacityOptions
   readonly perUser = new Map<string, number>()

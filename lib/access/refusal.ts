@@ -3,7 +3,7 @@ import { encodeControl, encodeRetry } from '../wire/event-stream.js'
 import { namesEventStream, streamHeaders } from '../wire/headers.js'
 import { phraseOf, type HttpRequest } from '../wire/http.js'
 
-// Every status but 200 is final for an EventSource (FACTS 1.8): told 503 because the server is busy just now, it never
+// Every status but 200 is final for an EventSource: told 503 because the server is busy just now, it never
 // comes back. So what time may change is told in a stream that carries the time to come back, and ends.
 
 /** How an error before the head is answered. */

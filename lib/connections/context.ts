@@ -11,8 +11,7 @@ import { MemoryBudget } from '../util/memory-budget.js'
 import { Chunk, ChunkMemo } from '../wire/chunk.js'
 import { KEEP_ALIVE } from './control-frames.js'
 import type { Counted } from './statistics.js'
-import { tickMsFor, type TimingOptions } from './timing.js'
-import { TimingWheel } from './timing-wheel.js'
+import { tickMsFor, TimingWheel, type TimingOptions } from './timing-wheel.js'
 
 /** The options that connections are held to. */
 export interface ConnectionOptions extends MessageOptions, TimingOptions {

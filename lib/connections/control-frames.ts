@@ -38,7 +38,7 @@ export function farewellText (reason: string, retryMs: number, drainMs: number, 
 /** Spread over twice the time, as many clients are sent this at once. */
 function returnTime (reason: string, retryMs: number, drainMs: number): string {
   if (reason !== 'shutdown' && reason !== 'max-age' && reason !== 'rights-unknown') return ''
-  // A client that reconnects before the server has finished closing gets an error, which is final (FACTS 2.5).
+  // A client that reconnects before the server has finished closing gets an error, which is final.
   const earliestMs = reason === 'shutdown' ? Math.max(retryMs, drainMs) : retryMs
   return encodeRetry(Math.min(Math.round(earliestMs * (1 + Math.random())), MAX_RETRY_MS))
 }

@@ -1,6 +1,6 @@
 import type { CloseReason } from './close-reason.js'
 import type { SSEConnection } from './connection.js'
-import type { TimingOptions } from './timing.js'
+import type { TimingOptions } from './timing-wheel.js'
 import type { Registry } from '../subscriptions/registry.js'
 import type { Clock, Timer } from '../util/clock.js'
 

@@ -1,6 +1,25 @@
 import { inNoContext } from '../util/async-context.js'
 import type { Clock, Timer } from '../util/clock.js'
 
+/** The options that set how often connections are looked at. */
+export interface TimingOptions {
+  readonly clock: Clock
+  readonly keepAliveIntervalMs: number
+  readonly stallTimeoutMs: number
+  readonly maxConnectionAgeMs: number
+  readonly drainMs: number
+}
+
+const TICKS_PER_INTERVAL = 10
+// The end of a user's rights is kept to half a second, twice this.
+const MAX_TICK_MS = 250
+
+/** The tick of the timing wheel: a fraction of the shortest interval that it serves. */
+export function tickMsFor (options: TimingOptions): number {
+  const intervals = [options.keepAliveIntervalMs, options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
+  return Math.min(MAX_TICK_MS, Math.max(10, Math.floor(Math.min(...intervals) / TICKS_PER_INTERVAL)))
+}
+
 /** What a wheel turns: its own place in the wheel is kept on it, so that moving it allocates nothing. */
 export interface Timed {
   /** When to look at it next, in milliseconds of the wheel's clock; Infinity for never. */

@@ -1,38 +1,103 @@
-import type { Clock } from '../util/clock.js'
+import type { HttpResponse } from '../wire/http.js'
+import type { CloseReason } from './close-reason.js'
+import type { ConnectionContext } from './context.js'
+import { Sender } from './sender.js'
 
-/** The options that set how often connections are looked at. */
-export interface TimingOptions {
-  readonly clock: Clock
-  readonly keepAliveIntervalMs: number
-  readonly stallTimeoutMs: number
-  readonly maxConnectionAgeMs: number
-  readonly drainMs: number
-}
-
-/** When a stream ends at the latest, in milliseconds of the monotonic clock. */
-export interface Lifetime {
-  readonly endsAt: number
+/** What time does to a stream: keep-alive, the end of a client that is stalled, of a user's rights, and of a connection that is too old. */
+export abstract class Timing extends Sender {
+  /** @internal */ dueAt = Infinity
+  /** @internal */ slot = -1
+  /** @internal */ slotIndex = 0
+  /** When the stream ends at the latest, in milliseconds of the monotonic clock. */
+  readonly #endsAt: number
   /** Whether the user's rights end then, as opposed to the connection being too old. */
-  readonly expires: boolean
-}
+  readonly #expires: boolean
+  /** By the wall clock, in milliseconds since the epoch; Infinity for rights without an end. */
+  readonly #expiresAt: number
+  /** Since when the stream has waited for its socket, or for a decision about rights, in time that the event loop has run. */
+  #waitingSince = 0
 
-const TICKS_PER_INTERVAL = 10
-// The end of a user's rights is kept to half a second, twice this.
-const MAX_TICK_MS = 250
+  /** @internal */
+  constructor (context: ConnectionContext, response: HttpResponse, managed: boolean, expiresAt = Infinity) {
+    super(context, response, managed)
+    const { clock, maxConnectionAgeMs } = context.options
+    const start = clock.monotonic()
+    const expiryAt = start + expiresAt - clock.wall()
+    // Spread by a fifth, so that clients that connected together do not return together.
+    const tooOldAt = maxConnectionAgeMs === 0 ? Infinity : start + maxConnectionAgeMs * (0.8 + 0.2 * Math.random())
+    this.#expiresAt = expiresAt
+    this.#endsAt = Math.min(expiryAt, tooOldAt)
+    this.#expires = expiryAt <= tooOldAt
+  }
 
-/** The tick of the timing wheel: a fraction of the shortest interval that it serves. */
-export function tickMsFor (options: TimingOptions): number {
-  const intervals = [options.keepAliveIntervalMs, options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
-  return Math.min(MAX_TICK_MS, Math.max(10, Math.floor(Math.min(...intervals) / TICKS_PER_INTERVAL)))
-}
+  // --- What the life of the connection decides ---
 
-/**
- * Ages are spread by a fifth, so that clients that connected together do not return together.
- * @param expiresAt by the wall clock; Infinity for rights without an end.
- */
-export function lifetimeOf (expiresAt: number, { clock, maxConnectionAgeMs }: TimingOptions): Lifetime {
-  const start = clock.monotonic()
-  const expiryAt = start + expiresAt - clock.wall()
-  const tooOldAt = maxConnectionAgeMs === 0 ? Infinity : start + maxConnectionAgeMs * (0.8 + 0.2 * Math.random())
-  return { endsAt: Math.min(expiryAt, tooOldAt), expires: expiryAt <= tooOldAt }
+  /** Ends the stream in good order. */
+  abstract close (reason?: string): void
+  /** Ends what carries the stream, and with it the stream. @internal */
+  protected abstract destroy (): void
+
+  // --- When it is looked at ---
+
+  /** The stream is open. @internal */
+  protected startTiming (): void {
+    const { wheel } = this.context
+    wheel.schedule(this, this.#nextDue(wheel.now))
+  }
+
+  /** The client has `drainMs` to take what was written. @internal */
+  protected startDraining (): void {
+    const { options: { clock, drainMs }, wheel } = this.context
+    this.#waitingSince = wheel.ran
+    wheel.schedule(this, clock.monotonic() + drainMs)
+  }
+
+  /** @internal */
+  onTime (now: number): void {
+    const { options: { stallTimeoutMs, drainMs }, wheel } = this.context
+    if (this.state === 'closing') {
+      const leftMs = drainMs - this.#waitedMs()
+      return leftMs > 0 ? wheel.schedule(this, now + leftMs) : this.destroy()
+    }
+    if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
+    if (!this.blocked) {
+      this.#keepAlive(now)
+    } else if (stallTimeoutMs > 0 && this.#waitedMs() >= stallTimeoutMs) {
+      return this.isHeld ? this.close('rights-unknown' satisfies CloseReason) : this.cut('stalled')
+    }
+    wheel.schedule(this, this.#nextDue(now))
+  }
+
+  #keepAlive (now: number): void {
+    const { options: { keepAlive, keepAliveIntervalMs }, keepAliveChunk } = this.context
+    if (this.keepCursor()) return
+    if (keepAlive && now - this.lastWriteAt >= keepAliveIntervalMs) this.write(keepAliveChunk)
+  }
+
+  #nextDue (now: number): number {
+    const { keepAliveIntervalMs, stallTimeoutMs } = this.context.options
+    const { blocked } = this
+    // The idle interval starts at the last write, or at the last check of an idle connection.
+    const silentSince = blocked || this.lastWriteAt + keepAliveIntervalMs <= now ? now : this.lastWriteAt
+    const due = Math.min(this.#endsAt, silentSince + keepAliveIntervalMs)
+    return blocked && stallTimeoutMs > 0 ? Math.min(due, now + stallTimeoutMs - this.#waitedMs()) : due
+  }
+
+  /** @internal */
+  protected override onWait (): void {
+    const { options: { clock, stallTimeoutMs }, wheel } = this.context
+    this.#waitingSince = wheel.ran
+    const stalledAt = clock.monotonic() + stallTimeoutMs
+    if (stallTimeoutMs > 0 && stalledAt < this.dueAt) wheel.schedule(this, stalledAt)
+  }
+
+  /** How long the socket has had to take what was written. */
+  #waitedMs (): number {
+    return this.context.wheel.ran - this.#waitingSince
+  }
+
+  /** The wall clock has run ahead of the wheel's. @internal */
+  onClockAhead (): void {
+    if (this.context.options.clock.wall() >= this.#expiresAt) this.close('auth-expired')
+  }
 }

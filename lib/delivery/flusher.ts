@@ -8,7 +8,7 @@ export interface Flushable {
   flush (): void
 }
 
-// A broadcast to 10,000 connections in one go stops the event loop for 91 ms; slices of 512 for 6 (FACTS 4.6). Where writing
+// A broadcast to 10,000 connections in one go stops the event loop for 91 ms; slices of 512 for 6. Where writing
 // takes longer than it did there, a slice has fewer: the clock is looked at after each stretch.
 const SLICE = 512
 const SLICE_MS = 8

@@ -32,7 +32,7 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   const covers = (scope: FastifyInstance): boolean => (scope as unknown as Record<string, unknown>)[names.instance] === manager
   routes.read(createRouteReader(options, guard, covers))
 
-  // Streams end before the server stops listening to them: `onClose` would wait for them for ever (FACTS 2.4). Not
+  // Streams end before the server stops listening to them: `onClose` would wait for them for ever. Not
   // awaited: the sooner the port is closed, the sooner a returning client finds the next server instead of a 503.
   const servers = new Servers(fastify)
   fastify.addHook('preClose', async () => {

@@ -65,7 +65,7 @@ async function connect (guard: Guard, request: FastifyRequest, reply: FastifyRep
   assertOptions(options, managed ? CONNECT_OPTIONS : SOURCE_OPTIONS)
   if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
   const connection = await guard.connect(request, reply, options, managed)
-  // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event (FACTS 2.11).
+  // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event.
   request.raw.headers['x-no-compression'] ??= '1'
   try {
     // Only 200 opens an EventSource.

@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 
-// A browser's EventSource can show who it is in the URL only, and URLs are logged (FACTS 2.14).
+// A browser's EventSource can show who it is in the URL only, and URLs are logged.
 
 type Serializer = (request: FastifyRequest) => unknown
 

@@ -7,7 +7,7 @@ import { IdleSockets } from '../wire/idle-sockets.js'
 const LISTENING = 'tracing:net.server.listen:asyncStart'
 
 /**
- * The servers of an instance: `listen` on a name with two addresses, as `localhost` has, makes one for each (FACTS 5.2). Fastify
+ * The servers of an instance: `listen` on a name with two addresses, as `localhost` has, makes one for each. Fastify
  * shows the first only; the others have its request listener, and are made between its `listening` event and the `onListen` hooks.
  */
 export class Servers {
@@ -31,7 +31,7 @@ export class Servers {
     this.#idle.push(new IdleSockets(server))
   }
 
-  /** See `Preconnects.close`. */
+  /** See `IdleSockets.close`. */
   closeIdle (drainMs: number): void {
     for (const idle of this.#idle) idle.close(drainMs)
   }

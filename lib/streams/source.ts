@@ -119,7 +119,7 @@ function isNodeStream (source: unknown): source is Readable {
 const GONE = Symbol('gone')
 
 /**
- * The client's leaving, to be waited for beside a source that does not notice it (FACTS 2.12). Not `Promise.race`: that
+ * The client's leaving, to be waited for beside a source that does not notice it. Not `Promise.race`: that
  * leaves a reaction on the longer lived promise for each item of the stream.
  */
 class Departure {

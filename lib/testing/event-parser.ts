@@ -24,7 +24,7 @@ const LINE_END = /\r\n|\n|\r(?!$)/g
 
 /**
  * Reads an event stream by WHATWG HTML 9.2.6, from text cut anywhere. Shares no code with the encoder. `eventsource-parser` is not
- * used: it leaves out the `id:` of a block without data, by which a silent client's cursor moves (FACTS 1.3).
+ * used: it leaves out the `id:` of a block without data, by which a silent client's cursor moves.
  */
 export class EventParser {
   readonly #sink: EventSink

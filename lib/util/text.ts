@@ -7,7 +7,7 @@ const SHORT_LENGTH = 40
 
 /**
  * The same text, in a string that keeps nothing else alive. V8's slices and concatenations keep the strings they were made of:
- * 64 letters cut from a body of 256 KB keep 256 KB (FACTS 5.9).
+ * 64 letters cut from a body of 256 KB keep 256 KB.
  */
 export function ownText (text: string): string {
   if (text.length < MIN_SLICE_LENGTH) return text

@@ -6,7 +6,7 @@ import { assertRetry, FORBIDDEN, isOneLine } from '../events/event.js'
 
 const LINE_END = /\r\n?|\n/
 const PRINTABLE_ASCII = /^[\x20-\x7e]*$/
-// A longer id comes back as a 431 and ends the client for good (FACTS 1.4); ours leave room for proxies.
+// A longer id comes back as a 431 and ends the client for good; ours leave room for proxies.
 const MAX_ID_LENGTH = 1024
 
 /** One block without its id: event, retry and data lines and the blank line that ends it. */
@@ -34,7 +34,7 @@ function linesOf (field: string, text: string): string {
 /** The line that names a place for Last-Event-ID; put before a block it belongs to that block. */
 export function encodeId (id: string): string {
   if (typeof id !== 'string' || id.length > MAX_ID_LENGTH) throw new InvalidId(`must be a string of at most ${MAX_ID_LENGTH} characters`)
-  // Node decodes request headers as latin1, so other characters would come back as something else (FACTS 1.4).
+  // Node decodes request headers as latin1, so other characters would come back as something else.
   if (!PRINTABLE_ASCII.test(id)) throw new InvalidId('must be printable ASCII')
   return encodeIdLine(id)
 }

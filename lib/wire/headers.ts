@@ -25,7 +25,7 @@ export function namesEventStream (accept: string | undefined): boolean {
 export function streamHeaders (request: HttpRequest): Record<string, string> {
   const headers: Record<string, string> = {
     'content-type': 'text/event-stream',
-    // no-transform keeps compressing proxies out; a cache without the rest served one user's events to another (FACTS 2.11).
+    // no-transform keeps compressing proxies out; a cache without the rest served one user's events to another.
     'cache-control': 'private, no-cache, no-store, no-transform',
     'x-accel-buffering': 'no'
   }

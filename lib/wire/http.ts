@@ -13,7 +13,7 @@ export type HttpRequest = IncomingMessage | Http2ServerRequest
 export type HttpResponse = ServerResponse | Http2ServerResponse
 
 /**
- * Makes the head, which Node holds back for the first byte of the body (FACTS 2.3).
+ * Makes the head, which Node holds back for the first byte of the body.
  * @param headers given here and not one by one, none of them is kept; the object is the callee's from here on. Null: they have been set already.
  */
 export function makeHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
@@ -109,7 +109,7 @@ export function phraseOf (statusCode: number): string {
   return STATUS_CODES[statusCode] ?? 'Error'
 }
 
-/** A kept-alive socket or session would hold up a closing server (FACTS 2.4): it goes once what was written is sent. */
+/** A kept-alive socket or session would hold up a closing server: it goes once what was written is sent. */
 export function closeTransport (response: HttpResponse, drainMs: number): void {
   if ('stream' in response) {
     const { session } = response.stream

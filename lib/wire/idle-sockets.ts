@@ -10,7 +10,7 @@ const LEAST_SWEPT = 512
 /**
  * Connections of a server on which nothing is being answered: browsers open them ahead, and anybody may send half a handshake
  * or half a request. Node takes each for one whose request is on its way, and so a closing server waits for them until
- * `headersTimeout` (FACTS 2.4), for half a handshake two minutes, and for half a body or an idle HTTP/2 session for ever.
+ * `headersTimeout`, for half a handshake two minutes, and for half a body or an idle HTTP/2 session for ever.
  */
 export class IdleSockets {
   readonly #server: Server

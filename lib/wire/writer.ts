@@ -226,5 +226,5 @@ function onDrain (this: Writable): void {
   writer.owner.onDrain()
 }
 
-// Without a listener a write that fails after the end would end the process (FACTS 2.6); `close` follows in every case.
+// Without a listener a write that fails after the end would end the process; `close` follows in every case.
 function onError (): void {}

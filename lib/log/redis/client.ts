@@ -23,7 +23,7 @@ export interface NodeRedisClient {
 export interface Connection {
   /**
    * Rejects with Redis's error reply, or when there is no reply in time. While bytes of it arrive, a reply has as much time
-   * again: a slow link is no silent Redis. A frozen Redis raises no event (FACTS 3.6).
+   * again: a slow link is no silent Redis. A frozen Redis raises no event.
    */
   send (command: readonly string[], timeoutMs: number): Promise<unknown>
   destroy (): void

@@ -21,7 +21,7 @@ const PUMP_BYTES = 16 * 1024
 export const NO_POSITION = -1
 
 /** The sending half of a connection: receives frames, writes them as fast as the client reads, and reads from the log what the client has missed. */
-export abstract class Outbound {
+export abstract class Sender {
   // What each event touches stands first: side by side in memory, it is fetched together.
   /** @internal */ readonly managed: boolean
   /** @internal */ mark = 0
