@@ -361,23 +361,28 @@ t.test('a request has one seat, whoever asks for it and however often', async t 
     t.ok((await openStream(app, '/plain', { test: t })).isOpen)
   })
 
-  t.test('two calls side by side, of which the second is refused while the first is authorized', async t => {
-    let allow: (allowed: boolean) => void = () => {}
-    const second: Promise<unknown>[] = []
-    const { app } = await serve(t, { authHandler: () => 'ada', authorizeSubscription: () => new Promise<boolean>(resolve => { allow = resolve }), ...limits }, {}, app => {
-      app.get('/two', { sse: true }, async (_request, reply) => {
-        const first = reply.sse({ subscriptions: ['a'] })
-        second.push(reply.sse({ subscriptions: ['not a topic!'] }).catch((error: { code: string }) => error.code))
-        await first
+  t.test('two calls side by side, of which the second is refused before or after the first has its stream', async t => {
+    for (const [subscription, code] of [['not a topic!', 'SSE_ERR_INVALID_SUBSCRIPTION'], ['late', 'SSE_ERR_HEAD_ALREADY_SENT']] as const) {
+      const allow: Record<string, () => void> = {}
+      const second: Promise<unknown>[] = []
+      const authorizeSubscription: SSEOptions['authorizeSubscription'] = ({ subscriptionId }) => new Promise(resolve => { allow[subscriptionId] = () => resolve(true) })
+      const { app } = await serve(t, { authHandler: () => 'ada', authorizeSubscription, ...limits }, {}, app => {
+        app.get('/two', { sse: true }, async (_request, reply) => {
+          const first = reply.sse({ subscriptions: ['a'] })
+          second.push(reply.sse({ subscriptions: [subscription] }).catch((error: { code: string }) => error.code))
+          await first
+        })
       })
-    })
-    const opening = openStream(app, '/two', { test: t })
-    await until(() => second.length === 1)
-    t.equal(await second[0], 'SSE_ERR_INVALID_SUBSCRIPTION')
-    allow(true)
-    t.ok((await opening).isOpen)
-    t.match(await openStream(app, '/two', { test: t, allowRefusal: true }), { isOpen: false }, 'the first is counted')
-    t.equal(app.sse.connectionCount, 1)
+      const opening = openStream(app, '/two', { test: t })
+      await until(() => second.length === 1)
+      if (subscription !== 'late') t.equal(await second[0], code)
+      allow['a']!()
+      t.ok((await opening).isOpen)
+      allow['late']?.()
+      t.equal(await second[0], code)
+      t.match(await openStream(app, '/two', { test: t, allowRefusal: true }), { isOpen: false }, 'the first is counted')
+      t.equal(app.sse.connectionCount, 1)
+    }
   })
 
   t.test('a second call after the stream has begun does not free it; a call after a refusal is counted', async t => {

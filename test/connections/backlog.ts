@@ -89,7 +89,9 @@ t.test('a client that is slow now and then gets everything, and is live again', 
   let lagged = 0
   for (let round = 0; round < 5; round++) {
     await block(slow)
-    for (let i = 0; i < 300 || (i < 3_000 && !slow.connection.stats().lagging); i++) {
+    for (let i = 0; i < 300 || !slow.connection.stats().lagging; i++) {
+      // The kernel may have found more room.
+      if (i > 0 && i % 300 === 0) await block(slow)
       await sequence.publish(undefined, next(300))
       if (i % 20 === 0) await turns(1)
     }

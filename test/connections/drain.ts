@@ -1,13 +1,13 @@
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import { once } from 'node:events'
 import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import t from 'tap'
 import { EventSource } from 'undici'
 import ssePlugin, { memoryBroker, SSEManager } from '../../lib/index.js'
 import { block, listen, serve } from '../helpers/app.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
-import { RawSocket } from '../helpers/raw.js'
+import { RawSocket, requestText } from '../helpers/raw.js'
 import { SSEClient } from '../helpers/sse.js'
 import { listenForTrouble } from '../helpers/trouble.js'
 import { until } from '../helpers/wait.js'
@@ -58,6 +58,32 @@ t.test('closing the server', async t => {
     t.equal(joined[0]!.client.named('sse:close').length, 1, 'a second close does nothing')
     await t.rejects(app.sse.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
     t.strictSame(trouble, [])
+  })
+
+  t.test('a request at work behind one that was answered on the same socket is answered, also after drainMs', async t => {
+    const release: Record<string, () => void> = {}
+    const sockets: Socket[] = []
+    const { app, url } = await serve(t, { drainMs: 100 }, {}, app => {
+      app.server.on('connection', socket => { sockets.push(socket) })
+      app.get('/work/:name', async request => {
+        const { name } = request.params as { name: string }
+        await new Promise<void>(resolve => { release[name] = resolve })
+        return { name }
+      })
+    })
+    const pipeline = new RawSocket(url)
+    const half = new RawSocket(url)
+    t.teardown(() => { for (const socket of [pipeline, half]) socket.close() })
+    half.socket.write('GET / HTTP/1.1\r\nhost: x\r\n')
+    pipeline.socket.write(requestText({ path: '/work/first' }) + requestText({ path: '/work/second' }))
+    await until(() => 'second' in release && sockets.length === 2 && sockets.every(({ bytesRead }) => bytesRead > 0))
+    release['first']!()
+    await pipeline.waitForAnswers(1)
+    const closing = app.close()
+    await half.waitForClose()
+    release['second']!()
+    t.strictSame((await pipeline.waitForAnswers(2)).map(({ body }) => body), ['{"name":"first"}', '{"name":"second"}'])
+    await closing
   })
 
   t.test('does not wait longer than drainMs for a client that does not read', async t => {
