@@ -13,16 +13,47 @@ const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/g
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['fastify/reply-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
 
+/** Who may look at the machine's clock, or set a timer by it. All else takes the time of the node, `util/clock`, which tests move. */
+const REAL_TIME: Record<string, string> = {
+  'cluster/cluster': 'how long other nodes, which are machines, take to answer a greeting',
+  'cluster/scatter-gather': 'how long other nodes take to answer',
+  'delivery/flusher': 'how long writing takes, and how often it begins',
+  'delivery/replay-scheduler': 'how long reading takes, and when a log that has failed is tried again',
+  'log/redis/appender': 'how long Redis takes to answer',
+  'log/redis/clock': 'the difference to the clock of Redis',
+  'log/redis/history-cache': 'entries have times of Redis',
+  'log/redis/history-reader': 'how long a connection to Redis is idle',
+  'log/redis/lag': 'how long Redis, and this node, take',
+  'log/redis/node-channel': 'how long Redis takes to answer',
+  'log/redis/portion': 'how long Redis takes to answer',
+  'log/redis/reader': 'how late an entry of Redis is',
+  'log/redis/reconnector': 'when Redis is tried again',
+  'testing/broker-harness': 'deadlines of tests',
+  'testing/inbox': 'deadlines of tests',
+  'testing/memory-socket': 'the rate at which a test reads',
+  'testing/open-stream': 'deadlines of tests',
+  'testing/shared-broker-contract': 'deadlines of tests',
+  'testing/slow-redis': 'the rate of a slow network',
+  'testing/test-clock': 'the time at which the clock of a test begins, and what it waits for',
+  'testing/test-node': 'deadlines of tests',
+  'testing/test-stream': 'the rate at which a test reads, and how long its server takes to notice its end',
+  'util/clock': 'the clock of production',
+  'util/timeout': 'how long a reply takes',
+  'wire/http': 'how long the end of a session takes',
+  'wire/idle-sockets': 'how long a socket is idle while the server closes'
+}
+
 const LIB = fileURLToPath(new URL('../lib', import.meta.url))
 
 interface Import { from: string, typeOnly: boolean }
-interface Module { name: string, imports: Import[], texts: string[], constructed: string[], called: string[] }
+interface Module { name: string, imports: Import[], texts: string[], constructed: string[], called: string[], isTimed: boolean }
 
 /** What a file imports, the texts it writes and what it constructs; comments do not count. */
 function read (name: string, text: string): Module {
-  const module: Module = { name, imports: [], texts: [], constructed: [], called: [] }
+  const module: Module = { name, imports: [], texts: [], constructed: [], called: [], isTimed: false }
   const visit = (node: ts.Node): void => {
     if (ts.isImportDeclaration(node)) {
+      if (/^(?:node:)?timers/.test((node.moduleSpecifier as ts.StringLiteral).text) && /\bset(?:Timeout|Interval)\b/.test(node.getText())) module.isTimed = true
       const clause = node.importClause
       const bindings = clause?.namedBindings
       const named = bindings !== undefined && ts.isNamedImports(bindings) ? bindings.elements : []
@@ -38,11 +69,19 @@ function read (name: string, text: string): Module {
     if (ts.isCallExpression(node) && node.expression.kind === ts.SyntaxKind.ImportKeyword) module.imports.push({ from: node.arguments[0]!.getText(), typeOnly: false })
     if (ts.isStringLiteral(node) || ts.isNoSubstitutionTemplateLiteral(node) || ts.isTemplateHead(node) || ts.isTemplateMiddle(node) || ts.isTemplateTail(node)) module.texts.push(node.text)
     if (ts.isCallExpression(node)) module.called.push(node.expression.getText())
+    if (isTimed(node)) module.isTimed = true
     if (ts.isNewExpression(node)) module.constructed.push(node.expression.getText())
     ts.forEachChild(node, visit)
   }
   visit(ts.createSourceFile(name, text, ts.ScriptTarget.ES2022, true))
   return module
+}
+
+/** Whether the code names the clock of the machine, or its timers. */
+function isTimed (node: ts.Node): boolean {
+  if (ts.isPropertyAccessExpression(node)) return /^(?:globalThis\.)?(?:Date\.now|performance\.now|process\.hrtime)$/.test(node.getText())
+  if (ts.isNewExpression(node)) return node.expression.getText() === 'Date' && (node.arguments ?? []).length === 0
+  return ts.isIdentifier(node) && /^set(?:Timeout|Interval)$/.test(node.text)
 }
 
 const files = (await readdir(LIB, { recursive: true })).filter(file => file.endsWith('.ts')).map(file => file.replaceAll('\\', '/').slice(0, -'.ts'.length)).sort()
@@ -105,6 +144,10 @@ t.test('the application\'s logger is called through safeLog only: whatever it th
   const direct = modules.filter(({ called }) => called.some(what => /(?:^|\.)(?:request|reply|fastify|scope)\.log\.(?!child$)/.test(what))).map(({ name }) => name)
   t.same(direct, [])
   t.ok(modules.some(({ called }) => called.some(what => what.startsWith('safeLog(request.log).'))), 'calls were found at all')
+})
+
+t.test('what users see of time goes by the clock of the node', async t => {
+  t.same(modules.filter(({ isTimed }) => isTimed).map(({ name }) => name), Object.keys(REAL_TIME))
 })
 
 t.test('each file loads by itself, so that coverage sees all of them', async t => {

@@ -100,6 +100,12 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     t.match(output, /# pass 2\n/)
   },
 
+  async 'testing-clock' (t) {
+    const { code, output } = await runAsTest('testing-clock', 'sample.test.js', process.execPath, '--test', '--test-reporter=tap')
+    t.equal(code, 0, output)
+    t.match(output, /# pass 2\n/)
+  },
+
   async 'testing-tap' (t) {
     const { code, output } = await runAsTest('testing-tap', 'sample.js', process.execPath)
     t.equal(code, 0, output)

@@ -101,7 +101,7 @@ export interface Broker {
   /**
    * Begins to deliver, at the newest message, after it has called `sink.state('up')`: until then the node counts as degraded.
    * Called once. Rejects when the log cannot be reached.
-   * @param now the node's time, in milliseconds since the epoch; absent: `Date.now`. A log in this process counts ages and `ttlMs` by it, which tests move.
+   * @param now the node's time, in milliseconds since the epoch; absent: `Date.now`. A log in memory counts ages and `ttlMs` by it, which tests move.
    */
   open (sink: Sink, history: History, now?: () => number): Promise<void>
   /** @param message the broker's own from here on: it may keep it, and add to it. Each publish gives one of its own. */

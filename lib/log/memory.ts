@@ -1,6 +1,7 @@
 import type { Broker, History, Page, Published, ReadRequest, Sink } from './broker.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import { Closed, InvalidOption } from '../errors.js'
+import { systemClock } from '../util/clock.js'
 import { createId } from '../util/id.js'
 import { Ring } from './ring.js'
 
@@ -21,7 +22,7 @@ class MemoryBroker implements Broker {
   readonly epoch = createId().slice(0, 8)
   #ring: Ring | null = null
   #sink: Sink | null = null
-  #now: () => number = Date.now
+  #now = systemClock.wall
   #waiting: Waiting[] = []
   #delivering = false
   /** Until when, oldest claim first. */
@@ -31,7 +32,7 @@ class MemoryBroker implements Broker {
     return this.#ring?.last ?? 0
   }
 
-  async open (sink: Sink, history: History, now: () => number = Date.now): Promise<void> {
+  async open (sink: Sink, history: History, now = systemClock.wall): Promise<void> {
     if (this.#ring !== null) throw new InvalidOption('broker', 'is open already: each manager needs one of its own')
     this.#ring = new Ring(history, now)
     this.#now = now

@@ -2,6 +2,7 @@ import { BrokerUnavailable, Closed, InvalidOption } from '../errors.js'
 import type { EventPriority } from '../events/event.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { Broker, GapReason, History, Page, Published, ReadRequest, Sink } from '../log/broker.js'
+import { systemClock } from '../util/clock.js'
 import { inTime } from '../util/timeout.js'
 
 /** How long a read waits for a node that lags behind its client's cursor. */
@@ -91,7 +92,7 @@ export class TestBroker implements Broker {
     this.#sink?.gap('trimmed', undefined, !lostCommands)
   }
 
-  async open (sink: Sink, history: History, now: () => number = Date.now): Promise<void> {
+  async open (sink: Sink, history: History, now = systemClock.wall): Promise<void> {
     if (this.#sink !== null || this.#closed) throw new InvalidOption('broker', 'is open already: each manager needs one of its own, made by broker()')
     this.#assertReachable()
     this.#sink = sink

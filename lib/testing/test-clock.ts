@@ -1,5 +1,4 @@
 import { AsyncResource } from 'node:async_hooks'
-import { setImmediate as turn } from 'node:timers/promises'
 import type { SSEOptions } from '../../types/options.js'
 import { TestMisuse } from '../errors.js'
 import { kClock, type Clock, type Timer } from '../util/clock.js'
@@ -67,22 +66,22 @@ export class TestClock {
   async #moveTo (time: number): Promise<void> {
     const waiting = { restMs: PATIENCE_MS }
     await settle(waiting)
-    for (let timer = this.#next(time); timer !== null; timer = this.#next(time)) {
-      this.#elapsed = Math.max(this.#elapsed, timer.dueAt)
-      if (timer.everyMs === 0) this.#remove(timer)
-      else timer.dueAt += timer.everyMs
-      const work = timer.run()
-      if (work instanceof Promise) await Promise.race([work, new Promise(resolve => { setTimeout(resolve, PATIENCE_MS).unref() })])
+    for (;;) {
+      let dueAt = Infinity
+      for (const timer of this.#timers) dueAt = Math.min(dueAt, timer.dueAt)
+      if (dueAt > time) break
+      this.#elapsed = dueAt
+      for (const timer of this.#timers) if (timer.dueAt === dueAt) await this.#fire(timer)
       await settle(waiting)
     }
     this.#elapsed = Math.max(this.#elapsed, time)
   }
 
-  /** The first timer that is due by then; of several at one time that which was set first. */
-  #next (time: number): TestTimer | null {
-    let next: TestTimer | null = null
-    for (const timer of this.#timers) if (timer.dueAt <= time && (next === null || timer.dueAt < next.dueAt)) next = timer
-    return next
+  async #fire (timer: TestTimer): Promise<void> {
+    if (timer.everyMs === 0) this.#remove(timer)
+    else timer.dueAt += timer.everyMs
+    const work = timer.run()
+    if (work instanceof Promise) await Promise.race([work, new Promise(resolve => { setTimeout(resolve, PATIENCE_MS).unref() })])
   }
 
   /**
@@ -111,10 +110,17 @@ export class TestClock {
 
 /** Lets the event loop turn until clients have received what is on its way to them. */
 async function settle (waiting: { restMs: number }): Promise<void> {
-  for (let i = 0; i < TURNS; i++) await turn()
+  await turns(TURNS)
   const startedAt = performance.now()
-  while (waiting.restMs > performance.now() - startedAt && isArriving()) await turn()
+  while (isArriving() && performance.now() - startedAt < waiting.restMs) await turns(1)
   waiting.restMs -= performance.now() - startedAt
+}
+
+function turns (count: number): Promise<void> {
+  return new Promise(resolve => {
+    const next = () => { setImmediate(--count > 0 ? next : resolve) }
+    next()
+  })
 }
 
 /** A clock for one test, and for all its nodes. It stands still until `advance()` moves it. */

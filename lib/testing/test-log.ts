@@ -2,6 +2,7 @@ import { EventPriority } from '../events/event.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { History, Page, Published } from '../log/broker.js'
 import { Ring } from '../log/ring.js'
+import { systemClock } from '../util/clock.js'
 import { createId } from '../util/id.js'
 import { TestBroker, type SharedLog } from './test-broker.js'
 
@@ -15,10 +16,8 @@ export class TestLog implements SharedLog {
   readonly #claims = new Map<string, number>()
   #history: History | null = null
   #ring: Ring | null = null
-  /** That of the first node. */
-  #clock: (() => number) | null = null
-  /** By how much the clock of this log is ahead. */
-  #aheadMs = 0
+  /** The time of the first node. */
+  #now = systemClock.wall
 
   /** A broker on this log for one node: option `broker` of the plugin. */
   broker (): TestBroker {
@@ -53,16 +52,9 @@ export class TestLog implements SharedLog {
     for (const node of this.#nodes) node.restore()
   }
 
-  /** Moves the clock of this log: what is older than `history.maxAgeMs` is not replayed, and claims end. */
-  advance (ms: number): void {
-    this.#aheadMs += ms
-  }
-
-  readonly #now = (): number => (this.#clock ?? Date.now)() + this.#aheadMs
-
   /** @internal */
-  join (node: TestBroker, history: History, clock: () => number): void {
-    this.#clock ??= clock
+  join (node: TestBroker, history: History, now: () => number): void {
+    if (this.#history === null) this.#now = now
     this.#history ??= history
     this.#ring ??= new Ring(history, this.#now)
     this.#nodes.add(node)
