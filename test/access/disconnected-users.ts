@@ -108,6 +108,18 @@ t.test('so is what the application knew before the log was open', async t => {
   t.strictSame(codes, ['SSE_ERR_UNAUTHENTICATED'])
 })
 
+t.test('a user who is disconnected again is remembered for longer', t => {
+  const disconnections = new DisconnectedUsers()
+  disconnections.add('ada')
+  for (let i = 0; i < 9_999; i++) disconnections.add(`user ${i}`)
+  const since = disconnections.moment
+  disconnections.add('ada')
+  disconnections.add('one more')
+  t.ok(disconnections.hit('ada', since) && !disconnections.isUnsure('ada', since))
+  t.notOk(disconnections.hit('grace', since), 'forgotten was the one who was disconnected first')
+  t.end()
+})
+
 t.test('who was disconnected is remembered for ten thousand users; beyond that whoever came before is taken for one of them', t => {
   const disconnections = new DisconnectedUsers()
   const start = disconnections.moment

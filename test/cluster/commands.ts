@@ -1,7 +1,7 @@
 import t from 'tap'
 import { type SSEOptions } from '../../lib/index.js'
 import { serve, type Service } from '../helpers/app.js'
-import { node, nodes, prefixes, startClusterNode } from '../helpers/cluster.js'
+import { node, nodes, prefixes, REPORT, startClusterNode, TestLog } from '../helpers/cluster.js'
 import { withoutRedis } from '../helpers/redis.js'
 import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
@@ -196,4 +196,15 @@ t.test('commands', { skip: withoutRedis }, async t => {
     t.equal(await sse.disconnectUser('ada'), 1)
     t.equal(sse.stats().messages, 0, 'nothing was published')
   })
+})
+
+t.test('a node that answers twice is counted once', async t => {
+  const log = new TestLog()
+  const { app } = await serve(t, { broker: log })
+  for (const nodeId of ['b', 'c']) await log.hear({ from: nodeId, kind: 'beat', report: { ...REPORT, nodeId } })
+  const asked = app.sse.presence('room:1')
+  const { id } = await until(() => log.sayings('command').at(-1))
+  const value = { connections: 1, anonymous: 0, users: [{ userId: 'ada', connections: 1 }], complete: true }
+  for (const from of ['b', 'b', 'c']) await log.hear({ from, kind: 'answer', to: app.sse.nodeId, id, value })
+  t.strictSame(await asked, { ...value, connections: 2, users: [{ userId: 'ada', connections: 2 }] })
 })

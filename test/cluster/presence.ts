@@ -227,6 +227,36 @@ t.test('a list of exactly as many as a message takes is whole in one', async t =
   list.close()
 })
 
+t.test('who comes back in time does not leave later either', async t => {
+  const time = testClock()
+  const told: string[] = []
+  const list = new PresenceList(time.clock, { topics: ['room:*'], lingerMs: 1_000 }, 'here', { say: () => {}, announce: (what, _topic, userId) => told.push(`${what} ${userId}`) })
+  const change = (userId: string, present: boolean) => list.changed({ kind: 'presence', from: 'there', changes: [['room:1', userId, present]] })
+  for (const present of [true, false]) for (const userId of ['ada', 'grace']) change(userId, present)
+  await time.advance(500)
+  change('ada', true)
+  await time.advance(2_000)
+  t.strictSame(told, ['join ada', 'join grace', 'leave grace'])
+  list.close()
+})
+
+t.test('after a time in which this node heard nobody, the others have all their time again', async t => {
+  const time = testClock()
+  const gone: string[] = []
+  const membership = new Membership(time.clock, 1_000, { beat: async () => {}, gone: nodeId => { gone.push(nodeId) } })
+  membership.heard({ ...REPORT, nodeId: 'there', status: 'up', everyMs: 100_000 })
+  membership.start()
+  await time.advance(340_000)
+  membership.listen(false)
+  await time.advance(60_000)
+  membership.listen(true)
+  await time.advance(300_000)
+  t.strictSame(gone, [])
+  await time.advance(60_000)
+  membership.stop()
+  t.strictSame(gone, ['there'], 'three and a half of its intervals')
+})
+
 t.test('a node that says something and never reports is gone in the end, one that reports is not', async t => {
   const time = testClock()
   const gone: string[] = []

@@ -193,6 +193,9 @@ t.test('a client that was behind is told its place once it is level, whatever ca
   const stranger = await service.join('ada', ['others'], { cursor })
   await until(() => stranger.client.lastEventId === last)
   t.strictSame(stranger.client.json(), [2])
+  const { id: live } = await app.sse.broadcastEvent({ data: 3 }, { subscriptionIds: ['mine'] })
+  await until(() => again.client.lastEventId === live && again.client.blocks.at(-1)!.comment === 'keep-alive')
+  t.equal(again.client.blocks.filter(({ id }) => id === live).length, 1, 'an event has told it')
 })
 
 t.test('EventSource comes back by itself and has missed nothing', async t => {

@@ -85,3 +85,12 @@ t.test('a slow client that makes progress is not stalled, and misses nothing', a
   t.strictSame(slow.client.named('message').map(({ data }) => parseInt(data!)), Array.from({ length: published }, (_, i) => i))
   t.equal(slow.client.named('sse:gap').length, 0)
 })
+
+t.test('a client that does not read is cut drainMs after its stream was closed, however rarely the stream is looked at', async t => {
+  const { app, join } = await serve(t, { drainMs: 200, stallTimeoutMs: 0, keepAliveIntervalMs: 600_000 })
+  const slow = await join('ada')
+  await block(slow)
+  slow.connection.close('kicked')
+  await until(() => app.sse.connectionCount === 0)
+  t.equal(slow.connection.signal.reason.closeReason, 'kicked')
+})

@@ -174,6 +174,30 @@ t.test('what waits for a client is looked at again when rights are taken away', 
   })
 })
 
+t.test('a slow client that reads while its rights are asked about is sent nothing until they are known', async t => {
+  for (const allowed of [true, false]) {
+    let answer: ((allowed: boolean) => void) | null = null
+    let isAsked = false
+    const service = await serve(t, { authorizeSubscription: () => !isAsked || new Promise<boolean>(resolve => { answer = resolve }) })
+    const slow = await service.join('ada', ['room'])
+    const { client, connection } = slow
+    await block(slow)
+    await publish(service, 'for the room', { subscriptionIds: ['room'] })
+    isAsked = true
+    const asked = service.app.sse.reauthorize('ada')
+    await until(() => answer)
+    const { queuedBytes } = connection.stats()
+    client.resume()
+    await until(() => connection.stats().queuedBytes < queuedBytes)
+    await turns(20)
+    t.strictSame(texts(client), [])
+    answer!(allowed)
+    t.equal(await asked, allowed ? 0 : 1)
+    await settle(service, client)
+    t.strictSame(texts(client), allowed ? ['for the room'] : [])
+  }
+})
+
 t.test('reauthorize asks again about everything a user holds', async t => {
   const allowed = new Set(['a', 'b', 'c:**'])
   const asked: string[] = []

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import assert from 'node:assert/strict'
 import t from 'tap'
-import { Chunk } from '../../lib/wire/chunk.js'
+import { Chunk, TEXT_ENCODING } from '../../lib/wire/chunk.js'
 import { decodeChunked } from '../helpers/parser.js'
 
 fc.configureGlobal({ includeErrorInReport: true })
@@ -10,6 +10,9 @@ t.test('a chunk carries its bytes, framed and plain', async t => {
   t.doesNotThrow(() => fc.assert(fc.property(fc.string({ unit: 'binary', minLength: 1 }), fc.nat(70_000), (unit, length) => {
     const value = unit.repeat(Math.max(1, Math.floor(length / unit.length)))
     const chunk = new Chunk(value)
+    // As the first socket writes it, and as others do.
+    const shared = new Chunk(value)
+    for (const text of [shared.forOneMore(), shared.forOneMore()]) assert.ok(Buffer.from(text as string, TEXT_ENCODING).equals(new Chunk(value).framed))
     // Before there are bytes of it, and after.
     const texts = [chunk.asText, chunk.framed && chunk.asText]
     for (const text of texts) assert.ok(Buffer.from(text, 'latin1').equals(chunk.framed))
