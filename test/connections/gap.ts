@@ -1,8 +1,8 @@
-import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import { EventPriority, type Broker, type SSEOptions } from '../../lib/index.js'
 import type { GapReason, Page, Published, ReadRequest, Sink } from '../../lib/log/broker.js'
+import { testClock } from '../../lib/testing/index.js'
 import { block, serve, settle, texts, type Service } from '../helpers/app.js'
 import { until } from '../helpers/wait.js'
 import { PRIORITIES } from './reading.js'
@@ -129,10 +129,11 @@ t.test('a gap for what the history has let go', async t => {
   })
 
   await t.test('by age', async t => {
-    const service = await serve(t, { history: { maxAgeMs: 50 } })
+    const clock = testClock()
+    const service = await serve(t, clock.options)
     const start = (await service.open('/sse')).lastEventId
     await service.app.sse.broadcastEvent({ event: 'old', data: 1 })
-    await sleep(80)
+    await clock.advance(300_001)
     const { client } = await service.join('ada', [], { cursor: start })
     await client.waitFor('sse:gap')
     await service.app.sse.broadcastEvent({ event: 'live', data: 1 })

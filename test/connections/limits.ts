@@ -1,5 +1,6 @@
 import t from 'tap'
 import { EventPriority } from '../../lib/index.js'
+import { testClock } from '../../lib/testing/index.js'
 import { block, serve, type Service } from '../helpers/app.js'
 import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
@@ -111,19 +112,22 @@ t.test('concurrent replays: others wait their turn, and each gets all', async t 
 })
 
 t.test('the age of a connection is spread by a fifth, and each comes back to where it was', async t => {
-  const { app, join } = await serve(t, { maxConnectionAgeMs: 2_000, retryMs: 1_000 })
-  const started = performance.now()
+  const clock = testClock()
+  const { app, join } = await serve(t, { maxConnectionAgeMs: 600_000, retryMs: 1_000, ...clock.options })
+  const started = clock.now
   const ages: number[] = []
   const joined = await Promise.all(Array.from({ length: 60 }, () => join()))
+  for (const { connection: { signal } } of joined) signal.addEventListener('abort', () => { ages.push(clock.now - started) })
+  await clock.advance(600_000)
   const retries: number[] = []
   await Promise.all(joined.map(async ({ client }) => {
     await client.waitForEnd()
-    ages.push(performance.now() - started)
     t.strictSame(client.json('sse:close'), [{ reason: 'max-age', reconnect: true }])
     retries.push(client.blocks.findLast(({ retry }) => retry !== null)!.retry!)
   }))
-  t.ok(Math.min(...ages) >= 1_599, 'none before four fifths')
-  t.ok(Math.max(...ages) - Math.min(...ages) > 100, 'not together')
+  t.equal(ages.length, 60, 'none after its age')
+  t.ok(Math.min(...ages) >= 480_000, 'none before four fifths')
+  t.ok(Math.max(...ages) - Math.min(...ages) > 6_000, 'not together')
   t.ok(new Set(retries).size > 30 && Math.min(...retries) >= 1_000 && Math.max(...retries) <= 2_000, 'and they do not come back together')
   t.equal(app.sse.connectionCount, 0)
 })

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { EventPriority, type BroadcastOptions, type SSEOptions } from '../../lib/index.js'
-import { openStream } from '../../lib/testing/index.js'
+import { openStream, testClock } from '../../lib/testing/index.js'
 import { block, serve, settle, texts, type Joined, type Service } from '../helpers/app.js'
 import { logged } from '../helpers/logged.js'
 import { SSEClient } from '../helpers/sse.js'
@@ -308,11 +308,15 @@ t.test('ids that are not strings, as a database has them, are refused: what they
 t.test('a stream ends if the application does not answer reauthorize', async t => {
   let asks = false
   let answer: (allowed: boolean) => void = () => {}
-  const service = await serve(t, { stallTimeoutMs: 200, authorizeSubscription: () => !asks || new Promise<boolean>(resolve => { answer = resolve }) })
+  const clock = testClock()
+  const service = await serve(t, { ...clock.options, authorizeSubscription: () => !asks || new Promise<boolean>(resolve => { answer = resolve }) })
   const ada = await service.join('ada', ['a'])
   asks = true
   const changing = service.app.sse.reauthorize('ada')
   await publish(service, 'in a', { subscriptionIds: ['a'] })
+  await clock.advance(29_500)
+  t.equal(ada.connection.closeReason, null)
+  await clock.advance(1_000)
   await ada.client.waitForEnd()
   t.equal(ada.connection.closeReason, 'rights-unknown')
   t.strictSame(texts(ada.client), [], 'nothing that may not be for it any more')
@@ -353,19 +357,19 @@ t.test('a stream that opens while reauthorize asks waits for the answer for as l
   let asks = false
   let answer: (allowed: boolean) => void = () => {}
   let open: (() => void) | null = null
-  const stallTimeoutMs = 1_000
-  const { app } = await serve(t, { stallTimeoutMs, authHandler: () => 'ada', authorizeSubscription: () => !asks || new Promise<boolean>(resolve => { answer = resolve }) }, {}, app => {
+  const clock = testClock()
+  const { app } = await serve(t, { ...clock.options, authHandler: () => 'ada', authorizeSubscription: () => !asks || new Promise<boolean>(resolve => { answer = resolve }) }, {}, app => {
     app.get('/late', { sse: true, onSend: (_request, _reply, payload, done) => { open = () => done(null, payload) } }, async (_request, reply) => { await reply.sse({ subscriptions: ['a'] }) })
   })
-  const startedAt = performance.now()
-  await until(() => performance.now() - startedAt > stallTimeoutMs, undefined, 'the node has run for longer than that')
+  // The node has run for longer than `stallTimeoutMs`.
+  await clock.advance(60_000)
   const opening = openStream(app, '/late', { test: t })
   await until(() => open)
   asks = true
   const changing = app.sse.reauthorize('ada')
   open!()
   const stream = await opening
-  await turns(20)
+  await clock.advance(29_500)
   answer(true)
   t.equal(await changing, 0)
   await app.sse.broadcastEvent({ event: 'x', data: 1 }, { subscriptionIds: ['a'] })
@@ -373,12 +377,15 @@ t.test('a stream that opens while reauthorize asks waits for the answer for as l
 })
 
 t.test('a client that reads nothing is stalled, however often its rights are asked about', async t => {
-  const service = await serve(t, { stallTimeoutMs: 400, authorizeSubscription: () => true })
+  const clock = testClock()
+  const service = await serve(t, { ...clock.options, authorizeSubscription: () => true })
   const ada = await service.join('ada', ['a'])
   await block(ada)
-  await until(async () => {
+  for (let second = 1; second <= 30; second++) {
+    t.ok(ada.connection.isConnected)
     await service.app.sse.reauthorize('ada')
-    return !ada.connection.isConnected
-  })
+    await clock.advance(1_000)
+  }
+  await clock.advance(500)
   t.equal(ada.connection.closeReason, 'stalled')
 })
