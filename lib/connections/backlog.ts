@@ -270,10 +270,7 @@ export class Backlog {
       // What has not been delivered yet will be.
       if (message.seq > eventLog.position) break
       if (bytes >= PAGE_BYTES) return
-      if (turns.over) {
-        await turns.next()
-        if (moved()) return
-      }
+      if (turns.over) await turns.next()
       const wanted = wants(message)
       if (moved()) return
       if (wanted) {
