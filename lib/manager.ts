@@ -1,7 +1,6 @@
 import type { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
-import type { CreateConnection } from './access/admission.js'
-import { assertNames, CREATE_OPTIONS } from './access/connect-options.js'
+import { assertNames, CREATE_OPTIONS, type CreateConnection } from './access/connect-options.js'
 import { assertCloseReason } from './connections/close-reason.js'
 import { type ClusterStats } from './cluster/cluster.js'
 import { type Presence } from './cluster/commands.js'

@@ -8,8 +8,8 @@ import { roomOf, ROOMS } from './helpers/rooms.js'
 // The rules of the layout that a compiler does not know.
 
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
-const FASTIFY_VALUES = ['fastify/guard']
-const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/route-options', 'fastify/servers', 'options', 'testing/link', 'wire/http']
+const FASTIFY_VALUES = ['fastify/strategies']
+const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/route-options', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['fastify/reply-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
 

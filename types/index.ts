@@ -4,7 +4,7 @@ import type { RouteGenericInterface } from 'fastify/types/route.js'
 import type { SSEConnection } from '../lib/connections/connection.js'
 import type { SSEManager } from '../lib/manager.js'
 import type { SSEUser } from '../lib/access/authentication.js'
-import type { ConnectOptions } from '../lib/access/admission.js'
+import type { ConnectOptions } from '../lib/access/connect-options.js'
 import type { Source, SourceFactory, SourceOptions } from '../lib/streams/source.js'
 import type { SSERouteOptions } from '../lib/fastify/route-options.js'
 

@@ -5,6 +5,7 @@ import { SSEConnection } from '../connections/connection.js'
 import type { ConnectionContext } from '../connections/context.js'
 import type { DisconnectedUsers } from './disconnected-users.js'
 import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, TooManySubscriptions, Unauthenticated } from '../errors.js'
+import type { ConnectOptions, CreateConnection } from './connect-options.js'
 import { assertRetry } from '../events/event.js'
 import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
@@ -17,28 +18,6 @@ import { Ticket, type Tickets } from './tickets.js'
 import { assertSubscription } from '../events/topic.js'
 import { ownText } from '../util/text.js'
 import { isTaken } from '../wire/writer.js'
-
-/** Options of `reply.sse()`. */
-export interface ConnectOptions {
-  /** Topics and patterns to hold from the start. */
-  subscriptions?: readonly string[]
-  /** What the application wants to find again in `clientInfo`. */
-  clientInfo?: Record<string, unknown>
-  /** Reconnection time told to this client, 100 to 3,600,000 milliseconds. Default: option `retryMs`. */
-  retryMs?: number
-  /** The cursor to resume after, in place of the request's own; null for none. */
-  lastEventId?: string | null
-}
-
-/** What `createConnection` is given: a request and response of `node:http` or `node:http2`, also in Express's or Koa's coat. */
-export interface CreateConnection extends ConnectOptions {
-  request: HttpRequest
-  response: HttpResponse
-  /** Who this is, when the application knows already; null for nobody. Absent: `authHandler` is asked. */
-  user?: SSEUser | null
-  /** Added to what `authHandler` is given. */
-  authData?: Record<string, unknown>
-}
 
 export interface AdmissionOptions extends AuthenticationOptions, CapacityOptions {
   readonly retryMs: number

@@ -81,7 +81,7 @@ export function queryOf (request: { url?: string | undefined }): Record<string, 
 }
 
 /**
- * Asks the application who this is; null for nobody.
+ * Asks the application who this is; null for nobody. How long it may take is the application's to say, as by Fastify's `handlerTimeout`.
  * @throws SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
  */
 export function findUser (options: AuthenticationOptions, request: AnyRequest, extra?: Record<string, unknown>): SSEUser | null | Promise<SSEUser | null> {

@@ -2,20 +2,15 @@ import type { Broker, GapReason, Page } from '../log/broker.js'
 import type { Message } from '../events/message.js'
 import type { Target } from '../events/target.js'
 import { BrokerUnavailable } from '../errors.js'
-import { formatLanes, formatCursor, parseCursor, type Cursor } from '../log/cursor.js'
-import { EventPriority } from '../events/event.js'
+import { formatLanes, formatCursor, parseCursor } from '../log/cursor.js'
+import type { EventPriority } from '../events/event.js'
 import type { Frame } from '../delivery/frame.js'
 import { type Batch } from '../delivery/batch.js'
 import type { Turns } from '../delivery/replay-scheduler.js'
 import type { ConnectionContext } from './context.js'
 import { gapFrame } from './control-frames.js'
 import { Outbox } from './outbox.js'
-
-/** A cursor, and how the client has written it. */
-interface AwaitedCursor {
-  readonly cursor: Cursor
-  readonly lastEventId: string
-}
+import { Resumption } from './resumption.js'
 
 const PAGE_EVENTS = 128
 /** Of a batch, for each connection that waits with it, when memory is short. */
@@ -33,8 +28,8 @@ export class Backlog {
   #outbox: Outbox | null = null
   #dropped = 0
   #reading = false
-  /** The client's cursor while this node has yet to reach it, or to learn that no node has; nothing of the log is taken meanwhile. */
-  #awaited: AwaitedCursor | null = null
+  /** While this node has yet to reach the client's cursor, or to learn that no node has; nothing of the log is taken meanwhile. */
+  #awaited: Resumption | null = null
   /** Bytes a returning client may yet be sent of what it has missed. */
   #allowance = Infinity
 
@@ -75,7 +70,7 @@ export class Backlog {
    */
   get cursor (): string | null {
     const { epoch, position } = this.#context.eventLog
-    if (this.#awaited !== null) return formatLanes(this.#awaited.cursor.epoch, this.#awaited.cursor.lanes)
+    if (this.#awaited !== null) return this.#awaited.cursor
     if (this.#outbox === null) return formatCursor(epoch, position)
     const lanes = this.#outbox.place(position)
     return lanes === null ? null : formatLanes(epoch, lanes)
@@ -104,8 +99,8 @@ export class Backlog {
     const awaited = this.#awaited
     if (awaited !== null && frame.fromLog) {
       // What comes before the cursor the client has had; an ephemeral event would have come before the client did, had this node not been late.
-      if (this.#gapBefore(awaited.cursor) !== null) return frame.seq > 0
-      this.#begin(awaited)
+      if (awaited.gap !== null) return frame.seq > 0
+      this.#begin(awaited, null)
     }
     return this.#createOutbox().push(frame, this.#context.eventLog.position)
   }
@@ -190,42 +185,26 @@ export class Backlog {
     const { eventLog: { shared }, options: { maxReplayBytes } } = this.#context
     if (maxReplayBytes > 0) this.#allowance = maxReplayBytes
     const cursor = parseCursor(lastEventId)
-    if (cursor === null) return this.#beginWith('malformed', lastEventId)
-    const gap = this.#gapBefore(cursor)
-    if (gap === null) return this.#begin({ cursor, lastEventId })
-    if (!shared) return this.#beginWith(gap, lastEventId)
+    if (cursor === null) return this.#createOutbox().skip(gapFrame('malformed', lastEventId))
+    const resumption = new Resumption(this.#context, cursor, lastEventId)
+    const { gap } = resumption
+    if (gap === null || !shared) return this.#begin(resumption, gap)
     // Another node may have come further than this one: the log is asked.
-    this.#awaited = { cursor, lastEventId }
+    this.#awaited = resumption
     this.#createOutbox()
   }
 
-  /** Why this node knows of no such place. */
-  #gapBefore ({ epoch, lanes }: Cursor): GapReason | null {
-    if (epoch !== this.#context.eventLog.epoch) return 'epoch'
-    return Math.max(...lanes) > this.#context.eventLog.position ? 'unknown' : null
-  }
-
-  #begin ({ cursor: { lanes }, lastEventId }: AwaitedCursor): void {
+  #begin (resumption: Resumption, gap: GapReason | null): void {
     this.#awaited = null
-    const { eventLog: { position }, options: { maxReplayEvents } } = this.#context
-    const oldest = Math.min(...lanes)
-    if (maxReplayEvents > 0 && position - oldest > maxReplayEvents) this.#beginWith('limit', lastEventId)
-    else if (oldest < position) this.#createOutbox().startAt(lanes, position)
-  }
-
-  #beginWith (gap: GapReason, lastEventId: string): void {
-    this.#awaited = null
-    this.#createOutbox().skip(gapFrame(gap, lastEventId))
+    resumption.begin(gap, () => this.#createOutbox())
   }
 
   /** Resolves when this node has reached the client's cursor, or the log has told that there is no such place. */
-  async #reach (broker: Broker, awaited: AwaitedCursor): Promise<void> {
-    const { epoch, lanes } = awaited.cursor
-    const { gap } = await broker.read({ epoch, after: Math.max(...lanes), priority: EventPriority.LOW, limit: 1 })
+  async #reach (broker: Broker, awaited: Resumption): Promise<void> {
+    const gap = await awaited.ask(broker)
     if (this.#awaited !== awaited) return
-    if (gap !== undefined) return this.#beginWith(gap, awaited.lastEventId)
-    if (this.#gapBefore(awaited.cursor) !== null) throw new BrokerUnavailable('has not delivered all that it has read')
-    this.#begin(awaited)
+    if (gap === null && awaited.gap !== null) throw new BrokerUnavailable('has not delivered all that it has read')
+    this.#begin(awaited, gap)
   }
 
   /** The log has lost its continuity: what waits of it is void. */

@@ -1,7 +1,7 @@
-import fastifyAuth from '@fastify/auth'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { currentUser, findUser, isRefusal, type SSEUser } from '../access/authentication.js'
-import type { Admission, ConnectOptions } from '../access/admission.js'
+import type { Admission } from '../access/admission.js'
+import type { ConnectOptions } from '../access/connect-options.js'
 import type { Arrival } from '../access/arrival.js'
 import { Ticket } from '../access/tickets.js'
 import { AuthenticationFailed, Unauthenticated } from '../errors.js'
@@ -9,6 +9,7 @@ import type { SSEConnection } from '../connections/connection.js'
 import { isThenable } from '../util/promise.js'
 import { safeLog } from '../util/logger.js'
 import type { ResolvedOptions } from '../options.js'
+import { composeStrategies, type Strategies } from './strategies.js'
 
 /** What a guard knows of a request. */
 interface Identification {
@@ -19,8 +20,6 @@ interface Identification {
   /** What the request carried when `authHandler` found no user; null if it did, or was not asked. */
   before: readonly unknown[] | null
 }
-
-type Strategies = (request: FastifyRequest, reply: FastifyReply) => Promise<void>
 
 // `Symbol.for`: the package may be loaded twice, for `import` and for `require`.
 const kUser = Symbol.for('fastify-sse-manager.user')
@@ -160,30 +159,4 @@ function mayHaveChanged ({ before }: Identification, request: Known): boolean {
 function isChanged (request: object, before: readonly unknown[]): boolean {
   const values = Object.values(request)
   return values.length !== before.length || values.some((value, index) => value !== before[index])
-}
-
-/** `authStrategies` as one function, composed by @fastify/auth: the application's, or our own in a scope that shows nothing outside. */
-async function composeStrategies (fastify: FastifyInstance, { authStrategies, authRelation }: ResolvedOptions): Promise<Strategies | null> {
-  if (authStrategies === undefined) return null
-  let run: ReturnType<FastifyInstance['auth']> | undefined
-  // Copied with its groups, as @fastify/auth binds the functions in place.
-  const compose = (scope: FastifyInstance) => { run = scope.auth(authStrategies.map(strategy => Array.isArray(strategy) ? [...strategy] : strategy), { relation: authRelation }) }
-  if (fastify.hasDecorator('auth')) {
-    compose(fastify)
-  } else {
-    await fastify.register(async scope => {
-      await scope.register(fastifyAuth)
-      compose(scope)
-    })
-  }
-  return (request, reply) => new Promise((resolve, reject) => {
-    // A strategy that answers by itself, or never does, ends with the request.
-    const onClose = () => reject(new AuthenticationFailed())
-    reply.raw.once('close', onClose)
-    ;(run as unknown as (request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void) => void)(request, reply, error => {
-      reply.raw.off('close', onClose)
-      if (error) reject(error)
-      else resolve()
-    })
-  })
 }

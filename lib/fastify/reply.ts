@@ -1,5 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { assertNames, CONNECT_OPTIONS, SOURCE_OPTIONS } from '../access/connect-options.js'
+import { assertNames, CONNECT_OPTIONS, SOURCE_OPTIONS, type ConnectOptions } from '../access/connect-options.js'
 import type { Guard } from './guard.js'
 import { ReplyBody } from './reply-body.js'
 import type { SSEConnection } from '../connections/connection.js'
@@ -7,7 +7,6 @@ import { HeadAlreadySent, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
 import { safeLog, type Log } from '../util/logger.js'
 import { discard, hold, isSource, pump, type SourceFactory, type Source } from '../streams/source.js'
-import type { ConnectOptions } from '../access/admission.js'
 
 /** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
 export function replySSE (guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {

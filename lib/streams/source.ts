@@ -4,7 +4,7 @@ import { InvalidSource } from '../errors.js'
 import { assertEventName, assertRetry, EventPriority, serialize } from '../events/event.js'
 import { encodeId, encodeEvent } from '../wire/event-stream.js'
 import { Frame } from '../delivery/frame.js'
-import type { ConnectOptions } from '../access/admission.js'
+import type { ConnectOptions } from '../access/connect-options.js'
 
 export type SourceOptions = Omit<ConnectOptions, 'subscriptions'>
 

@@ -5,7 +5,9 @@ import type { Connection } from './client.js'
 import type { RedisClock } from './clock.js'
 import { decodeEntry, headOf, type Entry } from './entry.js'
 import type { Portion } from './portion.js'
-import { APPEND, CLAIM, GREET } from './script.js'
+import { APPEND } from './scripts/append.js'
+import { CLAIM } from './scripts/claim.js'
+import { GREET } from './scripts/greet.js'
 
 /** Where a reader stands: it has read up to these numbers. */
 export interface Position {
