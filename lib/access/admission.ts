@@ -56,7 +56,7 @@ export class Admission {
 
   /**
    * Before anything slow is done for a request, once: checks its origin, and counts a client that expects a stream until its response closes or it is refused.
-   * @throws SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
+   * @throws SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
   arrive (request: HttpRequest, response: HttpResponse, subject: AnyRequest = request, ip = request.socket.remoteAddress ?? ''): Arrival {
     const arrivals = response as unknown as Record<symbol, Arrival | null | undefined>
@@ -65,16 +65,16 @@ export class Admission {
     if (isTaken(response)) throw new HeadAlreadySent()
     assertOrigin(this.#options, subject)
     const arrival = new Arrival(request, response, subject, ip, this.#disconnections.moment)
-    if (arrival.expectsStream) this.#seat(arrival)
+    if (arrival.expectsStream) this.#reserve(arrival)
     return (arrivals[this.#arrival] = arrival)
   }
 
-  #seat (arrival: Arrival): void {
+  #reserve (arrival: Arrival): void {
     const { response } = arrival
     if (isGone(response)) return
     // Not of the arrival: the listener lasts as long as the stream, and would keep the request.
-    const seat = arrival.seat = this.#capacity.take(arrival.ip)
-    if (seat !== null) whenClosed(response, () => seat.leave())
+    const reservation = arrival.reservation = this.#capacity.take(arrival.ip)
+    if (reservation !== null) whenClosed(response, () => reservation.leave())
   }
 
   /**
@@ -136,10 +136,10 @@ export class Admission {
       this.#assertOpen()
       arrival.assertAcceptable()
       // Nothing is limited, or the client did not say that it expects a stream, or the application tries again after a refusal.
-      this.#keepSeat(arrival)
+      this.#keepReservation(arrival)
       // Cut from a header or an URL, what is kept with the connection would keep all of it.
       const userId = user === null ? null : ownText(user.userId)
-      arrival.seat?.assign(userId)
+      arrival.reservation?.assign(userId)
       const granted = user instanceof Ticket ? user.subscriptions : []
       const subscriptions = this.#checked(options.subscriptions, granted)
       if (options.retryMs !== undefined) assertRetry(options.retryMs)
@@ -159,14 +159,14 @@ export class Admission {
     }
   }
 
-  /** Unless the seat was freed, as by a second call for the same request that was refused. */
-  #keepSeat (arrival: Arrival): void {
-    if (arrival.seat === null || arrival.seat.left) this.#seat(arrival)
+  /** Unless the reservation was freed, as by a second call for the same request that was refused. */
+  #keepReservation (arrival: Arrival): void {
+    if (arrival.reservation === null || arrival.reservation.left) this.#reserve(arrival)
   }
 
-  /** A second call for the same request does not take the seat from the stream of the first. */
+  /** A second call for the same request does not take the reservation from the stream of the first. */
   #refuse (arrival: Arrival): void {
-    if (!arrival.hasEntered) arrival.seat?.leave()
+    if (!arrival.hasEntered) arrival.reservation?.leave()
   }
 
   #connect (arrival: Arrival, user: SSEUser | null, userId: string | null, held: Set<string>, options: ConnectOptions, managed: boolean): SSEConnection {
@@ -177,8 +177,8 @@ export class Admission {
     if (user !== null && currentUser(user, this.#options) === null) throw new Unauthenticated()
     // Begun while the application was asked, or by a second call beside this one.
     if (isTaken(response)) throw new HeadAlreadySent()
-    this.#keepSeat(arrival)
-    arrival.seat?.assign(userId)
+    this.#keepReservation(arrival)
+    arrival.reservation?.assign(userId)
     const lastEventId = options.lastEventId === undefined ? arrival.lastEventId : options.lastEventId
     const connection = new SSEConnection(this.#context, response, {
       clientId: createId(),

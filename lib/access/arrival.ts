@@ -2,7 +2,7 @@ import type { AnyRequest, HttpRequest, HttpResponse } from '../wire/http.js'
 import { NotAcceptable } from '../errors.js'
 import { isAcceptable, namesEventStream } from '../wire/headers.js'
 import { parameterOf } from './authentication.js'
-import type { Seat } from './capacity.js'
+import type { Reservation } from './capacity.js'
 
 /** A request that may become a stream, from its arrival until it has a connection or is refused. @internal */
 export class Arrival {
@@ -15,8 +15,8 @@ export class Arrival {
   /** Read before authentication starts: users that are disconnected later are rejected. */
   readonly since: number
   /** Null when nothing is limited, and for a request that need not become a stream until it does. */
-  seat: Seat | null = null
-  /** Whether a connection was made of it, which keeps the seat until the response closes. */
+  reservation: Reservation | null = null
+  /** Whether a connection was made of it, which keeps the reservation until the response closes. */
   hasEntered = false
 
   constructor (request: HttpRequest, response: HttpResponse, subject: AnyRequest, ip: string, since: number) {

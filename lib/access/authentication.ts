@@ -36,7 +36,7 @@ export function testUserOf (request: AnyRequest): SSEUser | null {
 
 export type AuthResult = string | SSEUser | null
 
-export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | Promise<AuthResult>
+export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | PromiseLike<AuthResult>
 
 export interface AuthenticationOptions {
   readonly clock: Clock

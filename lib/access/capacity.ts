@@ -7,7 +7,7 @@ export interface CapacityOptions {
   readonly maxConnectionsPerIp: number
 }
 
-/** How many may be at the door and inside together: in total, of one user, from one address. Limits that are 0 are not counted. */
+/** How many may be connected, or wait to be admitted: in total, of one user, from one address. Limits that are 0 are not counted. */
 export class Capacity {
   readonly limits: CapacityOptions
   readonly perUser = new Map<string, number>()
@@ -18,23 +18,23 @@ export class Capacity {
     this.limits = limits
   }
 
-  /** Seats taken. */
+  /** Reservations taken. */
   get taken (): number {
     return this.#taken
   }
 
   /**
-   * A seat for a client that nothing is known of but its address; null when nothing is limited.
+   * A reservation for a client that nothing is known of but its address; null when nothing is limited.
    * @throws SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
-  take (ip: string | undefined): Seat | null {
+  take (ip: string | undefined): Reservation | null {
     const { maxConnections, maxConnectionsPerUser, maxConnectionsPerIp } = this.limits
     if (maxConnections === 0 && maxConnectionsPerUser === 0 && maxConnectionsPerIp === 0) return null
     if (maxConnections > 0 && this.#taken >= maxConnections) throw new TooManyConnections()
     const address = maxConnectionsPerIp > 0 ? addressOf(ip) : null
     if (address !== null && !add(this.perAddress, address, maxConnectionsPerIp)) throw new TooManyIpConnections()
     this.#taken++
-    return new Seat(this, address)
+    return new Reservation(this, address)
   }
 
   /** @internal */
@@ -44,7 +44,7 @@ export class Capacity {
 }
 
 /** The place of one client, from before it is authenticated until its response has closed. */
-export class Seat {
+export class Reservation {
   readonly #capacity: Capacity
   readonly #address: string | null
   #userId: string | null = null

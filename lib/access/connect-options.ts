@@ -14,7 +14,7 @@ export interface ConnectOptions {
   lastEventId?: string | null
 }
 
-/** What `createConnection` is given: a request and response of `node:http` or `node:http2`, also in Express's or Koa's coat. */
+/** What `createConnection` is given: a request and response of `node:http` or `node:http2`, also as Express or Koa wrap them. */
 export interface CreateConnection extends ConnectOptions {
   request: HttpRequest
   response: HttpResponse
@@ -36,5 +36,5 @@ export const CREATE_OPTIONS: readonly string[] = ['request', 'response', 'user',
  * @throws SSE_ERR_INVALID_OPTION
  */
 export function assertNames (options: object, names: readonly string[], method: string): void {
-  for (const name in options) if (!names.includes(name)) throw new InvalidOption(name, `of ${method} is not an option: it has ${names.join(', ')}`)
+  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(name, `of ${method} is not an option: it has ${names.join(', ')}`)
 }

@@ -13,7 +13,7 @@ interface Left {
 /**
  * Up to where this node has read the commands in the log: what tells whether one that takes rights away may have been lost.
  * Within an epoch the broker knows, and often after one. Otherwise nodes that come from the old epoch tell each other what
- * they had read there.
+ * they had read there. They know a command by its number: of two with one number, of which the log has lost one before all of it was lost, this tells nothing.
  */
 export class MissedCommands {
   #epoch = ''

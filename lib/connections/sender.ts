@@ -251,9 +251,9 @@ export abstract class Sender {
     if (!this.blocked) this.#marked()
   }
 
-  /** @internal */
-  protected get isHeld (): boolean {
-    return this.#holds > 0
+  /** Whether the stream waits for a decision about rights, and for nothing else. @internal */
+  protected get waitsForRights (): boolean {
+    return this.#holds > 0 && !this.#socketBlocked
   }
 
   // --- Sources ---

@@ -63,7 +63,7 @@ export abstract class Timing extends Sender {
     if (!this.blocked) {
       this.#keepAlive(now)
     } else if (stallTimeoutMs > 0 && this.#waitedMs() >= stallTimeoutMs) {
-      return this.isHeld ? this.close('rights-unknown' satisfies CloseReason) : this.cut('stalled')
+      return this.waitsForRights ? this.close('rights-unknown' satisfies CloseReason) : this.cut('stalled')
     }
     wheel.schedule(this, this.#nextDue(now))
   }

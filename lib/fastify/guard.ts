@@ -70,18 +70,18 @@ export class Guard {
     const isDecided = identification.found !== null
     if (!isDecided) identification.arrival.assertAcceptable()
     const found = await this.decide(request, reply)
-    const user = isDecided && mayHaveChanged(identification, request as Known) ? await this.#review(identification, request as Known, found) : found
+    const user = isDecided && mayHaveChanged(identification, request as Known, found) ? await this.#review(identification, request as Known, found) : found
     return await this.#admission.enter(identification.arrival, user, options, managed)
   }
 
   async #admit (identification: Identification, request: Known, reply: FastifyReply): Promise<SSEUser | null> {
-    const { seat } = identification.arrival
+    const { reservation } = identification.arrival
     try {
       const user = await this.#identify(identification, request, reply)
-      seat?.assign(user?.userId ?? null)
+      reservation?.assign(user?.userId ?? null)
       return user
     } catch (error) {
-      seat?.leave()
+      reservation?.leave()
       throw error
     }
   }
@@ -150,9 +150,9 @@ function checked (user: unknown, options: ResolvedOptions): SSEUser | null {
   }
 }
 
-/** Whether a hook after onRequest may have found another user. */
-function mayHaveChanged ({ before }: Identification, request: Known): boolean {
-  return before !== null || request.sseUser !== (request[kFound] ?? null)
+/** Whether a hook after onRequest, or another manager, may have found another user. */
+function mayHaveChanged ({ before }: Identification, { sseUser, [kFound]: ours }: Known, found: SSEUser | null): boolean {
+  return before !== null || sseUser !== found || sseUser !== (ours ?? null)
 }
 
 /** Whether a hook has left something on the request. Properties with a Symbol are Fastify's own. */

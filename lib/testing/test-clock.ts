@@ -91,7 +91,8 @@ export class TestClock {
   #after (ms: number, run: () => unknown): Timer {
     const timer = this.#add(ms, 0, run)
     timer.real = setTimeout(() => {
-      this.#inTurn(async () => { if (this.#timers.has(timer)) await this.#moveTo(timer.dueAt) })
+      // What the timer throws is uncaught, as without this clock.
+      this.#inTurn(async () => { if (this.#timers.has(timer)) await this.#moveTo(timer.dueAt) }).catch((error: unknown) => { setImmediate(() => { throw error }) })
     }, ms)
     return timer
   }

@@ -9,7 +9,7 @@ export interface Timer {
  * the work of this process, or a wait for an answer of a machine, goes by real time. Each function may be called without its object.
  */
 export interface Clock {
-  /** Whole milliseconds of a clock that is never set: connections keep such times, and a fraction would take an object of its own. */
+  /** Whole milliseconds of a clock that is never set: each connection notes when it was written to, and a fraction would take an object of its own. */
   readonly monotonic: () => number
   /** Milliseconds since the epoch. */
   readonly wall: () => number

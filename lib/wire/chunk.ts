@@ -35,9 +35,9 @@ export class Chunk implements Held {
     return this.#text
   }
 
-  /** The HTTP/1.1 chunk as text in `TEXT_ENCODING`, to go in one write with the head before it. */
+  /** The HTTP/1.1 chunk as text, to go in one write with the head before it. */
   get asText (): string {
-    return this.#text !== '' && this.bytes === this.#text.length ? this.#text : this.framed.toString(TEXT_ENCODING)
+    return this.#framed === null ? this.#text : this.#framed.toString()
   }
 
   get framed (): Buffer {

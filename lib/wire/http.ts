@@ -2,7 +2,6 @@ import type { FastifyRequest } from 'fastify'
 import { ServerResponse, STATUS_CODES, type IncomingMessage, type OutgoingHttpHeaders } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
-import { TEXT_ENCODING } from './chunk.js'
 
 /** The request as the application registered it: Fastify's in a Fastify handler, Node's for `createConnection`. */
 export type AnyRequest = FastifyRequest | HttpRequest
@@ -13,7 +12,7 @@ export type HttpRequest = IncomingMessage | Http2ServerRequest
 export type HttpResponse = ServerResponse | Http2ServerResponse
 
 /**
- * Makes the head, which Node holds back for the first byte of the body.
+ * Makes the head, which Node's HTTP/1 holds back for the first byte of the body.
  * @param headers given here and not one by one, none of them is kept; the object is the callee's from here on. Null: they have been set already.
  */
 export function makeHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
@@ -40,11 +39,11 @@ export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders |
  * Sends the head that was made and a chunk after it, framed already, as one text: two would be two buffers, copied, and twice the time.
  * Returns whether the socket takes more.
  */
-export function sendHeadWith (response: ServerResponse, chunk: string): boolean {
+export function sendHeadWith (response: ServerResponse, chunk: string): unknown {
   // Node would frame it once more.
   response.chunkedEncoding = false
   try {
-    return response.write(chunk, TEXT_ENCODING)
+    return response.write(chunk)
   } finally {
     response.chunkedEncoding = true
   }

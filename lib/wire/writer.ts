@@ -1,4 +1,4 @@
-import type { OutgoingHttpHeaders } from 'node:http'
+import type { OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
 import type { MemoryBudget } from '../util/memory-budget.js'
 import { TEXT_ENCODING, type Chunk } from './chunk.js'
@@ -94,12 +94,20 @@ export class Writer {
       this.#keeps = 'flush' in target && typeof target.flush === 'function'
       ;(target as Owned)[kWriter] = this
       this.#owner.blocked = false
-      if (plain !== null) return this.#wait(sendHeadWith(plain, first.asText))
+      if (plain !== null) return this.#putHead(plain, first)
       if (!wrapped) sendHead(response, null)
       this.write(first)
     } finally {
       // Also when the head cannot be written: whatever is answered then has the same socket.
       socket?.uncork()
+    }
+  }
+
+  #putHead (response: ServerResponse, first: Chunk): void {
+    try {
+      this.#wait(sendHeadWith(response, first.asText))
+    } catch (error) {
+      this.#owner.onWriteError(error)
     }
   }
 
@@ -141,7 +149,7 @@ export class Writer {
     // Ended behind our back: bytes after the last chunk would be taken for the next response.
     if (this.#response.writableEnded) return
     const destination = this.#destination!
-    let room: boolean
+    let room: unknown
     try {
       room = destination.write(bytes, TEXT_ENCODING)
       if (this.#keeps) (destination as Compressor).flush()
@@ -152,8 +160,9 @@ export class Writer {
     this.#wait(room)
   }
 
-  #wait (room: boolean): void {
-    if (room) return
+  /** @param room what `write` has returned. A wrapper that returns nothing has not said that there is none. */
+  #wait (room: unknown): void {
+    if (room !== false) return
     this.#owner.blocked = true
     this.#destination!.once('drain', onDrain)
   }

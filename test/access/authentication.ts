@@ -14,6 +14,9 @@ t.test('what authHandler returns', async t => {
   const cases: [name: string, result: () => unknown, expected: string | [status: number, code: string]][] = [
     ['a user id', () => 'ada', 'ada'],
     ['a promise of one', async () => 'ada', 'ada'],
+    ['what has no more of a promise than then()', () => ({ then: (resolve: (user: string) => void) => { resolve('ada') } }), 'ada'],
+    ['a function that can be waited for, as the stub of a remote call', () => Object.assign(() => {}, { then: (resolve: (user: string) => void) => { resolve('ada') } }), 'ada'],
+    ['a rejection by then()', () => ({ then: (_resolve: unknown, reject: (error: Error) => void) => { reject(new Error(secret)) } }), [500, failed]],
     ['an object', () => ({ userId: 'ada' }), 'ada'],
     ['rights that last', () => ({ userId: 'ada', expiresAt: Date.now() + 60_000 }), 'ada'],
     ['rights that have ended', () => ({ userId: 'ada', expiresAt: Date.now() - 1 }), [401, 'SSE_ERR_UNAUTHENTICATED']],

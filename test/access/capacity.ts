@@ -70,7 +70,7 @@ t.test('connections in total: exact, counted before anybody is authenticated', a
       t.ok(in1!.isStream)
       refused(t, out!, 401, 'SSE_ERR_UNAUTHENTICATED')
       const next = dial({}, path)
-      await until(() => gates.length === N - 1, undefined, 'the seat of the one that was refused')
+      await until(() => gates.length === N - 1, undefined, 'the reservation of the one that was refused')
       refused(t, await dial({}, path).ready(), 503, 'SSE_ERR_TOO_MANY_CONNECTIONS')
 
       // One leaves while it is authenticated.
@@ -94,7 +94,7 @@ t.test('connections in total: exact, counted before anybody is authenticated', a
   }
 })
 
-t.test('no seat is lost: authentication that fails, handlers that throw, heads that are never sent, other answers, HEAD, pipelines, inject', async t => {
+t.test('no reservation is lost: authentication that fails, handlers that throw, heads that are never sent, other answers, HEAD, pipelines, inject', async t => {
   const { service: { app, url }, gates, dial } = await gated(t, { maxConnections: 2, maxConnectionsPerUser: 2, maxConnectionsPerIp: 2, stallTimeoutMs: 0 })
   const answer = async (user: string | null | Error) => {
     const gate = await until(() => gates.shift())
@@ -145,7 +145,7 @@ t.test('no seat is lost: authentication that fails, handlers that throw, heads t
   const both = [dial(), dial()]
   await answer('ada')
   await answer('ada')
-  for (const client of both) t.ok((await client.ready()).isStream, 'both seats are there')
+  for (const client of both) t.ok((await client.ready()).isStream, 'both reservations are there')
   refused(t, await SSEClient.open(`${url}/sse`, { headers: { connection: 'close' } }), 503, 'SSE_ERR_TOO_MANY_CONNECTIONS')
 })
 
@@ -159,7 +159,7 @@ t.test('connections of one user: counted before the handler and before subscript
   refused(t, clients.find(({ status }) => status === 429)!, 429, 'SSE_ERR_TOO_MANY_USER_CONNECTIONS')
   const grace = dial()
   ;(await until(() => gates.shift()))('grace')
-  t.ok((await grace.ready()).isStream, 'others have seats of their own')
+  t.ok((await grace.ready()).isStream, 'others have reservations of their own')
   clients.find(({ isStream }) => isStream)!.close()
   await until(() => app.sse.connectionCount === 2)
   const again = dial()
@@ -227,7 +227,7 @@ t.test('connections from one address', async t => {
     go()
     const next = new SSEClient(`${url}/sse`)
     t.teardown(() => next.close())
-    t.ok((await next.ready()).isStream, 'and takes no seat')
+    t.ok((await next.ready()).isStream, 'and takes no reservation')
     t.strictSame(errors, [])
   })
   await t.test('whatever a client says, when it is not', async t => {
@@ -281,7 +281,7 @@ t.test('clients come and go by the thousand, and nothing of them is left', async
     t.equal(Object.values(outcomes).reduce((sum, count) => sum + count, 0), 10_000)
     for (const outcome of ['stream', 'SSE_ERR_NOT_ACCEPTABLE', 'SSE_ERR_UNAUTHENTICATED', 'SSE_ERR_AUTHENTICATION_FAILED', 'SSE_ERR_SUBSCRIPTION_FORBIDDEN', 'SSE_ERR_TOO_MANY_SUBSCRIPTIONS', 'SSE_ERR_TOO_MANY_CONNECTIONS']) t.ok(outcomes[outcome]! > 50, `${outcome}: ${outcomes[outcome]}`)
     t.match(sse.stats(), { connections: 0, users: 0, subscriptions: 0, queuedBytes: 0 })
-    // All seats are there, of everybody.
+    // All reservations are there, of everybody.
     const responses: ServerResponse[] = []
     n = 0
     let open = 0
@@ -302,23 +302,23 @@ t.test('clients come and go by the thousand, and nothing of them is left', async
   await t.test('100,000 by the counters themselves', async t => {
     const capacity = new Capacity({ maxConnections: 3, maxConnectionsPerUser: 2, maxConnectionsPerIp: 2 })
     for (let i = 0; i < 100_000; i++) {
-      const seat = capacity.take(`192.0.2.${i % 5}`)!
-      seat.assign(i % 2 === 0 ? null : `user${i % 9}`)
-      seat.assign(`user${i % 4}`)
-      seat.leave()
-      seat.leave()
+      const reservation = capacity.take(`192.0.2.${i % 5}`)!
+      reservation.assign(i % 2 === 0 ? null : `user${i % 9}`)
+      reservation.assign(`user${i % 4}`)
+      reservation.leave()
+      reservation.leave()
     }
     t.strictSame([capacity.taken, capacity.perUser.size, capacity.perAddress.size], [0, 0, 0])
-    const seats = [capacity.take('192.0.2.1')!, capacity.take('192.0.2.1')!]
+    const reservations = [capacity.take('192.0.2.1')!, capacity.take('192.0.2.1')!]
     t.throws(() => capacity.take('192.0.2.1'), { code: 'SSE_ERR_TOO_MANY_IP_CONNECTIONS' })
-    seats.push(capacity.take('192.0.2.2')!)
+    reservations.push(capacity.take('192.0.2.2')!)
     t.throws(() => capacity.take('192.0.2.3'), { code: 'SSE_ERR_TOO_MANY_CONNECTIONS' })
-    seats[0]!.assign('ada')
-    seats[1]!.assign('ada')
-    t.throws(() => seats[2]!.assign('ada'), { code: 'SSE_ERR_TOO_MANY_USER_CONNECTIONS' })
-    seats[0]!.assign('grace')
-    seats[2]!.assign('ada')
-    for (const seat of seats) seat.leave()
+    reservations[0]!.assign('ada')
+    reservations[1]!.assign('ada')
+    t.throws(() => reservations[2]!.assign('ada'), { code: 'SSE_ERR_TOO_MANY_USER_CONNECTIONS' })
+    reservations[0]!.assign('grace')
+    reservations[2]!.assign('ada')
+    for (const reservation of reservations) reservation.leave()
     t.strictSame([capacity.taken, capacity.perUser.size, capacity.perAddress.size], [0, 0, 0])
     t.equal(new Capacity({ maxConnections: 0, maxConnectionsPerUser: 0, maxConnectionsPerIp: 0 }).take('192.0.2.1'), null, 'what is not limited is not counted')
   })
@@ -339,12 +339,12 @@ t.test('clients come and go by the thousand, and nothing of them is left', async
     t.ok(streams > 200, `${streams} streams`)
     const clients = await Promise.all(Array.from({ length: 41 }, () => SSEClient.open(`${url}/sse?user=ada`)))
     t.teardown(() => { for (const client of clients) client.close() })
-    t.equal(clients.filter(({ isStream }) => isStream).length, 40, 'all seats are there, and not one more')
+    t.equal(clients.filter(({ isStream }) => isStream).length, 40, 'all reservations are there, and not one more')
     t.equal(clients.find(({ isStream }) => !isStream)!.status, 503)
   })
 })
 
-t.test('a request has one seat, whoever asks for it and however often', async t => {
+t.test('a request has one reservation, whoever asks for it and however often', async t => {
   const limits = { maxConnections: 1, maxConnectionsPerUser: 1, maxConnectionsPerIp: 1 }
   t.test('a route with the option that opens its stream by createConnection', async t => {
     const { app } = await serve(t, { authHandler: () => 'ada', ...limits }, {}, app => {
@@ -407,7 +407,7 @@ t.test('a request has one seat, whoever asks for it and however often', async t 
     }
   })
 
-  t.test('a request that need not become a stream takes a seat when it does', async t => {
+  t.test('a request that need not become a stream takes a reservation when it does', async t => {
     const { app, url } = await serve(t, { authHandler: () => 'ada', ...limits }, {}, app => {
       app.post('/publish', { sse: true }, async () => ({ published: true }))
       app.post('/answer', { sse: true }, async (_request, reply) => { await reply.sse() })

@@ -120,7 +120,10 @@ t.test('encapsulation', async t => {
       app.get('/strict', { strict: true } as object, async (_request, reply) => { await (reply as Named).strict() })
       app.get('/crossed', { open: true } as object, async (_request, reply) => { await (reply as Named).strict() })
       app.get('/both', { open: true, strict: true } as object, async (_request, reply) => { await (reply as Named).strict() })
-      app.get('/swapped', { open: true, strict: true } as object, async (_request, reply) => { await (reply as Named).open() })
+      app.get('/swapped', { open: true, strict: true } as object, async (request, reply) => {
+        await (reply as Named).open()
+        t.equal(request.sseUser?.userId, (request.query as { user: string }).user, 'the user of the stream')
+      })
       t.throws(() => app.get('/x', { strict: 7 } as object, async () => {}), { code: 'SSE_ERR_INVALID_OPTION', message: 'Option "strict" of route /x must be true, false or an object' })
     })
     const { openly, strictly } = server.app as unknown as Record<'openly' | 'strictly', SSEManager>

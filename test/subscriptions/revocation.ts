@@ -325,6 +325,19 @@ t.test('a stream ends if the application does not answer reauthorize', async t =
   t.equal(await changing, 0)
 })
 
+t.test('a client that is stalled while reauthorize asks is cut as one', async t => {
+  const clock = testClock()
+  let asks = false
+  const service = await serve(t, { ...clock.options, stallTimeoutMs: 10_000, authorizeSubscription: () => !asks || new Promise<boolean>(() => {}) })
+  const ada = await service.join('ada', ['a'])
+  await block(ada)
+  await clock.advance(9_000)
+  asks = true
+  service.app.sse.reauthorize('ada').catch(() => {})
+  await clock.advance(3_000)
+  t.equal(ada.connection.closeReason, 'stalled')
+})
+
 t.test('what is published while reauthorize asks waits for the answer', async t => {
   const gates: ((answer: boolean) => void)[] = []
   let asks = false

@@ -1,8 +1,10 @@
 import cookie from '@fastify/cookie'
 import { type FastifyServerOptions } from 'fastify'
 import { once } from 'node:events'
+import { createServer, ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import t from 'tap'
-import { SSEError } from '../../lib/index.js'
+import { SSEError, SSEManager } from '../../lib/index.js'
 import { createCertificate } from '../helpers/certificate.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { dataOf, requestText } from '../helpers/raw.js'
@@ -221,6 +223,65 @@ t.test('sockets', async t => {
     connection!.close()
     const [answer] = await socket.waitForAnswers(1)
     t.equal(dataOf(answer!.body).length, 20)
+  })
+
+  t.test('a write that is wrapped, and returns nothing or throws', async t => {
+    const { write } = ServerResponse.prototype
+    t.teardown(() => { ServerResponse.prototype.write = write })
+    type Write = (this: ServerResponse, ...args: unknown[]) => boolean
+    const wrappers: Record<string, Write> = {
+      'returns nothing': function (...args) {
+        Reflect.apply(write, this, args)
+        return undefined as unknown as boolean
+      },
+      throws: () => { throw new Error('of a tracer') }
+    }
+    const manager = new SSEManager({}, { error () {}, warn () {}, info () {}, debug () {} })
+    t.teardown(() => manager.close())
+    let wrapped: Write | null = null
+    const plain = createServer((request, response) => {
+      if (wrapped !== null) response.write = wrapped as typeof write
+      manager.createConnection({ request, response }).catch(() => {})
+    }).listen(0, '127.0.0.1')
+    await once(plain, 'listening')
+    t.teardown(() => { plain.close() })
+    const { app, url } = await start(t, routes)
+    const servers: [string, SSEManager][] = [[url, app.sse], [`http://127.0.0.1:${(plain.address() as AddressInfo).port}`, manager]]
+    for (const [what, wrapper] of Object.entries(wrappers)) {
+      for (const everywhere of [true, false]) {
+        for (const [at, sse] of everywhere ? servers : servers.slice(1)) {
+          wrapped = everywhere ? null : wrapper
+          if (everywhere) ServerResponse.prototype.write = wrapper as typeof write
+          const socket = raw(t, at, { path: '/managed' })
+          if (what === 'throws') {
+            await socket.waitForClose()
+          } else {
+            await socket.waitFor('retry: ')
+            await sse.broadcastEvent({ data: 'heard' })
+            await socket.waitFor('data: heard')
+            socket.socket.destroy()
+          }
+          ServerResponse.prototype.write = write
+          await until(() => sse.connectionCount === 0, undefined, `${what}, ${everywhere ? 'of all responses' : 'of this response'}`)
+        }
+      }
+    }
+  })
+
+  t.test('a header that is not ASCII has the same bytes on a stream as anywhere else', async t => {
+    const { url } = await start(t, app => {
+      app.addHook('onRequest', async (_request, reply) => { reply.header('x-name', 'é') })
+      routes(app)
+    })
+    const names: string[] = []
+    for (const path of ['/json', '/managed']) {
+      const socket = raw(t, url, { path })
+      const bytes: Buffer[] = []
+      socket.socket.on('data', (data: Buffer) => { bytes.push(data) })
+      await until(() => Buffer.concat(bytes).includes('\r\n\r\n'))
+      names.push(/^x-name: .*$/m.exec(Buffer.concat(bytes).toString('latin1'))![0])
+    }
+    t.equal(names[0], names[1])
   })
 
   t.test('inject with payloadAsStream, and its abort', async t => {

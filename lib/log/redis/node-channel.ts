@@ -73,6 +73,7 @@ export class NodeChannel {
   async serve (connection: Connection, report: Report): Promise<never> {
     let read = await this.#locate(connection)
     report(null)
+    // A machine that was suspended is not found by the monotonic clock. A clock that is set forward costs a connection.
     let answeredAt = Date.now()
     for (;;) {
       const entries = await this.#next(connection, read)
