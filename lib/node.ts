@@ -7,11 +7,11 @@ import type { SSEConnection } from './connections/connection.js'
 import { ConnectionContext } from './connections/context.js'
 import { Drain } from './connections/drain.js'
 import { Statistics } from './connections/statistics.js'
-import { WallClock } from './connections/wall-clock.js'
+import { ClockJump } from './connections/clock-jump.js'
 import { Dispatcher } from './delivery/dispatcher.js'
 import { Publisher } from './delivery/publisher.js'
 import { EventLog } from './log/event-log.js'
-import { memoryBroker } from './log/memory.js'
+import { memoryBroker } from './log/memory-broker.js'
 import type { ResolvedOptions } from './options.js'
 import { Audience } from './subscriptions/audience.js'
 import { Registry } from './subscriptions/registry.js'
@@ -84,7 +84,7 @@ export class Node {
       }
     })
     const { wheel } = this.#context
-    wheel.schedule(new WallClock(clock, wheel, () => { for (const connection of registry.all()) connection.onClockAhead() }), clock.monotonic())
+    wheel.schedule(new ClockJump(clock, wheel, () => { for (const connection of registry.all()) connection.onClockAhead() }), clock.monotonic())
     this.#drain = new Drain(registry, options, wheel)
     this.tickets = new Tickets(options, broker)
     this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#context, this.eventLog)

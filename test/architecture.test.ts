@@ -9,7 +9,7 @@ import { roomOf, ROOMS } from './helpers/rooms.js'
 
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
 const FASTIFY_VALUES = ['fastify/strategies']
-const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/route-options', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
+const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/pin-hooks', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['fastify/reply-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
 
@@ -19,15 +19,16 @@ const REAL_TIME: Record<string, string> = {
   'cluster/scatter-gather': 'how long other nodes take to answer',
   'delivery/flusher': 'how long writing takes, and how often it begins',
   'delivery/replay-scheduler': 'how long reading takes, and when a log that has failed is tried again',
+  'fastify/idle-sockets': 'how long a socket is idle while the server closes',
   'log/redis/appender': 'how long Redis takes to answer',
-  'log/redis/clock': 'the difference to the clock of Redis',
+  'log/redis/cursor-ahead': 'how long Redis, and this node, take',
   'log/redis/history-cache': 'entries have times of Redis',
   'log/redis/history-reader': 'how long a connection to Redis is idle',
-  'log/redis/lag': 'how long Redis, and this node, take',
   'log/redis/node-channel': 'how long Redis takes to answer',
-  'log/redis/portion': 'how long Redis takes to answer',
+  'log/redis/read-size': 'how long Redis takes to answer',
   'log/redis/reader': 'how late an entry of Redis is',
   'log/redis/reconnector': 'when Redis is tried again',
+  'log/redis/server-clock': 'the difference to the clock of Redis',
   'testing/broker-harness': 'deadlines of tests',
   'testing/inbox': 'deadlines of tests',
   'testing/memory-socket': 'the rate at which a test reads',
@@ -39,8 +40,7 @@ const REAL_TIME: Record<string, string> = {
   'testing/test-stream': 'the rate at which a test reads, and how long its server takes to notice its end',
   'util/clock': 'the clock of production',
   'util/timeout': 'how long a reply takes',
-  'wire/http': 'how long the end of a session takes',
-  'wire/idle-sockets': 'how long a socket is idle while the server closes'
+  'wire/http': 'how long the end of a session takes'
 }
 
 const LIB = fileURLToPath(new URL('../lib', import.meta.url))

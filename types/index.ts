@@ -6,7 +6,7 @@ import type { SSEManager } from '../lib/manager.js'
 import type { SSEUser } from '../lib/access/authentication.js'
 import type { ConnectOptions } from '../lib/access/connect-options.js'
 import type { Source, SourceFactory, SourceOptions } from '../lib/streams/source.js'
-import type { SSERouteOptions } from '../lib/fastify/route-options.js'
+import type { SSERouteOptions } from '../lib/fastify/pin-hooks.js'
 
 export interface ReplySSE {
   /** Streams a source to this client only. Resolves when it has ended, or the client has left. */

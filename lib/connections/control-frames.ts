@@ -1,5 +1,5 @@
 import type { GapReason } from '../log/broker.js'
-import { EventPriority } from '../events/event.js'
+import { EventPriority } from '../events/event-rules.js'
 import { Frame } from '../delivery/frame.js'
 import { encodeControl, encodeComment, encodeRetry } from '../wire/event-stream.js'
 import { shouldReconnect } from './close-reason.js'

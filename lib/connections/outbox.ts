@@ -1,7 +1,7 @@
 import type { MemoryBudget } from '../util/memory-budget.js'
 import type { Target } from '../events/target.js'
 import { formatLanes, type Lanes } from '../log/cursor.js'
-import { PRIORITIES, type EventPriority } from '../events/event.js'
+import { PRIORITIES, type EventPriority } from '../events/event-rules.js'
 import { encodeIdLine } from '../wire/event-stream.js'
 import { FRAME_BYTES, type Frame } from '../delivery/frame.js'
 import { OutboxLane } from './outbox-lane.js'

@@ -1,4 +1,4 @@
-import { EventPriority } from '../events/event.js'
+import { EventPriority } from '../events/event-rules.js'
 import type { Broker, GapReason } from '../log/broker.js'
 import { formatLanes, type Cursor } from '../log/cursor.js'
 import type { ConnectionContext } from './context.js'

@@ -1,4 +1,4 @@
-import { EventPriority } from '../events/event.js'
+import { EventPriority } from '../events/event-rules.js'
 import type { Message } from '../events/message.js'
 import type { Audience, Receiver } from '../subscriptions/audience.js'
 import { inNoContext } from '../util/async-context.js'

@@ -4,7 +4,7 @@ import { memoryBytes } from '../util/text.js'
 import type { Held } from '../util/memory-budget.js'
 import { type Message, conflationKey } from '../events/message.js'
 import { formatCursor } from '../log/cursor.js'
-import type { EventPriority } from '../events/event.js'
+import type { EventPriority } from '../events/event-rules.js'
 import { encodeIdLine, encodeEvent } from '../wire/event-stream.js'
 
 /** What a waiting frame takes beside its texts and its target, in bytes: objects, and its places in line. */

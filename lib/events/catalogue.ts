@@ -1,7 +1,7 @@
 import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import { InvalidCatalogue, InvalidPayload, UnknownEvent, UnknownResource } from '../errors.js'
-import { assertEventName } from './event.js'
+import { assertEventName } from './event-rules.js'
 import { literalsOf } from '../util/schema.js'
 
 const kCatalogue = Symbol.for('fastify-sse-manager.catalogue')

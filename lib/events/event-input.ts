@@ -1,6 +1,6 @@
 import type { Static, TSchema } from '@sinclair/typebox'
 import type { Notification, NotificationLevel } from './catalogue.js'
-import type { EventPriority } from './event.js'
+import type { EventPriority } from './event-rules.js'
 
 /**
  * Augment this once, in a file that imports from the package, and names and payloads are checked at compile time everywhere:

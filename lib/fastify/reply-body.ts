@@ -2,7 +2,7 @@ import type { OutgoingHttpHeaders } from 'node:http'
 import { Stream, type Writable } from 'node:stream'
 import type { FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import type { SSEConnection } from '../connections/connection.js'
-import { pinHooks } from './route-options.js'
+import { pinHooks } from './pin-hooks.js'
 
 /**
  * The body Fastify is given, so that its onSend hooks run and its headers are sent. Nothing flows through it: asked to

@@ -5,7 +5,7 @@ import { openBodyLast } from './reply-body.js'
 import { UnguardedRoute } from '../errors.js'
 import { resolveRouteOptions, type ResolvedOptions, type RouteOptions as RouteOptionValues } from '../options.js'
 import { redacting, requestSerializer } from './request-serializer.js'
-import { overlay, pinHooks } from './route-options.js'
+import { overlay, pinHooks } from './pin-hooks.js'
 import { safeLog } from '../util/logger.js'
 import { streamRefusal, type Refusal } from '../access/refusal.js'
 

@@ -1,7 +1,7 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import type { Server } from 'node:http'
 import type { FastifyInstance } from 'fastify'
-import { IdleSockets } from '../wire/idle-sockets.js'
+import { IdleSockets } from './idle-sockets.js'
 
 /** Node publishes each server here that is told to listen, before it has a socket. */
 const LISTENING = 'tracing:net.server.listen:asyncStart'

@@ -1,4 +1,4 @@
-import type { EventPriority } from '../events/event.js'
+import type { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 
 /**

@@ -1,4 +1,4 @@
-import { PRIORITIES } from '../events/event.js'
+import { PRIORITIES } from '../events/event-rules.js'
 
 // A cursor names what a client has seen. The log is one sequence of numbers within an epoch (the life of that log), and a
 // client reads it in lanes, one for each priority, each in order. So what it has seen is one number a lane: everything of

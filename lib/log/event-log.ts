@@ -1,6 +1,6 @@
 import { BrokerUnavailable, Closed, InvalidOption, SSEError } from '../errors.js'
 import { NODE_EVENT } from '../events/control.js'
-import { EventPriority, PRIORITIES } from '../events/event.js'
+import { EventPriority, PRIORITIES } from '../events/event-rules.js'
 import type { Message } from '../events/message.js'
 import type { Target } from '../events/target.js'
 import { inNoContext } from '../util/async-context.js'

@@ -1,6 +1,6 @@
 import type { History, Page } from './broker.js'
 import { type Message, bytesOf, conflationKey } from '../events/message.js'
-import type { EventPriority } from '../events/event.js'
+import type { EventPriority } from '../events/event-rules.js'
 
 interface Entry {
   readonly message: Message

@@ -1,7 +1,7 @@
 import type { Readable } from 'node:stream'
 import type { SSEConnection } from '../connections/connection.js'
 import { InvalidSource } from '../errors.js'
-import { assertEventName, assertRetry, EventPriority, serialize } from '../events/event.js'
+import { assertEventName, assertRetry, EventPriority, serialize } from '../events/event-rules.js'
 import { encodeId, encodeEvent } from '../wire/event-stream.js'
 import { Frame } from '../delivery/frame.js'
 import type { ConnectOptions } from '../access/connect-options.js'

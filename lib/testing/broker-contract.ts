@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { EventPriority } from '../events/event.js'
+import { EventPriority } from '../events/event-rules.js'
 import type { Broker } from '../log/broker.js'
 import { EPOCH } from '../log/cursor.js'
 import { ContractNode, flood, HISTORY, message, numbers, texts, within, type Check, type StoreFaults } from './broker-harness.js'

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { EventPriority } from '../events/event.js'
+import { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { Broker, GapReason, History, Page, Published } from '../log/broker.js'
 

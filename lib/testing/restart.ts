@@ -1,5 +1,5 @@
 import type { Server } from 'node:http'
-import { EventPriority } from '../events/event.js'
+import { EventPriority } from '../events/event-rules.js'
 import { TestMisuse } from '../errors.js'
 import type { SSEManager } from '../manager.js'
 import type { App } from './link.js'

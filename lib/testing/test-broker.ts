@@ -1,5 +1,5 @@
 import { BrokerUnavailable, Closed, InvalidOption } from '../errors.js'
-import type { EventPriority } from '../events/event.js'
+import type { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { Broker, GapReason, History, Page, Published, ReadRequest, Sink } from '../log/broker.js'
 import { systemClock } from '../util/clock.js'

@@ -1,4 +1,4 @@
-import { EventPriority } from '../events/event.js'
+import { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { History, Page, Published } from '../log/broker.js'
 import { Ring } from '../log/ring.js'

@@ -1,6 +1,6 @@
 import { InvalidEventName, InvalidId } from '../errors.js'
 import { CONTROL_PREFIX, type ControlEvent } from '../events/control.js'
-import { assertRetry, FORBIDDEN, isOneLine } from '../events/event.js'
+import { assertRetry, FORBIDDEN, isOneLine } from '../events/event-rules.js'
 
 // The wire format, by WHATWG HTML, "Server-sent events": strings in, strings out. Nothing else in lib/ writes a field.
 

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { TimingWheel } from '../../lib/connections/timing-wheel.js'
-import { WallClock } from '../../lib/connections/wall-clock.js'
+import { ClockJump } from '../../lib/connections/clock-jump.js'
 import { type BroadcastOptions, type SSEOptions } from '../../lib/index.js'
 import { testClock } from '../../lib/testing/index.js'
 import { kClock, systemClock, type Clock } from '../../lib/util/clock.js'
@@ -55,7 +55,7 @@ t.test('a small difference of the clocks adds up', async t => {
   let wall = 1_000_000
   const steps: number[] = []
   const clock = { ...systemClock, monotonic: () => 0, wall: () => wall }
-  const watch = new WallClock(clock, new TimingWheel(10, clock), () => { steps.push(wall) })
+  const watch = new ClockJump(clock, new TimingWheel(10, clock), () => { steps.push(wall) })
   for (const by of [0, 60, 60, -500, 60, 60, 60]) {
     wall += by
     watch.onTime(0)

@@ -1,7 +1,7 @@
 import { test } from 'tap'
 import type { OutgoingMessage } from '../../lib/events/message.js'
-import { memoryBroker } from '../../lib/log/memory.js'
-import { EventPriority } from '../../lib/events/event.js'
+import { memoryBroker } from '../../lib/log/memory-broker.js'
+import { EventPriority } from '../../lib/events/event-rules.js'
 import { brokerContract } from '../../lib/testing/index.js'
 
 brokerContract(test, 'memory', memoryBroker)

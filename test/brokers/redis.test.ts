@@ -10,8 +10,8 @@ import type { Broker, GapReason, History, Published } from '../../lib/log/broker
 import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/redis.js'
 import { connector } from '../../lib/log/redis/client.js'
-import { RedisClock } from '../../lib/log/redis/clock.js'
-import { MAX_COUNT, Portion } from '../../lib/log/redis/portion.js'
+import { ServerClock } from '../../lib/log/redis/server-clock.js'
+import { MAX_COUNT, ReadSize } from '../../lib/log/redis/read-size.js'
 import { Reconnector } from '../../lib/log/redis/reconnector.js'
 import { RedisStore } from '../../lib/log/redis/store.js'
 import { formatCursor } from '../../lib/log/cursor.js'
@@ -654,7 +654,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     const connection = await connector(url, undefined, 20_000)(() => {}, new AbortController().signal)
     t.teardown(() => connection.destroy())
     const length = async (key: string) => Number((await server.ask('XLEN', `{whole}:${key}`)).split('\r\n')[0]!.slice(1))
-    const log = new RedisStore('whole', 'writer', new RedisClock(), 20_000)
+    const log = new RedisStore('whole', 'writer', new ServerClock(), 20_000)
     const item = (data: string, ephemeral: boolean) => ({ nonce: data, message: { event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral } })
     const batch = (number: number, remainingMs = 20_000) => ({ number, remainingMs: () => remainingMs, items: [item('1', false), item('2', true), item('3', false), item('4', true)] })
     const before = await log.append(connection, batch(1), HISTORY)
@@ -837,7 +837,7 @@ t.test('with a server', { skip: withoutRedis }, async t => {
 })
 
 t.test('a portion follows the size of entries and the speed of replies', async t => {
-  const portion = new Portion()
+  const portion = new ReadSize()
   const read = (bytes: number, share: number, entries = portion.count) => {
     portion.came(portion.count, entries, entries * bytes, share)
     return portion.count

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { SSEManager, type Broker } from '../../lib/index.js'
-import { memoryBroker } from '../../lib/log/memory.js'
+import { memoryBroker } from '../../lib/log/memory-broker.js'
 import { serve } from '../helpers/app.js'
 import { REPORT, TestLog } from '../helpers/cluster.js'
 import { SSEClient } from '../helpers/sse.js'

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import t from 'tap'
 import { gapFrame } from '../../lib/connections/control-frames.js'
 import { Frame } from '../../lib/delivery/frame.js'
-import { EventPriority } from '../../lib/events/event.js'
+import { EventPriority } from '../../lib/events/event-rules.js'
 import { EventStreamParser } from '../helpers/parser.js'
 import { name, text, validName } from '../wire/arbitraries.js'
 

@@ -1,7 +1,7 @@
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import { EventPriority, type Broker, type History, type OutgoingMessage, type Page, type Published, type ReadRequest, type Sink, type SSEOptions } from '../../lib/index.js'
-import { memoryBroker } from '../../lib/log/memory.js'
+import { memoryBroker } from '../../lib/log/memory-broker.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { startNode, type TestNode } from '../../lib/testing/index.js'
 import { serve, type Service } from './app.js'

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import assert from 'node:assert/strict'
 import t from 'tap'
-import { type EventPriority } from '../../lib/events/event.js'
+import { type EventPriority } from '../../lib/events/event-rules.js'
 import { bytesOf, type Message } from '../../lib/events/message.js'
 import type { Target } from '../../lib/events/target.js'
 import type { Page } from '../../lib/log/broker.js'

@@ -6,9 +6,9 @@ import { inTime } from '../../util/timeout.js'
 import type { ResolvedRedisOptions } from './options.js'
 import { Appender } from './appender.js'
 import type { Connect, Connection } from './client.js'
-import { RedisClock } from './clock.js'
+import { ServerClock } from './server-clock.js'
 import { HistoryReader } from './history-reader.js'
-import { Lag } from './lag.js'
+import { CursorAhead } from './cursor-ahead.js'
 import { NodeChannel } from './node-channel.js'
 import { Reconnector, type Serve } from './reconnector.js'
 import { RedisStore } from './store.js'
@@ -23,11 +23,11 @@ export class RedisStreamsBroker implements Broker {
   readonly shared = true
   readonly #options: ResolvedRedisOptions
   readonly #connect: Connect
-  readonly #clock = new RedisClock()
+  readonly #clock = new ServerClock()
   readonly #log: RedisStore
   readonly #nodes: NodeChannel
   readonly #reader: LogReader
-  readonly #lag: Lag
+  readonly #cursorAhead: CursorAhead
   readonly #past: HistoryReader
   /** Links that have never been up. */
   readonly #awaited = new Set<string>()
@@ -56,7 +56,7 @@ export class RedisStreamsBroker implements Broker {
       moved: (epoch, position, reason, why, commandsKept) => this.#move(epoch, position, reason, why, commandsKept),
       arrived: arrival => this.#arrive(arrival)
     })
-    this.#lag = new Lag(() => this, async () => {
+    this.#cursorAhead = new CursorAhead(() => this, async () => {
       const { epoch, newest } = await this.#log.greet(this.#reached(), { asked: 0 })
       return { epoch: nameOf(epoch), position: newest }
     })
@@ -109,8 +109,8 @@ export class RedisStreamsBroker implements Broker {
   async read ({ epoch, ...request }: ReadRequest): Promise<Page> {
     for (;;) {
       if (this.#sink === null || this.#closing !== null) throw new Closed()
-      if (this.#lag.has(epoch, request.after)) return await this.#replay!.read(request)
-      const gap = await this.#lag.gapBefore(epoch, request.after)
+      if (this.#cursorAhead.has(epoch, request.after)) return await this.#replay!.read(request)
+      const gap = await this.#cursorAhead.gapBefore(epoch, request.after)
       if (gap !== null) return { messages: [], next: this.position, gap }
     }
   }
@@ -127,7 +127,7 @@ export class RedisStreamsBroker implements Broker {
   async #close (): Promise<void> {
     await this.#appender?.close()
     this.#sink = null
-    this.#lag.close(new Closed())
+    this.#cursorAhead.close(new Closed())
     this.#past.close()
     await Promise.all(this.#links.map(link => link.stop()))
   }
@@ -180,7 +180,7 @@ export class RedisStreamsBroker implements Broker {
     this.#appender!.skipped(epoch, position)
     // Who connected before the log was reached has been told a place in none.
     if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch', reason === null ? undefined : new BrokerUnavailable(why), commandsKept)
-    this.#lag.moved()
+    this.#cursorAhead.moved()
   }
 
   #arrive ({ message, time, nonce }: Arrival): void {
@@ -189,7 +189,7 @@ export class RedisStreamsBroker implements Broker {
     this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
     // Some connections have it and some do not: a gap says so to all. What follows is delivered.
     if (fault !== null) this.#tellGap(fault)
-    this.#lag.arrived(this.position)
+    this.#cursorAhead.arrived(this.position)
   }
 
   #deliver (message: Message): { delivered: number, fault: Error | null } {

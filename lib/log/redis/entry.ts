@@ -1,6 +1,6 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
-import type { EventPriority } from '../../events/event.js'
+import type { EventPriority } from '../../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../../events/message.js'
 
 /** A message as it stands in Redis. */

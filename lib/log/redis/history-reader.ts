@@ -1,6 +1,6 @@
 import type { Connect, Connection } from './client.js'
 import type { Entry } from './entry.js'
-import { Portion } from './portion.js'
+import { ReadSize } from './read-size.js'
 import type { RedisStore } from './store.js'
 
 /** Time after which a connection that is not used is closed. */
@@ -13,7 +13,7 @@ const IDLE_MS = 10_000
 export class HistoryReader {
   readonly #log: RedisStore
   readonly #connect: Connect
-  readonly #portion = new Portion()
+  readonly #readSize = new ReadSize()
   readonly #stop = new AbortController()
   #connection: Promise<Connection> | null = null
   #reads = 0
@@ -31,7 +31,7 @@ export class HistoryReader {
     this.#reads++
     const connection: Promise<Connection> = (this.#connection ??= this.#connect(() => this.#drop(connection), this.#stop.signal))
     try {
-      return await this.#log.range(await connection, epoch, from, to, this.#portion)
+      return await this.#log.range(await connection, epoch, from, to, this.#readSize)
     } catch (error) {
       this.#drop(connection)
       throw error

@@ -2,9 +2,9 @@ import { setImmediate as endOfTurn } from 'node:timers/promises'
 import { BrokerUnavailable } from '../../errors.js'
 import type { Message, OutgoingMessage } from '../../events/message.js'
 import type { Connection } from './client.js'
-import type { RedisClock } from './clock.js'
+import type { ServerClock } from './server-clock.js'
 import { decodeNodeMessage, headOf } from './entry.js'
-import { Portion } from './portion.js'
+import { ReadSize } from './read-size.js'
 import type { Report } from './reconnector.js'
 import { Script } from './script.js'
 
@@ -44,15 +44,15 @@ return { newest, string.format('%.0f', now) }
  */
 export class NodeChannel {
   readonly #key: string
-  readonly #clock: RedisClock
+  readonly #clock: ServerClock
   readonly #replyTimeoutMs: number
   readonly #onMessage: (message: Message) => void
-  readonly #portion = new Portion()
+  readonly #readSize = new ReadSize()
   /** The id up to which this node has read; null before its first contact. */
   #read: string | null = null
 
   /** @param onMessage called with each message, in their order. Never throws. */
-  constructor (key: string, clock: RedisClock, replyTimeoutMs: number, onMessage: (message: Message) => void) {
+  constructor (key: string, clock: ServerClock, replyTimeoutMs: number, onMessage: (message: Message) => void) {
     this.#key = key
     this.#clock = clock
     this.#replyTimeoutMs = replyTimeoutMs
@@ -102,8 +102,8 @@ export class NodeChannel {
   }
 
   async #next (connection: Connection, after: string): Promise<[id: unknown, fields: unknown][]> {
-    const { count } = this.#portion
-    const reply = await this.#portion.read(connection, ['XREAD', 'COUNT', String(count), 'BLOCK', String(BLOCK_MS), 'STREAMS', this.#key, after], BLOCK_MS, this.#replyTimeoutMs)
+    const { count } = this.#readSize
+    const reply = await this.#readSize.read(connection, ['XREAD', 'COUNT', String(count), 'BLOCK', String(BLOCK_MS), 'STREAMS', this.#key, after], BLOCK_MS, this.#replyTimeoutMs)
     return reply === null ? [] : (reply as [unknown, [unknown, unknown][]][])[0]![1]
   }
 }

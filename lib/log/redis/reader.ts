@@ -4,9 +4,9 @@ import { NODE_EVENT } from '../../events/control.js'
 import type { Message } from '../../events/message.js'
 import type { GapReason } from '../broker.js'
 import type { Connection } from './client.js'
-import type { RedisClock } from './clock.js'
+import type { ServerClock } from './server-clock.js'
 import type { Entry } from './entry.js'
-import { Portion } from './portion.js'
+import { ReadSize } from './read-size.js'
 import type { Report } from './reconnector.js'
 import type { News, Place, RedisStore } from './store.js'
 
@@ -32,9 +32,9 @@ const LATE_MS = 4_000
 /** Reads the log as it grows, on a connection of its own, and sees whether it is still the log it was. */
 export class LogReader {
   readonly #log: RedisStore
-  readonly #clock: RedisClock
+  readonly #clock: ServerClock
   readonly #sink: ReaderSink
-  readonly #portion = new Portion()
+  readonly #readSize = new ReadSize()
   #epoch = 0
   #position = 0
   /** When the entry at this position was logged: the same number at another time is another entry. */
@@ -45,7 +45,7 @@ export class LogReader {
   /** The newest numbers as Redis has confirmed them last. */
   #known = { newest: 0, ephemerals: 0 }
 
-  constructor (log: RedisStore, clock: RedisClock, sink: ReaderSink) {
+  constructor (log: RedisStore, clock: ServerClock, sink: ReaderSink) {
     this.#log = log
     this.#clock = clock
     this.#sink = sink
@@ -78,12 +78,12 @@ export class LogReader {
 
   async #news (connection: Connection): Promise<News | null> {
     const position = { epoch: this.#epoch, seq: this.#position, ephemerals: this.#ephemerals }
-    const news = await this.#log.follow(connection, position, this.#known, this.#portion, BLOCK_MS)
+    const news = await this.#log.follow(connection, position, this.#known, this.#readSize, BLOCK_MS)
     if (news === null) return null
     // Who waits is told of one stream only, by Redis before 7.2: what the other has may belong before it.
     const { logged: { entries: logged }, ephemeral: { entries: ephemeral } } = news
     const torn = ephemeral.length === 0 ? (logged.at(-1)?.other ?? 0) > this.#ephemerals : logged.length === 0 && ephemeral.at(-1)!.other > this.#position
-    return torn ? await this.#log.follow(connection, position, this.#known, this.#portion, 0) : news
+    return torn ? await this.#log.follow(connection, position, this.#known, this.#readSize, 0) : news
   }
 
   /** Finds its place, after a connection was lost too: Redis may have come back with less than it had, or with nothing. */

@@ -2,9 +2,9 @@ import type { History } from '../broker.js'
 import { type OutgoingMessage, bytesOf } from '../../events/message.js'
 import { BrokerUnavailable } from '../../errors.js'
 import type { Connection } from './client.js'
-import type { RedisClock } from './clock.js'
+import type { ServerClock } from './server-clock.js'
 import { decodeEntry, headOf, type Entry } from './entry.js'
-import type { Portion } from './portion.js'
+import type { ReadSize } from './read-size.js'
 import { APPEND } from './scripts/append.js'
 import { CLAIM } from './scripts/claim.js'
 import { GREET } from './scripts/greet.js'
@@ -98,13 +98,13 @@ export class RedisStore {
   readonly #ephemeral: string
   readonly #writer: string
   readonly #claims: string
-  readonly #clock: RedisClock
+  readonly #clock: ServerClock
   readonly #replyTimeoutMs: number
   /** How far this node has read. Redis keeps it when the epoch has ended: a node that missed a command there learns of it. */
   progress: Progress = { epoch: 0, command: 0, commandTime: 0 }
 
   /** @param keyPrefix becomes a hash tag: all keys are in one slot. */
-  constructor (keyPrefix: string, writerId: string, clock: RedisClock, replyTimeoutMs: number) {
+  constructor (keyPrefix: string, writerId: string, clock: ServerClock, replyTimeoutMs: number) {
     this.writerId = writerId
     this.#clock = clock
     this.#meta = `{${keyPrefix}}:meta`
@@ -159,7 +159,7 @@ export class RedisStore {
    * What comes after this position, waited for as long as `blockMs`; null when nothing came.
    * @param known up to where Redis has confirmed that entries were given by nodes, whatever they look like.
    */
-  async follow (connection: Connection, { epoch, seq, ephemerals }: Position, known: Pick<Place, 'newest' | 'ephemerals'>, portion: Portion, blockMs: number): Promise<News | null> {
+  async follow (connection: Connection, { epoch, seq, ephemerals }: Position, known: Pick<Place, 'newest' | 'ephemerals'>, portion: ReadSize, blockMs: number): Promise<News | null> {
     // To block for 0 would be for ever.
     const block = blockMs === 0 ? [] : ['BLOCK', String(blockMs)]
     const { count } = portion
@@ -179,7 +179,7 @@ export class RedisStore {
   }
 
   /** The entries of these numbers that are there, newest first; as many as the portion has room for. */
-  async range (connection: Connection, epoch: number, from: number, to: number, portion: Portion): Promise<Entry[]> {
+  async range (connection: Connection, epoch: number, from: number, to: number, portion: ReadSize): Promise<Entry[]> {
     const reply = await portion.read(connection, ['XREVRANGE', this.#log, `${epoch}-${to}`, `${epoch}-${from}`, 'COUNT', String(portion.count)], 0, this.#replyTimeoutMs)
     return (reply as unknown[]).map(item => decodeEntry(item, false))
   }

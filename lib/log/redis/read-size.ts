@@ -13,7 +13,7 @@ const MAX_PATIENCE = 64
  * worth nothing. So the count follows the mean size of entries, is halved after a timeout, and grows again while replies are
  * quick. An entry that does not come alone in time is given twice the time.
  */
-export class Portion {
+export class ReadSize {
   #limit = FIRST_COUNT
   #meanBytes = 1
   #patience = 1

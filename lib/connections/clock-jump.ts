@@ -10,7 +10,7 @@ const INTERVAL_MS = 200
  * Sees that the wall clock has run ahead of the monotonic one, by which timers go: the machine was suspended, the virtual
  * machine paused, or the clock set. What ends at a time of day has to be looked at then: its timer would be late.
  */
-export class WallClock implements Timed {
+export class ClockJump implements Timed {
   dueAt = Infinity
   slot = -1
   slotIndex = 0

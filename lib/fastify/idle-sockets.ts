@@ -2,7 +2,7 @@ import type { Server, ServerResponse } from 'node:http'
 import type { Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-import { closeSession, isWhole, socketAhead, whenClosed, type HttpResponse } from './http.js'
+import { closeSession, isWhole, socketAhead, whenClosed, type HttpResponse } from '../wire/http.js'
 
 const IDLE_CHECK_MS = 100
 const LEAST_SWEPT = 512

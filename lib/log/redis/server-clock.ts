@@ -1,5 +1,5 @@
 /** Redis's clock, which may differ from the clocks of nodes. */
-export class RedisClock {
+export class ServerClock {
   #aheadMs = 0
 
   /** @param now Redis's clock in a reply that has just come, in milliseconds since the epoch. */

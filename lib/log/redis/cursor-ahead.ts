@@ -27,7 +27,7 @@ const PATIENCE_MS = 5_000
  * How far this node is behind the log in Redis. A client that comes from another node can have a cursor that is ahead of this
  * node. Redis knows whether the log has reached it: if so, the client waits for this node; if not, the cursor is of no log of ours.
  */
-export class Lag {
+export class CursorAhead {
   readonly #node: () => Standing
   readonly #askRedis: () => Promise<Standing>
   /** Oldest first. */
