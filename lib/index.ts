@@ -29,6 +29,6 @@ export type { Broker, GapReason, History, Page, Published, ReadRequest, Sink } f
 export type { Health } from './log/health.js'
 export type { Source, SourceEvent, SourceFactory, SourceItem, SourceOptions } from './streams/source.js'
 export type { AuthorizeTopic, TopicQuestion } from './subscriptions/audience.js'
-export type { AuthorizeSubscription, SubscriptionQuestion } from './subscriptions/subscriptions.js'
+export type { AuthorizeSubscription, SubscriptionQuestion } from './subscriptions/authorization.js'
 export type { Log } from './util/logger.js'
 export type { AnyRequest, HttpRequest, HttpResponse } from './wire/http.js'

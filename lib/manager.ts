@@ -21,7 +21,7 @@ import { type ManagerStats } from './connections/statistics.js'
 import type { TicketGrant } from './access/tickets.js'
 import { assertId, type BroadcastOptions } from './events/target.js'
 import { assertSubscription } from './events/topic.js'
-import { known } from './subscriptions/subscriptions.js'
+import { known } from './subscriptions/authorization.js'
 import type { NotificationInput, EventInput, ResourcePayload, ResourceName } from './events/event-input.js'
 
 /**

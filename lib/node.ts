@@ -15,7 +15,7 @@ import { memoryBroker } from './log/memory-broker.js'
 import type { ResolvedOptions } from './options.js'
 import { Audience } from './subscriptions/audience.js'
 import { Registry } from './subscriptions/registry.js'
-import { Subscriptions } from './subscriptions/subscriptions.js'
+import { Authorization } from './subscriptions/authorization.js'
 import { createId } from './util/id.js'
 import type { Log } from './util/logger.js'
 
@@ -40,7 +40,7 @@ export class Node {
     const { clock } = options
     const broker = options.broker ?? memoryBroker()
     const audience = new Audience(options, registry, log)
-    const subscriptions = new Subscriptions(options, registry, log)
+    const subscriptions = new Authorization(options, registry, log)
     const disconnections = new DisconnectedUsers()
     const dispatcher = new Dispatcher(audience)
     this.eventLog = new EventLog(broker, options, {

@@ -11,7 +11,7 @@ import { any, bytes, count, durationMs, fn, resolve } from './util/schema.js'
 import { kClock, systemClock, type Clock } from './util/clock.js'
 import type { AuthHandler } from './access/authentication.js'
 import type { AuthorizeTopic } from './subscriptions/audience.js'
-import type { AuthorizeSubscription } from './subscriptions/subscriptions.js'
+import type { AuthorizeSubscription } from './subscriptions/authorization.js'
 
 const refusals = (options: SchemaOptions) => Type.Union([Type.Literal('auto'), Type.Literal('status'), Type.Literal('stop')], options)
 

@@ -9,9 +9,9 @@ import { roomOf, ROOMS } from './helpers/rooms.js'
 
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
 const FASTIFY_VALUES = ['fastify/strategies']
-const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/pin-hooks', 'fastify/plugin', 'fastify/reply', 'fastify/reply-body', 'fastify/request-serializer', 'fastify/route', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
+const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/hijacking-body', 'fastify/pin-hooks', 'fastify/plugin', 'fastify/reply', 'fastify/request-serializer', 'fastify/route', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
 /** Who may load parts of Node that reach sockets. */
-const SOCKETS = ['fastify/reply-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
+const SOCKETS = ['fastify/hijacking-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
 
 /** Who may look at the machine's clock, or set a timer by it. All else takes the time of the node, `util/clock`, which tests move. */
 const REAL_TIME: Record<string, string> = {

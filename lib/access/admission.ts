@@ -13,7 +13,7 @@ import { isThenable } from '../util/promise.js'
 import { type AnyRequest, isGone, whenClosed, type HttpRequest, type HttpResponse } from '../wire/http.js'
 import type { EventLog } from '../log/event-log.js'
 import type { Registry } from '../subscriptions/registry.js'
-import type { Subscriptions } from '../subscriptions/subscriptions.js'
+import type { Authorization } from '../subscriptions/authorization.js'
 import { Ticket, type Tickets } from './tickets.js'
 import { assertSubscription } from '../events/topic.js'
 import { ownText } from '../util/text.js'
@@ -28,7 +28,7 @@ export interface AdmissionOptions extends AuthenticationOptions, CapacityOptions
 export class Admission {
   readonly #options: AdmissionOptions
   readonly #registry: Registry<SSEConnection>
-  readonly #subscriptions: Subscriptions<SSEConnection>
+  readonly #subscriptions: Authorization<SSEConnection>
   readonly #tickets: Tickets
   readonly #disconnections: DisconnectedUsers
   readonly #context: ConnectionContext
@@ -38,7 +38,7 @@ export class Admission {
   readonly #arrival = Symbol('fastify-sse-manager.arrival')
   #closed = false
 
-  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, tickets: Tickets, disconnections: DisconnectedUsers, context: ConnectionContext, eventLog: EventLog) {
+  constructor (options: AdmissionOptions, registry: Registry<SSEConnection>, subscriptions: Authorization<SSEConnection>, tickets: Tickets, disconnections: DisconnectedUsers, context: ConnectionContext, eventLog: EventLog) {
     this.#options = options
     this.#registry = registry
     this.#subscriptions = subscriptions

@@ -4,7 +4,7 @@ import type { SSEConnection } from '../connections/connection.js'
 import type { CloseReason } from '../connections/close-reason.js'
 import type { DisconnectedUsers } from '../access/disconnected-users.js'
 import type { Registry } from '../subscriptions/registry.js'
-import type { Subscriptions } from '../subscriptions/subscriptions.js'
+import type { Authorization } from '../subscriptions/authorization.js'
 
 /**
  * What an operation does:
@@ -54,7 +54,7 @@ export interface Presence {
 const add = (one: number, other: number) => one + other
 
 /** The closed list of what nodes do for each other. An operation is its line here, and its name in the manager. @internal */
-export function createCommands (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: DisconnectedUsers) {
+export function createCommands (registry: Registry<SSEConnection>, subscriptions: Authorization<SSEConnection>, disconnections: DisconnectedUsers) {
   return {
     closeConnection: ofOne('revoke', [Text, Text], Type.Literal(true), (clientId, reason) => {
       const connection = registry.client(clientId)
@@ -86,7 +86,7 @@ export function createCommands (registry: Registry<SSEConnection>, subscriptions
  * come back with today's subscriptions. Commands name users, or take nothing from an anonymous client that it could not have again.
  * @internal
  */
-export function endUncertain (registry: Registry<SSEConnection>, subscriptions: Subscriptions<SSEConnection>, disconnections: DisconnectedUsers): void {
+export function endUncertain (registry: Registry<SSEConnection>, subscriptions: Authorization<SSEConnection>, disconnections: DisconnectedUsers): void {
   disconnections.miss()
   subscriptions.disturb(() => true)
   for (const connection of [...registry.all()]) {

@@ -4,7 +4,7 @@ import { composeMessage, createDataEvent, createNotificationEvent } from '../eve
 import type { ClientInfo } from '../events/subscriber.js'
 import type { Target } from '../events/target.js'
 import { assertSubscription, assertTopic } from '../events/topic.js'
-import { known } from '../subscriptions/subscriptions.js'
+import { known } from '../subscriptions/authorization.js'
 import { inNoContext } from '../util/async-context.js'
 import type { HttpResponse } from '../wire/http.js'
 import type { ConnectionContext } from './context.js'

@@ -5,7 +5,7 @@ import type { MessageOptions } from '../events/message.js'
 import type { Broker } from '../log/broker.js'
 import type { EventLog } from '../log/event-log.js'
 import type { Audience, Receiver } from '../subscriptions/audience.js'
-import type { Holder, Subscriptions } from '../subscriptions/subscriptions.js'
+import type { Holder, Authorization } from '../subscriptions/authorization.js'
 import type { Log } from '../util/logger.js'
 import { MemoryBudget } from '../util/memory-budget.js'
 import { Chunk, ChunkMemo } from '../wire/chunk.js'
@@ -31,7 +31,7 @@ interface Surroundings {
   readonly broker: Broker
   readonly eventLog: EventLog
   readonly audience: Audience<Receiver>
-  readonly subscriptions: Subscriptions<Holder>
+  readonly subscriptions: Authorization<Holder>
   /** A connection has ended. */
   onEnd (connection: Counted, reason: string): void
 }
@@ -54,7 +54,7 @@ export class ConnectionContext {
   readonly replays: ReplayScheduler
   /** What has lately been read from the log. */
   readonly frames = new FrameCache()
-  readonly subscriptions: Subscriptions<Holder>
+  readonly subscriptions: Authorization<Holder>
   readonly log: Log
   readonly keepAliveChunk = new Chunk(KEEP_ALIVE)
   /** First blocks, and blocks that tell a cursor: the same for all connections that open, or are silent, while nothing is published. */

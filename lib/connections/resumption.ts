@@ -5,7 +5,10 @@ import type { ConnectionContext } from './context.js'
 import { gapFrame } from './control-frames.js'
 import type { Outbox } from './outbox.js'
 
-/** A client that has come back with a cursor, until it is known where its stream begins: there, or with the gap that says why not. */
+/**
+ * A client that has come back with a cursor, until it is known where its stream begins: there, or with the gap that says why not. That
+ * the log no longer keeps what comes after the cursor shows later, when the first page is read (`Ring.read`, `Backlog.readPage`).
+ */
 export class Resumption {
   readonly #context: ConnectionContext
   readonly #cursor: Cursor

@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { assertNames, CONNECT_OPTIONS, SOURCE_OPTIONS, type ConnectOptions } from '../access/connect-options.js'
 import type { Guard } from './guard.js'
-import { ReplyBody } from './reply-body.js'
+import { HijackingBody } from './hijacking-body.js'
 import type { SSEConnection } from '../connections/connection.js'
 import { HeadAlreadySent, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
@@ -68,7 +68,7 @@ async function connect (guard: Guard, request: FastifyRequest, reply: FastifyRep
   request.raw.headers['x-no-compression'] ??= '1'
   try {
     // Only 200 opens an EventSource.
-    reply.code(200).headers(streamHeaders(request.raw)).send(new ReplyBody(reply, connection))
+    reply.code(200).headers(streamHeaders(request.raw)).send(new HijackingBody(reply, connection))
     if (!connection.isConnected) await connection.opened()
   } finally {
     connection.handOver()

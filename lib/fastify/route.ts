@@ -1,7 +1,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import type { Guard } from './guard.js'
-import { openBodyLast } from './reply-body.js'
+import { openBodyLast } from './hijacking-body.js'
 import { UnguardedRoute } from '../errors.js'
 import { resolveRouteOptions, type ResolvedOptions, type RouteOptions as RouteOptionValues } from '../options.js'
 import { redacting, requestSerializer } from './request-serializer.js'

@@ -57,7 +57,7 @@ export function known<R> (clientId: string, result: R | null): R {
 }
 
 /** The subscriptions of the connections of this node: granted when they are asked for, and taken away. @internal */
-export class Subscriptions<H extends Holder> {
+export class Authorization<H extends Holder> {
   readonly #options: SubscriptionOptions
   readonly #registry: Registry<H>
   readonly #log: Log

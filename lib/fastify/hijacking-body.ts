@@ -8,7 +8,7 @@ import { pinHooks } from './pin-hooks.js'
  * The body Fastify is given, so that its onSend hooks run and its headers are sent. Nothing flows through it: asked to
  * open or to pipe, it hands the destination to the connection.
  */
-export class ReplyBody extends Stream {
+export class HijackingBody extends Stream {
   readonly #reply: FastifyReply
   readonly #connection: SSEConnection
 
@@ -73,7 +73,7 @@ function isTimedOut ({ statusCode, request }: FastifyReply): boolean {
  */
 export function openBodyLast (route: RouteOptions): void {
   pinHooks(route, 'onSend', isLast => (_request, reply, payload, done) => {
-    if (isLast() && payload instanceof ReplyBody && reply.statusCode === 200) payload.open()
+    if (isLast() && payload instanceof HijackingBody && reply.statusCode === 200) payload.open()
     else done()
   })
 }
