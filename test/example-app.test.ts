@@ -15,7 +15,8 @@ import { startCluster } from '../example-app/cluster/start.js'
 import { build } from '../example-app/server.js'
 import { Tail } from '../example-app/tail.js'
 import { withoutRedis } from './helpers/redis.js'
-import { SSEClient } from './helpers/sse.js'
+import { openURL, payloads } from './helpers/app.js'
+import type { TestStream } from '../lib/testing/index.js'
 
 // The operations board, as its users see it: real Chromium, a page and a cookie jar for each of them.
 
@@ -281,12 +282,12 @@ t.test('nobody hears what is not theirs', async t => {
 })
 
 /** The status and body of one request, whose headers may be those of any page: `fetch` would not send them. */
-async function send (url: string, method: string, headers: Record<string, string>, body?: object): Promise<{ status: number, answer: any, headers: Record<string, string> }> {
-  const client = await SSEClient.open(url, { method, headers: { connection: 'close', ...(body !== undefined && { 'content-type': 'application/json' }), ...headers }, ...(body !== undefined && { body: JSON.stringify(body) }) })
-  const { status, isStream } = client
-  if (!isStream) await client.waitForEnd()
-  client.close()
-  return { status, answer: isStream ? null : client.answer, headers: client.headers }
+async function send (url: string, method: string, headers: Record<string, string>, body?: object): Promise<{ status: number, answer: any, headers: TestStream['headers'] }> {
+  const stream = await openURL(t, url, { method, headers: { connection: 'close', ...(body !== undefined && { 'content-type': 'application/json' }), ...headers }, ...(body !== undefined && { body: JSON.stringify(body) }) })
+  const { status, isStream } = stream
+  if (!isStream) await stream.ended
+  await stream.close()
+  return { status, answer: isStream ? null : stream.body, headers: stream.headers }
 }
 
 const FOREIGN_PAGES: Record<string, string>[] = [
@@ -324,9 +325,8 @@ t.test('what pages of other origins post is refused, whatever the route', async 
   const url = await listen(app)
   t.teardown(() => app.close())
   const { headers: { 'set-cookie': set = '' } } = await send(`${url}/login`, 'POST', { origin: url, 'sec-fetch-site': 'same-origin' }, { user: 'ada' })
-  const cookie = set.split(';')[0]!
-  const stream = await SSEClient.open(`${url}/sse`, { headers: { cookie } })
-  t.teardown(() => stream.close())
+  const cookie = String(set).split(';')[0]!
+  const stream = await openURL(t, `${url}/sse`, { headers: { cookie } })
   const on = `/connections/${app.sse.getConnectionsByUser('ada')[0]!.clientId}`
   const routes: [string, string, object?][] = [
     ['POST', '/login', { user: 'ada' }], ['POST', '/logout'], ['POST', '/rooms/general/messages', { text: 'forged' }], ['POST', '/users/grace/messages', { text: 'forged' }],
@@ -343,8 +343,8 @@ t.test('what pages of other origins post is refused, whatever the route', async 
   t.match(await (await fetch(`${url}/snapshot`, { headers: { cookie } })).json(), { rooms: [], private: [] }, 'nothing was said')
   t.equal(app.sse.getConnectionsByUser('ada').length, 1, 'nobody was signed out or cut')
   t.equal((await send(`${url}/notify`, 'POST', { cookie, origin: url }, { title: 'own', message: 'page' })).status, 201)
-  await stream.waitFor('notification')
-  t.strictSame(stream.json('notification').map(({ title }) => title), ['own'])
+  await stream.next('notification')
+  t.strictSame(payloads(stream, 'notification').map(({ title }) => title), ['own'])
 })
 
 t.test('a sign-out ends the session: the cookie is worthless afterwards, also after a restart', async t => {
@@ -354,24 +354,24 @@ t.test('a sign-out ends the session: the cookie is worthless afterwards, also af
     t.teardown(() => app.close())
     return { app, url: await listen(app) }
   }
-  const cookieOf = async (url: string, user: string) => (await send(`${url}/login`, 'POST', {}, { user })).headers['set-cookie']!.split(';')[0]!
+  const cookieOf = async (url: string, user: string) => (await send(`${url}/login`, 'POST', {}, { user })).headers['set-cookie']![0]!.split(';')[0]!
   const status = async (url: string, cookie: string, path: string) => (await send(url + path, 'GET', { cookie })).status
   const first = await start()
   const [ended, open] = [await cookieOf(first.url, 'ada'), await cookieOf(first.url, 'ada')]
-  const stream = await SSEClient.open(`${first.url}/sse`, { headers: { cookie: ended } })
-  const other = await SSEClient.open(`${first.url}/sse`, { headers: { cookie: open } })
+  const stream = await openURL(t, `${first.url}/sse`, { headers: { cookie: ended } })
+  const other = await openURL(t, `${first.url}/sse`, { headers: { cookie: open } })
   t.teardown(() => { stream.close(); other.close() })
   // Cut off, and waiting to be let in again, while the user signs out.
   const tab = 'abcdefgh12'
-  const cut = await SSEClient.open(`${first.url}/sse?tab=${tab}`, { headers: { cookie: ended } })
+  const cut = await openURL(t, `${first.url}/sse?tab=${tab}`, { headers: { cookie: ended } })
   const { clientId } = first.app.sse.getConnectionsByUser('ada').find(({ clientInfo }) => clientInfo['tab'] === tab)!
   t.equal((await send(`${first.url}/connections/${clientId}/cut`, 'POST', { cookie: ended }, { seconds: 3 })).status, 200)
-  await cut.waitForEnd()
+  await cut.ended
   const waiting = send(`${first.url}/sse?tab=${tab}`, 'GET', { cookie: ended, accept: 'application/json, text/event-stream' })
 
   t.strictSame((await send(`${first.url}/logout`, 'POST', { cookie: ended })).answer, { closed: 1 })
-  await stream.waitForEnd()
-  t.match(stream.json('sse:close'), [{ reason: 'logout' }])
+  await stream.ended
+  t.match(payloads(stream, 'sse:close'), [{ reason: 'logout' }])
   for (const path of ['/sse', '/snapshot', '/tokens?prompt=x']) {
     t.equal(await status(first.url, ended, path), 401, path)
     t.equal(await status(first.url, open, path), 200, `${path}, the other sign-in of the same user`)

@@ -150,7 +150,7 @@ t.test('a new pattern concerns the topics it covers; the matches of others stay'
 async function intervals (t: Test, names: readonly string[]) {
   const service = await serve(t, { flush: { intervalMs: 10_000 }, maxQueuedBytes: QUEUED_BYTES, outboxBytes: 1 << 20, history: { maxBytes: LOG_BYTES }, maxEventBytes: 1 << 19, stallTimeoutMs: 0 })
   const joined = await Promise.all(names.map(name => service.join(name)))
-  for (const { client } of joined) client.pause()
+  for (const { stream } of joined) stream.freeze()
   await turns(10)
   return { sse: service.app.sse, joined }
 }

@@ -18,14 +18,16 @@ import type { ControlEvent } from '../lib/events/control.js'
 import ssePlugin, { memoryBroker, SSEError, type SSEManager } from '../lib/index.js'
 import { RedisStreamsOptionsSchema } from '../lib/log/redis/options.js'
 import { OptionsSchema } from '../lib/options.js'
-import { listen, serve } from './helpers/app.js'
+import { isApplicationEvent, listen, openURL, payloads, serve } from './helpers/app.js'
 import { createCertificate } from './helpers/certificate.js'
 import { connectH2, H2Stream } from './helpers/h2.js'
 import { RedisServer, withoutRedis } from './helpers/redis.js'
 import { compile, documentationIn, GLOBALS, OPTIONS, optionsInterface, optionsTable, README, ROOT, samplesOf, tableOf, transpile } from './helpers/readme.js'
-import { SSEClient, type ClientOptions } from './helpers/sse.js'
+import { type ClientOptions } from './helpers/sse.js'
 import { until } from './helpers/wait.js'
 import { ROOMS } from './helpers/rooms.js'
+import { blocksOf } from './helpers/raw.js'
+import type { TestStream } from '../lib/testing/index.js'
 
 // README says what the code does: its tables are compared with the code, its samples compiled and run.
 
@@ -88,10 +90,10 @@ t.test('tables and lists', async t => {
     const service = await serve(t)
     for (const [reason, , comeBack] of [...rows, ['kicked', '', 'no']]) {
       if (comeBack === '') continue
-      const { client, connection } = await service.join()
+      const { stream, connection } = await service.join()
       connection.close(reason)
-      await client.waitFor('sse:close')
-      t.same(client.json('sse:close'), [{ reason, reconnect: comeBack === 'yes' }])
+      await stream.until(() => stream.named('sse:close').length >= 1)
+      t.same(payloads(stream, 'sse:close'), [{ reason, reconnect: comeBack === 'yes' }])
     }
   })
 
@@ -186,10 +188,9 @@ function at (server: { address (): unknown }): string {
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`
 }
 
-async function visit (t: Test, url: string, options?: ClientOptions): Promise<SSEClient> {
-  const client = await SSEClient.open(url, options)
-  t.teardown(() => client.close())
-  return client
+async function visit (t: Test, url: string, options?: ClientOptions): Promise<TestStream> {
+  const stream = await openURL(t, url, options)
+  return stream
 }
 
 /** An application to which samples add, closed when the test ends. */
@@ -206,19 +207,19 @@ async function terminate (signal: 'SIGTERM', before: readonly unknown[]): Promis
 
 const validateToken = async (token: string) => token === 'good' ? 'user123' : null
 const bearer = (token: string): ClientOptions => ({ headers: { authorization: `Bearer ${token}` } })
-const resources = (client: SSEClient) => client.json('data').map(({ resource }) => resource)
+const resources = (stream: TestStream) => payloads(stream, 'data').map(({ resource }) => resource)
 
 const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
   async 'quick-start' (t) {
     const { app } = await run(t, {}, ['app'])
     t.teardown(() => app.close())
-    const client = await visit(t, `${at(app.server)}/sse`)
+    const stream = await visit(t, `${at(app.server)}/sse`)
     const response = await fetch(`${at(app.server)}/news`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"headline":"It works"}' })
     t.same(await response.json(), { delivered: 1 })
-    await client.waitFor('data', 2)
+    await stream.until(() => stream.named('data').length >= 2)
     const shown = /prints the stream as it is:\n\n```\n(.*?)```/s.exec(readme)![1]!
     const plain = (text: string) => text.trim().replace(/[\w-]{8}\.(\d)/g, 'epoch.$1').replace(/"at":\d+/, '"at":0')
-    t.equal(plain(client.blocks.map(({ text }) => text).join('\n\n')), plain(shown), 'the stream is the one that README shows')
+    t.equal(plain(blocksOf(stream.text).map(({ text }) => text).join('\n\n')), plain(shown), 'the stream is the one that README shows')
   },
 
   async setup (t) {
@@ -227,10 +228,10 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     const url = await listen(app)
     for (const options of [{}, bearer('bad')]) t.equal((await visit(t, `${url}/sse`, options)).status, 401)
     for (const subscription of ['user:user1234', 'user:*', '**']) t.equal((await visit(t, `${url}/sse?subscription=${subscription}`, bearer('good'))).status, 403, subscription)
-    const client = await visit(t, `${url}/sse?subscription=updates:dashboard`, bearer('good'))
+    const stream = await visit(t, `${url}/sse?subscription=updates:dashboard`, bearer('good'))
     t.ok((await visit(t, `${url}/sse?subscription=user:user123:**`, bearer('good'))).isStream)
     t.equal((await app.sse.broadcastData('x', 1, { subscriptionIds: ['updates:dashboard'] })).delivered, 1)
-    await client.waitFor('data')
+    await stream.until(() => stream.named('data').length >= 1)
     const [connection] = app.sse.getConnectionsBySubscription('updates:dashboard')
     t.match(connection, { userId: 'user123', clientInfo: { host: '127.0.0.1', ip: '127.0.0.1', connectedAt: Number } })
   },
@@ -240,44 +241,44 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     await run(t, { app })
     const url = await listen(app)
     for (const subscription of ['other', 'updates:*']) t.equal((await visit(t, `${url}/sse?subscription=${subscription}`)).status, 403, subscription)
-    const client = await visit(t, `${url}/sse?subscription=updates:dashboard&subscription=updates:billing`)
+    const stream = await visit(t, `${url}/sse?subscription=updates:dashboard&subscription=updates:billing`)
     t.equal((await app.sse.broadcastData('x', 1, { subscriptionIds: ['updates:billing'] })).delivered, 1)
-    await client.waitFor('data')
+    await stream.until(() => stream.named('data').length >= 1)
   },
 
   async broadcasting (t) {
     const { app, join } = await serve(t)
-    const { client: user } = await join('user123')
-    const { client: reader } = await join(null, ['chat:*'])
+    const { stream: user } = await join('user123')
+    const { stream: reader } = await join(null, ['chat:*'])
     await run(t, { app })
-    await Promise.all([user.waitFor('notification'), reader.waitFor('notification')])
+    await Promise.all([user.until(() => user.named('notification').length >= 1), reader.until(() => reader.named('notification').length >= 1)])
     t.same(resources(user), ['notifications', 'messages'])
     t.same(resources(reader), ['notifications', 'chat'])
-    t.match(user.json('notification'), [{ title: 'System Update', message: String, level: 'warning', actions: [{ label: 'Details', url: '/status' }] }])
+    t.match(payloads(user, 'notification'), [{ title: 'System Update', message: String, level: 'warning', actions: [{ label: 'Details', url: '/status' }] }])
   },
 
   async 'custom-events' (t) {
     const { app, join } = await serve(t)
-    const { client: reader } = await join(null, ['chat:general'])
-    const { client: user } = await join('user456', ['chat:random'])
+    const { stream: reader } = await join(null, ['chat:general'])
+    const { stream: user } = await join('user456', ['chat:random'])
     await run(t, { app })
-    await Promise.all([reader.waitFor('chat_message', 2), user.waitFor('chat_message')])
-    t.same(reader.json('chat_message').map(({ message }) => message), ['Hello everyone!', 'Hello again!'])
-    t.match(user.json('chat_message'), [{ room: 'general', user: 'user123', message: 'Psst', timestamp: Number }])
+    await Promise.all([reader.until(() => reader.named('chat_message').length >= 2), user.until(() => user.named('chat_message').length >= 1)])
+    t.same(payloads(reader, 'chat_message').map(({ message }) => message), ['Hello everyone!', 'Hello again!'])
+    t.match(payloads(user, 'chat_message'), [{ room: 'general', user: 'user123', message: 'Psst', timestamp: Number }])
   },
 
   async filtering (t) {
     const { app, join } = await serve(t)
-    const { client: old } = await join('ada')
-    const { client: nobody } = await join()
+    const { stream: old } = await join('ada')
+    const { stream: nobody } = await join()
     const { now } = Date
     t.teardown(() => { Date.now = now })
     Date.now = () => now() + 61_000
-    const { client: young } = await join('grace')
+    const { stream: young } = await join('grace')
     await run(t, { app })
     await app.sse.broadcastEvent({ event: 'end', data: '' })
-    for (const client of [old, nobody, young]) await client.waitFor('end')
-    t.same([old, nobody, young].map(client => client.named('survey').length), [1, 0, 0])
+    for (const stream of [old, nobody, young]) await stream.until(() => stream.named('end').length >= 1)
+    t.same([old, nobody, young].map(stream => stream.named('survey').length), [1, 0, 0])
   },
 
   async client (t) {
@@ -330,28 +331,28 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     t.teardown(() => server.close())
     const cut = await visit(t, at(server))
     const { printed } = await run(t, { app })
-    await cut.waitForEnd()
-    t.same(cut.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
+    await cut.ended
+    t.same(payloads(cut, 'sse:close'), [{ reason: 'kicked', reconnect: false }])
     t.match(printed, [[Number, { connections: Number, delivered: 0 }]])
 
     const url = await listen(app)
-    const client = await visit(t, `${url}/live`)
-    await client.waitFor('rooms')
-    t.same(resources(client), ['welcome'])
-    t.match(client.json('notification'), [{ title: 'Hello', message: 'You are connected', level: 'success' }])
-    t.same(client.json('rooms'), [['chat:general']])
-    client.close()
+    const stream = await visit(t, `${url}/live`)
+    await stream.until(() => stream.named('rooms').length >= 1)
+    t.same(resources(stream), ['welcome'])
+    t.match(payloads(stream, 'notification'), [{ title: 'Hello', message: 'You are connected', level: 'success' }])
+    t.same(payloads(stream, 'rooms'), [['chat:general']])
+    await stream.close()
     await until(() => app.sse.connectionCount === 0)
   },
 
   async patterns (t) {
     const { app, join } = await serve(t)
-    const { client, connection } = await join('user123')
+    const { stream, connection } = await join('user123')
     await run(t, { app, clientId: connection.clientId })
     t.same([...connection.subscriptions], ['user:user123', 'user:user123:messages', 'user:user123:notifications', 'user:user123:**'])
     await app.sse.broadcastEvent({ event: 'end', data: '' }, { subscriptionIds: ['user:user123:deep:down'] })
-    await client.waitFor('end')
-    t.same(client.json('data'), [{ resource: 'messages', data: { id: 'msg123', content: 'New message' } }], 'once')
+    await stream.until(() => stream.named('end').length >= 1)
+    t.same(payloads(stream, 'data'), [{ resource: 'messages', data: { id: 'msg123', content: 'New message' } }], 'once')
   },
 
   async catalogue (t) {
@@ -366,18 +367,18 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
 
   async priorities (t) {
     const { app, join } = await serve(t)
-    const { client } = await join()
+    const { stream } = await join()
     await run(t, { app })
-    await client.waitFor('alarm')
-    t.same(client.applicationEvents.map(({ event }) => event), ['data', 'alarm'], 'published order while the client keeps up')
+    await stream.until(() => stream.named('alarm').length >= 1)
+    t.same(stream.events.filter(isApplicationEvent).map(({ event }) => event), ['data', 'alarm'], 'published order while the client keeps up')
   },
 
   async conflation (t) {
     const { app, join } = await serve(t)
-    const { client } = await join(null, ['trains:*', 'chat:*'])
+    const { stream } = await join(null, ['trains:*', 'chat:*'])
     const { printed } = await run(t, { app })
-    await client.waitFor('data', 2)
-    t.same(client.named('data').map(({ id }) => id !== null), [true, false])
+    await stream.until(() => stream.named('data').length >= 2)
+    t.same(stream.named('data').map(({ id }) => id !== null), [true, false])
     t.same(printed, [[{ connections: 1, lagging: 0, queuedBytes: printed[0][0].queuedBytes, dropped: 0 }]])
   },
 
@@ -399,15 +400,15 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     await run(t, { app, model })
     const url = await listen(app)
     const post = (prompt: string): ClientOptions => ({ method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ prompt }) })
-    const client = await visit(t, `${url}/tokens`, post('a b c'))
-    await client.waitForEnd()
-    t.same(client.json('token'), [{ token: 'a' }, { token: 'b' }, { token: 'c' }])
-    t.same(client.applicationEvents.at(-1)!.event, 'done')
-    t.same(client.json('sse:close'), [{ reason: 'source-end', reconnect: false }])
+    const stream = await visit(t, `${url}/tokens`, post('a b c'))
+    await stream.ended
+    t.same(payloads(stream, 'token'), [{ token: 'a' }, { token: 'b' }, { token: 'c' }])
+    t.same(stream.events.filter(isApplicationEvent).at(-1)!.event, 'done')
+    t.same(payloads(stream, 'sse:close'), [{ reason: 'source-end', reconnect: false }])
     const leaving = await visit(t, `${url}/tokens`, post('for ever'))
-    await leaving.waitFor('token', 2)
+    await leaving.until(() => leaving.named('token').length >= 2)
     t.equal(stopped, 1)
-    leaving.close()
+    await leaving.close()
     await until(() => stopped === 2)
   },
 
@@ -417,15 +418,15 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     const path = join(t.testdir({ 'rows.csv': 'a,1\nb,2\nc,3\n' }), 'rows.csv')
     await run(t, { app }, [], text => text.replace(/(['"])rows\.csv\1/g, JSON.stringify(path)))
     const url = await listen(app)
-    const client = await visit(t, `${url}/export`)
-    await client.waitForEnd()
-    t.same(client.json('row'), [['a', '1'], ['b', '2'], ['c', '3']])
-    t.same(client.named('row').map(({ id }) => id), ['0', '1', '2'])
+    const stream = await visit(t, `${url}/export`)
+    await stream.ended
+    t.same(payloads(stream, 'row'), [['a', '1'], ['b', '2'], ['c', '3']])
+    t.same(stream.named('row').map(({ id }) => id), ['0', '1', '2'])
     const returning = await visit(t, `${url}/export`, { headers: { 'last-event-id': '1' } })
-    await returning.waitForEnd()
-    t.same(returning.json('row'), [['c', '3']])
+    await returning.ended
+    t.same(payloads(returning, 'row'), [['c', '3']])
     const raw = await visit(t, `${url}/raw`)
-    await raw.waitForEnd()
+    await raw.ended
     t.equal(raw.named('message').map(({ data }) => data).join(''), 'a,1\nb,2\nc,3\n')
   },
 
@@ -462,14 +463,14 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     t.equal(refused.status, 403)
     const say = (topic: string) => app.sse.broadcastData(topic, 1, { subscriptionIds: [topic] })
     t.same([(await say('room:7')).delivered, (await say('room:9')).delivered], [2, 0])
-    await Promise.all([all.waitFor('data'), seven.waitFor('data')])
+    await Promise.all([all.until(() => all.named('data').length >= 1), seven.until(() => seven.named('data').length >= 1)])
     await leaveRoom('user123', 'room:7')
-    await seven.waitFor('sse:unsubscribed')
+    await seven.until(() => seven.named('sse:unsubscribed').length >= 1)
     t.same([(await say('room:7')).delivered, (await say('room:8')).delivered], [0, 1])
     await until(() => resources(all).length === 2)
     t.same(resources(all), ['room:7', 'room:8'])
     await app.sse.disconnectUser('user123')
-    await all.waitFor('sse:close')
+    await all.until(() => all.named('sse:close').length >= 1)
   },
 
   async tickets (t) {
@@ -479,7 +480,7 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     const issued = await fetch(`${url}/sse-ticket`, { method: 'POST', headers: { authorization: 'Bearer good' } })
     const { ticket } = await issued.json() as { ticket: string }
     t.ok((await visit(t, `${url}/sse?ticket=${ticket}`)).isStream)
-    t.equal((await visit(t, `${url}/sse?ticket=${ticket}`)).answer.code, 'SSE_ERR_INVALID_TICKET')
+    t.equal((await visit(t, `${url}/sse?ticket=${ticket}`)).body.code, 'SSE_ERR_INVALID_TICKET')
     t.match(app.sse.getConnectionsByUser('user123'), [{ subscriptions: new Set(['user:user123:**']) }])
     t.equal((await fetch(`${url}/sse-ticket`, { method: 'POST' })).status, 401)
   },
@@ -522,7 +523,7 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     t.equal(answers.filter(refusals => refusals === 0).length, 12, 'ten of a user, and nobody is no user')
     for (let n = 12; n < 30; n++) await visit(t, `${url}/sse`)
     const limited = await visit(t, `${url}/sse`, { headers: { accept: 'text/event-stream' } })
-    t.strictSame(limited.json('sse:error'), [{ message: 'Too Many Requests', retryable: true }])
+    t.strictSame(payloads(limited, 'sse:error'), [{ message: 'Too Many Requests', retryable: true }])
   },
 
   async 'fastify-auth' (t) {
@@ -562,14 +563,14 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     const before = process.rawListeners('SIGTERM')
     const { server, sse } = await run(t, { validateToken }, ['server', 'sse'])
     await listening(server)
-    const client = await visit(t, at(server), bearer('good'))
-    await client.waitFor('data')
-    t.same(resources(client), ['welcome'])
+    const stream = await visit(t, at(server), bearer('good'))
+    await stream.until(() => stream.named('data').length >= 1)
+    t.same(resources(stream), ['welcome'])
     t.equal(sse.getConnectionsByUser('user123').length, 1)
     t.equal((await visit(t, at(server), { headers: { accept: 'application/json' } })).status, 406)
     await terminate('SIGTERM', before)
-    await client.waitForEnd()
-    t.same(client.json('sse:close'), [{ reason: 'shutdown', reconnect: true }])
+    await stream.ended
+    t.same(payloads(stream, 'sse:close'), [{ reason: 'shutdown', reconnect: true }])
     t.equal(server.listening, false)
     t.same(process.rawListeners('SIGTERM'), before)
   },
@@ -581,9 +582,9 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
       await sse.close()
       await new Promise(resolve => server.close(resolve))
     })
-    const client = await visit(t, `${at(server)}/sse`)
+    const stream = await visit(t, `${at(server)}/sse`)
     t.equal((await sse.broadcastData('messages', 'Hello', { subscriptionIds: ['user:user123:messages'] })).delivered, 1)
-    await client.waitFor('data')
+    await stream.until(() => stream.named('data').length >= 1)
     t.equal((await visit(t, `${at(server)}/sse`, { headers: { accept: 'text/html', connection: 'close' } })).status, 406)
   },
 
@@ -605,9 +606,9 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     await app.register(ssePlugin, { broker: redisStreamsBroker({ client: redis.url }) })
     t.teardown(() => one.close())
     one.get('/sse', { sse: true }, async (_request: unknown, reply: FastifyReply) => { await reply.sse() })
-    const client = await visit(t, `${await listen(one)}/sse`)
+    const stream = await visit(t, `${await listen(one)}/sse`)
     await app.sse.broadcastData('news', 1)
-    await client.waitFor('data')
+    await stream.until(() => stream.named('data').length >= 1)
     await until(() => app.sse.clusterStats().nodes.length === 2)
     t.same(app.sse.clusterStats().nodes.map(({ name }) => name), [null, hostname()])
   },
@@ -638,24 +639,24 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     await run(t, { app })
     const url = await listen(app)
     const ada = await visit(t, `${url}/rooms/1?user=ada`)
-    await ada.waitFor('sse:join')
+    await ada.until(() => ada.named('sse:join').length >= 1)
     const grace = await visit(t, `${url}/rooms/1?user=grace`)
-    await ada.waitFor('sse:join', 2)
-    await grace.waitFor('data')
-    t.same(ada.json('sse:join').map(({ userId }) => userId), ['ada', 'grace'])
-    t.same(grace.json('data').map(({ data }) => data.map(({ userId }: { userId: string }) => userId)), [['ada', 'grace']])
+    await ada.until(() => ada.named('sse:join').length >= 2)
+    await grace.until(() => grace.named('data').length >= 1)
+    t.same(payloads(ada, 'sse:join').map(({ userId }) => userId), ['ada', 'grace'])
+    t.same(payloads(grace, 'data').map(({ data }) => data.map(({ userId }: { userId: string }) => userId)), [['ada', 'grace']])
   },
 
   async 'all-nodes' (t) {
     const { app, join } = await serve(t)
-    const { client: kicked, connection: { clientId } } = await join('user123')
+    const { stream: kicked, connection: { clientId } } = await join('user123')
     const others = [await join('user456', ['chat:general']), await join('user456', ['chat:general']), await join(null, ['chat:general']), await join('user123')]
     const { printed } = await run(t, { app, clientId })
     t.match(printed, [[[{ userId: 'user456', connections: 2 }], 3, 1, true], [null, Number, 'up']])
     t.equal(printed.length, 2)
-    await kicked.waitForEnd()
-    t.same(kicked.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
-    await others[3]!.client.waitForEnd()
+    await kicked.ended
+    t.same(payloads(kicked, 'sse:close'), [{ reason: 'kicked', reconnect: false }])
+    await others[3]!.stream.ended
     t.equal(others[3]!.connection.closeReason, 'disconnected')
   },
 
@@ -709,11 +710,11 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
   async shutdown (t) {
     const { app, join } = await serve(t)
     const before = process.rawListeners('SIGTERM')
-    const { client } = await join()
+    const { stream } = await join()
     await run(t, { app })
     await terminate('SIGTERM', before)
-    await client.waitForEnd()
-    t.same(client.json('sse:close'), [{ reason: 'shutdown', reconnect: true }])
+    await stream.ended
+    t.same(payloads(stream, 'sse:close'), [{ reason: 'shutdown', reconnect: true }])
     t.equal(app.server.listening, false)
     for (const listener of process.rawListeners('SIGTERM')) if (!before.includes(listener)) process.removeListener('SIGTERM', listener as () => void)
   }

@@ -4,6 +4,8 @@ import t from 'tap'
 import ssePlugin, { SSEManager } from '../../lib/index.js'
 import { refusal, start, type Server } from '../helpers/server.js'
 import { until } from '../helpers/wait.js'
+import { payloads } from '../helpers/app.js'
+import { RawSocket } from '../helpers/raw.js'
 
 /** The users of the open streams. */
 const users = ({ app }: Server) => [...app.sse.connections()].map(({ userId }) => userId)
@@ -45,26 +47,26 @@ t.test('what authHandler returns', async t => {
     result = next
     for (const path of ['/sse', '/bare']) {
       const errors = server.errors().length
-      const client = await server.open(path)
+      const stream = await server.open(path)
       if (typeof expected === 'string') {
-        t.ok(client.isStream, `${name} ${path}`)
+        t.ok(stream.isStream, `${name} ${path}`)
         t.strictSame(users(server), [expected])
-        client.close()
+        await stream.close()
         await until(() => server.app.sse.connectionCount === 0)
         continue
       }
-      refusal(t, client, ...expected)
-      t.strictSame(Object.keys(client.answer).sort(), ['code', 'error', 'message', 'statusCode'])
-      t.notMatch(client.body, secret, `${name} ${path}: no internals`)
+      refusal(t, stream, ...expected)
+      t.strictSame(Object.keys(stream.body).sort(), ['code', 'error', 'message', 'statusCode'])
+      t.notMatch(stream.body, secret, `${name} ${path}: no internals`)
       t.equal(server.app.sse.connectionCount, 0)
       const logged = server.errors().slice(errors)
       t.equal(logged.length, expected[0] === 500 ? 1 : 0, `${name} ${path}: logged`)
       if (name === 'a throw' || name === 'a rejection') t.match(logged[0].err.stack, secret)
     }
     if (Array.isArray(expected)) {
-      const client = await server.open('/optional')
-      t.equal(client.status, expected[0] === 500 ? 500 : 200, `${name}, where nobody may come: broken is not nobody`)
-      client.close()
+      const stream = await server.open('/optional')
+      t.equal(stream.status, expected[0] === 500 ? 500 : 200, `${name}, where nobody may come: broken is not nobody`)
+      await stream.close()
       await until(() => server.app.sse.connectionCount === 0)
     }
   }
@@ -72,11 +74,11 @@ t.test('what authHandler returns', async t => {
 
 t.test('the rights and claims of a user stay with the connection, which ends with them', async t => {
   const server = await start(t, { authHandler: () => ({ userId: 'ada', claims: { role: 'admin' }, expiresAt: Date.now() + 300 }), keepAliveIntervalMs: 20 })
-  const client = await server.open()
+  const stream = await server.open()
   const [connection] = server.app.sse.getConnectionsByUser('ada')
   t.strictSame(connection!.claims, { role: 'admin' })
-  await client.waitForEnd()
-  t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+  await stream.ended
+  t.strictSame(payloads(stream, 'sse:close'), [{ reason: 'auth-expired', reconnect: true }])
 })
 
 t.test('what a request brings: token, cookies, query, headers, and what the application extracts', async t => {
@@ -147,9 +149,9 @@ t.test('what a request brings: token, cookies, query, headers, and what the appl
     await server.open('/sse?a=1&ticket=x%20y')
     t.match(data.query, { a: '1', ticket: 'x y' })
     broken = true
-    const client = await server.open()
-    refusal(t, client, 500, 'SSE_ERR_AUTHENTICATION_FAILED')
-    t.notMatch(client.body, 'secret')
+    const stream = await server.open()
+    refusal(t, stream, 500, 'SSE_ERR_AUTHENTICATION_FAILED')
+    t.notMatch(stream.body, 'secret')
     t.match(server.errors()[0].err.stack, /secret/)
   })
 })
@@ -182,9 +184,9 @@ t.test('allowedOrigins', async t => {
   for (const path of ['/sse', '/bare']) {
     for (const [headers, allowed] of cases) {
       asked = 0
-      const client = await server.open(path, { headers })
-      if (allowed) t.ok(client.isStream, JSON.stringify(headers))
-      else refusal(t, client, 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+      const stream = await server.open(path, { headers })
+      if (allowed) t.ok(stream.isStream, JSON.stringify(headers))
+      else refusal(t, stream, 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
       t.equal(asked, allowed ? 1 : 0, 'nobody is asked about a page that may not')
     }
   }
@@ -221,10 +223,11 @@ t.test('a client that leaves while it is authenticated', async t => {
   for (const path of ['/sse', '/bare']) {
     for (const leave of ['close', 'reset'] as const) {
       const before = closed
-      const client = server.dial(path)
+      const socket = new RawSocket(server.url, { path })
       const gate = await until(() => gates.shift())
-      t.equal(client.received, 0, 'nothing is answered yet')
-      client[leave]()
+      t.equal(socket.length, 0, 'nothing is answered yet')
+      if (leave === 'reset') socket.socket.resetAndDestroy()
+      else socket.close()
       await until(() => closed > before)
       gate('ada')
     }

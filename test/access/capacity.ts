@@ -7,12 +7,12 @@ import t, { type Test } from 'tap'
 import { addressOf } from '../../lib/access/address.js'
 import { Capacity } from '../../lib/access/capacity.js'
 import ssePlugin, { SSEManager, type SSEOptions } from '../../lib/index.js'
-import { openStream } from '../../lib/testing/index.js'
+import { openStream, type TestStream } from '../../lib/testing/index.js'
 import { serve, type Service } from '../helpers/app.js'
 import { SSEClient, type ClientOptions } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
-const refused = (t: Test, client: SSEClient, status: number, code: string, message = '') => t.match([client.status, client.answer.code], [status, code], message)
+const refused = (t: Test, client: SSEClient | TestStream, status: number, code: string, message = '') => t.match([client.status, ('answer' in client ? client.answer : client.body).code], [status, code], message)
 
 interface Gated {
   service: Service

@@ -9,8 +9,8 @@ import { SSEError, SSEManager, type SSEOptions } from '../../lib/index.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { dataOf } from '../helpers/raw.js'
 import { raw } from '../helpers/reply.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
+import { openURL } from '../helpers/app.js'
 
 t.test('createConnection', async t => {
   const authHandler: NonNullable<SSEOptions['authHandler']> = ({ token }) => token
@@ -85,9 +85,9 @@ t.test('createConnection', async t => {
       await until(() => manager.connectionCount === 1)
 
       // Resumed by the cursor it was told.
-      const { lastEventId } = await SSEClient.open(url, { headers: { authorization: 'Bearer dan' } }).then(client => {
-        client.close()
-        return client
+      const { lastEventId } = await openURL(t, url, { headers: { authorization: 'Bearer dan' } }).then(stream => {
+        stream.close()
+        return stream
       })
       await until(() => manager.connectionCount === 1)
       await manager.broadcastToSubscriptions({ data: 'missed' }, ['news'])

@@ -4,9 +4,8 @@ import type { AddressInfo } from 'node:net'
 import t from 'tap'
 import { DisconnectedUsers } from '../../lib/access/disconnected-users.js'
 import { memoryBroker, SSEManager } from '../../lib/index.js'
-import { serve } from '../helpers/app.js'
+import { openURL, serve } from '../helpers/app.js'
 import { RawSocket } from '../helpers/raw.js'
-import { SSEClient } from '../helpers/sse.js'
 import { turns, until } from '../helpers/wait.js'
 
 t.test('a user who is disconnected while on the way in stays outside', async t => {
@@ -47,8 +46,8 @@ t.test('a user who is disconnected while on the way in stays outside', async t =
     const [ada, grace] = await Promise.all([asked, bystander])
     t.equal(ada.status, status, path)
     t.equal(grace.status, 200, 'others get in')
-    ada.close()
-    grace.close()
+    await ada.close()
+    await grace.close()
   }
   // A client can make the way in as long as it likes.
   const { socket } = new RawSocket(url, { method: 'POST', path: '/body?user=ada', headers: { 'content-type': 'application/json', 'content-length': '2' } })
@@ -98,13 +97,13 @@ t.test('so is what the application knew before the log was open', async t => {
     await manager.close()
     server.close()
   })
-  const asked = SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
+  const asked = openURL(t, `http://127.0.0.1:${(server.address() as AddressInfo).port}`)
   await once(server, 'request')
   t.equal(await manager.disconnectUser('ada'), 0)
   opening()
-  const client = await asked
-  t.teardown(() => client.close())
-  t.equal(client.status, 401)
+  const stream = await asked
+  t.teardown(() => stream.close())
+  t.equal(stream.status, 401)
   t.strictSame(codes, ['SSE_ERR_UNAUTHENTICATED'])
 })
 

@@ -4,7 +4,7 @@ import { ClockJump } from '../../lib/connections/clock-jump.js'
 import { type BroadcastOptions, type SSEOptions } from '../../lib/index.js'
 import { testClock } from '../../lib/testing/index.js'
 import { kClock, systemClock, type Clock } from '../../lib/util/clock.js'
-import { serve, settle, type Service } from '../helpers/app.js'
+import { payloads, serve, settle, type Service } from '../helpers/app.js'
 import { turns } from '../helpers/wait.js'
 
 // Who may hear what, now: at delivery, at replay, after a right was given or taken.
@@ -20,13 +20,13 @@ t.test('a stream ends within half a second of its rights, at the intervals of pr
   const service = await serve(t, { authHandler: ({ query }) => ({ userId: query['user'] as string, expiresAt }), ...clock.options })
   for (const after of [300, 700, 1111]) {
     expiresAt = clock.now + after
-    const { client, connection } = await service.join('ada', ['a'])
+    const { stream, connection } = await service.join('ada', ['a'])
     await clock.advance(after - 1)
     t.equal(connection.closeReason, null, 'not before')
     await clock.advance(501)
     t.equal(connection.closeReason, 'auth-expired')
-    await client.waitForEnd()
-    t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+    await stream.ended
+    t.strictSame(payloads(stream, 'sse:close'), [{ reason: 'auth-expired', reconnect: true }])
   }
 })
 
@@ -40,13 +40,13 @@ t.test('a stream ends with its rights when the wall clock runs ahead of timers, 
   await turns(3)
   // The clock may have been looked at in between, or not.
   ahead = 3_600_000
-  await minute.client.waitForEnd()
-  t.strictSame(minute.client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+  await minute.stream.ended
+  t.strictSame(payloads(minute.stream, 'sse:close'), [{ reason: 'auth-expired', reconnect: true }])
   t.match(await publish(service, 'later', { subscriptionIds: ['a'] }), { delivered: 2 })
-  await settle(service, day.client, never.client)
+  await settle(service, day.stream, never.stream)
   t.ok(day.connection.isConnected && never.connection.isConnected)
   ahead += 86_400_000
-  await day.client.waitForEnd()
+  await day.stream.ended
   t.equal(day.connection.closeReason, 'auth-expired')
   t.ok(never.connection.isConnected)
 })
@@ -85,7 +85,7 @@ t.test('rights that end on the way in open no stream', async t => {
   expiresAt = clock.now + 200
   const open = await service.open('/sse?join=none')
   await clock.advance(500)
-  await open.waitForEnd()
+  await open.ended
   t.equal(open.status, 200, 'nothing was asked for')
   expiresAt = clock.now + 200
   await t.rejects(service.join('ada', ['a']), { message: /^401 / }, 'while authorizeSubscription was asked')

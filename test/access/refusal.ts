@@ -5,32 +5,33 @@ import { type AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
 import { memoryBroker, SSEManager, type SSEOptions } from '../../lib/index.js'
-import { serve, type Service } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { openURL, payloads, serve, type Service } from '../helpers/app.js'
 import { until } from '../helpers/wait.js'
+import { blocksOf } from '../helpers/raw.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // Every bound, at the bound and one beyond it; and how a client is told.
 
 const STREAM = { accept: 'text/event-stream' }
-const refused = (t: Test, client: SSEClient, status: number, code: string, message = '') => t.match([client.status, client.answer.code], [status, code], message)
+const refused = (t: Test, stream: TestStream, status: number, code: string, message = '') => t.match([stream.status, stream.body.code], [status, code], message)
 
 // --- How a client is told ---
 
 t.test('refusals', async t => {
   const full: SSEOptions = { maxConnections: 1, retryMs: 400 }
-  const occupy = async (service: Service) => (await service.join()).client
+  const occupy = async (service: Service) => (await service.join()).stream
 
   await t.test('to a client that asks for an event stream: a stream that says when to come back, and ends', async t => {
     const service = await serve(t, full)
     await occupy(service)
     const retries: number[] = []
     for (let i = 0; i < 20; i++) {
-      const client = await service.open('/sse', { headers: STREAM })
-      t.match([client.status, client.headers['content-type'], client.headers['cache-control']], [200, 'text/event-stream', /no-store/])
-      await client.waitForEnd()
-      t.strictSame(client.json('sse:error'), [{ code: 'SSE_ERR_TOO_MANY_CONNECTIONS', message: 'Too many open streams', retryable: true }])
-      t.strictSame(client.blocks.map(({ id }) => id), [null, null], 'its place is left as it was')
-      retries.push(client.blocks[0]!.retry!)
+      const stream = await service.open('/sse', { headers: STREAM })
+      t.match([stream.status, stream.headers['content-type'], stream.headers['cache-control']], [200, 'text/event-stream', /no-store/])
+      await stream.ended
+      t.strictSame(payloads(stream, 'sse:error'), [{ code: 'SSE_ERR_TOO_MANY_CONNECTIONS', message: 'Too many open streams', retryable: true }])
+      t.strictSame(blocksOf(stream.text).map(({ id }) => id), [null, null], 'its place is left as it was')
+      retries.push(blocksOf(stream.text)[0]!.retry!)
     }
     t.ok(retries.every(retry => retry >= 400 && retry <= 800) && new Set(retries).size > 10, `spread: ${retries}`)
     t.equal(service.app.sse.connectionCount, 1)
@@ -40,8 +41,8 @@ t.test('refusals', async t => {
     const service = await serve(t, full)
     await occupy(service)
     for (const headers of [{}, { accept: '*/*' }, { accept: 'application/json, */*;q=0.1' }, { accept: 'text/event-stream;q=0, */*' }] as Record<string, string>[]) {
-      const client = await service.open('/sse', { headers })
-      refused(t, client, client.status === 406 ? 406 : 503, client.status === 406 ? 'SSE_ERR_NOT_ACCEPTABLE' : 'SSE_ERR_TOO_MANY_CONNECTIONS', JSON.stringify(headers))
+      const stream = await service.open('/sse', { headers })
+      refused(t, stream, stream.status === 406 ? 406 : 503, stream.status === 406 ? 'SSE_ERR_NOT_ACCEPTABLE' : 'SSE_ERR_TOO_MANY_CONNECTIONS', JSON.stringify(headers))
     }
   })
 
@@ -66,20 +67,20 @@ t.test('refusals', async t => {
           app.get('/missing', { sse: true }, async () => { throw Object.assign(new Error('no such board'), { statusCode: 404 }) })
         })
         await service.join('ada').catch(() => {})
-        const client = await service.open(path, { headers: { ...STREAM, ...headers } })
+        const stream = await service.open(path, { headers: { ...STREAM, ...headers } })
         const expected = outcomes[i]!
         if (expected === 'stream') {
-          await client.waitForEnd()
-          t.equal(client.status, 200)
-          t.match(client.json('sse:error'), [{ code, retryable: true }], `${what}, ${refusals}`)
-          t.notMatch(client.blocks.map(({ text }) => text).join(), 'secret')
+          await stream.ended
+          t.equal(stream.status, 200)
+          t.match(payloads(stream, 'sse:error'), [{ code, retryable: true }], `${what}, ${refusals}`)
+          t.notMatch(blocksOf(stream.text).map(({ text }) => text).join(), 'secret')
         } else if (expected === 204) {
-          t.strictSame([client.status, client.body], [204, ''], `${what}, ${refusals}`)
+          t.strictSame([stream.status, stream.body], [204, ''], `${what}, ${refusals}`)
         } else {
-          t.equal(client.status, expected, `${what}, ${refusals}`)
-          if (code !== '') t.equal(client.answer.code, code)
+          t.equal(stream.status, expected, `${what}, ${refusals}`)
+          if (code !== '') t.equal(stream.body.code, code)
         }
-        client.close()
+        await stream.close()
       }
     }
   })
@@ -97,11 +98,11 @@ t.test('refusals', async t => {
       app.get('/stopping', { sse: { refusals: 'stop' } }, fails(Object.assign(new Error(secret), { statusCode: 404 })))
     })
     for (const [path, message] of [['/503', 'Service Unavailable'], ['/429', 'Too Many Requests'], ['/plain', 'Service Unavailable'], ['/hook', 'Service Unavailable'], ['/strategy', 'Service Unavailable']] as const) {
-      const client = await service.open(path, { headers: STREAM })
-      await client.waitForEnd()
-      t.strictSame(client.json('sse:error'), [{ message, retryable: true }], path)
-      t.notMatch(client.blocks.map(({ text }) => text).join(), /hunter2|ES_|elastic/i)
-      t.strictSame((await service.open(path)).answer, { error: 'sorry' })
+      const stream = await service.open(path, { headers: STREAM })
+      await stream.ended
+      t.strictSame(payloads(stream, 'sse:error'), [{ message, retryable: true }], path)
+      t.notMatch(blocksOf(stream.text).map(({ text }) => text).join(), /hunter2|ES_|elastic/i)
+      t.strictSame((await service.open(path)).body, { error: 'sorry' })
     }
     t.match(await service.open('/stopping', { headers: STREAM }), { status: 204, body: '' })
     // What a broker says of its failure, told by createConnection's own answers.
@@ -114,9 +115,9 @@ t.test('refusals', async t => {
     await until(() => server.listening)
     t.teardown(() => server.close())
     for (const headers of [{}, STREAM]) {
-      const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}/`, { headers: { connection: 'close', ...headers } })
-      await until(() => client.closed)
-      t.notMatch(client.body + client.blocks.map(({ text }) => text).join(), 'hunter2')
+      const stream = await openURL(t, `http://127.0.0.1:${(server.address() as AddressInfo).port}/`, { headers: { connection: 'close', ...headers } })
+      await until(() => !stream.isOpen)
+      t.notMatch(stream.body + blocksOf(stream.text).map(({ text }) => text).join(), 'hunter2')
     }
   })
 
@@ -131,8 +132,8 @@ t.test('refusals', async t => {
     })
     await occupy(service)
     const answer = async (path: string, method: string, accept = 'application/json, text/event-stream') => {
-      const client = await service.open(path, { method, headers: { accept, connection: 'close' } })
-      return client.isStream ? 'stream' : client.status
+      const stream = await service.open(path, { method, headers: { accept, connection: 'close' } })
+      return stream.isStream ? 'stream' : stream.status
     }
     t.strictSame([await answer('/post', 'POST'), await answer('/put', 'PUT'), await answer('/sse', 'HEAD'), await answer('/ready', 'HEAD')], [503, 503, 503, 503])
     t.equal(await answer('/post', 'POST', 'text/event-stream'), 503, 'whatever it accepts')
@@ -151,16 +152,16 @@ t.test('refusals', async t => {
 
   await t.test('while draining: not before the server may be back', async t => {
     const service = await serve(t, { retryMs: 200, drainMs: 2_000 })
-    const { client } = await service.join()
-    client.pause()
+    const { stream } = await service.join()
+    stream.freeze()
     const draining = service.app.sse.drain()
     const late = await service.open('/sse', { headers: STREAM })
-    await late.waitForEnd()
-    t.match(late.json('sse:error'), [{ code: 'SSE_ERR_CLOSED', retryable: true }])
-    const retry = late.blocks[0]!.retry!
+    await late.ended
+    t.match(payloads(late, 'sse:error'), [{ code: 'SSE_ERR_CLOSED', retryable: true }])
+    const retry = blocksOf(late.text)[0]!.retry!
     t.ok(retry >= 2_000 && retry <= 4_000, String(retry))
     refused(t, await service.open('/sse'), 503, 'SSE_ERR_CLOSED')
-    client.close()
+    await stream.close()
     await draining
   })
 
@@ -173,10 +174,10 @@ t.test('refusals', async t => {
     })
     await occupy(service)
     for (const path of ['/sse', '/maintenance']) {
-      const client = await service.open(path, { headers: STREAM })
-      await client.waitForEnd()
-      t.match(client.json('sse:error'), [{ retryable: true }], path)
-      t.equal(client.blocks[0]!.retry, 3_600_000, path)
+      const stream = await service.open(path, { headers: STREAM })
+      await stream.ended
+      t.match(payloads(stream, 'sse:error'), [{ retryable: true }], path)
+      t.equal(blocksOf(stream.text)[0]!.retry, 3_600_000, path)
     }
   })
 
@@ -191,7 +192,7 @@ t.test('refusals', async t => {
     source.addEventListener('message', event => { messages.push(event.data) })
     await until(() => refusals >= 2)
     const [old] = [...service.app.sse.connections()]
-    first.close()
+    await first.close()
     await until(() => [...service.app.sse.connections()].some(connection => connection !== old))
     await service.app.sse.broadcastEvent({ data: 'in' })
     await until(() => messages.length === 1)
@@ -201,7 +202,7 @@ t.test('refusals', async t => {
     const given = new EventSource(`${strict.url}/sse`)
     t.teardown(() => given.close())
     await until(() => given.readyState === EventSource.CLOSED)
-    other.close()
+    await other.close()
     await until(() => strict.app.sse.connectionCount === 0)
     t.equal(given.readyState, EventSource.CLOSED)
   })
@@ -226,17 +227,17 @@ t.test('refusals', async t => {
     for (const [path, status, expected] of [['/sse', 418, ['onError', 'scope']], ['/own', 419, ['onError', 'route']], ['/rethrows', 418, ['onError', 'scope']]] as const) {
       for (const headers of [{}, STREAM] as Record<string, string>[]) {
         calls.length = 0
-        const client = await service.open(path, { headers })
-        t.strictSame([client.status, client.answer], [status, { seen: 'SSE_ERR_UNAUTHENTICATED' }], path)
+        const stream = await service.open(path, { headers })
+        t.strictSame([stream.status, stream.body], [status, { seen: 'SSE_ERR_UNAUTHENTICATED' }], path)
         t.strictSame(calls, expected)
-        client.close()
+        await stream.close()
       }
     }
     await service.join('ada')
     calls.length = 0
     const busy = await service.open('/own?user=ada', { headers: STREAM })
-    await busy.waitForEnd()
-    t.match(busy.json('sse:error'), [{ code: 'SSE_ERR_TOO_MANY_IP_CONNECTIONS' }])
+    await busy.ended
+    t.match(payloads(busy, 'sse:error'), [{ code: 'SSE_ERR_TOO_MANY_IP_CONNECTIONS' }])
     t.strictSame(calls, ['onError'])
   })
 
@@ -260,9 +261,9 @@ t.test('refusals', async t => {
     for (let i = 0; i < 3; i++) t.ok((await service.open('/limited', { headers: STREAM })).isStream)
     t.equal(asked, 3)
     const limited = await service.open('/limited', { headers: STREAM })
-    await limited.waitForEnd()
-    t.strictSame(limited.json('sse:error'), [{ message: 'Too Many Requests', retryable: true }])
-    t.ok(limited.blocks[0]!.retry! >= 25_000, 'not before the limiter lets it in again')
+    await limited.ended
+    t.strictSame(payloads(limited, 'sse:error'), [{ message: 'Too Many Requests', retryable: true }])
+    t.ok(blocksOf(limited.text)[0]!.retry! >= 25_000, 'not before the limiter lets it in again')
     t.equal((await service.open('/limited')).status, 429)
     t.equal((await service.open('/publish', { method: 'POST' })).status, 429, 'publishing by a route is limited likewise')
     t.equal(asked, 3)
@@ -284,12 +285,12 @@ t.test('refusals', async t => {
       server.closeAllConnections()
       await sse.close()
     })
-    const open = (path: string, headers: Record<string, string> = {}) => SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}${path}`, { headers: { connection: 'close', ...headers } })
+    const open = (path: string, headers: Record<string, string> = {}) => openURL(t, `http://127.0.0.1:${(server.address() as AddressInfo).port}${path}`, { headers: { connection: 'close', ...headers } })
     refused(t, await open('/'), 401, 'SSE_ERR_UNAUTHENTICATED')
-    t.strictSame((await open('/')).answer, { statusCode: 401, code: 'SSE_ERR_UNAUTHENTICATED', error: 'Unauthorized', message: 'Authentication required' })
-    t.strictSame((await open('/theirs')).answer, { statusCode: 500, error: 'Internal Server Error', message: 'Something went wrong' })
+    t.strictSame((await open('/')).body, { statusCode: 401, code: 'SSE_ERR_UNAUTHENTICATED', error: 'Unauthorized', message: 'Authentication required' })
+    t.strictSame((await open('/theirs')).body, { statusCode: 500, error: 'Internal Server Error', message: 'Something went wrong' })
     const theirs = await open('/theirs', STREAM)
-    t.strictSame([theirs.status, theirs.answer.message], [500, 'Something went wrong'], 'nor to a client that asks for a stream')
+    t.strictSame([theirs.status, theirs.body.message], [500, 'Something went wrong'], 'nor to a client that asks for a stream')
     const broken = await open('/', { authorization: 'Bearer broken' })
     t.notMatch(broken.body, 'secret')
     const first = await open('/', { authorization: 'Bearer ada' })
@@ -298,8 +299,8 @@ t.test('refusals', async t => {
     refused(t, busy, 503, 'SSE_ERR_TOO_MANY_CONNECTIONS')
     t.equal(busy.headers['retry-after'], '3')
     const stream = await open('/', { authorization: 'Bearer ada', ...STREAM })
-    await until(() => stream.closed)
-    t.match(stream.json('sse:error'), [{ code: 'SSE_ERR_TOO_MANY_CONNECTIONS', retryable: true }])
-    first.close()
+    await until(() => !stream.isOpen)
+    t.match(payloads(stream, 'sse:error'), [{ code: 'SSE_ERR_TOO_MANY_CONNECTIONS', retryable: true }])
+    await first.close()
   })
 })

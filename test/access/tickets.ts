@@ -5,9 +5,9 @@ import { redacting, redactUrl } from '../../lib/fastify/request-serializer.js'
 import { memoryBroker, requestSerializer, type BroadcastOptions, type SSEOptions } from '../../lib/index.js'
 import { testClock } from '../../lib/testing/index.js'
 import { systemClock } from '../../lib/util/clock.js'
-import { serve, type Service } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { payloads, serve, type Service } from '../helpers/app.js'
 import { until } from '../helpers/wait.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // Who may hear what, now: at delivery, at replay, after a right was given or taken.
 
@@ -34,27 +34,27 @@ t.test('tickets', async t => {
   const service = await serve(t, { ...options, ...clock.options })
   const { app, open } = service
   const visit = (ticket: string, query = '', headers: Record<string, string> = {}) => open(`/events?ticket=${ticket}${query}`, { headers })
-  const refused = (client: SSEClient, message: string) => t.strictSame([client.status, client.answer.code], [401, 'SSE_ERR_INVALID_TICKET'], message)
+  const refused = (stream: TestStream, message: string) => t.strictSame([stream.status, stream.body.code], [401, 'SSE_ERR_INVALID_TICKET'], message)
 
   await t.test('names the user, the claims and the end of the rights, and grants its subscriptions', async t => {
     const expiresAt = clock.now + 60_000
     const ticket = app.sse.issueTicket({ userId: 'ada', claims: { role: 'admin' }, expiresAt, subscriptions: ['vault:**', 'news'] })
-    const client = await visit(ticket, '&subscription=news')
+    const stream = await visit(ticket, '&subscription=news')
     const [connection] = app.sse.getConnectionsByUser('ada')
     t.match(connection, { userId: 'ada', claims: { role: 'admin' }, subscriptions: new Set(['vault:**', 'news']) })
     t.strictSame(asked, [], 'what the ticket grants is not asked about')
     await publish(service, 'secret', { subscriptionIds: ['vault:1'] })
-    await client.waitFor('x')
+    await stream.next('x')
     refused(await visit(ticket), 'used')
     await clock.advance(60_500)
-    await client.waitForEnd()
-    t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+    await stream.ended
+    t.strictSame(payloads(stream, 'sse:close'), [{ reason: 'auth-expired', reconnect: true }])
     const more = await visit(app.sse.issueTicket({ userId: 'ada', subscriptions: ['vault:**'] }), '&subscription=other')
     t.strictSame([more.status, asked], [403, ['ada other']], 'the rest is')
     t.equal((await visit(app.sse.issueTicket({ userId: 'ada', subscriptions: ['a', 'b', 'c'] }), '&subscription=news')).status, 400, 'all count')
     const held = await visit(app.sse.issueTicket({ userId: 'grace', expiresAt: null, subscriptions: ['vault:**'] }))
     t.equal(await app.sse.reauthorize('grace'), 1, 'reauthorize asks about them too')
-    held.close()
+    await held.close()
   })
 
   await t.test('a stream of its own source holds nothing that could be taken away, whatever the ticket grants', async t => {
@@ -65,13 +65,13 @@ t.test('tickets', async t => {
         await new Promise<void>(resolve => { end = resolve })
       })()))
     })
-    const client = await open(`/source?ticket=${app.sse.issueTicket({ userId: 'ada', subscriptions: ['room:1'] })}`)
-    await client.waitFor('message')
+    const stream = await open(`/source?ticket=${app.sse.issueTicket({ userId: 'ada', subscriptions: ['room:1'] })}`)
+    await stream.next('message')
     t.equal(await app.sse.revokeSubscription('ada', 'room:1'), 0)
     t.equal(await app.sse.reauthorize('ada'), 0)
     end()
-    await client.waitForEnd()
-    t.strictSame(client.events.map(({ event }) => event), ['message', 'sse:close'])
+    await stream.ended
+    t.strictSame(stream.events.map(({ event }) => event), ['message', 'sse:close'])
   })
 
   await t.test('one of many that show it at once gets in', async t => {
@@ -82,8 +82,8 @@ t.test('tickets', async t => {
   })
 
   await t.test('it speaks for nobody else: not for a cookie beside it, not from another site', async t => {
-    const client = await open(`/sse?user=grace&ticket=${app.sse.issueTicket({ userId: 'ada' })}`)
-    t.ok(client.isStream)
+    const stream = await open(`/sse?user=grace&ticket=${app.sse.issueTicket({ userId: 'ada' })}`)
+    t.ok(stream.isStream)
     t.equal(app.sse.getConnectionsByUser('grace').length, 0)
     refused(await open('/sse?user=grace&ticket=nonsense'), 'a broken ticket is not overlooked')
     const ticket = app.sse.issueTicket({ userId: 'ada' })
@@ -210,7 +210,7 @@ t.test('tickets and tokens do not reach the log, whatever happens', async t => {
       }
       for (const path of ['/sse', '/broken', '/source', '/logs']) {
         const before = lines.length
-        for (const headers of [{}, { accept: 'text/event-stream' }, { accept: 'text/html' }, { 'sec-fetch-site': 'cross-site' }] as Record<string, string>[]) (await open(path + query(), { headers })).close()
+        for (const headers of [{}, { accept: 'text/event-stream' }, { accept: 'text/html' }, { 'sec-fetch-site': 'cross-site' }] as Record<string, string>[]) await (await open(path + query(), { headers })).close()
         await open(`${path}?ticket=nonsense&token=hunter2`)
         fail = true
         await open(`${path}?token=hunter2`)
@@ -230,9 +230,9 @@ t.test('tickets and tokens do not reach the log, whatever happens', async t => {
       app.setNotFoundHandler((_request, reply) => reply.code(404).send({ error: 'Not Found' }))
     })
     for (const [path, method] of [['/nowhere', 'GET'], ['/sse', 'DELETE']] as const) {
-      const client = await open(`${path}?ticket=hunter2`, { method })
-      t.equal(client.status, 404)
-      t.notMatch(client.body, 'hunter2')
+      const stream = await open(`${path}?ticket=hunter2`, { method })
+      t.equal(stream.status, 404)
+      t.notMatch(stream.body, 'hunter2')
     }
     t.ok(lines.some(line => line.includes('/nowhere?ticket=[redacted]')))
     t.strictSame(lines.filter(line => line.includes('hunter2')), [])

@@ -17,7 +17,7 @@ import { RedisStore } from '../../lib/log/redis/store.js'
 import { formatCursor } from '../../lib/log/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
 import { brokerContract, slowRedis } from '../../lib/testing/index.js'
-import { serve, type Service } from '../helpers/app.js'
+import { payloads, serve, type Service } from '../helpers/app.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
 
@@ -275,21 +275,21 @@ t.test('with a server', { skip: withoutRedis }, async t => {
 
   await t.test('clients that return to another node get what they missed', async t => {
     const one = await serve(t, { broker: redisStreamsBroker({ client: url, keyPrefix: 'return' }) })
-    const { client } = await one.join()
+    const { stream } = await one.join()
     for (const n of numbers(150)) await one.app.sse.broadcastEvent({ event: 'x', data: n })
-    await client.waitFor('x', 150)
-    const cursor = client.named('x')[49]!.id!
+    await stream.until(() => stream.named('x').length >= 150)
+    const cursor = stream.named('x')[49]!.id!
     const other = await serve(t, { broker: redisStreamsBroker({ client: url, keyPrefix: 'return' }) })
     const before = await server.calls('xrevrange')
     const returned = await Promise.all(Array.from({ length: 100 }, () => other.join(null, [], { cursor })))
-    for (const { client } of returned) {
-      await client.waitFor('x', 100)
-      t.strictSame(client.named('x').map(({ data }) => data), numbers(150).slice(50))
-      t.strictSame(client.named('sse:gap'), [])
+    for (const { stream } of returned) {
+      await stream.until(() => stream.named('x').length >= 100)
+      t.strictSame(stream.named('x').map(({ data }) => data), numbers(150).slice(50))
+      t.strictSame(stream.named('sse:gap'), [])
     }
     t.ok(await server.calls('xrevrange') - before < 12)
     await one.app.sse.broadcastEvent({ event: 'x', data: 'live' })
-    for (const { client } of returned) await client.waitFor('x', 101)
+    for (const { stream } of returned) await stream.until(() => stream.named('x').length >= 101)
     t.equal((await one.app.sse.broadcastEvent({ event: 'x', data: 'y' }, { local: true })).id, null)
     await t.rejects(one.app.sse.broadcastEvent({ data: 1 }, { filter: () => true }), { code: 'SSE_ERR_FILTER_NOT_SHARED' })
   })
@@ -1001,12 +1001,12 @@ t.test('an outage is logged once, and its end', { skip: withoutRedis }, async t 
   await server.kill()
   await until(() => app.sse.health().status === 'degraded')
   // What they have missed this node has not read yet.
-  const clients = await Promise.all(numbers(3).map(async () => (await join(null, [], { cursor: formatCursor(one.broker.epoch, after.seq!) })).client))
+  const clients = await Promise.all(numbers(3).map(async () => (await join(null, [], { cursor: formatCursor(one.broker.epoch, after.seq!) })).stream))
   await until(() => said(40).length > 0)
   const askedAt = performance.now()
   await until(() => performance.now() - askedAt > 1_500, undefined, 'it was asked for again')
   await server.run()
-  for (const client of clients) t.strictSame((await client.waitFor('e', 10)).map(({ data }) => data), numbers(10))
+  for (const stream of clients) t.strictSame((await stream.collect(10, 'e')).map(({ data }) => data), numbers(10))
   await until(() => said(30).length === 2)
   t.strictSame([50, 40, 30].map(level => said(level).sort()), [['The event log cannot be reached'], ['Reading the event log failed; lagging connections wait'], ['The event log is reached', 'The event log is read again; no connection waits for it']])
 })
@@ -1038,13 +1038,13 @@ t.test('at boot', { skip: withoutRedis }, async t => {
   }))
 
   const service = await serve(t, { broker: redisStreamsBroker({ client: absent.url, startTimeoutMs: 200, startDegraded: true }) })
-  const { client } = await service.join()
+  const { stream } = await service.join()
   await t.rejects(service.app.sse.broadcastEvent({ event: 'x', data: 1 }), unavailable)
   t.equal((await service.app.sse.broadcastEvent({ event: 'x', data: 'local' }, { local: true })).delivered, 1, 'what needs no log goes on')
   await absent.run()
-  await client.waitFor('sse:gap')
-  t.strictSame(client.json('sse:gap').map(({ reason }) => reason), ['epoch'])
+  await stream.next('sse:gap')
+  t.strictSame(payloads(stream, 'sse:gap').map(({ reason }) => reason), ['epoch'])
   await until(() => service.app.sse.broadcastEvent({ event: 'x', data: 'shared' }).then(() => true, () => false))
-  await client.waitFor('x', 2)
-  t.strictSame(client.named('x').map(({ data }) => data), ['local', 'shared'])
+  await stream.collect(2, 'x')
+  t.strictSame(stream.named('x').map(({ data }) => data), ['local', 'shared'])
 })

@@ -1,19 +1,18 @@
 import t from 'tap'
 import { type SSEOptions } from '../../lib/index.js'
-import { serve, type Service } from '../helpers/app.js'
+import { openURL, payloads, serve, type Service } from '../helpers/app.js'
 import { node, nodes, prefixes, REPORT, startClusterNode, TestLog } from '../helpers/cluster.js'
 import { withoutRedis } from '../helpers/redis.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
 t.test('commands', { skip: withoutRedis }, async t => {
   t.test('a connection is closed from another node', async t => {
     const [a, b] = await nodes(t, 2) as [Service, Service]
-    const { client, connection: { clientId } } = await b.join('ada')
+    const { stream, connection: { clientId } } = await b.join('ada')
     t.equal(a.app.sse.getConnection(clientId), undefined)
     t.equal(await a.app.sse.closeConnection(clientId, 'kicked'), true)
-    await client.waitForEnd()
-    t.same(client.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
+    await stream.ended
+    t.same(payloads(stream, 'sse:close'), [{ reason: 'kicked', reconnect: false }])
     await until(() => b.app.sse.connectionCount === 0)
     t.equal(await a.app.sse.closeConnection(clientId), false, 'it is gone')
     t.equal(await a.app.sse.closeConnection('nobody'), false)
@@ -25,9 +24,9 @@ t.test('commands', { skip: withoutRedis }, async t => {
     const ada = await Promise.all(services.flatMap(({ join }) => [join('ada'), join('ada')]))
     const others = await Promise.all(services.map(({ join }) => join('grace')))
     t.equal(await services[1]!.app.sse.disconnectUser('ada'), 6)
-    for (const { client } of ada) {
-      await client.waitForEnd()
-      t.same(client.json('sse:close'), [{ reason: 'disconnected', reconnect: false }])
+    for (const { stream } of ada) {
+      await stream.ended
+      t.same(payloads(stream, 'sse:close'), [{ reason: 'disconnected', reconnect: false }])
     }
     t.equal(await services[0]!.app.sse.disconnectUser('ada'), 0)
     t.ok(others.every(({ connection }) => connection.isConnected))
@@ -59,7 +58,7 @@ t.test('commands', { skip: withoutRedis }, async t => {
     prefixes.last++
     const a = await node(t, 'a', { authorizeSubscription: authorizeSubscription('a') })
     const b = await node(t, 'b', { authorizeSubscription: authorizeSubscription('b'), maxSubscriptionsPerConnection: 2 })
-    const { client, connection } = await b.join('ada', ['chat:1'])
+    const { stream, connection } = await b.join('ada', ['chat:1'])
     const { clientId } = connection
     asked.length = 0
     const { sse } = a.app
@@ -68,13 +67,13 @@ t.test('commands', { skip: withoutRedis }, async t => {
     t.strictSame(asked, [['b', 'ada', 'chat:2']])
     await sse.broadcastEvent({ event: 'said', data: 'heard' }, { subscriptionIds: ['chat:2'] })
     // What still waits goes with the subscription.
-    await client.waitFor('said')
+    await stream.until(() => stream.named('said').length >= 1)
     t.equal(await sse.removeSubscription(clientId, 'chat:2'), true)
     t.equal(await sse.removeSubscription(clientId, 'chat:2'), false)
     await sse.broadcastEvent({ event: 'said', data: 'not heard' }, { subscriptionIds: ['chat:2'] })
     await sse.broadcastEvent({ event: 'said', data: 'end' })
-    await client.waitFor('said', 2)
-    t.strictSame(client.named('said').map(({ data }) => data), ['heard', 'end'])
+    await stream.until(() => stream.named('said').length >= 2)
+    t.strictSame(stream.named('said').map(({ data }) => data), ['heard', 'end'])
     t.strictSame([...connection.subscriptions], ['chat:1'])
 
     const refused = await sse.addSubscription(clientId, 'secret').catch(error => error)
@@ -100,11 +99,11 @@ t.test('commands', { skip: withoutRedis }, async t => {
     t.equal(await b.app.sse.reauthorize('ada', 'left-team'), 2)
     await b.app.sse.broadcastEvent({ event: 'said', data: 'secret' }, { subscriptionIds: ['chat:1', 'chat:2'] })
     await a.app.sse.broadcastEvent({ event: 'end', data: '' })
-    for (const { client } of [...streams, other]) await client.waitFor('end')
-    t.same(streams.map(({ client }) => client.json('sse:unsubscribed').map(({ subscriptionId, reason }) => [subscriptionId, reason])), [
+    for (const { stream } of [...streams, other]) await stream.until(() => stream.named('end').length >= 1)
+    t.same(streams.map(({ stream }) => payloads(stream, 'sse:unsubscribed').map(({ subscriptionId, reason }) => [subscriptionId, reason])), [
       [['chat:1', 'revoked'], ['chat:2', 'left-team']], [['chat:1', 'revoked'], ['chat:2', 'left-team']], []
     ])
-    t.same([...streams, other].map(({ client }) => client.named('said').length), [0, 0, 0, 1])
+    t.same([...streams, other].map(({ stream }) => stream.named('said').length), [0, 0, 0, 1])
   })
 
   t.test('a connection of a node that has just come is found, by it and from it', async t => {
@@ -124,13 +123,11 @@ t.test('commands', { skip: withoutRedis }, async t => {
     const a = await node(t, 'a', { cluster: { heartbeatIntervalMs: 10_000, answerTimeoutMs: 300 } })
     const { sse } = a.app
     const frozen = await startClusterNode(t, keyPrefix, 'frozen')
-    const client = await SSEClient.open(`${frozen.url}/sse?user=ada`)
-    t.teardown(() => client.close())
+    const stream = await openURL(t, `${frozen.url}/sse?user=ada`)
     const { connection } = await a.join('ada')
-    const clientId = (await client.waitFor('welcome'))[0]!.data!
-    const grace = await SSEClient.open(`${frozen.url}/sse?user=grace`)
-    t.teardown(() => grace.close())
-    const graceId = (await grace.waitFor('welcome'))[0]!.data!
+    const clientId = (await stream.collect(1, 'welcome'))[0]!.data!
+    const grace = await openURL(t, `${frozen.url}/sse?user=grace`)
+    const graceId = (await grace.collect(1, 'welcome'))[0]!.data!
     const patient = await node(t, 'patient', { keyPrefix, cluster: { heartbeatIntervalMs: 10_000, answerTimeoutMs: 40_000 } })
     await until(() => [a, patient].every(({ app }) => app.sse.clusterStats().nodes.length === 3))
     frozen.freeze()
@@ -159,14 +156,14 @@ t.test('commands', { skip: withoutRedis }, async t => {
     await Promise.all(Array.from({ length: 1_200 }, (_, i) => sse.broadcastEvent({ event: 'typing', data: i }, { ephemeral: true, subscriptionIds: ['nobody'] })))
 
     frozen.thaw()
-    await client.waitForEnd()
-    t.same(client.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
+    await stream.ended
+    t.same(payloads(stream, 'sse:close'), [{ reason: 'kicked', reconnect: false }])
     const [taken, , who, found] = await answers
     t.strictSame([taken, who.complete, found], [1, true, false])
     await sse.broadcastEvent({ event: 'said', data: 'for all in room 2' }, { subscriptionIds: ['room:2'] })
-    await grace.waitFor('said')
-    t.strictSame([client, grace].map(({ events }) => events.filter(({ event }) => event === 'said').map(({ data }) => data)), [[], ['for all in room 2']])
-    t.same(grace.json('sse:unsubscribed'), [{ subscriptionId: 'room:1', reason: 'revoked' }])
+    await grace.next('said')
+    t.strictSame([stream, grace].map(({ events }) => events.filter(({ event }) => event === 'said').map(({ data }) => data)), [[], ['for all in room 2']])
+    t.same(payloads(grace, 'sse:unsubscribed'), [{ subscriptionId: 'room:1', reason: 'revoked' }])
     await until(async () => (await sse.presence('chat:1')).complete)
   })
 

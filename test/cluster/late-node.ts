@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
 import { EventPriority } from '../../lib/index.js'
 import { formatCursor, formatLanes, parseCursor } from '../../lib/log/cursor.js'
-import { type Joined, type Service } from '../helpers/app.js'
+import { isApplicationEvent, payloads, type Joined, type Service } from '../helpers/app.js'
 import { node, prefixes, server, type ClusterOptions } from '../helpers/cluster.js'
 import { slowRedis, type SlowRedis } from '../../lib/testing/index.js'
 import { withoutRedis } from '../helpers/redis.js'
@@ -16,7 +16,7 @@ async function lateNode (t: Test, options: ClusterOptions = {}): Promise<{ a: Se
 }
 
 t.test('a node that is late', { skip: withoutRedis }, async t => {
-  const said = ({ client }: Joined) => client.applicationEvents.map(({ event, data }) => event === 'message' ? data : event)
+  const said = ({ stream }: Joined) => stream.events.filter(isApplicationEvent).map(({ event, data }) => event === 'message' ? data : event)
 
   t.test('a client that has seen more waits for the node: no gap, nothing twice, and what is sent from this node at once', async t => {
     const { a, b, proxy } = await lateNode(t, { keepAliveIntervalMs: 50, maxConcurrentReplays: 1 })
@@ -31,14 +31,14 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     await say('3', { subscriptionIds: ['later'] })
     await say('4')
     await until(() => said(first).includes('4'))
-    first.client.close()
-    const cursor = first.client.lastEventId
+    await first.stream.close()
+    const cursor = first.stream.lastEventId
 
     const waiting = await Promise.all(Array.from({ length: 20 }, () => b.join('ada', [], { cursor })))
     const back = waiting[0]!
-    t.equal(back.client.lastEventId, cursor, 'its own place')
+    t.equal(back.stream.lastEventId, cursor, 'its own place')
     t.equal(back.connection.stats().lagging, true)
-    await until(() => back.client.blocks.filter(({ comment }) => comment === 'keep-alive').length >= 2)
+    await until(() => back.stream.comments.filter(comment => comment === 'keep-alive').length >= 2)
     back.connection.sendEvent({ event: 'direct', data: 1 })
     await b.app.sse.broadcastEvent({ event: 'local', data: 1 }, { local: true })
     await b.app.sse.addSubscription(back.connection.clientId, 'later')
@@ -53,7 +53,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     for (const each of waiting) await until(() => said(each).includes('7'))
     t.strictSame(said(back), ['direct', 'local', '5', '6', '7'])
     for (const each of waiting.slice(1)) t.strictSame(said(each), ['local', '5', '7'])
-    t.strictSame([...waiting, behind].flatMap(({ client }) => client.named('sse:gap')), [])
+    t.strictSame([...waiting, behind].flatMap(({ stream }) => stream.named('sse:gap')), [])
     await until(() => b.app.sse.stats().lagging === 0)
   })
 
@@ -69,7 +69,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     await a.app.sse.broadcastEvent({ data: 'end', priority: EventPriority.LOW })
     await until(() => said(back).includes('end'))
     t.strictSame(said(back), ['5', '1', '3', 'end'])
-    t.strictSame(back.client.named('sse:gap'), [])
+    t.strictSame(back.stream.named('sse:gap'), [])
   })
 
   t.test('a client that is closed meanwhile keeps its place', async t => {
@@ -80,10 +80,10 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     const drained = await b.open(`/sse?ticket=${a.app.sse.issueTicket({ userId: 'ada' })}&lastEventId=${cursor}`)
     closed.connection.close('kicked')
     await b.app.sse.drain()
-    for (const client of [closed.client, drained]) {
-      await client.waitForEnd()
-      t.equal(client.lastEventId, cursor)
-      t.strictSame(client.events.map(({ event }) => event), ['sse:close'])
+    for (const stream of [closed.stream, drained]) {
+      await stream.ended
+      t.equal(stream.lastEventId, cursor)
+      t.strictSame(stream.events.map(({ event }) => event), ['sse:close'])
     }
   })
 
@@ -93,11 +93,11 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     const { id } = await a.app.sse.broadcastEvent({ data: '1' })
     const { epoch } = parseCursor(id!)!
     const forged = await b.join(null, [], { cursor: `${epoch}.zzzz` })
-    const [gap] = await forged.client.waitFor('sse:gap')
+    const [gap] = await forged.stream.collect(1, 'sse:gap')
     t.strictSame(JSON.parse(gap!.data!), { reason: 'unknown', lastEventId: `${epoch}.zzzz` })
     t.equal(gap!.id, `${epoch}.0`)
     proxy.release()
-    await forged.client.waitFor('message')
+    await forged.stream.next('message')
     t.strictSame(said(forged), ['1'])
   })
 
@@ -114,12 +114,12 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     const moved = await b.join(null, [], { cursor: id! })
     const other = await b.join(null, [], { cursor: `${parseCursor(old!)!.epoch}.zz` })
     proxy.release()
-    for (const { client } of [ahead, other]) t.match(JSON.parse((await client.waitFor('sse:gap'))[0]!.data!), { reason: 'epoch' })
+    for (const { stream } of [ahead, other]) t.match(JSON.parse((await stream.collect(1, 'sse:gap'))[0]!.data!), { reason: 'epoch' })
     await a.app.sse.broadcastEvent({ data: '4' })
     for (const each of [ahead, other, moved]) await until(() => said(each).includes('4'))
     t.strictSame(said(moved), ['4'])
-    t.strictSame(moved.client.named('sse:gap'), [])
-    for (const { client } of [ahead, other]) t.equal(client.named('sse:gap').length, 1)
+    t.strictSame(moved.stream.named('sse:gap'), [])
+    for (const { stream } of [ahead, other]) t.equal(stream.named('sse:gap').length, 1)
   })
 
   t.test('a node that begins without Redis lets clients that have a place wait for it', async t => {
@@ -137,13 +137,13 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     const stranger = await b.join(null, [], { cursor: 'zzzz.1' })
     await b.app.sse.broadcastEvent({ data: 'local' }, { local: true })
     await until(() => said(back).length === 1)
-    t.strictSame([back, stranger].flatMap(({ client }) => client.named('sse:gap')), [])
+    t.strictSame([back, stranger].flatMap(({ stream }) => stream.named('sse:gap')), [])
     proxy.release()
     await until(() => said(back).includes('2'))
     t.strictSame(said(back), ['local', '2'])
     t.equal((await b.open(`/sse?ticket=${ticket}`)).status, 200)
-    t.strictSame(back.client.named('sse:gap'), [])
-    t.match(JSON.parse((await stranger.client.waitFor('sse:gap'))[0]!.data!), { reason: 'epoch', lastEventId: 'zzzz.1' })
+    t.strictSame(back.stream.named('sse:gap'), [])
+    t.match(JSON.parse((await stranger.stream.collect(1, 'sse:gap'))[0]!.data!), { reason: 'epoch', lastEventId: 'zzzz.1' })
   })
 
   t.test('a used ticket stays used if the claims are lost and this node has not heard of it, and a fresh one is not spent', async t => {
@@ -159,7 +159,7 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     const fresh = a.app.sse.issueTicket({ userId: 'ada' })
     t.equal((await b.open(`/sse?ticket=${fresh}`)).status, 503)
     proxy.release()
-    await until(async () => parseCursor((await b.join()).client.lastEventId!)!.epoch === epoch)
+    await until(async () => parseCursor((await b.join()).stream.lastEventId!)!.epoch === epoch)
     t.equal((await b.open(`/sse?ticket=${fresh}`)).status, 200)
     t.strictSame(await Promise.all([ticket, fresh].map(async each => (await b.open(`/sse?ticket=${each}`)).status)), [401, 401])
   })
@@ -176,8 +176,8 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     await server!.ask('FLUSHALL')
     await a.app.sse.broadcastEvent({ data: '2' })
     proxy.release()
-    await ada.client.waitForEnd()
-    t.same(ada.client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+    await ada.stream.ended
+    t.same(payloads(ada.stream, 'sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
     await until(() => said(nobody).includes('2'))
     t.ok(nobody.connection.isConnected)
   })
@@ -194,8 +194,8 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     await a.app.close()
     await server!.ask('DEL', `{cluster-${process.pid}-${prefixes.last}}:nodes`)
     proxy.release()
-    await ada.client.waitForEnd()
-    t.same(ada.client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+    await ada.stream.ended
+    t.same(payloads(ada.stream, 'sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
   })
 
   t.test('a node that begins without Redis ends the streams of users once it is reached, if a command was logged before', async t => {
@@ -207,20 +207,20 @@ t.test('a node that is late', { skip: withoutRedis }, async t => {
     const ada = await b.join('ada')
     t.equal(await a.app.sse.disconnectUser('ada'), 0)
     proxy.release()
-    await ada.client.waitForEnd()
-    t.same(ada.client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+    await ada.stream.ended
+    t.same(payloads(ada.stream, 'sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
   })
 
   t.test('a place is told after a gap too, though its number is one that was told before', async t => {
     prefixes.last++
     const a = await node(t, 'a', { keepAliveIntervalMs: 50 })
-    const { client } = await a.join()
+    const { stream } = await a.join()
     const { id } = await a.app.sse.broadcastEvent({ data: '1' })
-    await client.waitFor('message')
+    await stream.next('message')
     await server!.ask('FLUSHALL')
     const { id: last } = await a.app.sse.broadcastEvent({ data: '1' }, { subscriptionIds: ['others'] })
     t.equal(last!.split('.')[1], id!.split('.')[1])
-    await client.waitFor('sse:gap')
-    await until(() => client.lastEventId === last)
+    await stream.next('sse:gap')
+    await until(() => stream.lastEventId === last)
   })
 })

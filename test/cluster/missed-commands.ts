@@ -1,10 +1,11 @@
 import t from 'tap'
 import { SSEManager, type Broker } from '../../lib/index.js'
 import { memoryBroker } from '../../lib/log/memory-broker.js'
-import { serve } from '../helpers/app.js'
+import { isApplicationEvent, payloads, serve } from '../helpers/app.js'
 import { REPORT, TestLog } from '../helpers/cluster.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
+import { blocksOf } from '../helpers/raw.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 t.test('a log that does not answer holds up the end of a node no longer than others may take to answer', async t => {
   const log = memoryBroker()
@@ -29,19 +30,19 @@ t.test('a node that may have missed a command ends the streams of all users, who
   const { join, app, open } = await serve(t, { broker: log, authorizeSubscription: ({ subscriptionId }) => subscriptionId === 'slow' ? new Promise(resolve => { gate = () => resolve(true) }) : true })
   const ada = await join('ada', ['room:1'])
   const nobody = await join(null, ['room:1'])
-  const uncertain = async (client: SSEClient) => {
-    await client.waitForEnd()
-    t.same(client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
-    t.ok(client.blocks.findLast(({ retry }) => retry !== null), 'spread over a time')
+  const uncertain = async (stream: TestStream) => {
+    await stream.ended
+    t.same(payloads(stream, 'sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+    t.ok(blocksOf(stream.text).findLast(({ retry }) => retry !== null), 'spread over a time')
   }
   log.sink!.gap('trimmed', undefined, true)
-  await ada.client.waitFor('sse:gap')
+  await ada.stream.next('sse:gap')
   t.equal(ada.connection.closeReason, null, 'nothing was missed but events')
   const entering = join('grace', ['slow'])
   const refused = t.rejects(entering, { message: /SSE_ERR_BROKER_UNAVAILABLE/ }, 'not a 401, which is final')
   const letIn = await until(() => gate)
   log.sink!.gap('trimmed')
-  await uncertain(ada.client)
+  await uncertain(ada.stream)
   letIn()
   ;(await until(() => gate === letIn ? null : gate))()
   await refused
@@ -60,7 +61,7 @@ t.test('a node that may have missed a command ends the streams of all users, who
   for (const left of [undefined, { epoch: 'zero', command: position + 9, into: 'one' }, { epoch: 'two', command: 1, into: 'three' }, { epoch: 'one', command: position, into: 'two' }]) await beat(left)
   t.ok(back.connection.isConnected, 'a node in another epoch says nothing of this one')
   for (let i = 0; i < 2; i++) await beat({ epoch: 'one', command: position + 1, into: 'two' })
-  await uncertain(back.client)
+  await uncertain(back.stream)
   const third = await join('ada')
   await beat({ epoch: 'one', command: position + 1, into: 'two' })
   t.ok(third.connection.isConnected, 'once')
@@ -69,7 +70,7 @@ t.test('a node that may have missed a command ends the streams of all users, who
   log.epoch = 'three'
   log.sink!.gap('epoch')
   await beat({ epoch: 'one', command: 0, into: 'three' })
-  await uncertain(third.client)
+  await uncertain(third.stream)
   const fourth = await join('ada')
   await beat({ epoch: 'one', command: 0, into: 'three' })
   t.ok(fourth.connection.isConnected, 'once')
@@ -81,7 +82,7 @@ t.test('a node that may have missed a command ends the streams of all users, who
   t.ok(fourth.connection.isConnected)
   log.epoch = 'five'
   log.sink!.gap('epoch', undefined, false)
-  await uncertain(fourth.client)
+  await uncertain(fourth.stream)
   t.equal((await open('/sse?join=0')).status, 200)
 })
 
@@ -99,7 +100,7 @@ t.test('a node of an older version, which says less of itself, is a node all the
 t.test('a command is done once however often it is asked, and one that the log has lost is said again', async t => {
   const log = new TestLog()
   const { join, app } = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000 } })
-  const { connection, client } = await join('ada', ['a', 'b'])
+  const { connection, stream } = await join('ada', ['a', 'b'])
   const command = { kind: 'command', id: 1, operation: 'removeSubscription', args: [connection.clientId, 'a'] }
   await log.hear(command)
   await connection.addSubscription('a')
@@ -112,7 +113,7 @@ t.test('a command is done once however often it is asked, and one that the log h
   await log.hear({ ...late, to: [app.sse.nodeId] })
   t.ok(connection.isConnected, 'its place is in the log, and that has not been read')
   await log.hear(late)
-  await client.waitForEnd()
+  await stream.ended
   await log.hear({ ...late, to: [app.sse.nodeId] })
   await until(() => log.sayings('answer').length === 4)
   t.strictSame(log.sayings('answer').slice(2).map(({ value }) => value), [1, 1])
@@ -170,17 +171,17 @@ t.test('what is published in the turn in which a missed command is found is not 
   log.epoch = 'two'
   log.sink!.gap('epoch')
   await sse.broadcastEvent({ data: 'before' })
-  await ada.client.waitFor('message')
+  await ada.stream.next('message')
   const publishing = sse.broadcastEvent({ data: 'secret' })
   await log.hear({ kind: 'beat', report: { ...REPORT, left: { epoch: 'one', command: 99, into: 'two' } } })
   await publishing
-  await ada.client.waitForEnd()
-  await nobody.client.waitFor('message', 2)
-  t.strictSame(ada.client.applicationEvents.map(({ data }) => data), ['before'])
-  t.same(ada.client.json('sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
-  const back = await join('ada', [], { cursor: ada.client.lastEventId })
-  await back.client.waitFor('message')
-  t.strictSame(back.client.applicationEvents.map(({ data }) => data), ['secret'])
+  await ada.stream.ended
+  await nobody.stream.collect(2, 'message')
+  t.strictSame(ada.stream.events.filter(isApplicationEvent).map(({ data }) => data), ['before'])
+  t.same(payloads(ada.stream, 'sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+  const back = await join('ada', [], { cursor: ada.stream.lastEventId })
+  await back.stream.next('message')
+  t.strictSame(back.stream.events.filter(isApplicationEvent).map(({ data }) => data), ['secret'])
 })
 
 t.test('other nodes are told that rights have changed before this one has asked the application', async t => {

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { EventPriority } from '../../lib/index.js'
-import { block, type Service } from '../helpers/app.js'
+import { block, isApplicationEvent, type Service } from '../helpers/app.js'
 import { nodes } from '../helpers/cluster.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
@@ -27,8 +27,8 @@ t.test('nodes', { skip: withoutRedis }, async t => {
     await t.rejects(say('a filter', { filter: () => true }), { code: 'SSE_ERR_FILTER_NOT_SHARED' })
     await sse.broadcastData('end', 1, { priority: EventPriority.CRITICAL })
 
-    for (const { client } of all) await client.waitFor('data')
-    const heard = all.map(({ client }) => client.named('said').map(({ data }) => data))
+    for (const { stream } of all) await stream.until(() => stream.named('data').length >= 1)
+    const heard = all.map(({ stream }) => stream.named('said').map(({ data }) => data))
     const both = ['everyone', 'everyone, from b']
     t.strictSame(heard, [
       [...both, 'ada', 'chat:1', 'passing', 'only here'],
@@ -37,24 +37,24 @@ t.test('nodes', { skip: withoutRedis }, async t => {
       [...both, 'chat:1', 'passing'],
       [...both, 'chat:1', 'nobody else', 'all but two', 'passing']
     ])
-    const idOf = (said: string) => new Set(all.flatMap(({ client }) => client.named('said').filter(({ data }) => data === said).map(({ id }) => id)))
+    const idOf = (said: string) => new Set(all.flatMap(({ stream }) => stream.named('said').filter(({ data }) => data === said).map(({ id }) => id)))
     t.equal(idOf('everyone').size, 1, 'one id on both nodes')
     t.same(idOf('passing'), new Set([null]))
   })
 
   t.test('what one node logged is resumed on the other', async t => {
     const [a, b] = await nodes(t, 2) as [Service, Service]
-    const { client } = await a.join('ada', ['chat:1'])
+    const { stream } = await a.join('ada', ['chat:1'])
     await b.app.sse.broadcastEvent({ event: 'said', data: 'one' }, { subscriptionIds: ['chat:1'] })
-    await client.waitFor('said')
-    client.close()
+    await stream.next('said')
+    await stream.close()
     for (const data of ['two', 'three']) await a.app.sse.broadcastEvent({ event: 'said', data }, { subscriptionIds: ['chat:1'] })
-    const back = await b.join('ada', ['chat:1'], { cursor: client.lastEventId })
-    await back.client.waitFor('said', 2)
+    const back = await b.join('ada', ['chat:1'], { cursor: stream.lastEventId })
+    await back.stream.until(() => back.stream.named('said').length >= 2)
     await a.app.sse.broadcastEvent({ event: 'said', data: 'four' }, { subscriptionIds: ['chat:1'] })
-    await back.client.waitFor('said', 3)
-    t.strictSame(back.client.applicationEvents.map(({ data }) => data), ['two', 'three', 'four'])
-    t.strictSame(back.client.named('sse:gap'), [])
+    await back.stream.until(() => back.stream.named('said').length >= 3)
+    t.strictSame(back.stream.events.filter(isApplicationEvent).map(({ data }) => data), ['two', 'three', 'four'])
+    t.strictSame(back.stream.named('sse:gap'), [])
   })
 
   t.test('a priority is felt on the other node as well', async t => {
@@ -63,9 +63,9 @@ t.test('nodes', { skip: withoutRedis }, async t => {
     await block(slow)
     for (const [data, priority] of [['low', 0], ['normal', 1], ['high', 2], ['critical', 3]] as const) await a.app.sse.broadcastEvent({ event: 'said', data, priority })
     await until(() => b.app.sse.stats().messages >= 4)
-    slow.client.resume()
-    await slow.client.waitFor('said', 4)
-    t.strictSame(slow.client.named('said').map(({ data }) => data), ['critical', 'high', 'normal', 'low'])
+    slow.stream.thaw()
+    await slow.stream.collect(4, 'said')
+    t.strictSame(slow.stream.named('said').map(({ data }) => data), ['critical', 'high', 'normal', 'low'])
   })
 })
 
@@ -87,10 +87,10 @@ t.test('while Redis is away', { skip: withoutRedis }, async t => {
   await t.rejects(sse.addSubscription(there.connection.clientId, 'chat:1'), { code: 'SSE_ERR_BROKER_UNAVAILABLE' })
   await sse.addSubscription(here.connection.clientId, 'chat:1')
   await t.rejects(sse.disconnectUser('ada'), { code: 'SSE_ERR_BROKER_UNAVAILABLE' })
-  await here.client.waitForEnd()
+  await here.stream.ended
   t.equal(there.connection.isConnected, true)
   t.equal((await b.app.sse.broadcastEvent({ event: 'said', data: 'local' }, { local: true })).delivered, 1)
-  await there.client.waitFor('said')
+  await there.stream.next('said')
   // Longer than a node may be silent: nobody can be heard, so nobody is missed.
   const silentUntil = Date.now() + 1_000
   await until(() => Date.now() > silentUntil)
@@ -100,6 +100,6 @@ t.test('while Redis is away', { skip: withoutRedis }, async t => {
   await redis.run()
   await until(() => [a, b].every(({ app }) => app.sse.health().status === 'up'))
   t.equal(await sse.closeConnection(there.connection.clientId, 'kicked'), true)
-  await there.client.waitFor('sse:close')
+  await there.stream.next('sse:close')
   await until(() => sse.clusterStats().nodes.every(({ status }) => status === 'up'))
 })

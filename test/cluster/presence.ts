@@ -7,10 +7,9 @@ import { EventPriority } from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { testClock } from '../../lib/testing/index.js'
 import { systemClock } from '../../lib/util/clock.js'
-import { serve, type Joined, type Service } from '../helpers/app.js'
+import { openURL, payloads, serve, type Joined, type Service } from '../helpers/app.js'
 import { node, nodes, prefixes, REPORT, server, startClusterNode, TestLog } from '../helpers/cluster.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
 t.test('who is there', { skip: withoutRedis }, async t => {
@@ -45,19 +44,17 @@ t.test('who is there', { skip: withoutRedis }, async t => {
     const keyPrefix = `cluster-${process.pid}-${prefixes.last}`
     const dying = await startClusterNode(t, keyPrefix, 'dying')
     await until(() => names().length === 3)
-    const client = await SSEClient.open(`${dying.url}/sse?user=ada`)
-    t.teardown(() => client.close())
-    await client.waitFor('welcome')
+    const stream = await openURL(t, `${dying.url}/sse?user=ada`)
+    await stream.next('welcome')
     dying.freeze()
     await until(() => names().length === 2)
     // Not waited for: it is taken for dead. It learns it all the same.
     t.equal(await b.app.sse.disconnectUser('ada'), 0)
     dying.thaw()
     await until(() => names().length === 3)
-    await client.waitForEnd()
-    t.same(client.json('sse:close'), [{ reason: 'disconnected', reconnect: false }])
-    const again = await SSEClient.open(`${dying.url}/sse?user=ada`)
-    t.teardown(() => again.close())
+    await stream.ended
+    t.same(payloads(stream, 'sse:close'), [{ reason: 'disconnected', reconnect: false }])
+    await openURL(t, `${dying.url}/sse?user=ada`)
     await until(() => b.app.sse.clusterStats().connections === 1)
     await dying.kill()
     await until(() => names().length === 2)
@@ -85,7 +82,7 @@ t.test('who is there', { skip: withoutRedis }, async t => {
 
   t.test('what nodes say to each other reaches no client, and what is not understood is left alone', async t => {
     const [a, b] = await nodes(t, 2) as [Service, Service]
-    const { client } = await a.join('ada', ['**'])
+    const { stream } = await a.join('ada', ['**'])
     const stranger = redisStreamsBroker({ client: new Redis(server!.url, { lazyConnect: true }), keyPrefix: `cluster-${process.pid}-${prefixes.last}` })
     const answers: string[] = []
     await stranger.open({ deliver: ({ data }) => data.includes('"to":"stranger"') ? answers.push(data) : 0, gap: () => {}, state: () => {} }, { maxEvents: 10, maxAgeMs: 1_000, maxBytes: 1_000 })
@@ -95,14 +92,14 @@ t.test('who is there', { skip: withoutRedis }, async t => {
     for (const text of ['', 'nonsense', 'null', '[]', '{}', '{"kind":"bye"}', '{"kind":"beat","from":"x","report":{}}', '{"kind":"answer","from":"x","to":"y","id":-1}', '{"kind":"later","from":"x"}']) await say(text)
     await say(JSON.stringify({ kind: 'answer', from: 'x', to: a.app.sse.nodeId, id: 1, value: 'surprise' }))
     await command(1, 'constructor', [])
-    await command(2, 'closeConnection', [client.status, null])
+    await command(2, 'closeConnection', [stream.status, null])
     await command(3, 'disconnectUser', ['ada'])
     await command(4, 'closeConnection', ['nobody', 'Not A Reason'])
     await until(() => answers.length === 8)
     t.same(answers.map(answer => JSON.parse(answer)).map(({ id, value, error }) => `${id} ${error?.code ?? value}`).sort(), [1, 1, 2, 2, 3, 3].map(id => `${id} SSE_ERR_COMMAND_FAILED`).concat('4 null', '4 null'), 'what a node has not done is not answered as done')
     await b.app.sse.broadcastEvent({ event: 'end', data: '' })
-    await client.waitFor('end')
-    t.same(client.events.map(({ event }) => event), ['end'])
+    await stream.next('end')
+    t.same(stream.events.map(({ event }) => event), ['end'])
     t.equal(a.app.sse.clusterStats().nodes.length, 2)
     await t.rejects(a.app.sse.broadcastEvent({ event: 'sse:node', data: '{}' }), { code: 'SSE_ERR_INVALID_EVENT_NAME' })
   })
@@ -110,7 +107,7 @@ t.test('who is there', { skip: withoutRedis }, async t => {
 
 t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
   const presenceEvents = { topics: ['room:*'], lingerMs: 50 }
-  const told = ({ client }: Joined) => client.events.filter(({ event }) => /^sse:(?:join|leave)$/.test(event)).map(({ event, data }) => `${event.slice(4)} ${JSON.parse(data!).userId}`)
+  const told = ({ stream }: Joined) => stream.events.filter(({ event }) => /^sse:(?:join|leave)$/.test(event)).map(({ event, data }) => `${event.slice(4)} ${JSON.parse(data!).userId}`)
   const hears = (joined: Joined, ...events: string[]) => until(() => told(joined).length >= events.length, undefined, `${events} told, not ${told(joined)}`).then(() => t.same(told(joined), events))
 
   t.test('the first and the last stream of a user count, wherever they are', async t => {
@@ -122,11 +119,11 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     await b.join('grace', ['other:1'])
     await b.app.sse.addSubscription(ada[0]!.connection.clientId, 'room:2')
     await hears(watchers[0]!, 'join watcher', 'join ada', 'join ada')
-    t.same(watchers[0]!.client.json('sse:join').map(({ subscriptionId }) => subscriptionId), ['room:1', 'room:1', 'room:2'])
-    ada[0]!.client.close()
+    t.same(payloads(watchers[0]!.stream, 'sse:join').map(({ subscriptionId }) => subscriptionId), ['room:1', 'room:1', 'room:2'])
+    await ada[0]!.stream.close()
     await hears(watchers[0]!, 'join watcher', 'join ada', 'join ada', 'leave ada')
-    t.same(watchers[0]!.client.json('sse:leave'), [{ subscriptionId: 'room:2', userId: 'ada' }], 'there is another stream in room:1')
-    ada[1]!.client.close()
+    t.same(payloads(watchers[0]!.stream, 'sse:leave'), [{ subscriptionId: 'room:2', userId: 'ada' }], 'there is another stream in room:1')
+    await ada[1]!.stream.close()
     await hears(watchers[0]!, 'join watcher', 'join ada', 'join ada', 'leave ada', 'leave ada')
     await hears(watchers[1]!, 'join watcher', 'join ada', 'leave ada')
   })
@@ -137,7 +134,7 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     await hears(watcher, 'join watcher')
     const ada = await a.join('ada', ['room:1'])
     await hears(watcher, 'join watcher', 'join ada')
-    ada.client.close()
+    await ada.stream.close()
     await until(() => a.app.sse.connectionCount === 0)
     await b.join('ada', ['room:1'])
     await a.join('grace', ['room:1'])
@@ -148,9 +145,8 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     const [a] = await nodes(t, 1, { presenceEvents }) as [Service]
     const keyPrefix = `cluster-${process.pid}-${prefixes.last}`
     const dying = await startClusterNode(t, keyPrefix, 'dying')
-    const client = await SSEClient.open(`${dying.url}/sse?user=ada`)
-    t.teardown(() => client.close())
-    await client.waitFor('sse:join')
+    const stream = await openURL(t, `${dying.url}/sse?user=ada`)
+    await stream.next('sse:join')
     await until(() => a.app.sse.clusterStats().connections === 1)
     const late = await node(t, 'late', { keyPrefix, presenceEvents })
     await until(() => late.app.sse.clusterStats().nodes.length === 3)
@@ -182,7 +178,7 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     await hears(watcher, 'join watcher', 'join ada')
     await redis.kill()
     await until(() => [a, b].every(({ app }) => app.sse.health().status === 'degraded'))
-    ada.client.close()
+    await ada.stream.close()
     await a.join('grace', ['room:1'])
     await redis.run()
     await hears(watcher, 'join watcher', 'join ada', 'join grace', 'leave ada')
@@ -283,30 +279,30 @@ t.test('users of a node that is heard late are announced: clients that are here 
   const { join } = await serve(t, { broker: log, presenceEvents: { topics: ['room:*'], lingerMs: 50 }, cluster: { heartbeatIntervalMs: 60_000 } })
   const list = (from: string) => log.hear({ from, kind: 'present', first: true, more: false, entries: [['room:1', `user of ${from}`]] })
   await list('x')
-  const { client } = await join('watcher', ['room:1'])
-  await client.waitFor('sse:join')
+  const { stream } = await join('watcher', ['room:1'])
+  await stream.until(() => stream.named('sse:join').length >= 1)
   const settledAt = performance.now() + 1_000
   await until(() => performance.now() > settledAt)
   await list('y')
-  await client.waitFor('sse:join', 2)
-  t.strictSame(client.json('sse:join').map(({ userId }) => userId), ['watcher', 'user of y'], 'users of x were there before this node')
+  await stream.until(() => stream.named('sse:join').length >= 2)
+  t.strictSame(payloads(stream, 'sse:join').map(({ userId }) => userId), ['watcher', 'user of y'], 'users of x were there before this node')
 })
 
 t.test('a change of presence that could not be sent is sent with the next heartbeat, also if nobody misses it', async t => {
   const log = new TestLog()
   const { join } = await serve(t, { broker: log, presenceEvents: { topics: ['room:*'], lingerMs: 50 }, cluster: { heartbeatIntervalMs: 100 } })
   const watcher = await join('watcher', ['room:1'])
-  await watcher.client.waitFor('sse:join')
+  await watcher.stream.until(() => watcher.stream.named('sse:join').length >= 1)
   const ada = await join('ada', ['room:1'])
-  await watcher.client.waitFor('sse:join', 2)
+  await watcher.stream.until(() => watcher.stream.named('sse:join').length >= 2)
   // One user comes and another leaves: the node holds as many entries as before.
   log.refuse = '"presence"'
-  ada.client.close()
+  await ada.stream.close()
   await join('grace', ['room:1'])
-  await watcher.client.waitFor('sse:leave')
+  await watcher.stream.next('sse:leave')
   t.ok(log.refused > 0)
-  t.same(watcher.client.json('sse:leave').map(({ userId }) => userId), ['ada'])
-  t.same(watcher.client.json('sse:join').map(({ userId }) => userId), ['watcher', 'ada', 'grace'])
+  t.same(payloads(watcher.stream, 'sse:leave').map(({ userId }) => userId), ['ada'])
+  t.same(payloads(watcher.stream, 'sse:join').map(({ userId }) => userId), ['watcher', 'ada', 'grace'])
 })
 
 t.test('after a gap a node says all it has, and asks the others for what they have', async t => {

@@ -1,13 +1,14 @@
 import { getDefaultHighWaterMark } from 'node:stream'
 import t from 'tap'
 import { EventPriority } from '../../lib/index.js'
-import { block, FILLER_BYTES, serve, settle, texts } from '../helpers/app.js'
+import { block, FILLER_BYTES, isApplicationEvent, payloads, serve, settle, texts } from '../helpers/app.js'
 import { SSEClient, type Block } from '../helpers/sse.js'
 import { turns, until } from '../helpers/wait.js'
 import { backlog, PRIORITIES, random, Reader, Sequence } from './reading.js'
+import { blocksOf } from '../helpers/raw.js'
 
 /** What identifies an event of a Sequence. */
-const nameOf = ({ data }: Block) => {
+const nameOf = ({ data }: Pick<Block, 'data'>) => {
   const { priority, n } = JSON.parse(data!) as { priority: number, n: number }
   return `${priority}:${n}`
 }
@@ -18,7 +19,7 @@ for (const outboxBytes of [1 << 20, 4096, 1024]) {
     const { join, app } = service
     const sequence = new Sequence(service, random(outboxBytes))
     const slow = await join('ada')
-    const start = slow.client.lastEventId
+    const start = slow.stream.lastEventId
     const blocks = await backlog(service, slow, async () => {
       for (let i = 0; i < 60; i++) {
         await sequence.publish(undefined, 100)
@@ -37,7 +38,7 @@ for (const outboxBytes of [1 << 20, 4096, 1024]) {
     t.ok(position(priorities, 3) < position(priorities, 0), 'higher first, on the whole, however small the outbox')
     t.ok(blocks.some(({ id }) => id?.includes('~')), 'a cursor that names what was read ahead')
     t.ok(blocks.every(({ id }) => id === null || /^[A-Za-z0-9._~-]{1,128}$/.test(id)))
-    t.equal(slow.client.lastEventId.includes('~'), false, 'level again at the end')
+    t.equal(slow.stream.lastEventId.includes('~'), false, 'level again at the end')
 
     const all = [...new Set(events.map(nameOf))].sort()
     await t.test('cut after any frame, the rest comes, and nothing twice', async t => {
@@ -47,11 +48,11 @@ for (const outboxBytes of [1 << 20, 4096, 1024]) {
         const block = k === 0 ? null : blocks[k - 1]!
         if (block?.id != null) place = block.id
         if (block?.event === 'n') had.push(nameOf(block))
-        const { client } = await join('ada', [], { cursor: place })
-        await settle(service, client)
-        t.strictSame([...had, ...client.named('n').map(nameOf)].sort(), all, `cut after frame ${k}`)
-        t.equal(client.named('sse:gap').length, 0)
-        client.close()
+        const { stream } = await join('ada', [], { cursor: place })
+        await settle(service, stream)
+        t.strictSame([...had, ...stream.named('n').map(nameOf)].sort(), all, `cut after frame ${k}`)
+        t.equal(stream.named('sse:gap').length, 0)
+        await stream.close()
       }
     })
 
@@ -73,9 +74,9 @@ for (const outboxBytes of [1 << 20, 4096, 1024]) {
       t.equal(had.length, all.length)
       const order = had.map(name => Number(name[0]))
       t.strictSame(order, [...order].sort((a, b) => b - a), 'higher first, over all connections')
-      const { client } = await join('ada', [], { cursor: place })
-      await settle(service, client)
-      t.strictSame(client.named('n'), [])
+      const { stream } = await join('ada', [], { cursor: place })
+      await settle(service, stream)
+      t.strictSame(stream.named('n'), [])
     })
   })
 }
@@ -99,14 +100,14 @@ t.test('a client that is slow now and then gets everything, and is live again', 
     // A socket that is not full yet takes one filler more, and an outbox without anything else a larger one than it has room for.
     const { queuedBytes } = slow.connection.stats()
     t.ok(queuedBytes <= getDefaultHighWaterMark(false) + 2 * (FILLER_BYTES + 100), `${queuedBytes} bytes wait`)
-    slow.client.resume()
+    slow.stream.thaw()
     // Sometimes it has caught up before it is slow again, sometimes not.
-    if (round % 2 === 0) await settle(service, slow.client)
+    if (round % 2 === 0) await settle(service, slow.stream)
   }
-  await settle(service, slow.client, brisk.client)
-  for (const [name, { client }] of Object.entries({ slow, brisk })) {
+  await settle(service, slow.stream, brisk.stream)
+  for (const [name, { stream }] of Object.entries({ slow, brisk })) {
     const reader = new Reader()
-    for (const event of client.events) reader.take(event)
+    for (const event of stream.events) reader.take(event)
     t.strictSame(reader.faults.slice(0, 5), [], `${name}: no hole, no repetition, no change of order`)
     t.strictSame(reader.seen, sequence.published, name)
     t.equal(reader.gaps, 0, name)
@@ -115,7 +116,7 @@ t.test('a client that is slow now and then gets everything, and is live again', 
   await until(() => !slow.connection.stats().lagging)
   t.match(service.app.sse.stats(), { lagging: 0, queuedBytes: 0 })
   const id = await sequence.publish()
-  await until(() => slow.client.lastEventId === id, undefined, 'live')
+  await until(() => slow.stream.lastEventId === id, undefined, 'live')
   t.notOk(id.includes('~'))
 })
 
@@ -126,14 +127,14 @@ t.test('a slow client that falls out of the log: one gap, then live', async t =>
     await block(slow)
     const sequence = new Sequence(service, random(5))
     for (let i = 0; i < 600; i++) await sequence.publish(priorities[i % priorities.length]!, 50)
-    slow.client.resume()
-    await slow.client.waitFor('sse:gap')
+    slow.stream.thaw()
+    await slow.stream.until(() => slow.stream.named('sse:gap').length >= 1)
     const newest = [...sequence.published]
-    await settle(service, slow.client)
+    await settle(service, slow.stream)
     for (let i = 0; i < 20; i++) await sequence.publish(priorities[i % priorities.length]!)
-    await settle(service, slow.client)
-    t.strictSame(slow.client.json('sse:gap').map(({ reason }) => reason), ['trimmed'], 'one gap')
-    const seen = slow.client.named('n').map(({ data }) => JSON.parse(data!) as { priority: EventPriority, n: number })
+    await settle(service, slow.stream)
+    t.strictSame(payloads(slow.stream, 'sse:gap').map(({ reason }) => reason), ['trimmed'], 'one gap')
+    const seen = slow.stream.named('n').map(({ data }) => JSON.parse(data!) as { priority: EventPriority, n: number })
     for (const priority of priorities) {
       const numbers = seen.filter(event => event.priority === priority).map(({ n }) => n)
       t.strictSame(numbers, [...new Set(numbers)].sort((a, b) => a - b), 'in order, nothing twice')
@@ -142,10 +143,10 @@ t.test('a slow client that falls out of the log: one gap, then live', async t =>
       const live = Array.from({ length: sequence.published[priority]! - newest[priority]! }, (_, i) => newest[priority]! + i + 1)
       t.strictSame(numbers.slice(-live.length), live, 'then live')
     }
-    t.equal(slow.client.lastEventId.includes('~'), false)
-    const again = await service.join('ada', [], { cursor: slow.client.lastEventId })
-    await settle(service, again.client)
-    t.strictSame([again.client.named('sse:gap').length, again.client.named('n').length], [0, 0])
+    t.equal(slow.stream.lastEventId.includes('~'), false)
+    const again = await service.join('ada', [], { cursor: slow.stream.lastEventId })
+    await settle(service, again.stream)
+    t.strictSame([again.stream.named('sse:gap').length, again.stream.named('n').length], [0, 0])
   }
 })
 
@@ -178,9 +179,9 @@ t.test('ephemeral events are dropped lowest first, and counted', async t => {
   const { droppedEvents } = slow.connection.stats()
   t.ok(droppedEvents > 0)
   t.equal(app.sse.stats().dropped, droppedEvents)
-  slow.client.resume()
-  await settle(service, slow.client)
-  const got = (event: string) => slow.client.named(event).length
+  slow.stream.thaw()
+  await settle(service, slow.stream)
+  const got = (event: string) => slow.stream.named(event).length
   t.equal(got('critical'), 10, 'the highest have all come')
   t.ok(got('high') < 10 || got('normal') === 0, 'a lower one only where all higher ones are')
   t.ok(got('low') <= got('normal') && got('normal') <= got('high') && got('high') <= got('critical'), `${got('low')} ≤ ${got('normal')} ≤ ${got('high')}`)
@@ -189,7 +190,7 @@ t.test('ephemeral events are dropped lowest first, and counted', async t => {
   const sent = 10 + 10 + 10 + 10 + 5 + 1
   const arrived = got('low') + got('normal') + got('high') + got('critical') + got('late-low') + got('direct')
   t.ok(droppedEvents >= sent - arrived, `${droppedEvents} dropped, ${sent - arrived} of ours missing; the rest is filler`)
-  t.equal(slow.client.named('sse:gap').length, 0, 'what is not logged leaves no gap')
+  t.equal(slow.stream.named('sse:gap').length, 0, 'what is not logged leaves no gap')
   t.equal(slow.connection.stats().droppedEvents, droppedEvents)
 
   await t.test('the count survives the connection', async t => {
@@ -199,7 +200,7 @@ t.test('ephemeral events are dropped lowest first, and counted', async t => {
     t.ok(dropped > droppedEvents)
     slow.connection.close()
     t.equal(app.sse.stats().dropped, dropped, 'while it closes')
-    slow.client.close()
+    await slow.stream.close()
     await until(() => app.sse.connectionCount === 0)
     t.equal(app.sse.stats().dropped, dropped, 'and when it has')
   })
@@ -214,33 +215,33 @@ t.test('an ephemeral event displaces what is less urgent, and nothing of its own
   const taken = Array.from({ length: 20 }, (_, n) => slow.connection.sendEvent({ event: 'direct', data: { n, padding: 'x'.repeat(500) }, priority }))
   const count = taken.indexOf(false)
   t.ok(count > 0 && !taken.includes(true, count), 'the newest are refused')
-  slow.client.resume()
-  await settle(service, slow.client)
-  t.equal(slow.client.named('logged').length, 1)
-  t.strictSame(slow.client.json('direct').map(({ n }) => n), Array.from({ length: count }, (_, n) => n), 'those that were taken have come')
+  slow.stream.thaw()
+  await settle(service, slow.stream)
+  t.equal(slow.stream.named('logged').length, 1)
+  t.strictSame(payloads(slow.stream, 'direct').map(({ n }) => n), Array.from({ length: count }, (_, n) => n), 'those that were taken have come')
 })
 
 t.test('what was published in the turn in which a connection has to wait keeps its order', async t => {
   let answer = (_allowed: boolean): void => {}
   let isAsked = false
   const service = await serve(t, { authorizeSubscription: () => !isAsked || new Promise<boolean>(resolve => { answer = resolve }) })
-  const { client } = await service.join('ada', ['room'])
+  const { stream } = await service.join('ada', ['room'])
   isAsked = true
   const published = ['logged 1', 'ephemeral 1', 'logged 2', 'ephemeral 2', 'logged 3']
   for (const data of published) service.app.sse.broadcastEvent({ event: 'x', data }, { ephemeral: data.startsWith('ephemeral') })
   const asked = service.app.sse.reauthorize('ada')
   await turns(2)
-  t.strictSame(texts(client), [], 'its rights are not known')
+  t.strictSame(texts(stream), [], 'its rights are not known')
   answer(true)
   await asked
-  await settle(service, client)
-  t.strictSame(texts(client), published)
+  await settle(service, stream)
+  t.strictSame(texts(stream), published)
 })
 
 t.test('what waits is counted in bytes, however many a letter takes', async t => {
   const service = await serve(t)
-  const { client, connection } = await service.join('ada')
-  client.pause()
+  const { stream, connection } = await service.join('ada')
+  stream.freeze()
   const data = '漢'.repeat(5_000)
   // The kernel takes the first megabytes.
   for (let i = 0; i < 5_000 && connection.stats().queuedBytes === 0; i++) {
@@ -263,11 +264,11 @@ t.test('what is more urgent has left for the log: nothing less urgent goes befor
   await publish('low', EventPriority.LOW, 5, { ephemeral: true })
   await publish('low', EventPriority.LOW, 15)
   await publish('high', EventPriority.HIGH, 3)
-  slow.client.resume()
-  await slow.client.waitFor('low', 15)
-  const order = slow.client.applicationEvents.map(({ event }) => event).filter(event => event !== 'filler')
+  slow.stream.thaw()
+  await slow.stream.collect(15, 'low')
+  const order = slow.stream.events.filter(isApplicationEvent).map(({ event }) => event).filter(event => event !== 'filler')
   t.strictSame(order.slice(0, 23), new Array(23).fill('high'))
-  await settle(service, slow.client)
+  await settle(service, slow.stream)
 })
 
 t.test('an ephemeral event stays behind what was logged before it', async t => {
@@ -279,12 +280,12 @@ t.test('an ephemeral event stays behind what was logged before it', async t => {
   t.ok(slow.connection.stats().lagging)
   await app.sse.broadcastEvent({ event: 'x', data: 'ephemeral' }, { ephemeral: true })
   await app.sse.broadcastEvent({ event: 'x', data: 'last' })
-  slow.client.resume()
-  await slow.client.waitFor('x', 10)
-  t.strictSame(texts(slow.client).map(text => text!.trim()), ['0', '1', '2', '3', '4', '5', '6', '7', 'ephemeral', 'last'])
+  slow.stream.thaw()
+  await slow.stream.collect(10, 'x')
+  t.strictSame(texts(slow.stream).map(text => text!.trim()), ['0', '1', '2', '3', '4', '5', '6', '7', 'ephemeral', 'last'])
 
-  const again = await service.join('ada', [], { cursor: slow.client.blocks.find(({ id }) => id !== null)!.id! })
+  const again = await service.join('ada', [], { cursor: blocksOf(slow.stream.text).find(({ id }) => id !== null)!.id! })
   again.connection.sendEvent({ event: 'x', data: 'welcome' })
-  await again.client.waitFor('x', 10)
-  t.equal(texts(again.client).at(-1), 'welcome', 'also what a handler sends to a client that has come back')
+  await again.stream.collect(10, 'x')
+  t.equal(texts(again.stream).at(-1), 'welcome', 'also what a handler sends to a client that has come back')
 })

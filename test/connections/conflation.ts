@@ -1,16 +1,18 @@
 import t from 'tap'
 import { EventPriority } from '../../lib/index.js'
 import { block, serve, settle, texts } from '../helpers/app.js'
-import { SSEClient, type Block } from '../helpers/sse.js'
+import { type Block } from '../helpers/sse.js'
 import { turns } from '../helpers/wait.js'
 import { backlog, PRIORITIES, random } from './reading.js'
+import { blocksOf } from '../helpers/raw.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 t.test('a key conflates in the outbox and in catch-up, without a loss', async t => {
   for (const outboxBytes of [1 << 20, 2048]) {
     const service = await serve(t, { outboxBytes })
     const { app, join } = service
     const slow = await join('ada')
-    const start = slow.client.lastEventId
+    const start = slow.stream.lastEventId
     const next = random(11)
     const newest: Record<string, number> = {}
     const blocks = await backlog(service, slow, async () => {
@@ -40,10 +42,10 @@ t.test('a key conflates in the outbox and in catch-up, without a loss', async t 
     let place = start
     for (const [k, block] of [null, ...blocks].entries()) {
       if (block?.id != null) place = block.id
-      const { client } = await join('ada', [], { cursor: place })
-      await settle(service, client)
-      t.strictSame({ ...values(blocks.slice(0, k)), ...values(client.blocks) }, newest, `cut after frame ${k}`)
-      client.close()
+      const { stream } = await join('ada', [], { cursor: place })
+      await settle(service, stream)
+      t.strictSame({ ...values(blocks.slice(0, k)), ...values(blocksOf(stream.text)) }, newest, `cut after frame ${k}`)
+      await stream.close()
     }
   }
 
@@ -51,15 +53,15 @@ t.test('a key conflates in the outbox and in catch-up, without a loss', async t 
     const service = await serve(t)
     const slow = await service.join('ada')
     await block(slow)
-    const start = slow.client.lastEventId
+    const start = slow.stream.lastEventId
     await service.app.sse.broadcastEvent({ event: 'x', data: 'logged', key: 'k' })
     await service.app.sse.broadcastEvent({ event: 'x', data: 'ephemeral', key: 'k' }, { ephemeral: true })
     await service.app.sse.broadcastEvent({ event: 'y', data: 1, priority: EventPriority.HIGH })
-    slow.client.resume()
-    const y = await slow.client.waitFor('y')
-    const { client } = await service.join('ada', [], { cursor: y[0]!.id! })
-    await settle(service, client)
-    t.strictSame(texts(client), ['logged'], 'cut before it came, it comes')
+    slow.stream.thaw()
+    const y = await slow.stream.collect(1, 'y')
+    const { stream } = await service.join('ada', [], { cursor: y[0]!.id! })
+    await settle(service, stream)
+    t.strictSame(texts(stream), ['logged'], 'cut before it came, it comes')
     t.not(y[0]!.id, start)
   })
 
@@ -72,13 +74,13 @@ t.test('a key conflates in the outbox and in catch-up, without a loss', async t 
     await app.sse.broadcastEvent({ event: 'x', data: 'older', key: 'k', priority: EventPriority.LOW })
     for (let i = 0; i < 30; i++) await app.sse.broadcastEvent({ event: 'bulk', data: 'x'.repeat(200), priority: EventPriority.LOW })
     await app.sse.broadcastEvent({ event: 'x', data: 'newer', key: 'k', priority: EventPriority.CRITICAL })
-    slow.client.resume()
-    await settle(service, slow.client)
-    t.ok(texts(slow.client).includes('newer'))
-    t.equal(slow.client.named('bulk').length, 30)
-    const again = await join('ada', [], { cursor: slow.client.blocks.find(({ id }) => id !== null)!.id! })
-    await settle(service, again.client)
-    t.ok(texts(again.client).includes('newer'))
+    slow.stream.thaw()
+    await settle(service, slow.stream)
+    t.ok(texts(slow.stream).includes('newer'))
+    t.equal(slow.stream.named('bulk').length, 30)
+    const again = await join('ada', [], { cursor: blocksOf(slow.stream.text).find(({ id }) => id !== null)!.id! })
+    await settle(service, again.stream)
+    t.ok(texts(again.stream).includes('newer'))
   })
 })
 
@@ -86,20 +88,20 @@ t.test('a client never sees an old value of a key after a newer one', async t =>
   const service = await serve(t, { outboxBytes: 4096 })
   const slow = await service.join('ada')
   const publish = (data: string, priority: EventPriority, key?: string) => service.app.sse.broadcastEvent({ event: 'x', data, priority, ...(key !== undefined && { key }) })
-  const start = slow.client.lastEventId
+  const start = slow.stream.lastEventId
   await block(slow)
   await publish('old', EventPriority.LOW, 'price')
   for (let i = 0; i < 12; i++) await publish('x'.repeat(500), EventPriority.NORMAL)
   await publish('new', EventPriority.HIGH, 'price')
-  slow.client.resume()
-  await settle(service, slow.client)
-  const values = (client: SSEClient) => texts(client).filter(text => text!.length < 10)
-  t.strictSame(values(slow.client), ['new'])
-  for (const { id } of [{ id: start }, ...slow.client.blocks]) {
+  slow.stream.thaw()
+  await settle(service, slow.stream)
+  const values = (stream: TestStream) => texts(stream).filter(text => text!.length < 10)
+  t.strictSame(values(slow.stream), ['new'])
+  for (const { id } of [{ id: start }, ...blocksOf(slow.stream.text)]) {
     if (id === null) continue
-    const { client } = await service.join('ada', [], { cursor: id })
-    await settle(service, client)
-    t.notOk(values(client).includes('old'), `from ${id}`)
-    client.close()
+    const { stream } = await service.join('ada', [], { cursor: id })
+    await settle(service, stream)
+    t.notOk(values(stream).includes('old'), `from ${id}`)
+    await stream.close()
   }
 })

@@ -5,16 +5,17 @@ import type { AddressInfo, Socket } from 'node:net'
 import t from 'tap'
 import { EventSource } from 'undici'
 import ssePlugin, { memoryBroker, SSEManager } from '../../lib/index.js'
-import { block, listen, serve } from '../helpers/app.js'
+import { block, listen, openURL, payloads, serve } from '../helpers/app.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { RawSocket, requestText } from '../helpers/raw.js'
 import { SSEClient } from '../helpers/sse.js'
 import { listenForTrouble } from '../helpers/trouble.js'
 import { until } from '../helpers/wait.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // The end of a connection, whoever ends it and however: told to the client, and nothing left behind.
 
-const closes = (client: SSEClient): unknown[] => client.json('sse:close')
+const closes = (stream: TestStream): unknown[] => payloads(stream, 'sse:close')
 
 t.test('closing the server', async t => {
   t.test('ends all streams, tells clients their place and when to return, and comes back at once', async t => {
@@ -28,7 +29,7 @@ t.test('closing the server', async t => {
     })
     const joined = await Promise.all(Array.from({ length: 20 }, (_, i) => join(`user-${i}`, ['news'])))
     const source = await open('/source')
-    await source.waitFor('message')
+    await source.next('message')
     const { id } = await app.sse.broadcastEvent({ data: 'last' })
     // Idle on a socket that is kept alive, and stuck in a pipeline: both would hold up a server that only waits.
     const idle = new RawSocket(`http://127.0.0.1:${(app.server.address() as AddressInfo).port}`, { path: '/nothing' })
@@ -38,24 +39,24 @@ t.test('closing the server', async t => {
     const closing = app.close().then(() => { closed = true })
     await until(() => closed, 0.75 * drainMs, 'fastify.close()')
     await closing
-    for (const { client, connection } of joined) {
-      await client.waitForEnd()
-      t.equal(client.ended, true)
-      t.strictSame(closes(client), [{ reason: 'shutdown', reconnect: true }])
-      const { retry } = client.blocks.filter(block => block.retry !== null).at(-1)!
+    for (const { stream, connection } of joined) {
+      await stream.ended
+      t.equal((await stream.ended).by === 'server', true)
+      t.strictSame(closes(stream), [{ reason: 'shutdown', reconnect: true }])
+      const retry = stream.retryMs
       t.ok(retry! >= drainMs && retry! <= 2 * drainMs, `retry ${retry}: not before the server has finished closing`)
-      t.equal(client.lastEventId, id)
+      t.equal(stream.lastEventId, id)
       t.equal(connection.isConnected, false)
       t.equal(connection.signal.reason.closeReason, 'shutdown')
     }
-    t.ok(new Set(joined.map(({ client }) => client.blocks.filter(block => block.retry !== null).at(-1)!.retry)).size > 1, 'they do not all return together')
-    await source.waitForEnd()
+    t.ok(new Set(joined.map(({ stream }) => stream.retryMs)).size > 1, 'they do not all return together')
+    await source.ended
     t.strictSame(closes(source), [{ reason: 'shutdown', reconnect: true }])
     t.equal(source.lastEventId, '', 'a source has its own ids')
     t.match(app.sse.stats(), { connections: 0, closed: { shutdown: 21 } })
 
     await Promise.all([app.close(), app.sse.close(), app.sse.drain(), app.sse.close()])
-    t.equal(joined[0]!.client.named('sse:close').length, 1, 'a second close does nothing')
+    t.equal(joined[0]!.stream.named('sse:close').length, 1, 'a second close does nothing')
     await t.rejects(app.sse.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_CLOSED' })
     t.strictSame(trouble, [])
   })
@@ -92,16 +93,16 @@ t.test('closing the server', async t => {
     await block(stalled)
     const reading = await service.join('bob')
     const closing = service.app.close()
-    await reading.client.waitForEnd()
-    t.strictSame(closes(reading.client), [{ reason: 'shutdown', reconnect: true }], 'one that does not read holds up nobody')
+    await reading.stream.ended
+    t.strictSame(closes(reading.stream), [{ reason: 'shutdown', reconnect: true }], 'one that does not read holds up nobody')
     let closed = false
     closing.then(() => { closed = true })
     await until(() => closed, 5000, 'fastify.close() with a stalled client')
     t.equal(service.app.sse.connectionCount, 0)
     t.equal(stalled.connection.signal.reason.closeReason, 'shutdown')
-    stalled.client.resume()
-    await until(() => stalled.client.closed)
-    t.equal(stalled.client.ended, false, 'its stream was cut')
+    stalled.stream.thaw()
+    await until(() => !stalled.stream.isOpen)
+    t.equal((await stalled.stream.ended).by === 'server', false, 'its stream was cut')
   })
 
   t.test('has closed when its streams have ended, however busy the machine', async t => {
@@ -124,27 +125,28 @@ t.test('closing the server', async t => {
     await block(slow)
     const reading = await service.join('bob')
     const closing = service.app.close()
-    await reading.client.waitForEnd()
-    slow.client.resume()
+    await reading.stream.ended
+    slow.stream.thaw()
     let closed = false
     closing.then(() => { closed = true })
-    await slow.client.waitForEnd()
+    await slow.stream.ended
     await until(() => closed, 15_000, 'fastify.close()')
-    t.equal(slow.client.ended, true)
-    t.strictSame(closes(slow.client), [{ reason: 'shutdown', reconnect: true }])
+    t.equal((await slow.stream.ended).by === 'server', true)
+    t.strictSame(closes(slow.stream), [{ reason: 'shutdown', reconnect: true }])
   })
 
   t.test('a frozen client, whose kernel has taken everything, holds up nothing', async t => {
     const service = await serve(t, { drainMs: 300 })
-    const frozen = await service.join('ada')
-    frozen.client.pause()
+    const frozen = await SSEClient.open(`${service.url}/sse?user=ada`)
+    t.teardown(() => frozen.close())
+    frozen.pause()
     let closed = false
     service.app.close().then(() => { closed = true })
     await until(() => closed, 5000, 'fastify.close()')
-    t.equal(frozen.client.closed, false)
-    frozen.client.resume()
-    await frozen.client.waitForEnd()
-    t.strictSame(closes(frozen.client), [{ reason: 'shutdown', reconnect: true }], 'thawed, it finds out why')
+    t.equal(frozen.closed, false)
+    frozen.resume()
+    await frozen.waitForEnd()
+    t.strictSame(frozen.json('sse:close'), [{ reason: 'shutdown', reconnect: true }], 'thawed, it finds out why')
   })
 
   t.test('HTTP/2: sessions end with their streams', async t => {
@@ -194,32 +196,32 @@ t.test('closing the server', async t => {
     service.app.sse.drain().then(() => { drained = true })
     const refused = await service.open('/sse')
     t.equal(refused.status, 503)
-    t.match(refused.answer, { code: 'SSE_ERR_CLOSED', statusCode: 503 })
+    t.match(refused.body, { code: 'SSE_ERR_CLOSED', statusCode: 503 })
     t.match(await service.app.sse.broadcastEvent({ data: 1 }), { delivered: 0 })
     t.equal(drained, false)
-    stalled.client.close()
+    await stalled.stream.close()
     await until(() => drained)
     t.equal(service.app.sse.connectionCount, 0)
   })
 
   t.test('a stream that is about to open is ended as well', async t => {
     let release: (() => void) | null = null
-    const { app, url, join } = await serve(t, { drainMs: 1000 }, {}, app => {
+    const { app, open, join } = await serve(t, { drainMs: 1000 }, {}, app => {
       app.addHook('onSend', async (request, reply, payload) => {
         if ('late' in (request.query as object)) await new Promise<void>(resolve => { release = resolve })
         return payload
       })
     })
     const before = await join('ada')
-    const client = new SSEClient(`${url}/sse?late`)
-    t.teardown(() => client.close())
+    const opening = open('/sse?late')
     await until(() => release !== null)
     let closed = false
     app.close().then(() => { closed = true })
-    await before.client.waitForEnd()
+    await before.stream.ended
     release!()
-    await client.waitForEnd()
-    t.strictSame(closes(client), [{ reason: 'shutdown', reconnect: true }])
+    const stream = await opening
+    await stream.ended
+    t.strictSame(closes(stream), [{ reason: 'shutdown', reconnect: true }])
     await until(() => closed)
   })
 
@@ -275,7 +277,7 @@ t.test('closing the server', async t => {
         let closed = false
         app.close().then(() => { closed = true })
         await until(() => closed, 10_000, `fastify.close() where ${method} throws`)
-        await behind.waitForEnd()
+        await behind.ended
         t.strictSame(closes(behind), [{ reason: 'shutdown', reconnect: true }], `${method}, ${headed ? 'after the head' : 'from the start'}`)
         t.equal(app.sse.connectionCount, 0)
       }
@@ -369,9 +371,9 @@ t.test('the clock of a manager runs, whatever opened its log', async t => {
     await manager.close()
     server.close()
   })
-  const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}/`)
-  await until(() => client.blocks.some(({ comment }) => comment === 'keep-alive'))
-  t.equal(client.closed, false)
+  const stream = await openURL(t, `http://127.0.0.1:${(server.address() as AddressInfo).port}/`)
+  await until(() => stream.comments.includes('keep-alive'))
+  t.equal(stream.isOpen, true)
 })
 
 t.test('without Fastify: drain and close of a manager that has nobody, or was never opened', async t => {
@@ -401,9 +403,9 @@ t.test('a stream whose subscriptions are being authorized when the server closes
   await until(() => allow)
   const drained = app.sse.drain()
   allow!(true)
-  const client = await opening
+  const stream = await opening
   t.match(refused, { code: 'SSE_ERR_CLOSED' })
-  t.match([client.status, client.answer.code], [503, 'SSE_ERR_CLOSED'])
+  t.match([stream.status, stream.body.code], [503, 'SSE_ERR_CLOSED'])
   await drained
   t.equal(app.sse.connectionCount, 0)
 })

@@ -3,9 +3,10 @@ import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import { EventPriority, type Broker, type SSEOptions } from '../../lib/index.js'
 import type { GapReason, Page, Published, ReadRequest, Sink } from '../../lib/log/broker.js'
 import { testClock } from '../../lib/testing/index.js'
-import { block, serve, settle, texts, type Service } from '../helpers/app.js'
+import { block, payloads, serve, settle, texts, type Service } from '../helpers/app.js'
 import { until } from '../helpers/wait.js'
 import { PRIORITIES } from './reading.js'
+import { blocksOf, RawSocket } from '../helpers/raw.js'
 
 t.test('a gap, once, and then live', async t => {
   const options: SSEOptions = { history: { maxEvents: 10 }, maxReplayEvents: 8 }
@@ -42,69 +43,71 @@ t.test('a gap, once, and then live', async t => {
   const { app } = service
   const first = await service.open('/sse')
   const epoch = first.lastEventId.split('.')[0]!
-  first.close()
+  await first.close()
   for (let i = 1; i <= 30; i++) await app.sse.broadcastEvent({ event: 'old', data: i, priority: PRIORITIES[i % 4]! })
   for (const [name, reason, of, way = 'header'] of cases) {
     const cursor = of(epoch)
-    const client = way === 'header'
+    const stream = way === 'header'
       ? await service.open('/sse', { headers: { 'last-event-id': cursor } })
       : await service.open(`/sse?lastEventId=${encodeURIComponent(cursor.toWellFormed())}`)
     await app.sse.broadcastEvent({ event: 'x', data: name }, { ephemeral: true })
-    await client.waitFor('x')
-    t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'x'], `${name}: one gap, no replay, then live`)
-    t.strictSame(client.json('sse:gap'), [{ reason, lastEventId: cursor.toWellFormed() }], name)
-    t.equal(client.lastEventId, `${epoch}.u`, `${name}: and a place again`)
-    const beforeGap = client.blocks.slice(0, client.blocks.findIndex(({ event }) => event === 'sse:gap'))
+    await stream.until(() => stream.named('x').length >= 1)
+    t.strictSame(stream.events.map(({ event }) => event), ['sse:gap', 'x'], `${name}: one gap, no replay, then live`)
+    t.strictSame(payloads(stream, 'sse:gap'), [{ reason, lastEventId: cursor.toWellFormed() }], name)
+    t.equal(stream.lastEventId, `${epoch}.u`, `${name}: and a place again`)
+    const beforeGap = blocksOf(stream.text).slice(0, blocksOf(stream.text).findIndex(({ event }) => event === 'sse:gap'))
     t.notOk(beforeGap.some(({ id }) => id !== null), `${name}: no place before the gap is told; a client cut here comes back with its old one`)
-    client.close()
+    await stream.close()
   }
 
   await t.test('NUL in the header is no HTTP', async t => {
-    const client = await service.open('/sse', { headers: { 'last-event-id': `${epoch}.1\0` } })
-    t.equal(client.status, 400)
+    const socket = new RawSocket(service.url, { path: '/sse', headers: { 'last-event-id': `${epoch}.1\0` } })
+    t.teardown(() => socket.close())
+    await socket.until(() => socket.answers.length === 1)
+    t.equal(socket.answers[0]!.status, 400)
   })
 
   await t.test('the last place within the limit', async t => {
-    const client = await service.open('/sse', { headers: { 'last-event-id': `${epoch}.m` } })
-    await client.waitFor('old', 8)
-    t.strictSame(client.named('sse:gap'), [])
-    t.strictSame(client.json('old').sort((a, b) => a - b), [23, 24, 25, 26, 27, 28, 29, 30])
+    const stream = await service.open('/sse', { headers: { 'last-event-id': `${epoch}.m` } })
+    await stream.collect(8, 'old')
+    t.strictSame(stream.named('sse:gap'), [])
+    t.strictSame(payloads(stream, 'old').sort((a, b) => a - b), [23, 24, 25, 26, 27, 28, 29, 30])
   })
 
   await t.test('an empty log', async t => {
     const service = await serve(t)
-    const client = await service.open('/sse', { headers: { 'last-event-id': 'zzzzzzzz.5' } })
-    await client.waitFor('sse:gap')
-    t.notOk(client.blocks.slice(0, client.blocks.findIndex(({ event }) => event === 'sse:gap')).some(({ id }) => id !== null))
+    const stream = await service.open('/sse', { headers: { 'last-event-id': 'zzzzzzzz.5' } })
+    await stream.next('sse:gap')
+    t.notOk(blocksOf(stream.text).slice(0, blocksOf(stream.text).findIndex(({ event }) => event === 'sse:gap')).some(({ id }) => id !== null))
     await service.app.sse.broadcastEvent({ event: 'x', data: 1 })
-    await client.waitFor('x')
-    t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'x'])
+    await stream.next('x')
+    t.strictSame(stream.events.map(({ event }) => event), ['sse:gap', 'x'])
   })
 })
 
 t.test('a gap for what the history has let go', async t => {
   const gap = async (t: Test, service: Service, cursor: string, ways: object = {}) => {
-    const { client } = await service.join('ada', [], { cursor, ...ways })
+    const { stream } = await service.join('ada', [], { cursor, ...ways })
     // An event that is published before the log has been read for the client is within the gap.
-    await client.waitFor('sse:gap')
+    await stream.until(() => stream.named('sse:gap').length >= 1)
     await service.app.sse.broadcastEvent({ event: 'live', data: 1 })
-    await client.waitFor('live')
-    t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'live'])
-    t.match(client.json('sse:gap')[0], { reason: 'trimmed' })
+    await stream.until(() => stream.named('live').length >= 1)
+    t.strictSame(stream.events.map(({ event }) => event), ['sse:gap', 'live'])
+    t.match(payloads(stream, 'sse:gap')[0], { reason: 'trimmed' })
     // Cut anywhere, it is told again, or goes on behind it.
     // What comes after, marks of the clients below among it, is not looked at.
-    const received = [...client.blocks]
+    const received = [...blocksOf(stream.text)]
     for (let k = 1; k <= received.length; k++) {
       const blocks = received.slice(0, k)
       const place = blocks.findLast(({ id }) => id !== null)?.id ?? cursor
       const again = await service.join('ada', [], { cursor: place })
-      await settle(service, again.client)
+      await settle(service, again.stream)
       const told = blocks.some(({ event }) => event === 'sse:gap')
-      t.equal(again.client.named('sse:gap').length, told ? 0 : 1, `cut after block ${k}`)
-      t.equal(again.client.named('live').length, blocks.some(({ event }) => event === 'live') || !told ? 0 : 1, `cut after block ${k}`)
-      again.client.close()
+      t.equal(again.stream.named('sse:gap').length, told ? 0 : 1, `cut after block ${k}`)
+      t.equal(again.stream.named('live').length, blocks.some(({ event }) => event === 'live') || !told ? 0 : 1, `cut after block ${k}`)
+      await again.stream.close()
     }
-    client.close()
+    await stream.close()
   }
 
   await t.test('by count', async t => {
@@ -121,11 +124,11 @@ t.test('a gap for what the history has let go', async t => {
     await service.app.sse.broadcastEvent({ event: 'urgent', data: 0, priority: EventPriority.CRITICAL })
     for (let i = 1; i <= 50; i++) await service.app.sse.broadcastEvent({ event: 'old', data: i })
     // So slow in the middle that the other lanes have never come to be read.
-    const { client } = await service.join('ada', [], { cursor: start.replace(/0$/, `0~${(41).toString(36)}~0~1`) })
+    const { stream } = await service.join('ada', [], { cursor: start.replace(/0$/, `0~${(41).toString(36)}~0~1`) })
     await service.app.sse.broadcastEvent({ event: 'live', data: 1 })
-    await client.waitFor('live')
-    t.strictSame(client.events.map(({ event }) => event), [...new Array(10).fill('old'), 'live'])
-    t.equal(client.lastEventId, start.replace(/0$/, (52).toString(36)))
+    await stream.next('live')
+    t.strictSame(stream.events.map(({ event }) => event), [...new Array(10).fill('old'), 'live'])
+    t.equal(stream.lastEventId, start.replace(/0$/, (52).toString(36)))
   })
 
   await t.test('by age', async t => {
@@ -134,12 +137,12 @@ t.test('a gap for what the history has let go', async t => {
     const start = (await service.open('/sse')).lastEventId
     await service.app.sse.broadcastEvent({ event: 'old', data: 1 })
     await clock.advance(300_001)
-    const { client } = await service.join('ada', [], { cursor: start })
-    await client.waitFor('sse:gap')
+    const { stream } = await service.join('ada', [], { cursor: start })
+    await stream.next('sse:gap')
     await service.app.sse.broadcastEvent({ event: 'live', data: 1 })
-    await client.waitFor('live')
-    t.strictSame(client.events.map(({ event }) => event), ['sse:gap', 'live'])
-    t.match(client.json('sse:gap'), [{ reason: 'trimmed' }])
+    await stream.next('live')
+    t.strictSame(stream.events.map(({ event }) => event), ['sse:gap', 'live'])
+    t.match(payloads(stream, 'sse:gap'), [{ reason: 'trimmed' }])
   })
 
   await t.test('by bytes', async t => {
@@ -205,11 +208,11 @@ t.test('what a broker of one\'s own fails with is for the log; an epoch that can
   await t.rejects(serve(t, { broker: odd }), { code: 'SSE_ERR_INVALID_OPTION', message: /epoch "not valid.~"/ })
   const later = new WipedLog()
   const service = await serve(t, { broker: later })
-  const { client } = await service.join('ada')
+  const { stream } = await service.join('ada')
   t.throws(() => later.wipe('a\nid: forged'), { code: 'SSE_ERR_INVALID_OPTION' }, 'also when it comes with a gap')
   t.match(service.app.sse.health(), { status: 'degraded' })
   later.wipe()
-  await client.waitFor('sse:gap')
+  await stream.next('sse:gap')
 })
 
 t.test('a log that is wiped under a slow client: the gap is told, or its place is not', async t => {
@@ -218,25 +221,25 @@ t.test('a log that is wiped under a slow client: the gap is told, or its place i
     const service = await serve(t, { broker, outboxBytes: 4096 })
     const slow = await service.join('ada')
     await service.app.sse.broadcastEvent({ event: 'x', data: 'before' })
-    await slow.client.waitFor('x')
-    const place = slow.client.lastEventId
+    await slow.stream.until(() => slow.stream.named('x').length >= 1)
+    const place = slow.stream.lastEventId
     await block(slow)
     await service.app.sse.broadcastEvent({ event: 'x', data: 'lost' })
     broker.wipe()
     if (!reads) slow.connection.close('max-age')
-    slow.client.resume()
+    slow.stream.thaw()
     if (reads) {
-      await slow.client.waitFor('sse:gap')
+      await slow.stream.until(() => slow.stream.named('sse:gap').length >= 1)
       await service.app.sse.broadcastEvent({ event: 'x', data: 'after' })
-      await slow.client.waitFor('x', 2)
-      t.strictSame(texts(slow.client), ['before', 'after'])
-      t.equal(slow.client.lastEventId, 'two.4')
+      await slow.stream.until(() => slow.stream.named('x').length >= 2)
+      t.strictSame(texts(slow.stream), ['before', 'after'])
+      t.equal(slow.stream.lastEventId, 'two.4')
       continue
     }
-    await slow.client.waitForEnd()
-    t.equal(slow.client.lastEventId, place, 'closed before it heard of the gap, it keeps the place it had')
-    const { client } = await service.join('ada', [], { cursor: slow.client.lastEventId })
-    t.strictSame((await client.waitFor('sse:gap')).map(({ data }) => JSON.parse(data!)), [{ reason: 'epoch', lastEventId: place }])
+    await slow.stream.ended
+    t.equal(slow.stream.lastEventId, place, 'closed before it heard of the gap, it keeps the place it had')
+    const { stream } = await service.join('ada', [], { cursor: slow.stream.lastEventId })
+    t.strictSame((await stream.collect(1, 'sse:gap')).map(({ data }) => JSON.parse(data!)), [{ reason: 'epoch', lastEventId: place }])
   }
 })
 
@@ -250,22 +253,22 @@ t.test('a log that begins anew with smaller numbers', async t => {
     await service.app.sse.broadcastEvent({ event: 'x', data: 'ephemeral' }, { ephemeral: true })
     broker.wipe()
     await service.app.sse.broadcastEvent({ event: 'x', data: 'logged' })
-    slow.client.resume()
-    await slow.client.waitFor('x', 2)
-    t.strictSame(texts(slow.client), ['ephemeral', 'logged'])
+    slow.stream.thaw()
+    await slow.stream.collect(2, 'x')
+    t.strictSame(texts(slow.stream), ['ephemeral', 'logged'])
   })
 
   await t.test('an idle client is told its place there, also if the number is that of its old place', async t => {
     const broker = new WipedLog()
     const service = await serve(t, { broker, keepAliveIntervalMs: 100 })
-    const { client } = await service.join('ada')
+    const { stream } = await service.join('ada')
     for (let n = 0; n < 4; n++) await service.app.sse.broadcastEvent({ event: 'old', data: n })
-    await until(() => client.lastEventId === 'one.4')
+    await until(() => stream.lastEventId === 'one.4')
     broker.wipe()
-    await client.waitFor('sse:gap')
-    t.equal(client.lastEventId, 'two.3')
+    await stream.next('sse:gap')
+    t.equal(stream.lastEventId, 'two.3')
     await service.app.sse.broadcastEvent({ event: 'x', data: 'not for ada' }, { userIds: ['grace'] })
-    await until(() => client.lastEventId === 'two.4')
-    t.strictSame(texts(client), [])
+    await until(() => stream.lastEventId === 'two.4')
+    t.strictSame(texts(stream), [])
   })
 })

@@ -3,66 +3,66 @@ import { EventEmitter, once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { SSEError, type SSEConnection, type SSEOptions } from '../../lib/index.js'
-import { block, serve } from '../helpers/app.js'
-import { RawSocket } from '../helpers/raw.js'
-import { SSEClient } from '../helpers/sse.js'
+import { block, payloads, serve } from '../helpers/app.js'
+import { blocksOf, RawSocket } from '../helpers/raw.js'
 import { listenForTrouble } from '../helpers/trouble.js'
 import { until } from '../helpers/wait.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // The end of a connection, whoever ends it and however: told to the client, and nothing left behind.
 
-const closes = (client: SSEClient): unknown[] => client.json('sse:close')
+const closes = (stream: TestStream): unknown[] => payloads(stream, 'sse:close')
 
 t.test('silence', async t => {
   t.test('keep-alives come in silence only', async t => {
     const intervalMs = 150
     const { join } = await serve(t, { keepAliveIntervalMs: intervalMs })
     const startedAt = performance.now()
-    const { client, connection } = await join('ada')
+    const { stream, connection } = await join('ada')
     const sentAt: number[] = []
     for (let i = 0; i < 60; i++) {
       sentAt.push(performance.now())
       connection.sendEvent({ data: i })
       await sleep(15)
     }
-    await client.waitFor('message', 60)
+    await stream.collect(60, 'message')
     let event = -1
-    for (const block of client.blocks) {
+    for (const block of blocksOf(stream.text)) {
       if (block.data !== null) event++
       // A machine that was busy with something else may have made a silence of its own.
       else if (block.comment === 'keep-alive') t.ok(sentAt[event + 1]! - (sentAt[event] ?? startedAt) >= intervalMs * 0.8, `a keep-alive after event ${event} of a busy stream`)
     }
-    const busy = client.blocks.length
+    const busy = blocksOf(stream.text).length
     t.ok(sentAt[59]! - sentAt[0]! > intervalMs * 3, 'busy for longer than the interval')
-    await until(() => client.blocks.slice(busy).filter(({ comment }) => comment === 'keep-alive').length >= 3)
-    t.strictSame([...new Set(client.blocks.slice(busy).map(({ text }) => text))], [': keep-alive'])
+    await until(() => blocksOf(stream.text).slice(busy).filter(({ comment }) => comment === 'keep-alive').length >= 3)
+    t.strictSame([...new Set(blocksOf(stream.text).slice(busy).map(({ text }) => text))], [': keep-alive'])
   })
 
   t.test('when the log has moved on with nothing for a client, a block without an event keeps its place', async t => {
     const { app, join } = await serve(t, { keepAliveIntervalMs: 40 })
     const quiet = await join('ada', ['quiet'])
-    const place = quiet.client.lastEventId
-    await until(() => quiet.client.blocks.some(({ comment }) => comment === 'keep-alive'))
-    t.equal(quiet.client.lastEventId, place)
-    t.equal(quiet.client.blocks.filter(({ id }) => id !== null).length, 1, 'no cursor is repeated')
+    const place = quiet.stream.lastEventId
+    await until(() => quiet.stream.comments.includes('keep-alive'))
+    t.equal(quiet.stream.lastEventId, place)
+    t.equal(blocksOf(quiet.stream.text).filter(({ id }) => id !== null).length, 1, 'no cursor is repeated')
     let id: string | null = null
     for (let i = 0; i < 5; i++) ({ id } = await app.sse.broadcastToSubscriptions({ data: i }, ['elsewhere']))
-    await until(() => quiet.client.lastEventId === id)
-    const block = quiet.client.blocks.at(-1)!
+    await until(() => quiet.stream.lastEventId === id)
+    const block = blocksOf(quiet.stream.text).at(-1)!
     t.strictSame([block.data, block.text], [null, `id: ${id}`])
-    t.equal(quiet.client.events.length, 0)
-    await until(() => quiet.client.blocks.slice(-2).every(({ comment }) => comment === 'keep-alive'))
+    t.equal(quiet.stream.events.length, 0)
+    await until(() => blocksOf(quiet.stream.text).slice(-2).every(({ comment }) => comment === 'keep-alive'))
   })
 
   t.test('none when they are switched off', async t => {
     const { app, join } = await serve(t, { keepAlive: false, keepAliveIntervalMs: 10 })
-    const { client } = await join('ada', ['quiet'])
+    const { stream } = await join('ada', ['quiet'])
     // Its place is kept all the same: a gap after a long silence would be a false one.
     for (let i = 0; i < 10; i++) {
       const { id } = await app.sse.broadcastToSubscriptions({ data: i }, ['elsewhere'])
-      await until(() => client.lastEventId === id)
+      await until(() => stream.lastEventId === id)
     }
-    t.equal(client.blocks.filter(({ comment }) => comment === 'keep-alive').length, 0)
+    t.equal(stream.comments.filter(comment => comment === 'keep-alive').length, 0)
   })
 
   t.test('a stream of its own source is kept awake as well, without a cursor', async t => {
@@ -72,18 +72,18 @@ t.test('silence', async t => {
         await once(signal, 'abort')
       }))
     })
-    const client = await open('/source')
+    const stream = await open('/source')
     await app.sse.broadcastEvent({ data: 'not for you' })
-    await until(() => client.blocks.filter(({ comment }) => comment === 'keep-alive').length >= 2)
-    t.strictSame(client.blocks.filter(({ id }) => id !== null), [])
-    t.strictSame(client.events.map(({ data }) => data), ['a'])
+    await until(() => stream.comments.filter(comment => comment === 'keep-alive').length >= 2)
+    t.strictSame(blocksOf(stream.text).filter(({ id }) => id !== null), [])
+    t.strictSame(stream.events.map(({ data }) => data), ['a'])
   })
 })
 
 t.test('every way a stream ends: the reason is told to client, signal and counters', async t => {
   interface Case {
     options?: SSEOptions
-    end?: (service: { app: FastifyInstance, client: SSEClient, connection: SSEConnection }) => unknown
+    end?: (service: { app: FastifyInstance, stream: TestStream, connection: SSEConnection }) => unknown
     reason: string
     reconnect?: boolean
     /** The client is not there, or not reading. */
@@ -101,25 +101,25 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
     'end of the rights': { options: { authHandler: () => ({ userId: 'ada', expiresAt: Date.now() + 100 }) }, reason: 'auth-expired', reconnect: true },
     'rights that end before the age': { options: { maxConnectionAgeMs: 60_000, authHandler: () => ({ userId: 'ada', expiresAt: Date.now() + 100 }) }, reason: 'auth-expired', reconnect: true },
     'an age before the end of the rights': { options: { maxConnectionAgeMs: 100, authHandler: () => ({ userId: 'ada', expiresAt: Date.now() + 60_000 }) }, reason: 'max-age', reconnect: true },
-    FIN: { end: ({ client }) => client.socket.end(), reason: 'client', untold: true },
-    RST: { end: ({ client }) => client.reset(), reason: 'client', untold: true },
+    FIN: { end: ({ stream }) => stream.halfClose(), reason: 'client', untold: true },
+    RST: { end: ({ stream }) => stream.cut(), reason: 'client', untold: true },
     // Nothing else is due in the time that a test has.
     'a client that does not read': {
       options: { stallTimeoutMs: 200, keepAliveIntervalMs: 3_600_000 },
-      end: ({ client, connection }) => block({ client, connection }),
+      end: ({ stream, connection }) => block({ stream, connection }),
       reason: 'stalled',
       untold: true
     },
     'end of the rights while the client does not read': {
       options: { keepAliveIntervalMs: 3_600_000, stallTimeoutMs: 3_600_000, drainMs: 100, authHandler: () => ({ userId: 'ada', expiresAt: Date.now() + 1_000 }) },
-      end: ({ client, connection }) => block({ client, connection }),
+      end: ({ stream, connection }) => block({ stream, connection }),
       reason: 'auth-expired',
       untold: true
     },
     'a client that does not read a log': {
       options: { stallTimeoutMs: 200, keepAliveIntervalMs: 3_600_000 },
-      end: async ({ client, connection, app }) => {
-        client.pause()
+      end: async ({ stream, connection, app }) => {
+        stream.freeze()
         for (let i = 0; i < 500 && connection.isConnected; i++) {
           await app.sse.broadcastEvent({ data: 'x'.repeat(50_000) })
           await new Promise(setImmediate)
@@ -132,12 +132,12 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
   for (const [name, { options, end, reason, reconnect, untold = false }] of Object.entries(cases)) {
     await t.test(name, async t => {
       const { app, join } = await serve(t, { drainMs: 2000, ...options })
-      const { client, connection } = await join('ada', ['news'])
+      const { stream, connection } = await join('ada', ['news'])
       const { signal } = connection
       const aborts: unknown[] = []
       signal.addEventListener('abort', () => { aborts.push(signal.reason.closeReason) })
       if (end === undefined) t.equal(connection.isConnected, true)
-      await end?.({ app, client, connection })
+      await end?.({ app, stream, connection })
       await until(() => aborts.length > 0)
       t.strictSame(aborts, [reason])
       t.equal(connection.closeReason, reason)
@@ -160,19 +160,19 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
       await t.rejects(connection.removeSubscription('news'), { code: 'SSE_ERR_UNKNOWN_CONNECTION' })
 
       if (untold) return
-      await client.waitForEnd()
-      t.equal(client.ended, true)
-      t.strictSame(closes(client), [{ reason, reconnect }])
-      const last = client.blocks.at(-1)!
+      await stream.ended
+      t.equal((await stream.ended).by === 'server', true)
+      t.strictSame(closes(stream), [{ reason, reconnect }])
+      const last = blocksOf(stream.text).at(-1)!
       t.equal(last.event, 'sse:close')
-      const farewell = client.blocks.slice(3)
+      const farewell = blocksOf(stream.text).slice(3)
       t.equal(farewell.filter(({ id }) => id !== null).length >= 1, true, 'its place')
     })
   }
 
   t.test('reasons are checked', async t => {
     const { app, join } = await serve(t)
-    const { client, connection } = await join('ada')
+    const { stream, connection } = await join('ada')
     for (const reason of ['', 'Two Words', 'a\nb', 'x'.repeat(65), 'é']) {
       await t.rejects(app.sse.closeConnection(connection.clientId, reason), { code: 'SSE_ERR_INVALID_CLOSE_REASON' })
       await t.rejects(app.sse.disconnectUser('ada', reason), { code: 'SSE_ERR_INVALID_CLOSE_REASON' })
@@ -182,8 +182,8 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
     t.equal(await app.sse.disconnectUser('nobody'), 0)
     const second = await join('ada')
     t.equal(await app.sse.disconnectUser('ada', 'x'.repeat(64)), 2)
-    await Promise.all([client.waitForEnd(), second.client.waitForEnd()])
-    t.match(closes(second.client), [{ reason: 'x'.repeat(64) }])
+    await Promise.all([stream.ended, second.stream.ended])
+    t.match(closes(second.stream), [{ reason: 'x'.repeat(64) }])
   })
 
   t.test('a signal asked for after the end is aborted already', async t => {
@@ -197,13 +197,13 @@ t.test('every way a stream ends: the reason is told to client, signal and counte
 
   t.test('what was sent in the turn of the close still arrives, then the place, then the close', async t => {
     const { app, join } = await serve(t)
-    const { client, connection } = await join('ada')
+    const { stream, connection } = await join('ada')
     const { id } = await app.sse.broadcastEvent({ data: 'one' })
     connection.sendEvent({ data: 'two' })
     connection.close('done')
     t.equal(connection.sendEvent({ data: 'three' }), false)
-    await client.waitForEnd()
-    t.strictSame(client.blocks.slice(3).map(({ text }) => text), [
+    await stream.ended
+    t.strictSame(blocksOf(stream.text).slice(3).map(({ text }) => text), [
       `id: ${id}\ndata: one`, 'data: two', `id: ${id}`, 'event: sse:close\ndata: {"reason":"done","reconnect":false}'
     ])
   })
@@ -224,9 +224,9 @@ t.test('the signal of a stream that ends aborts as fetch, Node and SDKs expect i
     }))
   })
   const errors: any[] = []
-  const client = await open('/source')
-  await client.waitFor('message')
-  client.close()
+  const stream = await open('/source')
+  await stream.next('message')
+  await stream.close()
   await until(() => errors.length === 5)
   // As SDKs tell an abort from a failure.
   for (const error of errors) t.ok(error instanceof Error && error.name === 'AbortError', `${error}`)
@@ -275,8 +275,8 @@ t.test('what listens to the signal as soon as there is a connection hears of its
     t.teardown(() => socket.close())
     await hears('head', `HEAD ${path}`)
   }
-  const client = new SSEClient(`${url}/gone`)
-  leave = () => client.reset()
+  const { socket } = new RawSocket(url, { path: '/gone' })
+  leave = () => socket.resetAndDestroy()
   await hears('client', 'a client that leaves while the head is made')
 })
 
@@ -296,14 +296,14 @@ t.test('a handler that goes on sending after the client left harms nobody', asyn
     })
   })
   const other = await join('bob')
-  const client = await open('/stubborn')
-  await client.waitFor('message')
-  client.reset()
+  const stream = await open('/stubborn')
+  await stream.next('message')
+  await stream.cut()
   await until(() => finished)
   t.equal(results.length, 1000)
   t.ok(results.every(result => !result))
   other.connection.sendEvent({ data: 'still here' })
-  await other.client.waitFor('message')
+  await other.stream.next('message')
   t.match(app.sse.stats(), { connections: 1, queuedBytes: 0 })
   t.strictSame(trouble, [])
 })
@@ -317,9 +317,9 @@ t.test('a response that throws when its time is over ends by itself', async t =>
       raw.write = ((...args: Parameters<typeof write>) => { if (failing) throw new Error('write failed'); else return write.apply(raw, args) }) as typeof write
     })
   })
-  const client = await open('/sse')
+  const stream = await open('/sse')
   failing = true
-  await until(() => client.closed)
+  await until(() => !stream.isOpen)
   t.strictSame(app.sse.stats().closed, { 'max-age': 1 })
   t.strictSame(trouble, [])
 })

@@ -1,8 +1,8 @@
 import t from 'tap'
 import { EventPriority } from '../../lib/index.js'
 import { block, serve, settle } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
 import { turns } from '../helpers/wait.js'
+import { blocksOf } from '../helpers/raw.js'
 
 t.test('a lagging client that reads nothing holds its place, and next to nothing else', async t => {
   const service = await serve(t, {})
@@ -18,16 +18,14 @@ t.test('a lagging client that reads nothing holds its place, and next to nothing
   const held = slow.connection.stats().queuedBytes - queuedBytes
   t.ok(held < 50_000, `${held} bytes wait besides`)
   const herd = await Promise.all(Array.from({ length: 8 }, async () => {
-    const client = new SSEClient(`${service.url}/sse?user=ada`, { headers: { 'last-event-id': slow.client.blocks.find(({ id }) => id !== null)!.id! } })
-    t.teardown(() => client.close())
-    await client.ready()
-    client.pause()
-    return client
+    const { stream } = await service.join('ada', [], { cursor: blocksOf(slow.stream.text).find(({ id }) => id !== null)!.id! })
+    stream.freeze()
+    return stream
   }))
   await settle(service)
-  for (const client of herd) client.resume()
+  for (const stream of herd) stream.thaw()
   await settle(service, ...herd)
-  for (const client of herd) t.equal(client.named('x').length, 3_000)
+  for (const stream of herd) t.equal(stream.named('x').length, 3_000)
 })
 
 t.test('the budget holds for all slow clients together, whatever waits where', async t => {
@@ -40,26 +38,26 @@ t.test('the budget holds for all slow clients together, whatever waits where', a
   t.ok(service.app.sse.stats().queuedBytes < (1 << 20) + 5 * 200_000, `${service.app.sse.stats().queuedBytes} bytes`)
   // One that many wait for is there once.
   for (let i = 0; i < 5; i++) await service.app.sse.broadcastEvent({ event: 'shared', data: 'y'.repeat(10_000) })
-  for (const { client } of slow) client.resume()
-  await settle(service, ...slow.map(({ client }) => client))
-  for (const [i, { client }] of slow.entries()) {
-    t.equal(client.named('own').length, taken[i] ? 1 : 0, 'what was taken has come')
-    t.equal(client.named('shared').length, 5)
+  for (const { stream } of slow) stream.thaw()
+  await settle(service, ...slow.map(({ stream }) => stream))
+  for (const [i, { stream }] of slow.entries()) {
+    t.equal(stream.named('own').length, taken[i] ? 1 : 0, 'what was taken has come')
+    t.equal(stream.named('shared').length, 5)
   }
   t.match(service.app.sse.stats(), { queuedBytes: 0, lagging: 0 })
 })
 
 t.test('what has been sent takes nothing of the budget', async t => {
   const service = await serve(t, { maxQueuedBytes: 1 << 20 })
-  const { client } = await service.join('fast')
+  const { stream } = await service.join('fast')
   for (let i = 0; i < 150; i++) {
     await service.app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(10_000) })
     await turns(1)
   }
-  await client.waitFor('x', 150)
+  await stream.collect(150, 'x')
   const slow = await service.join('slow')
   await block(slow)
   for (let i = 0; i < 20; i++) t.ok(slow.connection.sendEvent({ event: 'small', data: i }), 'there is room')
-  slow.client.resume()
-  await slow.client.waitFor('small', 20)
+  slow.stream.thaw()
+  await slow.stream.collect(20, 'small')
 })

@@ -1,6 +1,7 @@
 import { EventPriority } from '../../lib/index.js'
 import { block, settle, type Joined, type Service } from '../helpers/app.js'
 import { type Block } from '../helpers/sse.js'
+import { blocksOf } from '../helpers/raw.js'
 
 // The promise of the whole: ordered, at least once within the history, nothing twice; otherwise one explicit gap.
 
@@ -45,7 +46,7 @@ export class Reader {
   readonly faults: string[] = []
   gaps = 0
 
-  take ({ event, data }: Block): void {
+  take ({ event, data }: Pick<Block, 'event' | 'data'>): void {
     if (event === 'sse:gap') this.gaps++
     if (event !== 'n') return
     const { priority, n } = JSON.parse(data!) as { priority: EventPriority, n: number }
@@ -61,9 +62,9 @@ export class Reader {
 /** All blocks of a backlog: published while the client does not read, then read to the end. */
 export async function backlog (service: Service, slow: Joined, publish: () => Promise<void>): Promise<Block[]> {
   await block(slow)
-  const from = slow.client.blocks.length
+  const from = blocksOf(slow.stream.text).length
   await publish()
-  slow.client.resume()
-  await settle(service, slow.client)
-  return slow.client.blocks.slice(from)
+  slow.stream.thaw()
+  await settle(service, slow.stream)
+  return blocksOf(slow.stream.text).slice(from)
 }

@@ -3,10 +3,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
 import { EventPriority, type SSEOptions } from '../../lib/index.js'
-import { serve, settle, texts, type Service } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { payloads, serve, settle, texts, type Service } from '../helpers/app.js'
 import { turns, until } from '../helpers/wait.js'
 import { random, Reader, Sequence } from './reading.js'
+import { blocksOf } from '../helpers/raw.js'
+import { SSEClient } from '../helpers/sse.js'
 
 t.test('where the cursor comes from', async t => {
   const service = await serve(t)
@@ -28,26 +29,26 @@ t.test('where the cursor comes from', async t => {
     ['at the end', '', ids[2]!, []]
   ]
   for (const [name, query, header, expected] of cases) {
-    const client = await open(`/sse${query}`, { headers: header === null ? {} : { 'last-event-id': header } })
-    await settle(service, client)
-    t.strictSame(texts(client), expected, name)
-    t.strictSame(client.named('sse:gap'), [], name)
-    client.close()
+    const stream = await open(`/sse${query}`, { headers: header === null ? {} : { 'last-event-id': header } })
+    await settle(service, stream)
+    t.strictSame(texts(stream), expected, name)
+    t.strictSame(stream.named('sse:gap'), [], name)
+    await stream.close()
   }
   const own = await service.join(null, [], { lastEventId: ids[1]!, cursor: ids[0]! })
-  await settle(service, own.client)
-  t.strictSame(texts(own.client), ['3'], 'the application\'s word counts more')
+  await settle(service, own.stream)
+  t.strictSame(texts(own.stream), ['3'], 'the application\'s word counts more')
   t.equal(own.connection.lastEventId, ids[1])
   const fresh = await service.join(null, [], { lastEventId: null, cursor: ids[0]! })
-  await settle(service, fresh.client)
-  t.strictSame(texts(fresh.client), [])
+  await settle(service, fresh.stream)
+  t.strictSame(texts(fresh.stream), [])
 })
 
 t.test('what is replayed is what this user may see now', async t => {
   const service = await serve(t, { authorizeSubscription: ({ userId, subscriptionId }) => subscriptionId !== 'secret' || userId === 'ada' })
   const { app, join } = service
   const ada = await join('ada', ['secret', 'news'])
-  const start = ada.client.lastEventId
+  const start = ada.stream.lastEventId
   const publish = (data: string, options: object = {}) => app.sse.broadcastEvent({ event: 'x', data }, options)
   await publish('everyone')
   await publish('for ada', { userIds: ['ada'] })
@@ -58,8 +59,8 @@ t.test('what is replayed is what this user may see now', async t => {
   await publish('for the connection', { clientIds: [ada.connection.clientId] })
   await publish('filtered', { filter: ({ userId }: { userId: string | null }) => userId !== 'grace' })
   await publish('nobody', { userIds: [] })
-  await settle(service, ada.client)
-  t.strictSame(texts(ada.client), ['everyone', 'for ada', 'secret', 'news', 'ada\'s news', 'for the connection', 'filtered'])
+  await settle(service, ada.stream)
+  t.strictSame(texts(ada.stream), ['everyone', 'for ada', 'secret', 'news', 'ada\'s news', 'for the connection', 'filtered'])
   const cases: [name: string, user: string | null, subscriptions: string[], expected: string[]][] = [
     ['the same user again', 'ada', ['secret', 'news'], ['everyone', 'for ada', 'secret', 'news', 'ada\'s news', 'filtered']],
     ['with less rights than before', 'ada', [], ['everyone', 'for ada', 'filtered']],
@@ -69,17 +70,17 @@ t.test('what is replayed is what this user may see now', async t => {
     ['nobody with a stolen cursor', null, [], ['everyone', 'filtered']]
   ]
   for (const [name, user, subscriptions, expected] of cases) {
-    const { client } = await join(user, subscriptions, { cursor: start })
-    await settle(service, client)
-    t.strictSame(texts(client), expected, name)
-    t.strictSame(client.named('sse:gap'), [], `${name}: not for it is not a gap`)
-    client.close()
+    const { stream } = await join(user, subscriptions, { cursor: start })
+    await settle(service, stream)
+    t.strictSame(texts(stream), expected, name)
+    t.strictSame(stream.named('sse:gap'), [], `${name}: not for it is not a gap`)
+    await stream.close()
   }
   await t.rejects(join('grace', ['secret'], { cursor: start }), { message: /SSE_ERR_SUBSCRIPTION_FORBIDDEN/ })
   const late = await join('grace', [], { cursor: start })
   await late.connection.addSubscription('news')
-  await settle(service, late.client)
-  t.strictSame(texts(late.client).filter(text => text !== 'news'), ['everyone', 'for grace'])
+  await settle(service, late.stream)
+  t.strictSame(texts(late.stream).filter(text => text !== 'news'), ['everyone', 'for grace'])
 })
 
 /** Clients that read a Sequence while it is published, each cutting its connection now and then, until they have it all. */
@@ -161,41 +162,41 @@ t.test('quiet and filtered clients keep their place', async t => {
   t.teardown(() => clearInterval(stop))
   for (let round = 0; round < 3; round++) {
     await publish(20)
-    for (const [name, { client }] of Object.entries({ quiet, busy })) {
-      await until(() => client.lastEventId === id, undefined, `${name} is told the place`)
-      t.strictSame(client.named('x'), [], name)
-      const again = await join('ada', [], { cursor: client.lastEventId })
-      await until(() => again.client.blocks.some(({ comment }) => comment === 'keep-alive'))
-      t.strictSame(again.client.events, [], `${name}: nothing was missed, so there is no gap`)
-      again.client.close()
+    for (const [name, { stream }] of Object.entries({ quiet, busy })) {
+      await until(() => stream.lastEventId === id, undefined, `${name} is told the place`)
+      t.strictSame(stream.named('x'), [], name)
+      const again = await join('ada', [], { cursor: stream.lastEventId })
+      await until(() => again.stream.comments.includes('keep-alive'))
+      t.strictSame(again.stream.events, [], `${name}: nothing was missed, so there is no gap`)
+      await again.stream.close()
     }
   }
-  const blocks = quiet.client.blocks.filter(({ id }) => id !== null)
+  const blocks = blocksOf(quiet.stream.text).filter(({ id }) => id !== null)
   t.ok(blocks.every(({ text }) => /^id: \S+$/.test(text)), 'blocks without an event')
-  const count = quiet.client.blocks.length
-  await until(() => quiet.client.blocks.length >= count + 2)
-  t.ok(quiet.client.blocks.slice(-2).every(({ text }) => text === ': keep-alive'), 'the same place is not told twice')
+  const count = blocksOf(quiet.stream.text).length
+  await until(() => blocksOf(quiet.stream.text).length >= count + 2)
+  t.ok(blocksOf(quiet.stream.text).slice(-2).every(({ text }) => text === ': keep-alive'), 'the same place is not told twice')
 })
 
 t.test('a client that was behind is told its place once it is level, whatever came last in the log', async t => {
   const service = await serve(t, { keepAliveIntervalMs: 50 })
   const { app } = service
-  const { client } = await service.join('ada', ['mine'])
-  const cursor = client.lastEventId
-  client.close()
+  const { stream } = await service.join('ada', ['mine'])
+  const cursor = stream.lastEventId
+  await stream.close()
   await app.sse.broadcastEvent({ data: 1, priority: EventPriority.HIGH }, { subscriptionIds: ['mine'] })
   const { id: last } = await app.sse.broadcastEvent({ data: 2, priority: EventPriority.LOW }, { subscriptionIds: ['others'] })
   const again = await service.join('ada', ['mine'], { cursor })
-  await until(() => again.client.lastEventId === last)
-  await until(() => again.client.blocks.at(-1)!.comment === 'keep-alive')
-  t.strictSame(again.client.json(), [1])
-  t.equal(again.client.blocks.filter(({ id }) => id === last).length, 1, 'once')
+  await until(() => again.stream.lastEventId === last)
+  await until(() => blocksOf(again.stream.text).at(-1)!.comment === 'keep-alive')
+  t.strictSame(payloads(again.stream), [1])
+  t.equal(blocksOf(again.stream.text).filter(({ id }) => id === last).length, 1, 'once')
   const stranger = await service.join('ada', ['others'], { cursor })
-  await until(() => stranger.client.lastEventId === last)
-  t.strictSame(stranger.client.json(), [2])
+  await until(() => stranger.stream.lastEventId === last)
+  t.strictSame(payloads(stranger.stream), [2])
   const { id: live } = await app.sse.broadcastEvent({ data: 3 }, { subscriptionIds: ['mine'] })
-  await until(() => again.client.lastEventId === live && again.client.blocks.at(-1)!.comment === 'keep-alive')
-  t.equal(again.client.blocks.filter(({ id }) => id === live).length, 1, 'an event has told it')
+  await until(() => again.stream.lastEventId === live && blocksOf(again.stream.text).at(-1)!.comment === 'keep-alive')
+  t.equal(blocksOf(again.stream.text).filter(({ id }) => id === live).length, 1, 'an event has told it')
 })
 
 t.test('EventSource comes back by itself and has missed nothing', async t => {

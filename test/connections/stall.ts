@@ -1,12 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { block, serve } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { block, payloads, serve } from '../helpers/app.js'
 import { turns, until } from '../helpers/wait.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // The end of a connection, whoever ends it and however: told to the client, and nothing left behind.
 
-const closes = (client: SSEClient): unknown[] => client.json('sse:close')
+const closes = (stream: TestStream): unknown[] => payloads(stream, 'sse:close')
 
 /** Nothing runs for so long, as in a process that was stopped, or one that computes. */
 function standStill (ms: number): void {
@@ -19,10 +19,10 @@ t.test('after the event loop stood still, clients that read are neither stalled 
     const { join } = await serve(t, { stallTimeoutMs: 300 })
     const joined = await join('ada')
     await block(joined)
-    joined.client.resume()
+    joined.stream.thaw()
     standStill(1000)
     joined.connection.sendEvent({ event: 'after', data: 1 })
-    await joined.client.waitFor('after')
+    await joined.stream.next('after')
     t.equal(joined.connection.closeReason, null)
   })
 
@@ -32,12 +32,12 @@ t.test('after the event loop stood still, clients that read are neither stalled 
     await block(joined)
     const closing = app.close()
     await until(() => joined.connection.closeReason !== null)
-    joined.client.resume()
+    joined.stream.thaw()
     standStill(1000)
     await closing
-    await joined.client.waitForEnd()
-    t.strictSame(closes(joined.client), [{ reason: 'shutdown', reconnect: true }])
-    t.equal(joined.client.ended, true)
+    await joined.stream.ended
+    t.strictSame(closes(joined.stream), [{ reason: 'shutdown', reconnect: true }])
+    t.equal((await joined.stream.ended).by === 'server', true)
   })
 
   await t.test('a client that does not read is stalled all the same', async t => {
@@ -54,7 +54,7 @@ t.test('a slow client that makes progress is not stalled, and misses nothing', a
   const stallTimeoutMs = 1000
   const { app, join } = await serve(t, { stallTimeoutMs, outboxBytes: 65_536 })
   const slow = await join('ada', ['news'])
-  slow.client.pause()
+  slow.stream.freeze()
   const { sentEvents: before } = slow.connection.stats()
   let published = 0
   // More than the kernel takes, so that the socket is full, and less than the history holds. However fast the client reads, there is always more for it.
@@ -72,18 +72,18 @@ t.test('a slow client that makes progress is not stalled, and misses nothing', a
   while (performance.now() - began < 3 * stallTimeoutMs && slow.connection.isConnected) {
     await fill()
     const { sentEvents } = slow.connection.stats()
-    slow.client.resume()
+    slow.stream.thaw()
     await until(() => slow.connection.stats().sentEvents > sentEvents || !slow.connection.isConnected)
-    slow.client.pause()
+    slow.stream.freeze()
     reads++
     await sleep(stallTimeoutMs / 5)
   }
   t.equal(slow.connection.closeReason, null, 'still open')
   t.ok(reads > 1, `${reads} reads`)
-  slow.client.resume()
-  await slow.client.waitFor('message', published)
-  t.strictSame(slow.client.named('message').map(({ data }) => parseInt(data!)), Array.from({ length: published }, (_, i) => i))
-  t.equal(slow.client.named('sse:gap').length, 0)
+  slow.stream.thaw()
+  await slow.stream.collect(published, 'message')
+  t.strictSame(slow.stream.named('message').map(({ data }) => parseInt(data!)), Array.from({ length: published }, (_, i) => i))
+  t.equal(slow.stream.named('sse:gap').length, 0)
 })
 
 t.test('a client that does not read is cut drainMs after its stream was closed, however rarely the stream is looked at', async t => {

@@ -1,12 +1,12 @@
 import t from 'tap'
-import { serve, settleUnlogged } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { isApplicationEvent, payloads, serve, settleUnlogged } from '../helpers/app.js'
 import { until } from '../helpers/wait.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // What a broadcast is, who gets it and what it looks like on the wire; seen by clients on real connections.
 
 /** Names of the events a client has had, in order. */
-const seen = (client: SSEClient) => client.applicationEvents.filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
+const seen = (stream: TestStream) => stream.events.filter(isApplicationEvent).filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
 
 t.test('subscriptions of a live connection', async t => {
   const service = await serve(t, { maxSubscriptionsPerConnection: 3 })
@@ -26,7 +26,7 @@ t.test('subscriptions of a live connection', async t => {
   t.equal(await publish('b'), 1)
   t.equal(await publish('room:7'), 1)
   // What still waits when its subscription is removed is not sent.
-  await settleUnlogged(service, ada.client)
+  await settleUnlogged(service, ada.stream)
   await t.rejects(app.sse.addSubscription(clientId, 'd'), { code: 'SSE_ERR_TOO_MANY_SUBSCRIPTIONS' })
 
   t.strictSame(app.sse.getConnectionsBySubscription('room:*'), [ada.connection])
@@ -43,14 +43,14 @@ t.test('subscriptions of a live connection', async t => {
     await t.rejects(app.sse.addSubscription(clientId, bad as string), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' }, `subscription ${String(bad).slice(0, 20)}`)
   }
   for (const call of [app.sse.addSubscription('gone', 'a'), app.sse.removeSubscription('gone', 'a')] as Promise<unknown>[]) await t.rejects(() => call, { code: 'SSE_ERR_UNKNOWN_CONNECTION', statusCode: 404 })
-  await settleUnlogged(service, ada.client, grace.client)
-  t.strictSame(seen(ada.client), ['b', 'room:7', 'a'])
-  t.strictSame(seen(grace.client), [])
+  await settleUnlogged(service, ada.stream, grace.stream)
+  t.strictSame(seen(ada.stream), ['b', 'room:7', 'a'])
+  t.strictSame(seen(grace.stream), [])
 
   // Events from before a subscription are not given to it, even when the client comes back.
   await grace.connection.addSubscription('a')
   t.equal(await publish('a'), 2)
-  grace.client.close()
+  await grace.stream.close()
   await until(() => app.sse.connectionCount === 1)
   t.equal(await publish('a'), 1)
   await t.rejects(grace.connection.addSubscription('z'), { code: 'SSE_ERR_UNKNOWN_CONNECTION' })
@@ -86,20 +86,20 @@ t.test('lookups, counts and stats', async t => {
   await sse.broadcastEvent({ event: 'x', data: 1 })
   await sse.broadcastEvent({ event: 'x', data: 2 }, { userIds: ['ada'], ephemeral: true })
   await sse.broadcastEvent({ event: 'x', data: 3 }, { userIds: ['zoe'], local: true })
-  await ada.client.waitFor('x', 2)
+  await ada.stream.collect(2, 'x')
   t.strictSame(sse.stats(), { connections: 3, users: 1, subscriptions: 2, messages: 3, delivered: 5, dropped: 0, lagging: 0, queuedBytes: 0, closed: {} })
   t.strictSame(ada.connection.stats(), { sentEvents: 2, droppedEvents: 0, queuedBytes: 0, lagging: false })
 
   t.equal(await sse.closeConnection(ada.connection.clientId, 'kicked'), true)
   t.equal(await sse.closeConnection('gone'), false)
-  await ada.client.waitForEnd()
-  t.strictSame(ada.client.json('sse:close'), [{ reason: 'kicked', reconnect: false }])
+  await ada.stream.ended
+  t.strictSame(payloads(ada.stream, 'sse:close'), [{ reason: 'kicked', reconnect: false }])
   await until(() => sse.connectionCount === 2)
   t.equal(await sse.disconnectUser('ada'), 1)
   t.equal(await sse.disconnectUser('zoe'), 0)
-  await phone.client.waitForEnd()
-  t.strictSame(phone.client.json('sse:close'), [{ reason: 'disconnected', reconnect: false }])
-  nobody.client.close()
+  await phone.stream.ended
+  t.strictSame(payloads(phone.stream, 'sse:close'), [{ reason: 'disconnected', reconnect: false }])
+  await nobody.stream.close()
   await until(() => sse.connectionCount === 0)
   t.strictSame(sse.stats(), { connections: 0, users: 0, subscriptions: 0, messages: 3, delivered: 5, dropped: 0, lagging: 0, queuedBytes: 0, closed: { kicked: 1, disconnected: 1, client: 1 } })
   t.strictSame([sse.getConnection(ada.connection.clientId), sse.getConnectionsByUser('ada'), sse.getConnectionsBySubscription('a')], [undefined, [], []])

@@ -4,14 +4,14 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
 import { SSEManager } from '../../lib/index.js'
-import { block, serve, settleUnlogged } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { block, isApplicationEvent, openURL, payloads, serve, settleUnlogged } from '../helpers/app.js'
 import { until } from '../helpers/wait.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // What a broadcast is, who gets it and what it looks like on the wire; seen by clients on real connections.
 
 /** Names of the events a client has had, in order. */
-const seen = (client: SSEClient) => client.applicationEvents.filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
+const seen = (stream: TestStream) => stream.events.filter(isApplicationEvent).filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
 
 // --- In whose context the application's code is called ---
 
@@ -23,7 +23,7 @@ t.test('a filter runs in its publisher\'s AsyncLocalStorage context, live and at
   const { app, join } = service
   const acme = await join('acme')
   const evil = await join('evil')
-  const start = acme.client.lastEventId
+  const start = acme.stream.lastEventId
   const filter = ({ userId }: { userId: string | null }) => userId === context.getStore()
   for (const tenant of ['acme', 'evil']) {
     await context.run(tenant, async () => {
@@ -39,12 +39,12 @@ t.test('a filter runs in its publisher\'s AsyncLocalStorage context, live and at
       await Promise.all(nested)
     })
   }
-  await settleUnlogged(service, acme.client, evil.client)
-  t.strictSame([seen(acme.client), seen(evil.client)], [new Array(4).fill('acme'), new Array(4).fill('evil')])
+  await settleUnlogged(service, acme.stream, evil.stream)
+  t.strictSame([seen(acme.stream), seen(evil.stream)], [new Array(4).fill('acme'), new Array(4).fill('evil')])
   for (const user of ['evil', 'acme']) {
     const back = await join(user, [], { cursor: start })
-    await settleUnlogged(service, back.client)
-    t.strictSame(seen(back.client), [user, user], 'the logged ones, to their tenant')
+    await settleUnlogged(service, back.stream)
+    t.strictSame(seen(back.stream), [user, user], 'the logged ones, to their tenant')
   }
 })
 
@@ -65,8 +65,8 @@ t.test('authorizeTopic runs in no context, and authorizeSubscription in that of 
     app.addHook('onRequest', (_request, _reply, done) => context.run('request', done))
   })
   const joined = await service.join('ada', ['room:*'])
-  const { client, connection } = joined
-  const start = client.lastEventId
+  const { stream, connection } = joined
+  const start = stream.lastEventId
   const asked = (what: string): void => {
     t.ok(topics.length > 0 && topics.every(store => store === undefined), `${what}: ${topics}`)
     topics.length = 0
@@ -84,12 +84,12 @@ t.test('authorizeTopic runs in no context, and authorizeSubscription in that of 
     await connection.addSubscription('a')
     await service.app.sse.addSubscription(connection.clientId, 'b')
   })
-  client.resume()
-  await settleUnlogged(service, client)
-  t.strictSame(client.json('x'), [1, 2])
+  stream.thaw()
+  await settleUnlogged(service, stream)
+  t.strictSame(payloads(stream, 'x'), [1, 2])
   const back = await service.join('ada', ['room:*'], { cursor: start })
-  await settleUnlogged(service, back.client)
-  t.strictSame(back.client.json('x'), [1, 2])
+  await settleUnlogged(service, back.stream)
+  t.strictSame(payloads(back.stream, 'x'), [1, 2])
   asked('a replay')
   t.strictSame(subscriptions, [['room:*', 'request'], ['room:*', undefined], ['a', undefined], ['b', undefined], ['room:*', 'request']])
 })
@@ -110,14 +110,13 @@ t.test('what is written later is written in no context', async t => {
   })
   await once(server.listen(0, '127.0.0.1'), 'listening')
   t.teardown(() => { server.close() })
-  const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
-  t.teardown(() => client.close())
+  const stream = await openURL(t, `http://127.0.0.1:${(server.address() as AddressInfo).port}`)
   const [connection] = manager.connections()
   context.run('application', () => connection!.sendEvent({ event: 'x', data: 1 }))
-  await client.waitFor('x')
+  await stream.next('x')
   await context.run('application', () => manager.broadcastEvent({ event: 'y', data: 1 }))
-  await client.waitFor('y')
-  await until(() => client.blocks.some(({ comment }) => comment === 'keep-alive'))
+  await stream.next('y')
+  await until(() => stream.comments.includes('keep-alive'))
   t.match(writes.shift(), [/stream/, 'request'])
   for (const what of ['event: x', 'event: y', 'keep-alive']) t.ok(writes.some(([text]) => text.includes(what)), what)
   t.strictSame(writes.filter(([, store]) => store !== undefined), [])

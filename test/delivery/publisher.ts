@@ -1,20 +1,21 @@
 import t from 'tap'
 import { createDataEvent, createNotificationEvent, EventPriority, type EventInput } from '../../lib/index.js'
-import { block, serve, settleUnlogged } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { block, isApplicationEvent, payloads, serve, settleUnlogged } from '../helpers/app.js'
 import { turns, until } from '../helpers/wait.js'
+import { blocksOf } from '../helpers/raw.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // What a broadcast is, who gets it and what it looks like on the wire; seen by clients on real connections.
 
 /** Names of the events a client has had, in order. */
-const seen = (client: SSEClient) => client.applicationEvents.filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
+const seen = (stream: TestStream) => stream.events.filter(isApplicationEvent).filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
 
 t.test('the wire', async t => {
   const service = await serve(t)
   const { app, join } = service
-  const { client } = await join()
-  const head = client.blocks.map(({ text }) => text)
-  const epoch = client.lastEventId.split('.')[0]!
+  const { stream } = await join()
+  const head = blocksOf(stream.text).map(({ text }) => text)
+  const epoch = stream.lastEventId.split('.')[0]!
   t.strictSame(head, [': stream', 'retry: 3000', `id: ${epoch}.0`], 'a comment, the reconnection time and the place come at once')
 
   const actions = [{ label: 'Open', url: '/report/1' }]
@@ -29,9 +30,9 @@ t.test('the wire', async t => {
   await app.sse.broadcastEvent({ event: 'tick', data: 7 }, { ephemeral: true })
   await app.sse.broadcastEvent(createDataEvent('numbers', 0))
   await app.sse.broadcastEvent(createNotificationEvent({ title: 'a', message: 'b', level: 'error' }))
-  await settleUnlogged(service, client)
+  await settleUnlogged(service, stream)
 
-  const blocks = client.blocks.slice(head.length, -1)
+  const blocks = blocksOf(stream.text).slice(head.length, -1)
   t.equal(blocks[0]!.text, `id: ${epoch}.1\nevent: data\ndata: {"resource":"messages","data":{"text":"hi"}}`)
   t.strictSame(JSON.parse(blocks[1]!.data!), { title: 'T', message: 'M', level: 'info' })
   t.strictSame(JSON.parse(blocks[2]!.data!), { title: 'T', message: 'M', level: 'warning', actions })
@@ -52,50 +53,50 @@ t.test('what is larger than an outbox is written, not dropped, while the client 
   t.ok(ada.connection.sendEvent({ event: 'a', data }) && ada.connection.sendEvent({ event: 'b', data }))
   const [one, two] = await Promise.all([1, 2].map(i => service.app.sse.broadcastEvent({ event: `e${i}`, data }, { ephemeral: true })))
   const arrived = { a: true, b: true, e1: one!.delivered === 1, e2: two!.delivered === 1 }
-  await settleUnlogged(service, ada.client)
-  for (const [event, sent] of Object.entries(arrived)) t.equal(ada.client.named(event).length, sent ? 1 : 0, event)
+  await settleUnlogged(service, ada.stream)
+  for (const [event, sent] of Object.entries(arrived)) t.equal(ada.stream.named(event).length, sent ? 1 : 0, event)
   const stats = ada.connection.stats()
   t.equal(stats.droppedEvents, 4 - Object.values(arrived).filter(sent => sent).length)
-  t.equal(stats.sentEvents, seen(ada.client).length + 1)
+  t.equal(stats.sentEvents, seen(ada.stream).length + 1)
 })
 
 t.test('a source is not slowed by an interval, and of what a key replaces nothing counts as sent', async t => {
   const service = await serve(t, { flush: { intervalMs: 10_000 } }, {}, app => {
     app.get('/source', (request, reply) => reply.sse((function * () { for (let i = 0; i < 500; i++) yield 'x'.repeat(1_000) })()))
   })
-  const client = await service.open('/source')
-  await client.waitFor('sse:close', 1, 5_000)
-  t.equal(client.named('message').length, 500)
+  const stream = await service.open('/source')
+  await stream.next('sse:close')
+  t.equal(stream.named('message').length, 500)
 
   const { join, app } = await serve(t)
   const ada = await join('ada')
   await Promise.all([1, 2, 3].map(data => app.sse.broadcastEvent({ event: 'x', data, key: 'k' })))
-  await ada.client.waitFor('x')
-  t.strictSame([ada.client.named('x').length, ada.connection.stats().sentEvents], [1, 1])
+  await ada.stream.next('x')
+  t.strictSame([ada.stream.named('x').length, ada.connection.stats().sentEvents], [1, 1])
 })
 
 t.test('sends to one connection have the same shapes, no id, and are not replayed', async t => {
   const service = await serve(t)
-  const { client, connection } = await service.join('ada')
+  const { stream, connection } = await service.join('ada')
   const other = await service.join('ada')
   t.equal(connection.sendData('welcome', { at: 1 }), true)
   t.equal(connection.sendNotification({ title: 'T', message: 'M' }), true)
   t.equal(connection.sendEvent({ event: 'own', data: 'text', retry: 1000 }), true)
-  await settleUnlogged(service, client, other.client)
-  t.strictSame(client.applicationEvents.slice(0, 3).map(({ text }) => text.replace(/\{.*"title".*/, 'notification')), [
+  await settleUnlogged(service, stream, other.stream)
+  t.strictSame(blocksOf(stream.text).filter(({ data, event }) => data !== null && !event.startsWith('sse:')).slice(0, 3).map(({ text }) => text.replace(/\{.*"title".*/, 'notification')), [
     'event: data\ndata: {"resource":"welcome","data":{"at":1}}',
     'event: notification\ndata: notification',
     'event: own\nretry: 1000\ndata: text'
   ])
-  t.strictSame(client.json('notification'), [{ title: 'T', message: 'M', level: 'info' }])
-  t.strictSame(seen(other.client), [])
+  t.strictSame(payloads(stream, 'notification'), [{ title: 'T', message: 'M', level: 'info' }])
+  t.strictSame(seen(other.stream), [])
   t.equal(connection.stats().sentEvents, 4)
-  const again = await service.join('ada', [], { cursor: client.lastEventId })
-  await settleUnlogged(service, again.client)
-  t.strictSame(seen(again.client), [])
+  const again = await service.join('ada', [], { cursor: stream.lastEventId })
+  await settleUnlogged(service, again.stream)
+  t.strictSame(seen(again.stream), [])
   t.throws(() => connection.sendEvent({ event: 'own', data: 1, id: '5' } as EventInput), { code: 'SSE_ERR_INVALID_ID' })
   t.throws(() => connection.sendNotification({ title: 'T' } as never), { code: 'SSE_ERR_INVALID_PAYLOAD' })
-  client.close()
+  await stream.close()
   await until(() => !connection.isConnected)
   t.equal(connection.sendData('late', 1), false)
   t.equal(connection.sendEvent({ event: '', data: 1 }), false, 'it never throws once the stream has ended')
@@ -104,21 +105,21 @@ t.test('sends to one connection have the same shapes, no id, and are not replaye
 t.test('ephemeral and local events are not logged, so not replayed', async t => {
   const service = await serve(t)
   const { app, join } = service
-  const { client } = await join('ada')
-  const start = client.lastEventId
+  const { stream } = await join('ada')
+  const start = stream.lastEventId
   t.strictSame(await app.sse.broadcastEvent({ event: 'a', data: 1 }, { ephemeral: true }), { id: null, delivered: 1 })
   t.strictSame(await app.sse.broadcastEvent({ event: 'b', data: 1 }, { local: true }), { id: null, delivered: 1 })
   t.strictSame(await app.sse.broadcastEvent({ event: 'c', data: 1 }, { local: true, ephemeral: true }), { id: null, delivered: 1 })
-  await settleUnlogged(service, client)
-  t.strictSame(seen(client), ['a', 'b', 'c'])
-  t.equal(client.lastEventId, start, 'the place has not moved')
+  await settleUnlogged(service, stream)
+  t.strictSame(seen(stream), ['a', 'b', 'c'])
+  t.equal(stream.lastEventId, start, 'the place has not moved')
   const { id } = await app.sse.broadcastEvent({ event: 'd', data: 1 })
-  await client.waitFor('d')
-  t.equal(client.lastEventId, id)
+  await stream.next('d')
+  t.equal(stream.lastEventId, id)
   const again = await join('ada', [], { cursor: start })
-  await again.client.waitFor('d')
-  await settleUnlogged(service, again.client)
-  t.strictSame(seen(again.client), ['d'])
+  await again.stream.next('d')
+  await settleUnlogged(service, again.stream)
+  t.strictSame(seen(again.stream), ['d'])
 })
 
 t.test('priority', async t => {
@@ -130,8 +131,8 @@ t.test('priority', async t => {
     app.sse.broadcastEvent({ event: 'critical', data: 1, priority: EventPriority.CRITICAL }),
     app.sse.broadcastEvent({ event: 'normal', data: 1 })
   ])
-  await settleUnlogged(service, ada.client)
-  t.strictSame(seen(ada.client), ['low', 'critical', 'normal'], 'nothing waited, so nothing overtakes')
+  await settleUnlogged(service, ada.stream)
+  t.strictSame(seen(ada.stream), ['low', 'critical', 'normal'], 'nothing waited, so nothing overtakes')
 
   await block(ada)
   await app.sse.broadcastEvent({ event: 'low', data: 2, priority: EventPriority.LOW })
@@ -141,10 +142,10 @@ t.test('priority', async t => {
   await app.sse.broadcastNotification({ title: 'third', message: 'told otherwise' }, { priority: EventPriority.LOW })
   await app.sse.broadcastEvent({ event: 'high', data: 2, priority: EventPriority.LOW }, { priority: EventPriority.HIGH })
   ada.connection.sendNotification({ title: 'fourth', message: 'high too' })
-  ada.client.resume()
-  await settleUnlogged(service, ada.client)
-  t.strictSame(seen(ada.client).slice(3), ['notification', 'notification', 'high', 'notification', 'plain', 'low', 'notification'])
-  t.strictSame(ada.client.json('notification').map(({ title }) => title), ['second', 'first', 'fourth', 'third'])
+  ada.stream.thaw()
+  await settleUnlogged(service, ada.stream)
+  t.strictSame(seen(ada.stream).slice(3), ['notification', 'notification', 'high', 'notification', 'plain', 'low', 'notification'])
+  t.strictSame(payloads(ada.stream, 'notification').map(({ title }) => title), ['second', 'first', 'fourth', 'third'])
 })
 
 t.test('a key replaces what is older and undelivered', async t => {
@@ -152,9 +153,9 @@ t.test('a key replaces what is older and undelivered', async t => {
   const { app, join } = service
   const ada = await join('ada', ['price:eth', 'price:btc'])
   const brisk = await join('ada', ['price:eth', 'price:btc'])
-  const start = brisk.client.lastEventId
+  const start = brisk.stream.lastEventId
   const price = (data: number, topic = 'price:btc', key = 'price') => app.sse.broadcastEvent({ event: topic, data, key }, { subscriptionIds: [topic] })
-  const of = (client: SSEClient, event: string) => client.named(event).map(({ data }) => Number(data))
+  const of = (stream: TestStream, event: string) => stream.named(event).map(({ data }) => Number(data))
 
   await t.test('under a blocked socket', async t => {
     await block(ada)
@@ -168,42 +169,42 @@ t.test('a key replaces what is older and undelivered', async t => {
       await turns()
     }
     await app.sse.broadcastEvent({ event: 'price:btc', data: 99, key: 'another' }, { subscriptionIds: ['price:btc'] })
-    await settleUnlogged(service, brisk.client)
-    ada.client.resume()
-    await settleUnlogged(service, ada.client)
-    t.strictSame(of(ada.client, 'price:btc'), [20, 99], 'the newest, and another key')
-    t.strictSame(of(ada.client, 'price:eth'), [-20], 'the same key for another target is another key')
-    t.strictSame(of(ada.client, 'plain'), [5, 10, 15, 20], 'without a key nothing is replaced')
-    t.equal(of(brisk.client, 'price:btc').length, 21, 'a client that keeps up gets all')
-    t.equal(ada.client.lastEventId.includes('~'), false)
+    await settleUnlogged(service, brisk.stream)
+    ada.stream.thaw()
+    await settleUnlogged(service, ada.stream)
+    t.strictSame(of(ada.stream, 'price:btc'), [20, 99], 'the newest, and another key')
+    t.strictSame(of(ada.stream, 'price:eth'), [-20], 'the same key for another target is another key')
+    t.strictSame(of(ada.stream, 'plain'), [5, 10, 15, 20], 'without a key nothing is replaced')
+    t.equal(of(brisk.stream, 'price:btc').length, 21, 'a client that keeps up gets all')
+    t.equal(ada.stream.lastEventId.includes('~'), false)
   })
 
   await t.test('within one turn', async t => {
-    const from = of(brisk.client, 'price:btc').length
+    const from = of(brisk.stream, 'price:btc').length
     await Promise.all([price(101), price(102), price(103, 'price:btc', 'b'), price(104)])
-    await settleUnlogged(service, brisk.client)
-    t.strictSame(of(brisk.client, 'price:btc').slice(from), [103, 104])
+    await settleUnlogged(service, brisk.stream)
+    t.strictSame(of(brisk.stream, 'price:btc').slice(from), [103, 104])
   })
 
   await t.test('while catching up', async t => {
     const again = await join('ada', ['price:eth', 'price:btc'], { cursor: start })
-    await settleUnlogged(service, again.client)
-    t.equal(of(again.client, 'price:btc').at(-1), 104)
-    t.equal(of(again.client, 'plain').length, 4)
-    const prices = of(again.client, 'price:btc').filter(value => value !== 99 && value !== 103)
+    await settleUnlogged(service, again.stream)
+    t.equal(of(again.stream, 'price:btc').at(-1), 104)
+    t.equal(of(again.stream, 'plain').length, 4)
+    const prices = of(again.stream, 'price:btc').filter(value => value !== 99 && value !== 103)
     t.strictSame(prices, [...prices].sort((a, b) => a - b), 'never an older one after a newer')
   })
 
   await t.test('an event for others does not take its place', async t => {
     await block(ada)
-    const from = of(ada.client, 'price:btc').length
+    const from = of(ada.stream, 'price:btc').length
     await app.sse.broadcastEvent({ event: 'price:btc', data: 201, key: 'k' })
     await app.sse.broadcastEvent({ event: 'price:btc', data: 202, key: 'k' }, { exceptClientIds: [brisk.connection.clientId] })
     await app.sse.broadcastEvent({ event: 'price:btc', data: 203, key: 'k' }, { filter: ({ clientId }) => clientId !== brisk.connection.clientId })
     await app.sse.broadcastEvent({ event: 'price:btc', data: 204, key: 'k' }, { filter: () => true })
-    ada.client.resume()
-    await settleUnlogged(service, ada.client)
-    t.strictSame(of(ada.client, 'price:btc').slice(from), [201, 202, 203, 204], 'other targets, so nothing is replaced; with a filter nothing ever is')
+    ada.stream.thaw()
+    await settleUnlogged(service, ada.stream)
+    t.strictSame(of(ada.stream, 'price:btc').slice(from), [201, 202, 203, 204], 'other targets, so nothing is replaced; with a filter nothing ever is')
   })
 })
 
@@ -212,7 +213,7 @@ t.test('what the application does to its objects afterwards changes nothing', as
   const { app, join } = service
   const ada = await join('ada', ['a'])
   const grace = await join('grace', ['b'])
-  const start = ada.client.lastEventId
+  const start = ada.stream.lastEventId
   const data = { text: 'before', nested: [1] }
   const event = { event: 'x', data, priority: EventPriority.NORMAL as EventPriority }
   const options = { userIds: ['ada'], subscriptionIds: ['a'], clientIds: [ada.connection.clientId, grace.connection.clientId], exceptClientIds: ['nobody'] }
@@ -233,15 +234,15 @@ t.test('what the application does to its objects afterwards changes nothing', as
   users.shift()
   t.match(await short, { delivered: 1 })
   tamper()
-  await settleUnlogged(service, ada.client, grace.client)
-  t.strictSame(ada.client.json('x'), [{ text: 'before', nested: [1] }])
-  t.strictSame(seen(grace.client), [])
+  await settleUnlogged(service, ada.stream, grace.stream)
+  t.strictSame(payloads(ada.stream, 'x'), [{ text: 'before', nested: [1] }])
+  t.strictSame(seen(grace.stream), [])
 
   const again = { ada: await join('ada', ['a'], { cursor: start }), grace: await join('grace', ['a', 'b'], { cursor: start }) }
-  await settleUnlogged(service, again.ada.client, again.grace.client)
-  t.strictSame(seen(again.ada.client), ['short'], 'an event for a connection that is gone is for nobody')
-  t.strictSame(again.ada.client.json('short'), [{ text: 'after', nested: [1, 2] }])
-  t.strictSame(seen(again.grace.client), [])
+  await settleUnlogged(service, again.ada.stream, again.grace.stream)
+  t.strictSame(seen(again.ada.stream), ['short'], 'an event for a connection that is gone is for nobody')
+  t.strictSame(payloads(again.ada.stream, 'short'), [{ text: 'after', nested: [1, 2] }])
+  t.strictSame(seen(again.grace.stream), [])
 })
 
 t.test('a closed manager refuses', async t => {

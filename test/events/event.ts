@@ -1,13 +1,13 @@
 import { Type } from '@sinclair/typebox'
 import t from 'tap'
 import { defineEvents, type EventInput, type SSEOptions } from '../../lib/index.js'
-import { serve, settleUnlogged } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { isApplicationEvent, serve, settleUnlogged } from '../helpers/app.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // What a broadcast is, who gets it and what it looks like on the wire; seen by clients on real connections.
 
 /** Names of the events a client has had, in order. */
-const seen = (client: SSEClient) => client.applicationEvents.filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
+const seen = (stream: TestStream) => stream.events.filter(isApplicationEvent).filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
 
 const catalogue = defineEvents({
   events: { chat: Type.Object({ text: Type.String({ maxLength: 10 }), tags: Type.Array(Type.Integer()) }, { additionalProperties: false }) },
@@ -123,42 +123,42 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
   ] as [string, Case[], SSEOptions, EventInput][]) {
     await t.test(name, async t => {
       const { app, join } = await serve(t, options)
-      const { client, connection } = await join('ada', ['a'])
-      const start = client.lastEventId
+      const { stream, connection } = await join('ada', ['a'])
+      const start = stream.lastEventId
       for (const [code, event, options = {}, message] of cases) {
         await t.rejects(app.sse.broadcastEvent(event as EventInput, options as object), { code, ...(message !== undefined && { message }) }, code)
         if (code !== 'SSE_ERR_INVALID_TARGET' && Object.keys(options as object).length === 0) t.throws(() => connection.sendEvent(event as EventInput), { code }, `${code} for one connection`)
       }
       const { id, delivered } = await app.sse.broadcastEvent(good)
       t.equal(delivered, 1)
-      await client.waitFor(good.event!)
-      t.equal(client.events.length, 1, 'nothing was sent')
+      await stream.next(good.event!)
+      t.equal(stream.events.length, 1, 'nothing was sent')
       t.equal(id, start.replace(/\.0$/, '.1'), 'nothing was logged')
-      t.equal(client.lastEventId, id)
+      t.equal(stream.lastEventId, id)
       t.match(app.sse.stats(), { messages: 1, delivered: 1 })
     })
   }
 
   await t.test('lists left out of the short forms', async t => {
     const { app, join } = await serve(t)
-    const { client } = await join('ada', ['a'])
+    const { stream } = await join('ada', ['a'])
     await t.rejects(app.sse.broadcastToUsers(ok, undefined as never), { code: 'SSE_ERR_INVALID_TARGET' })
     await t.rejects(app.sse.broadcastToSubscriptions(ok, undefined as never), { code: 'SSE_ERR_INVALID_TARGET' })
     await t.rejects(app.sse.broadcastToUsers(ok, ['ada'], { subscriptionIds: undefined } as never), { code: 'SSE_ERR_INVALID_TARGET' })
     await t.rejects(app.sse.broadcastData('a', undefined), { code: 'SSE_ERR_INVALID_PAYLOAD' })
     await t.rejects(app.sse.broadcastEvent(undefined as never), { code: /^SSE_ERR_/ })
-    t.strictSame(await app.sse.broadcastToUsers(ok, []), { id: client.lastEventId.replace(/\.0$/, '.1'), delivered: 0 }, 'nobody is nobody')
-    await settleUnlogged({ app }, client)
-    t.strictSame(seen(client), [])
+    t.strictSame(await app.sse.broadcastToUsers(ok, []), { id: stream.lastEventId.replace(/\.0$/, '.1'), delivered: 0 }, 'nobody is nobody')
+    await settleUnlogged({ app }, stream)
+    t.strictSame(seen(stream), [])
   })
 })
 
 t.test('with a catalogue what fits arrives, and built-in events too', async t => {
   const service = await serve(t, { events: catalogue })
-  const { client } = await service.join()
+  const { stream } = await service.join()
   await service.app.sse.broadcastEvent({ event: 'chat', data: { text: 'a', tags: [1, 2] } })
   await service.app.sse.broadcastData('orders', { id: 7, more: true })
   await service.app.sse.broadcastNotification({ title: 'a', message: 'b' })
-  await client.waitFor('notification')
-  t.strictSame(client.applicationEvents.map(({ event }) => event), ['chat', 'data', 'notification'])
+  await stream.next('notification')
+  t.strictSame(stream.events.filter(isApplicationEvent).map(({ event }) => event), ['chat', 'data', 'notification'])
 })

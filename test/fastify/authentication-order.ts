@@ -104,10 +104,10 @@ t.test('the order in which a client is authenticated', async t => {
       })
       const token = bearer(server.app.jwt.sign({ sub: 'ada' }))
       for (const [path, user] of [['/verified', 'ada'], ['/set', 'by-hook'], ['/scope', 'ada']] as const) {
-        const client = await server.open(path, token)
-        t.ok(client.isStream, path)
+        const stream = await server.open(path, token)
+        t.ok(stream.isStream, path)
         t.strictSame(userOf(server.app.sse), [user], path)
-        client.close()
+        await stream.close()
         await until(() => server.app.sse.connectionCount === 0)
       }
       refusal(t, await server.open('/required', token), 401, 'SSE_ERR_UNAUTHENTICATED')
@@ -125,10 +125,10 @@ t.test('the order in which a client is authenticated', async t => {
     })
     const warned = () => server.lines.filter(({ level }) => level === 40).map(({ userId, authenticatedUserId }) => [authenticatedUserId, userId])
     const opened = async (path: string, user: string | null, options = bearer('ada')) => {
-      const client = await server.open(path, options)
-      t.ok(client.isStream)
+      const stream = await server.open(path, options)
+      t.ok(stream.isStream)
       t.strictSame(userOf(server.app.sse), [user])
-      client.close()
+      await stream.close()
       await until(() => server.app.sse.connectionCount === 0)
     }
     next = { userId: 'ada', claims: 7 }

@@ -1,9 +1,8 @@
 import Fastify from 'fastify'
 import t from 'tap'
 import ssePlugin, { type SSEOptions } from '../../lib/index.js'
-import { listen } from '../helpers/app.js'
+import { listen, openURL } from '../helpers/app.js'
 import { bearer, refusal, start, type Server } from '../helpers/server.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
 // Who may open a stream, who finds it out and when; where the plugin can be registered, and what stops the boot.
@@ -51,14 +50,14 @@ t.test('the ready endpoint', async t => {
       for (const [query, outcomes] of cases) {
         const expected = outcomes![name]
         refusal(t, await server.open(`/events${query}`), 401, 'SSE_ERR_UNAUTHENTICATED')
-        const client = await server.open(`/events${query}`, bearer('ada'))
+        const stream = await server.open(`/events${query}`, bearer('ada'))
         if (typeof expected[0] === 'number') {
-          refusal(t, client, ...expected as [number, string])
+          refusal(t, stream, ...expected as [number, string])
           t.equal(server.app.sse.connectionCount, 0)
         } else {
-          t.ok(client.isStream, `${query} ${client.body}`)
+          t.ok(stream.isStream, `${query} ${stream.body}`)
           t.strictSame(held(server), [expected])
-          client.close()
+          await stream.close()
           await until(() => server.app.sse.connectionCount === 0)
         }
       }
@@ -70,9 +69,9 @@ t.test('the ready endpoint', async t => {
   await t.test('the name of the parameter, misspelt as other query formats write arrays', async t => {
     const server = await endpoint(true)
     for (const name of ['subscription[]', 'subscription%5B%5D', 'subscription[0]', 'subscription.0', 'subscriptions', 'subscriptions[]', 'Subscription', 'subscriptionId', 'subscription_ids']) {
-      const client = await server.open(`/events?${own}&${name}=news`, bearer('ada'))
-      refusal(t, client, 400, 'SSE_ERR_INVALID_SUBSCRIPTION')
-      t.match(client.answer.message, /\?subscription=a&subscription=b/, name)
+      const stream = await server.open(`/events?${own}&${name}=news`, bearer('ada'))
+      refusal(t, stream, 400, 'SSE_ERR_INVALID_SUBSCRIPTION')
+      t.match(stream.body.message, /\?subscription=a&subscription=b/, name)
     }
     t.ok((await server.open(`/events?${own}&subscriber=1&plan=subscription`, bearer('ada'))).isStream, 'what is not alike is the application\'s')
   })
@@ -86,9 +85,8 @@ t.test('the ready endpoint', async t => {
       await app.register(ssePlugin, { path: '/events', prefix: prefix as string, logLevel: 'warn', logSerializers: { user: String } })
       let asked = 0
       app.addHook('onRequest', async () => { asked++ })
-      const client = await SSEClient.open(`${await listen(app)}${url}`)
-      t.teardown(() => client.close())
-      t.ok(client.isStream, `${prefix} ${url}`)
+      const stream = await openURL(t, `${await listen(app)}${url}`)
+      t.ok(stream.isStream, `${prefix} ${url}`)
       t.equal(asked, 1, 'hooks that the application adds later apply')
       t.match(levels[0], [url, 'warn', /user/])
     }
@@ -105,8 +103,7 @@ t.test('the ready endpoint', async t => {
       await scope.register(ssePlugin, { path: '/events', clientSubscriptions: true, authorizeSubscription: () => true })
       t.teardown(() => scope.sse.drain())
     }, { prefix: '/v1' })
-    const client = await SSEClient.open(`${await listen(app)}/v1/events?subscription=a&subscription=b`)
-    t.teardown(() => client.close())
-    t.ok(client.isStream)
+    const stream = await openURL(t, `${await listen(app)}/v1/events?subscription=a&subscription=b`)
+    t.ok(stream.isStream)
   })
 })

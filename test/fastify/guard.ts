@@ -8,6 +8,7 @@ import ssePlugin, { type SSEOptions, type SSEUser } from '../../lib/index.js'
 import { bearer, refusal, start, type Server } from '../helpers/server.js'
 import { type ClientOptions } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
+import { payloads } from '../helpers/app.js'
 
 // Who may open a stream, who finds it out and when; where the plugin can be registered, and what stops the boot.
 
@@ -50,8 +51,8 @@ t.test('a route with the option is authenticated in onRequest, before its body i
   t.equal((await post('ada', '{"not json')).status, 400)
   t.strictSame(calls, ['application onRequest', 'route onRequest undefined', 'authHandler', 'preParsing'])
 
-  const client = await post('ada', '{"a":1}')
-  t.ok(client.isStream)
+  const stream = await post('ada', '{"a":1}')
+  t.ok(stream.isStream)
   t.strictSame(calls, ['application onRequest', 'route onRequest undefined', 'authHandler', 'preParsing', 'handler', 'authorizeSubscription', 'authorizeSubscription'], 'each is asked once')
   t.strictSame(users(server), ['ada'])
   t.strictSame(server.errors(), [])
@@ -161,17 +162,17 @@ t.test('authStrategies, composed by @fastify/auth', async t => {
         })
         for (const path of ['/required', '/optional', '/bare']) {
           calls.length = 0
-          const client = await server.open(path)
+          const stream = await server.open(path)
           t.equal(calls.join(' '), expectedCalls, `${title} ${path}: each is run once`)
           if (expectedUser === false && path === '/required') {
-            refusal(t, client, 401, 'SSE_ERR_UNAUTHENTICATED')
-            t.notMatch(client.body, 'secret')
+            refusal(t, stream, 401, 'SSE_ERR_UNAUTHENTICATED')
+            t.notMatch(stream.body, 'secret')
             t.equal(server.app.sse.connectionCount, 0)
           } else {
-            t.ok(client.isStream, `${title} ${path}: a stream`)
+            t.ok(stream.isStream, `${title} ${path}: a stream`)
             t.strictSame(users(server), [expectedUser === false ? null : expectedUser], `${title} ${path}`)
             if (expectedUser === 'by-strategy') t.strictSame([...server.app.sse.connections()][0]!.claims, { strategy: true })
-            client.close()
+            await stream.close()
             await until(() => server.app.sse.connectionCount === 0)
           }
         }
@@ -194,8 +195,8 @@ t.test('authStrategies, composed by @fastify/auth', async t => {
   await t.test('a strategy that answers by itself', async t => {
     for (const requireAuthentication of [true, false]) {
       const server = await start(t, { requireAuthentication, authStrategies: [(_request, reply, _done) => { reply.code(401).send({ from: 'strategy' }) }], authHandler: () => 'ada' })
-      const client = await server.open()
-      t.strictSame([client.status, client.answer], [401, { from: 'strategy' }])
+      const stream = await server.open()
+      t.strictSame([stream.status, stream.body], [401, { from: 'strategy' }])
       t.equal(server.app.sse.connectionCount, 0)
       t.strictSame(server.errors(), [])
     }
@@ -254,9 +255,9 @@ t.test('@fastify/jwt and @fastify/cookie', async t => {
         ['no token at all', bearer('nonsense')],
         ['a forged cookie', { headers: { cookie: 'token=nonsense' } }]
       ] as [string, ClientOptions][]) {
-        const client = await server.open('/sse', request)
-        t.equal(client.status, 401, title)
-        t.equal(client.answer.code, 'SSE_ERR_UNAUTHENTICATED', title)
+        const stream = await server.open('/sse', request)
+        t.equal(stream.status, 401, title)
+        t.equal(stream.body.code, 'SSE_ERR_UNAUTHENTICATED', title)
       }
       t.equal(server.app.sse.connectionCount, 2)
       t.strictSame(server.errors(), [])
@@ -269,9 +270,9 @@ t.test('@fastify/jwt and @fastify/cookie', async t => {
       await app.register(ssePlugin, { requireAuthentication: true, authHandler: (_authData, request) => verify(request as FastifyRequest), keepAliveIntervalMs: 50 })
       app.get('/sse', { sse: true }, async (_request, reply) => { await reply.sse() })
     })
-    const client = await server.open('/sse', bearer(server.app.jwt.sign({ sub: 'ada', exp: Math.ceil(Date.now() / 1000) + 1 })))
-    t.ok(client.isStream)
-    await client.waitForEnd()
-    t.strictSame(client.json('sse:close'), [{ reason: 'auth-expired', reconnect: true }])
+    const stream = await server.open('/sse', bearer(server.app.jwt.sign({ sub: 'ada', exp: Math.ceil(Date.now() / 1000) + 1 })))
+    t.ok(stream.isStream)
+    await stream.ended
+    t.strictSame(payloads(stream, 'sse:close'), [{ reason: 'auth-expired', reconnect: true }])
   })
 })

@@ -11,8 +11,10 @@ import type { AddressInfo } from 'node:net'
 import 'reflect-metadata'
 import t from 'tap'
 import ssePlugin from '../../lib/index.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
+import { openURL, payloads } from '../helpers/app.js'
+import type { TestStream } from '../../lib/testing/index.js'
+import { RawSocket } from '../helpers/raw.js'
 
 // The plugins, the framework and the proxy that stand beside this one in a real application.
 
@@ -61,29 +63,28 @@ for (const first of ['the session plugin', 'this plugin']) {
     const cookie = login.headers.get('set-cookie')!.split(';')[0]!
     const visits = async () => Number(await (await fetch(`${url}/visits`, { headers: { cookie } })).text())
     const open = async (path: string) => {
-      const client = await SSEClient.open(url + path, { headers: { cookie } })
-      t.teardown(() => client.close())
-      t.equal(client.status, 200, path)
-      t.equal(client.headers['set-cookie']?.split(';')[0], cookie, 'the session goes on, on the response of the stream')
-      return client
+      const stream = await openURL(t, url + path, { headers: { cookie } })
+      t.equal(stream.status, 200, path)
+      t.equal(String(stream.headers['set-cookie']).split(';')[0], cookie, 'the session goes on, on the response of the stream')
+      return stream
     }
 
-    for (const path of ['/sse', '/source', '/unguarded']) t.equal((await SSEClient.open(url + path)).status, 401, `${path} without a session`)
-    t.equal((await SSEClient.open(`${url}/sse`, { headers: { cookie: `${cookie}x` } })).status, 401, 'a session with a wrong signature')
-    const client = await open('/sse')
+    for (const path of ['/sse', '/source', '/unguarded']) t.equal((await openURL(t, url + path)).status, 401, `${path} without a session`)
+    t.equal((await openURL(t, `${url}/sse`, { headers: { cookie: `${cookie}x` } })).status, 401, 'a session with a wrong signature')
+    const stream = await open('/sse')
     t.equal(await visits(), 1, 'the session is saved while the stream is open')
     const source = await open('/source')
-    await source.waitForEnd()
+    await source.ended
     t.equal(await visits(), 2)
     const unguarded = await open('/unguarded')
     await until(async () => await visits() === 3)
     t.equal(app.sse.getConnectionsByUser('ada').length, 2)
     t.match(await app.sse.broadcastToSubscriptions({ data: 'first' }, ['news']), { delivered: 1 })
-    await client.waitFor('message')
+    await stream.next('message')
 
     t.equal(await (await fetch(`${url}/logout`, { method: 'POST', headers: { cookie } })).text(), '2')
-    await Promise.all([client, unguarded].map(client => client.waitForEnd()))
-    t.equal((await SSEClient.open(`${url}/sse`, { headers: { cookie } })).status, 401, 'a session that has ended')
+    await Promise.all([stream, unguarded].map(stream => stream.ended))
+    t.equal((await openURL(t, `${url}/sse`, { headers: { cookie } })).status, 401, 'a session that has ended')
   })
 }
 
@@ -110,12 +111,11 @@ t.test('@fastify/autoload: streams in files are guarded, whoever awaits what', a
   await app.listen({ host: '127.0.0.1', port: 0 })
   const url = `http://127.0.0.1:${(app.server.address() as AddressInfo).port}/v1`
   const get = async (path: string, headers: Record<string, string> = {}) => {
-    const client = await SSEClient.open(url + path, { headers })
-    t.teardown(() => client.close())
-    return client
+    const stream = await openURL(t, url + path, { headers })
+    return stream
   }
 
-  const clients: SSEClient[] = []
+  const clients: TestStream[] = []
   for (const path of ['/root', '/common', '/staff']) {
     t.equal((await get(path)).status, 401, path)
     clients.push(await get(path, { authorization: 'Bearer ada' }))
@@ -127,10 +127,10 @@ t.test('@fastify/autoload: streams in files are guarded, whoever awaits what', a
   t.equal(app.sse.getConnectionsByUser('staff').length, 1)
   t.equal((await fetch(`${url}/publish`, { method: 'POST' })).status, 401)
   t.match(await (await fetch(`${url}/publish`, { method: 'POST', headers: { authorization: 'Bearer ada' } })).json(), { delivered: 5 })
-  await Promise.all(clients.map(client => client.waitFor('message')))
+  await Promise.all(clients.map(stream => stream.until(() => stream.named('message').length >= 1)))
   await app.close()
-  await Promise.all(clients.map(client => client.waitForEnd()))
-  for (const client of clients) t.equal(client.json('sse:close')[0].reason, 'shutdown')
+  await Promise.all(clients.map(stream => stream.ended))
+  for (const stream of clients) t.equal(payloads(stream, 'sse:close')[0].reason, 'shutdown')
 })
 
 // --- Tracing ---
@@ -178,42 +178,41 @@ for (const registerOnInitialization of [false, true]) {
     const settled = () => until(() => started.length > 0 && ended.length === started.length, 30_000, 'all spans to end')
     const clear = () => { started.length = ended.length = 0 }
 
-    const client = await SSEClient.open(`${url}/sse`, { headers })
-    t.teardown(() => client.close())
+    const stream = await openURL(t, `${url}/sse`, { headers })
     await settled()
-    t.equal(client.closed, false)
+    t.equal(stream.isOpen, true)
     t.match(requests(ended), [{ attributes: { 'http.response.status_code': 200, 'http.route': '/sse' } }])
     t.match(ended.find(({ name }) => name.includes('handler')), { attributes: { 'http.route': '/sse' } }, 'the handler has a span')
     clear()
     t.match(await app.sse.broadcastToSubscriptions({ data: 'first' }, ['news']), { delivered: 1 })
-    await client.waitFor('message')
+    await stream.next('message')
     t.strictSame(started.map(({ name }) => name), [], 'events have none')
 
     // A handler that returns the promise of a source lasts as long as the source; its request ends with the opening.
-    const source = await SSEClient.open(`${url}/source`, { headers })
-    await source.waitFor('message')
+    const source = await openURL(t, `${url}/source`, { headers })
+    await source.next('message')
     await until(() => requests(ended).length === 1)
     t.equal(started.length - ended.length, 1, 'the handler goes on')
-    source.close()
+    await source.close()
     await settled()
     clear()
 
-    const refused = await SSEClient.open(`${url}/sse`)
+    const refused = await openURL(t, `${url}/sse`)
     t.equal(refused.status, 401)
     await settled()
     t.match(requests(ended), [{ attributes: { 'http.response.status_code': 401 } }])
     clear()
 
-    const head = await SSEClient.open(`${url}/sse`, { method: 'HEAD', headers: { ...headers, connection: 'close' } })
-    await until(() => head.closed)
+    const head = await openURL(t, `${url}/sse`, { method: 'HEAD', headers: { ...headers, connection: 'close' } })
+    await until(() => !head.isOpen)
     await settled()
     t.equal(requests(ended).length, 1)
     clear()
 
     // One that has left before it is recognised.
-    const gone = new SSEClient(`${url}/sse`, { headers: { authorization: 'Bearer slow' } })
+    const gone = new RawSocket(url, { path: '/sse', headers: { authorization: 'Bearer slow' } })
     await until(() => asked === 1)
-    gone.reset()
+    gone.socket.resetAndDestroy()
     await until(() => gone.closed)
     answer()
     await settled()
@@ -222,8 +221,8 @@ for (const registerOnInitialization of [false, true]) {
     clear()
 
     await app.close()
-    await client.waitForEnd()
-    t.equal(client.json('sse:close')[0].reason, 'shutdown')
+    await stream.ended
+    t.equal(payloads(stream, 'sse:close')[0].reason, 'shutdown')
     t.equal(started.length, ended.length)
   })
 }
@@ -261,23 +260,22 @@ t.test('Nest 11 on its Fastify adapter: streams of a controller and of the insta
   await nest.listen(0, '127.0.0.1')
   const url = `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`
 
-  const clients: SSEClient[] = []
+  const clients: TestStream[] = []
   for (const path of ['/streams/managed', '/raw']) {
-    t.equal((await SSEClient.open(url + path)).status, 401, path)
-    const client = await SSEClient.open(url + path, { headers: { authorization: 'Bearer ada' } })
-    t.teardown(() => client.close())
-    t.match(client.headers, { 'content-type': 'text/event-stream' }, path)
-    clients.push(client)
+    t.equal((await openURL(t, url + path)).status, 401, path)
+    const stream = await openURL(t, url + path, { headers: { authorization: 'Bearer ada' } })
+    t.match(stream.headers, { 'content-type': 'text/event-stream' }, path)
+    clients.push(stream)
   }
-  const source = await SSEClient.open(`${url}/streams/source`, { headers: { authorization: 'Bearer ada' } })
-  await source.waitForEnd()
+  const source = await openURL(t, `${url}/streams/source`, { headers: { authorization: 'Bearer ada' } })
+  await source.ended
   t.strictSame(source.named('user').map(({ data }) => data), ['ada'])
   t.equal(app.sse.getConnectionsByUser('ada').length, 2)
   t.match(await app.sse.broadcastToSubscriptions({ data: 'first' }, ['news']), { delivered: 2 })
-  await Promise.all(clients.map(client => client.waitFor('message')))
-  clients.shift()!.close()
+  await Promise.all(clients.map(stream => stream.until(() => stream.named('message').length >= 1)))
+  await clients.shift()!.close()
   await until(() => app.sse.connectionCount === 1)
   await nest.close()
-  await clients[0]!.waitForEnd()
-  t.equal(clients[0]!.json('sse:close')[0].reason, 'shutdown')
+  await clients[0]!.ended
+  t.equal(payloads(clients[0]!, 'sse:close')[0].reason, 'shutdown')
 })

@@ -12,8 +12,8 @@ import 'reflect-metadata'
 import t, { type Test } from 'tap'
 import ssePlugin from '../../lib/index.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
+import { openURL, payloads } from '../helpers/app.js'
 
 // The plugins, the framework and the proxy that stand beside this one in a real application.
 
@@ -73,30 +73,29 @@ for (const customTypes of [false, true]) {
   t.test(`all neighbours at once, HTTP/1${customTypes ? ', a compressor that would take anything' : ''}`, async t => {
     const { app, url, token } = await build(t, { customTypes })
     const headers = { origin: ORIGIN, cookie: `token=${token}`, 'user-agent': AGENT, 'accept-encoding': 'gzip, br' }
-    const client = await SSEClient.open(`${url}/sse`, { headers })
-    t.teardown(() => client.close())
-    checkHead(t, client.headers)
+    const stream = await openURL(t, `${url}/sse`, { headers })
+    checkHead(t, stream.headers)
     t.match(await app.sse.broadcastToSubscriptions({ data: 'first' }, ['news']), { delivered: 1 })
-    await client.waitFor('message')
+    await stream.until(() => stream.named('message').length >= 1)
     t.equal(app.sse.getConnectionsByUser('ada').length, 1)
 
-    const stranger = await SSEClient.open(`${url}/sse`, { headers: { 'user-agent': 'nobody' } })
+    const stranger = await openURL(t, `${url}/sse`, { headers: { 'user-agent': 'nobody' } })
     t.equal(stranger.status, 401)
-    const foreign = await SSEClient.open(`${url}/sse`, { headers: { ...headers, 'accept-encoding': 'identity', origin: 'https://evil.example', 'user-agent': 'evil' } })
+    const foreign = await openURL(t, `${url}/sse`, { headers: { ...headers, 'accept-encoding': 'identity', origin: 'https://evil.example', 'user-agent': 'evil' } })
     t.equal(foreign.status, 403)
     const json = await fetch(`${url}/json`, { headers: { 'user-agent': 'json' } })
     t.match(Object.fromEntries(json.headers), { 'content-encoding': String, etag: String }, 'others are compressed and tagged')
     await json.arrayBuffer()
 
     // Five connects a minute: reconnecting too often is refused, an open stream goes on.
-    for (let i = 0; i < 4; i++) (await SSEClient.open(`${url}/sse`, { headers })).close()
-    const refused = await SSEClient.open(`${url}/sse`, { headers: { ...headers, 'accept-encoding': 'identity' } })
+    for (let i = 0; i < 4; i++) await (await openURL(t, `${url}/sse`, { headers })).close()
+    const refused = await openURL(t, `${url}/sse`, { headers: { ...headers, 'accept-encoding': 'identity' } })
     t.equal(refused.status, 429)
     await app.sse.broadcastToSubscriptions({ data: 'second' }, ['news'])
-    await client.waitFor('message', 2)
+    await stream.until(() => stream.named('message').length >= 2)
     await app.close()
-    await client.waitForEnd()
-    t.equal(client.json('sse:close')[0].reason, 'shutdown')
+    await stream.ended
+    t.equal(payloads(stream, 'sse:close')[0].reason, 'shutdown')
   })
 }
 

@@ -10,8 +10,8 @@ import t from 'tap'
 import ssePlugin from '../../lib/index.js'
 import { tie } from '../../lib/testing/tie.js'
 import { freePort } from '../../lib/testing/free-port.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
+import { openURL, payloads } from '../helpers/app.js'
 
 // The plugins, the framework and the proxy that stand beside this one in a real application.
 
@@ -63,20 +63,19 @@ t.test('nginx with its buffers, its cache and gzip on', { skip: withoutNginx }, 
   await until(async () => await fetch(`${proxy}/nothing`).then(response => response.status === 404, () => false), 30_000, 'nginx to answer')
 
   const headers = {}
-  const ada = await SSEClient.open(`${proxy}/sse?user=ada`, { headers })
-  t.teardown(() => ada.close())
+  const ada = await openURL(t, `${proxy}/sse?user=ada`, { headers })
   t.equal(ada.headers['content-type'], 'text/event-stream')
   await app.sse.broadcastToUsers({ data: 'for ada' }, ['ada'])
-  await ada.waitFor('message')
+  await ada.next('message')
   // The same address for somebody else, and again for the same: the cache has kept nothing.
-  const bob = await SSEClient.open(`${proxy}/sse?user=ada&x=1`, { headers })
-  const again = await SSEClient.open(`${proxy}/sse?user=ada`, { headers })
+  const bob = await openURL(t, `${proxy}/sse?user=ada&x=1`, { headers })
+  const again = await openURL(t, `${proxy}/sse?user=ada`, { headers })
   t.teardown(() => { bob.close(); again.close() })
-  for (const client of [bob, again]) t.strictSame(client.named('message'), [], 'nothing of another stream')
+  for (const stream of [bob, again]) t.strictSame(stream.named('message'), [], 'nothing of another stream')
   await app.sse.broadcastEvent({ data: 'live' })
-  await Promise.all([ada, bob, again].map(client => until(() => client.named('message').some(({ data }) => data === 'live'))))
+  await Promise.all([ada, bob, again].map(stream => until(() => stream.named('message').some(({ data }) => data === 'live'))))
   // Keep-alives come through one by one, and so does the leaving of a client.
-  await until(() => ada.blocks.filter(({ comment }) => comment === 'keep-alive').length >= 2)
+  await until(() => ada.comments.filter(comment => comment === 'keep-alive').length >= 2)
   // Compressed by nginx, against no-transform: every event still comes at once.
   const abort = new AbortController()
   const compressed = await fetch(`${proxy}/sse?user=zip`, { headers: { 'accept-encoding': 'gzip' }, signal: abort.signal })
@@ -90,14 +89,13 @@ t.test('nginx with its buffers, its cache and gzip on', { skip: withoutNginx }, 
   t.match(text, 'data: zipped')
   abort.abort()
   const place = again.lastEventId
-  again.close()
+  await again.close()
   await until(() => app.sse.connectionCount === 2)
   await app.sse.broadcastEvent({ data: 'while away' })
-  const back = await SSEClient.open(`${proxy}/sse?user=ada`, { headers: { ...headers, 'last-event-id': place } })
-  t.teardown(() => back.close())
-  await back.waitFor('message')
+  const back = await openURL(t, `${proxy}/sse?user=ada`, { headers: { ...headers, 'last-event-id': place } })
+  await back.next('message')
   t.strictSame(back.named('message').map(({ data }) => data), ['while away'])
   await app.close()
-  await back.waitForEnd()
-  t.equal(back.json('sse:close')[0].reason, 'shutdown')
+  await back.ended
+  t.equal(payloads(back, 'sse:close')[0].reason, 'shutdown')
 })

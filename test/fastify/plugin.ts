@@ -4,9 +4,8 @@ import fp from 'fastify-plugin'
 import t, { type Test } from 'tap'
 import ssePlugin, { SSEError, SSEManager, type SSEOptions } from '../../lib/index.js'
 import { OptionsSchema } from '../../lib/options.js'
-import { listen } from '../helpers/app.js'
+import { listen, openURL } from '../helpers/app.js'
 import { bearer, refusal, start } from '../helpers/server.js'
-import { SSEClient } from '../helpers/sse.js'
 
 // Who may open a stream, who finds it out and when; where the plugin can be registered, and what stops the boot.
 
@@ -28,10 +27,9 @@ t.test('encapsulation', async t => {
     })
     const url = await listen(app)
     t.equal(app.sse, undefined)
-    const client = await SSEClient.open(`${url}/child`)
-    t.teardown(() => client.close())
-    t.ok(client.isStream)
-    t.strictSame((await SSEClient.open(`${url}/sibling`, { headers: { connection: 'close' } })).answer, { sse: 'undefined' })
+    const stream = await openURL(t, `${url}/child`)
+    t.ok(stream.isStream)
+    t.strictSame((await openURL(t, `${url}/sibling`, { headers: { connection: 'close' } })).body, { sse: 'undefined' })
   })
 
   await t.test('registered in a parent: its children have it, and share it', async t => {
@@ -61,8 +59,7 @@ t.test('encapsulation', async t => {
       }, { prefix })
     }
     const url = await listen(app)
-    const client = await SSEClient.open(`${url}/b/sse`)
-    t.teardown(() => client.close())
+    await openURL(t, `${url}/b/sse`)
     t.strictSame(managers.map(({ connectionCount }) => connectionCount), [0, 1])
   })
 

@@ -2,15 +2,17 @@ import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import { connect, type Socket } from 'node:net'
+import { getDefaultHighWaterMark } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
+import type { TestStream } from '../../lib/testing/index.js'
 import { tie } from '../../lib/testing/tie.js'
 import type { SSEConnection, SSEOptions } from '../../lib/index.js'
-import { block, serve, type Joined, type Service } from '../helpers/app.js'
+import { openURL, payloads, serve, type Joined, type Service } from '../helpers/app.js'
 import { collect } from '../helpers/heap.js'
-import { RawSocket, requestText } from '../helpers/raw.js'
+import { blocksOf, RawSocket, requestText } from '../helpers/raw.js'
 import { AnswerReader, SSEClient } from '../helpers/sse.js'
 import { listenForTrouble } from '../helpers/trouble.js'
 import { turns, until } from '../helpers/wait.js'
@@ -43,9 +45,9 @@ async function scene (t: Test, options: SSEOptions = {}, setup?: (app: FastifyIn
       peak = Math.max(peak, process.memoryUsage.rss())
     },
     async check () {
-      await witness.client.waitFor('n', published)
-      t.strictSame(witness.client.named('n').map(({ data }) => parseInt(data!)), Array.from({ length: published }, (_, i) => i), 'the witness has everything, once, in order')
-      t.equal(witness.client.named('sse:gap').length, 0)
+      await witness.stream.until(() => witness.stream.named('n').length >= published)
+      t.strictSame(witness.stream.named('n').map(({ data }) => parseInt(data!)), Array.from({ length: published }, (_, i) => i), 'the witness has everything, once, in order')
+      t.equal(witness.stream.named('sse:gap').length, 0)
       t.strictSame(trouble, [])
     },
     grown: () => peak - start
@@ -159,27 +161,62 @@ for (const [history, outcome] of [[{}, 'everything'], [{ maxEvents: 100 }, 'a ga
 
     sipper.drink()
     await until(() => sipper.closed)
-    const numbers = (reader: AnswerReader) => reader.named('f').map(({ data }) => parseInt(data!))
+    const numbers = (reader: Pick<AnswerReader | TestStream, 'named'>) => reader.named('f').map(({ data }) => parseInt(data!))
     const read = numbers(sipper)
     t.ok(read.length > 20 && read.length < flooded, 'it reads what the kernels have')
     t.strictSame(read, Array.from(read.keys()), 'all of it, in order')
-    const back = await SSEClient.open(`${url}/sip`, { headers: { 'last-event-id': sipper.lastEventId } })
-    t.teardown(() => { back.close() })
-    if (outcome === 'a gap') await back.waitFor('sse:gap')
+    const back = await openURL(t, `${url}/sip`, { headers: { 'last-event-id': sipper.lastEventId } })
+    if (outcome === 'a gap') await back.next('sse:gap')
     await flood()
     await until(() => numbers(back).at(-1) === flooded - 1)
-    t.strictSame(back.json('sse:gap').map(({ reason }) => reason), outcome === 'a gap' ? ['trimmed'] : [])
+    t.strictSame(payloads(back, 'sse:gap').map(({ reason }) => reason), outcome === 'a gap' ? ['trimmed'] : [])
     const first = outcome === 'a gap' ? flooded - 1 : read.length
     t.strictSame(numbers(back), Array.from({ length: flooded - first }, (_, i) => first + i), 'and goes on from there')
     await check()
   })
 }
 
+/** A route of the tests whose subject is what the kernels of both sides take: `freeze()` of the kit leaves them out. */
+function openBySocket (app: FastifyInstance): void {
+  app.get('/socket', async (request, reply) => { await reply.sse({ subscriptions: ['flood'] }) })
+}
+
+interface JoinedBySocket {
+  client: SSEClient
+  connection: SSEConnection
+}
+
+async function joinBySocket (t: Test, app: FastifyInstance, url: string): Promise<JoinedBySocket> {
+  const client = await SSEClient.open(`${url}/socket`)
+  t.teardown(() => client.close())
+  return { client, connection: [...app.sse.connections()].at(-1)! }
+}
+
+/** Stops a client from reading and sends it filler (not logged) until something has to wait on the server, and goes on waiting. */
+async function fill ({ client, connection }: JoinedBySocket): Promise<void> {
+  client.pause()
+  const data = 'x'.repeat(100_000)
+  const waiting = () => connection.stats().queuedBytes
+  // The kernel takes several megabytes before anything waits; up to 36 MB where a receive buffer may grow to 32.
+  for (let i = 0; i < 600; i++) {
+    connection.sendEvent({ event: 'filler', data })
+    await turns(1)
+    // A socket that has less is not full yet: 16 KB, from Node 22 on 64 KB. What waits may be on its way to a kernel that has
+    // room for it, as after a pause that followed a short time of reading.
+    for (let before = Infinity; waiting() > getDefaultHighWaterMark(false);) {
+      if (waiting() === before) return
+      before = waiting()
+      await turns(20)
+    }
+  }
+  throw new Error('The socket took 60 MB from a client that does not read')
+}
+
 t.test('a client that is always behind and always makes progress is no stalled one: only its age ends it', async t => {
   const stallTimeoutMs = 2_000
   const outboxBytes = 50_000
-  const { app, check, join } = await scene(t, { stallTimeoutMs, outboxBytes, maxConnectionAgeMs: 9_000, drainMs: 5_000, history: { maxEvents: 50 } })
-  const slow = await join('slow', ['flood'])
+  const { app, url, check } = await scene(t, { stallTimeoutMs, outboxBytes, maxConnectionAgeMs: 9_000, drainMs: 5_000, history: { maxEvents: 50 } }, openBySocket)
+  const slow = await joinBySocket(t, app, url)
   const read: number[] = []
   const controls: string[] = []
   slow.client.onBlock = ({ event, data }) => {
@@ -227,9 +264,9 @@ t.test('a client that is always behind and always makes progress is no stalled o
 })
 
 t.test('how much a client reads before the server sees any of it', async t => {
-  const { join, check } = await scene(t, { stallTimeoutMs: 0 })
-  const slow = await join('slow')
-  await block(slow)
+  const { app, url, check } = await scene(t, { stallTimeoutMs: 0 }, openBySocket)
+  const slow = await joinBySocket(t, app, url)
+  await fill(slow)
   const held = slow.connection.stats()
   const before = slow.client.received
   await until(async () => {
@@ -333,10 +370,10 @@ t.test('Last-Event-ID is a stranger\'s word', async t => {
     ['latin1', 'é\xff', 'malformed'],
     ['lanes out of reach', `${epoch}.0~0~0~zzzzzzzzzzz`, 'malformed']
   ] as const) {
-    const { client } = await join('mallory', [], { cursor })
-    await client.waitFor('sse:gap')
-    t.equal(client.json('sse:gap')[0].reason, reason === 'malformed' && name.startsWith('lanes') ? client.json('sse:gap')[0].reason : reason, name)
-    client.close()
+    const { stream } = await join('mallory', [], { cursor })
+    await stream.until(() => stream.named('sse:gap').length >= 1)
+    t.equal(payloads(stream, 'sse:gap')[0].reason, reason === 'malformed' && name.startsWith('lanes') ? payloads(stream, 'sse:gap')[0].reason : reason, name)
+    await stream.close()
   }
   const nul = new RawSocket(url)
   nul.socket.write('GET /sse HTTP/1.1\r\nhost: x\r\nlast-event-id: a\0b\r\n\r\n')
@@ -348,8 +385,8 @@ t.test('Last-Event-ID is a stranger\'s word', async t => {
   // A place in a log that holds what is for others selects what is read, never what may be read.
   const thief = await join('mallory', ['news'], { cursor: `${epoch}.0` })
   await publish()
-  await thief.client.waitFor('n')
-  t.notMatch(thief.client.blocks.map(({ text }) => text).join('\n'), 'secret')
+  await thief.stream.next('n')
+  t.notMatch(blocksOf(thief.stream.text).map(({ text }) => text).join('\n'), 'secret')
   await check()
 })
 
@@ -357,10 +394,10 @@ t.test('a thousand full replays at once: live events keep coming', async t => {
   const { app, url, publish, check, witness, grown } = await scene(t, {}, app => {
     app.get('/late', async (request, reply) => { await reply.sse({ subscriptions: ['news'] }) })
   })
-  const start = witness.client.lastEventId
+  const start = witness.stream.lastEventId
   const EVENTS = 200
   for (let i = 0; i < EVENTS; i++) await publish(100)
-  await witness.client.waitFor('n', EVENTS)
+  await witness.stream.collect(EVENTS, 'n')
   let complete = 0
   const clients = Array.from({ length: 1000 }, () => {
     const client = new SSEClient(`${url}/late`, { headers: { 'last-event-id': start } })
@@ -374,12 +411,12 @@ t.test('a thousand full replays at once: live events keep coming', async t => {
   })
   t.teardown(() => { for (const client of clients) client.close() })
   const delays: number[] = []
-  let seen = witness.client.named('n').length
+  let seen = witness.stream.named('n').length
   await until(async () => {
     const sent = performance.now()
     await publish()
     seen++
-    await until(() => witness.client.named('n').length >= seen)
+    await until(() => witness.stream.named('n').length >= seen)
     delays.push(performance.now() - sent)
     return complete === 1000
   }, 180_000, 'all to have everything')
@@ -435,12 +472,12 @@ t.test('application code that throws, rejects or never returns', async t => {
   const before = await open('/throws-before')
   t.equal(before.status, 500)
   const streams = await Promise.all(['/throws-after', '/never', '/answers', '/stuck-source'].map(path => open(path)))
-  t.ok(streams.every(client => client.isStream))
+  t.ok(streams.every(stream => stream.isStream))
   for (const path of ['/rejecting-source', '/bad-iterator']) {
-    const client = await open(path)
-    await client.waitForEnd()
-    t.strictSame(client.json('sse:close'), [{ reason: 'source-error', reconnect: true }], path)
-    t.notMatch(client.blocks.map(({ text }) => text).join('\n'), /RangeError|next|return/, 'without the reason')
+    const stream = await open(path)
+    await stream.ended
+    t.strictSame(payloads(stream, 'sse:close'), [{ reason: 'source-error', reconnect: true }], path)
+    t.notMatch(blocksOf(stream.text).map(({ text }) => text).join('\n'), /RangeError|next|return/, 'without the reason')
   }
   const thrower = { toJSON () { throw new RangeError('toJSON') } }
   await t.rejects(app.sse.broadcastEvent({ data: thrower }), { code: 'SSE_ERR_INVALID_DATA' })
@@ -450,8 +487,8 @@ t.test('application code that throws, rejects or never returns', async t => {
     t.match(await app.sse.broadcastEvent({ data: 1 }, { filter: filter as unknown as () => boolean }), { delivered: 0 })
   }
   for (let i = 0; i < 10; i++) await publish()
-  await Promise.all(streams.slice(0, 2).map(client => client.waitFor('n', 10)))
-  for (const client of streams) client.close()
+  await Promise.all(streams.slice(0, 2).map(stream => stream.until(() => stream.named('n').length >= 10)))
+  for (const stream of streams) await stream.close()
   await until(() => app.sse.connectionCount === 1)
   await check()
 })

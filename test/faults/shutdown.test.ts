@@ -14,12 +14,13 @@ import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
 import { tie } from '../../lib/testing/tie.js'
 import ssePlugin, { type SSEOptions } from '../../lib/index.js'
-import { block } from '../helpers/app.js'
+import { block, openURL, payloads } from '../helpers/app.js'
 import { createCertificate } from '../helpers/certificate.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { RawSocket } from '../helpers/raw.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
+import type { TestStream } from '../../lib/testing/index.js'
+import { openStream } from '../../lib/testing/index.js'
 
 /** A busy machine takes time from a process that waits; what nothing looks after holds up a server for the 5 s of Node's keep-alive, or longer. */
 const SLACK_MS = 3_000
@@ -95,16 +96,10 @@ const STREAMS = 2000
 t.test('two thousand streams, one that does not read, a HEAD, a bare connection, half a request, a request at work', async t => {
   const service = await serve(t, {}, { drainMs: 1000 })
   const { app, url } = service
-  const clients: SSEClient[] = []
-  t.teardown(() => { for (const client of clients) client.close() })
-  for (let i = 0; i < STREAMS; i += 100) {
-    const some = Array.from({ length: 100 }, () => new SSEClient(`${url}/sse`))
-    clients.push(...some)
-    await Promise.all(some.map(client => client.ready()))
-  }
-  const stalled = await SSEClient.open(`${url}/sse`)
-  t.teardown(() => stalled.close())
-  await block({ client: stalled, connection: [...app.sse.connections()].at(-1)! })
+  const clients: TestStream[] = []
+  for (let i = 0; i < STREAMS; i += 100) clients.push(...await Promise.all(Array.from({ length: 100 }, () => openStream(app, '/sse', { test: t, timeoutMs: 30_000 }))))
+  const stalled = await openStream(app, '/sse', { test: t, timeoutMs: 30_000 })
+  await block({ stream: stalled, connection: [...app.sse.connections()].at(-1)! })
   const head = new RawSocket(url, { method: 'HEAD', path: '/sse' })
   await head.waitFor('\r\n\r\n')
   const bare = new RawSocket(url)
@@ -118,8 +113,8 @@ t.test('two thousand streams, one that does not read, a HEAD, a bare connection,
   t.equal(service.sockets.size, STREAMS + 5)
 
   await service.close(t)
-  await Promise.all(clients.map(client => client.waitForEnd()))
-  t.ok(clients.every(client => client.ended && client.json('sse:close')[0].reason === 'shutdown'), 'all were told')
+  const ends = await Promise.all(clients.map(stream => stream.ended))
+  t.ok(ends.every(({ by, reason }) => by === 'server' && reason === 'shutdown'), 'all were told')
   await until(() => bare.closed)
   await busy.waitForAnswers(1)
   t.equal(busy.answers[0]!.status, 200, 'a request that had begun is answered')
@@ -327,19 +322,19 @@ class ServerProcess {
 t.test('SIGTERM while it publishes: all is told, nothing is lost before the end, and the process exits by itself', async t => {
   const server = new ServerProcess(t, 0, 1500)
   const port = await server.start()
-  const clients = await Promise.all(Array.from({ length: 50 }, () => SSEClient.open(`http://127.0.0.1:${port}/sse`)))
+  const clients = await Promise.all(Array.from({ length: 50 }, () => openURL(t, `http://127.0.0.1:${port}/sse`)))
   const bare = connect(port, '127.0.0.1')
   bare.on('error', () => {})
-  t.teardown(() => { for (const client of clients) client.close() })
-  await Promise.all(clients.map(client => client.waitFor('message', 50)))
+  t.teardown(() => { for (const stream of clients) stream.close() })
+  await Promise.all(clients.map(stream => stream.until(() => stream.named('message').length >= 50)))
   server.signal('SIGTERM')
-  await Promise.all(clients.map(client => client.waitForEnd()))
+  await Promise.all(clients.map(stream => stream.ended))
   const ends = new Set<number>()
-  for (const client of clients) {
-    const numbers = client.json('message') as number[]
+  for (const stream of clients) {
+    const numbers = payloads(stream, 'message') as number[]
     t.equal(numbers.findIndex((n, i) => n !== numbers[0]! + i), -1, 'without a hole up to its end')
-    t.strictSame(client.json('sse:close'), [{ reason: 'shutdown', reconnect: true }])
-    t.equal(client.events.at(-1)!.event, 'sse:close')
+    t.strictSame(payloads(stream, 'sse:close'), [{ reason: 'shutdown', reconnect: true }])
+    t.equal(stream.events.at(-1)!.event, 'sse:close')
     ends.add(numbers.at(-1)!)
   }
   t.equal(ends.size, 1, 'all end at the same event')
@@ -364,7 +359,7 @@ t.test('clients return to the next server by themselves, all of them, and spread
   const pages = await openPages(t, url, 4)
   await until(() => numbers.every(seen => seen.length > 0), 60_000)
   // What each is told, seen by a client that sees all.
-  const witnesses = await Promise.all(Array.from({ length: 300 }, () => SSEClient.open(`${url}/sse`)))
+  const witnesses = await Promise.all(Array.from({ length: 300 }, () => openURL(t, `${url}/sse`)))
   t.teardown(() => { for (const witness of witnesses) witness.close() })
 
   first.signal('SIGTERM')
@@ -387,7 +382,7 @@ t.test('clients return to the next server by themselves, all of them, and spread
     for (const time of times) counts[Math.floor((time - start) / 100)]!++
     return { mean: times.length / counts.length, most: Math.max(...counts) }
   }
-  const told = windows(witnesses.map(witness => witness.blocks.filter(({ retry }) => retry !== null).at(-1)!.retry!))
+  const told = windows(witnesses.map(witness => witness.retryMs!))
   t.ok(told.most <= 3 * told.mean, `told: at most ${told.most} in 100 ms, ${told.mean.toFixed(1)} in the mean`)
   // They come when a busy machine lets them: shown, not judged.
   const came = windows([...app.sse.connections()].map(({ clientInfo }) => clientInfo.connectedAt))

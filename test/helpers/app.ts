@@ -1,10 +1,9 @@
 import type { AddressInfo } from 'node:net'
-import { getDefaultHighWaterMark } from 'node:stream'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import type { Test } from 'tap'
 import ssePlugin, { EventPriority, type BroadcastOptions, type ConnectOptions, type SSEConnection, type SSEOptions } from '../../lib/index.js'
-import { SSEClient, type ClientOptions } from './sse.js'
-import { turns, until } from './wait.js'
+import { openStream, type OpenStreamOptions, type ReceivedEvent, type TestStream } from '../../lib/testing/index.js'
+import { turns } from './wait.js'
 
 /** Listens on a free port of the loopback interface and returns the base URL. */
 export async function listen (app: FastifyInstance): Promise<string> {
@@ -13,8 +12,18 @@ export async function listen (app: FastifyInstance): Promise<string> {
   return `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`
 }
 
+/** Answers of any kind resolve. An `EventSource`, which asks for a stream by `accept`, is refused by a short stream where a status is wanted here. */
+export const anyAnswer = (t: Test, { headers, ...options }: OpenStreamOptions = {}): OpenStreamOptions =>
+  ({ test: t, timeoutMs: 30_000, allowRefusal: true, headers: { accept: '*/*', ...headers }, ...options })
+
+/** A stream of the server at this URL that is closed when the test ends. */
+export async function openURL (t: Test, url: string, options?: OpenStreamOptions): Promise<TestStream> {
+  const { origin, pathname, search } = new URL(url)
+  return await openStream(origin, pathname + search, anyAnswer(t, options))
+}
+
 export interface Joined {
-  client: SSEClient
+  stream: TestStream
   connection: SSEConnection
 }
 
@@ -24,10 +33,10 @@ export interface Service {
   /** Opens a stream as `user` (null for nobody) with these subscriptions. */
   join (user?: string | null, subscriptions?: readonly string[], options?: JoinOptions): Promise<Joined>
   /** A stream that is closed when the test ends. */
-  open (path: string, options?: ClientOptions): Promise<SSEClient>
+  open (path: string, options?: OpenStreamOptions): Promise<TestStream>
 }
 
-export interface JoinOptions extends ClientOptions, ConnectOptions {
+export interface JoinOptions extends Pick<OpenStreamOptions, 'headers' | 'readRate'>, ConnectOptions {
   /** Sent as the header, so that it is the client's word, not the application's. */
   cursor?: string
 }
@@ -35,14 +44,10 @@ export interface JoinOptions extends ClientOptions, ConnectOptions {
 /** A server with the plugin and one route, `/sse`, which opens a managed stream for `?user=`. */
 export async function serve (t: Test, options: SSEOptions = {}, server: FastifyServerOptions = {}, setup?: (app: FastifyInstance) => void): Promise<Service> {
   const app = Fastify(server)
-  const clients: SSEClient[] = []
   const pending = new Map<string, ConnectOptions>()
   const joined = new Map<string, SSEConnection>()
   let count = 0
-  t.teardown(async () => {
-    for (const client of clients) client.close()
-    await app.close()
-  })
+  t.teardown(() => app.close())
   await app.register(ssePlugin, { authHandler: ({ query }) => query['user'] as string | undefined ?? null, drainMs: 500, ...options })
   app.get('/sse', { sse: true }, async (request, reply) => {
     const { join = '' } = request.query as { join?: string }
@@ -50,65 +55,52 @@ export async function serve (t: Test, options: SSEOptions = {}, server: FastifyS
   })
   setup?.(app)
   const url = await listen(app)
-  const open = async (path: string, options?: ClientOptions): Promise<SSEClient> => {
-    const client = new SSEClient(url + path, options)
-    clients.push(client)
-    return client.ready()
-  }
   return {
     app,
     url,
-    open,
-    async join (user = null, subscriptions = [], { cursor, headers, method, body, ...connect }: JoinOptions = {}) {
+    open: (path, options) => openStream(app, path, anyAnswer(t, options)),
+    async join (user = null, subscriptions = [], { cursor, headers = {}, readRate = Infinity, ...connect }: JoinOptions = {}) {
       const join = String(++count)
       pending.set(join, { subscriptions, ...connect })
       const query = new URLSearchParams({ join, ...(user !== null && { user }) })
-      const client = await open(`/sse?${query}`, { headers: { ...headers, ...(cursor !== undefined && { 'last-event-id': cursor }) } })
-      if (!client.isStream) throw new Error(`${client.status} ${client.body}`)
-      return { client, connection: joined.get(join)! }
+      const stream = await openStream(app, `/sse?${query}`, anyAnswer(t, { headers, lastEventId: cursor ?? null, readRate, allowRefusal: false }))
+      return { stream, connection: joined.get(join)! }
     }
   }
 }
 
 export const FILLER_BYTES = 100_000
 
-/** Stops a client from reading and sends it filler (not logged) until something has to wait on the server, and goes on waiting. */
-export async function block ({ client, connection }: Joined, event = 'filler'): Promise<void> {
-  client.pause()
-  const data = 'x'.repeat(FILLER_BYTES)
-  const waiting = () => connection.stats().queuedBytes
-  // The kernel takes several megabytes before anything waits; up to 36 MB where a receive buffer may grow to 32.
-  for (let i = 0; i < 600; i++) {
-    connection.sendEvent({ event, data })
-    await turns(1)
-    // A socket that has less is not full yet: 16 KB, from Node 22 on 64 KB. What waits may be on its way to a kernel that has
-    // room for it, as after a pause that followed a short time of reading.
-    for (let before = Infinity; waiting() > getDefaultHighWaterMark(false);) {
-      if (waiting() === before) return
-      before = waiting()
-      await turns(20)
-    }
-  }
-  throw new Error('The socket took 60 MB from a client that does not read')
+/** Freezes a client and sends it filler (not logged), so that everything after that has to wait on the server. */
+export async function block ({ stream, connection }: Joined, event = 'filler'): Promise<void> {
+  stream.freeze()
+  connection.sendEvent({ event, data: 'x'.repeat(FILLER_BYTES) })
+  await turns(1)
+  if (connection.stats().queuedBytes < FILLER_BYTES) throw new Error('The filler does not wait')
 }
 
 let marks = 0
 
 /** Publishes a last event for everyone, of the lowest priority, and waits for it: what has not arrived by then will not. */
-export async function settle ({ app }: Pick<Service, 'app'>, ...clients: SSEClient[]): Promise<void> {
-  await publishLast(app, {}, clients)
+export async function settle ({ app }: Pick<Service, 'app'>, ...streams: TestStream[]): Promise<void> {
+  await publishLast(app, {}, streams)
 }
 
 /** The same by an event that is not logged: no id of the log is used up. */
-export async function settleUnlogged ({ app }: Pick<Service, 'app'>, ...clients: SSEClient[]): Promise<void> {
-  await publishLast(app, { ephemeral: true }, clients)
+export async function settleUnlogged ({ app }: Pick<Service, 'app'>, ...streams: TestStream[]): Promise<void> {
+  await publishLast(app, { ephemeral: true }, streams)
 }
 
-async function publishLast (app: FastifyInstance, options: BroadcastOptions, clients: readonly SSEClient[]): Promise<void> {
+async function publishLast (app: FastifyInstance, options: BroadcastOptions, streams: readonly TestStream[]): Promise<void> {
   const mark = String(++marks)
   await app.sse.broadcastEvent({ event: 'settled', data: mark, priority: EventPriority.LOW }, options)
-  for (const client of clients) await until(() => client.closed || client.named('settled').some(({ data }) => data === mark), undefined, 'the last event')
+  for (const stream of streams) await stream.until(() => !stream.isOpen || stream.named('settled').some(({ data }) => data === mark))
 }
 
 /** The data of the events of this name that a client has received. */
-export const texts = (client: SSEClient, event = 'x') => client.named(event).map(({ data }) => data)
+export const texts = (stream: TestStream, event = 'x'): string[] => stream.named(event).map(({ data }) => data)
+
+/** The same parsed. */
+export const payloads = (stream: TestStream, event = 'message'): any[] => stream.named(event).map(({ json }) => json)
+
+export const isApplicationEvent = ({ event }: ReceivedEvent): boolean => !event.startsWith('sse:')

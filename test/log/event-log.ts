@@ -3,8 +3,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
 import { memoryBroker, SSEManager, type Log } from '../../lib/index.js'
-import { serve, settleUnlogged } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { openURL, payloads, serve, settleUnlogged } from '../helpers/app.js'
 import { turns } from '../helpers/wait.js'
 
 /** What the application may throw so that a logger that reads it, or marks it as pino does, throws too. */
@@ -30,7 +29,7 @@ t.test('what cannot be logged costs nobody an event: not the others, not the log
     authorizeTopic: ({ userId }) => userId !== 'mallory' || deny()
   }, { logger: { level: 'error', stream: { write: line => { lines.push(JSON.parse(line)) } } } })
   const ada = await service.join('ada', ['room:1'])
-  const start = ada.client.lastEventId
+  const start = ada.stream.lastEventId
   const mallory = await service.join('mallory', ['room:*'])
   let published = 0
   for (const [name, make] of Object.entries(UNLOGGABLE)) {
@@ -43,13 +42,13 @@ t.test('what cannot be logged costs nobody an event: not the others, not the log
     t.strictSame(lines.slice(mine).map(({ clientId }) => clientId), new Array(3).fill(mallory.connection.clientId), `${name}: each is logged`)
   }
   t.ok(lines.some(({ err }) => err?.message === 'frozen' && err.type === 'Error' && err.stack.includes('event-log')), 'with what can be read of it')
-  await settleUnlogged(service, ada.client, mallory.client)
-  t.strictSame(ada.client.json('x'), Array.from({ length: published }, (_, i) => i + 1))
-  t.strictSame(mallory.client.json('x'), [])
-  t.equal(ada.client.lastEventId.split('.')[1], (published * 2 / 3).toString(36))
+  await settleUnlogged(service, ada.stream, mallory.stream)
+  t.strictSame(payloads(ada.stream, 'x'), Array.from({ length: published }, (_, i) => i + 1))
+  t.strictSame(payloads(mallory.stream, 'x'), [])
+  t.equal(ada.stream.lastEventId.split('.')[1], (published * 2 / 3).toString(36))
   const back = await service.join('mallory', ['room:*'], { cursor: start })
-  await settleUnlogged(service, back.client)
-  t.strictSame([back.client.json('x'), back.client.named('sse:gap').length], [[], 0], 'nor does a replay stop there')
+  await settleUnlogged(service, back.stream)
+  t.strictSame([payloads(back.stream, 'x'), back.stream.named('sse:gap').length], [[], 0], 'nor does a replay stop there')
 })
 
 t.test('a logger that throws, rejects or lacks methods stops nothing, and is reported once', async t => {
@@ -68,11 +67,10 @@ t.test('a logger that throws, rejects or lacks methods stops nothing, and is rep
     const server = createServer((request, response) => { manager.createConnection({ request, response }) })
     await once(server.listen(0, '127.0.0.1'), 'listening')
     t.teardown(() => { server.close() })
-    const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
-    t.teardown(() => client.close())
+    const stream = await openURL(t, `http://127.0.0.1:${(server.address() as AddressInfo).port}`)
     t.match(await manager.broadcastEvent({ event: 'x', data: 1 }, { filter: () => { throw new Error('filter') } }), { delivered: 0 })
     t.match(await manager.broadcastEvent({ event: 'y', data: 1 }), { delivered: 1 })
-    await client.waitFor('y')
+    await stream.until(() => stream.named('y').length >= 1)
   }
   await turns(3)
   t.strictSame(rejections, [])

@@ -8,7 +8,6 @@ import type { Source, SourceFactory } from '../../lib/index.js'
 import { collectAll } from '../helpers/heap.js'
 import { blocksOf, dataOf } from '../helpers/raw.js'
 import { HIGH_WATER_MARK, raw, start, startSource, waitingAtMost } from '../helpers/reply.js'
-import { SSEClient } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
 t.test('every kind of source', async t => {
@@ -180,8 +179,7 @@ t.test('a long stream leaves nothing behind for each item', async t => {
     for (let i = 0; i < 100_000; i++) yield 'x'
     await pause()
   })())
-  const socket = new SSEClient(url)
-  t.teardown(() => socket.close())
+  const socket = raw(t, url, {})
   socket.socket.removeAllListeners('data')
   socket.socket.resume()
   const paused = async () => {

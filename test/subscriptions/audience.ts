@@ -3,14 +3,14 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
 import { memoryBroker, SSEManager, type BroadcastOptions, type Broker } from '../../lib/index.js'
-import { serve, settleUnlogged } from '../helpers/app.js'
-import { SSEClient } from '../helpers/sse.js'
+import { isApplicationEvent, openURL, serve, settleUnlogged } from '../helpers/app.js'
 import { turns, until } from '../helpers/wait.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // What a broadcast is, who gets it and what it looks like on the wire; seen by clients on real connections.
 
 /** Names of the events a client has had, in order. */
-const seen = (client: SSEClient) => client.applicationEvents.filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
+const seen = (stream: TestStream) => stream.events.filter(isApplicationEvent).filter(({ event }) => event !== 'settled' && event !== 'filler').map(({ event }) => event)
 
 t.test('who gets it', async t => {
   const service = await serve(t, {}, {}, app => {
@@ -69,8 +69,8 @@ t.test('who gets it', async t => {
     t.equal(delivery.id === null, ways.local === true || ways.ephemeral === true, `${name}: id`)
     for (const receiver of receivers) expected.get(receiver)!.push(`case-${index}`)
   }
-  await settleUnlogged(service, ...Object.values(all).map(({ client }) => client))
-  for (const [name, { client }] of Object.entries(all)) t.strictSame(seen(client), expected.get(name), name)
+  await settleUnlogged(service, ...Object.values(all).map(({ stream }) => stream))
+  for (const [name, { stream }] of Object.entries(all)) t.strictSame(seen(stream), expected.get(name), name)
   t.strictSame(own.events.map(({ event }) => event), ['begin'], 'a stream of its own gets no broadcasts')
 
   await t.test('the short forms', async t => {
@@ -81,9 +81,9 @@ t.test('who gets it', async t => {
     t.match(await app.sse.broadcastToSubscriptions(event, ['chat:random'], { userIds: ['grace'], ephemeral: true }), { id: null, delivered: 1 })
     t.match(await app.sse.broadcastData('r', 1, { userIds: ['grace'] }), { delivered: 1 })
     t.match(await app.sse.broadcastNotification({ title: 'a', message: 'b' }, { clientIds: [nobody.connection.clientId] }), { delivered: 1 })
-    await settleUnlogged(service, grace.client, nobody.client)
-    t.strictSame(seen(grace.client).slice(-3), ['short', 'short', 'data'])
-    t.strictSame(seen(nobody.client).at(-1), 'notification')
+    await settleUnlogged(service, grace.stream, nobody.stream)
+    t.strictSame(seen(grace.stream).slice(-3), ['short', 'short', 'data'])
+    t.strictSame(seen(nobody.stream).at(-1), 'notification')
   })
 })
 
@@ -99,8 +99,8 @@ t.test('a filter that throws leaves out that connection only, and is logged', as
     }
   })
   t.equal(delivery.delivered, 1)
-  await settleUnlogged(service, ada.client, grace.client)
-  t.strictSame([seen(ada.client), seen(grace.client)], [[], ['x']])
+  await settleUnlogged(service, ada.stream, grace.stream)
+  t.strictSame([seen(ada.stream), seen(grace.stream)], [[], ['x']])
   t.equal(lines.length, 1)
   t.match(JSON.parse(lines[0]!), { err: { message: 'no such room' }, clientId: ada.connection.clientId })
 })
@@ -111,8 +111,8 @@ t.test('a filter that throws what has no text, or answers with a promise, stops 
   const filters = [() => { throw Object.create(null) }, async () => true, async () => { throw new Error('late') }, () => ({}) as boolean]
   for (const filter of filters) t.equal((await service.app.sse.broadcastEvent({ event: 'x', data: 1 }, { filter: filter as () => boolean })).delivered, 0)
   t.equal((await service.app.sse.broadcastEvent({ event: 'y', data: 1 })).delivered, 1)
-  await settleUnlogged(service, ada.client)
-  t.strictSame(seen(ada.client), ['y'])
+  await settleUnlogged(service, ada.stream)
+  t.strictSame(seen(ada.stream), ['y'])
 
   // Without a logger the application is told by a warning, whatever was thrown.
   const warned = once(process, 'warning')
@@ -121,12 +121,11 @@ t.test('a filter that throws what has no text, or answers with a promise, stops 
   const server = createServer((request, response) => { alone.createConnection({ request, response }) })
   await once(server.listen(0, '127.0.0.1'), 'listening')
   t.teardown(() => { server.close() })
-  const client = await SSEClient.open(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
-  t.teardown(() => client.close())
+  const stream = await openURL(t, `http://127.0.0.1:${(server.address() as AddressInfo).port}`)
   await alone.broadcastEvent({ event: 'x', data: 1 }, { filter: filters[0] as () => boolean })
   t.match((await warned)[0], { message: /filter threw/ })
   await alone.broadcastEvent({ event: 'y', data: 1 })
-  await client.waitFor('y')
+  await stream.next('y')
 })
 
 t.test('a filter cannot cross nodes', async t => {
@@ -142,21 +141,21 @@ t.test('a filter cannot cross nodes', async t => {
     close: () => memory.close()
   }
   const service = await serve(t, { broker })
-  const { client } = await service.join('ada')
+  const { stream } = await service.join('ada')
   const filter = () => true
   await t.rejects(service.app.sse.broadcastEvent({ event: 'x', data: 1 }, { filter }), { code: 'SSE_ERR_FILTER_NOT_SHARED' })
   await t.rejects(service.app.sse.broadcastEvent({ event: 'x', data: 1 }, { filter, ephemeral: true }), { code: 'SSE_ERR_FILTER_NOT_SHARED' })
   t.strictSame(await service.app.sse.broadcastEvent({ event: 'y', data: 1 }, { filter, local: true }), { id: null, delivered: 1 })
-  await settleUnlogged(service, client)
-  t.strictSame(seen(client), ['y'])
+  await settleUnlogged(service, stream)
+  t.strictSame(seen(stream), ['y'])
   t.equal(memory.position, 0)
 })
 
 t.test('an event published from inside a filter or a signal listener comes after, for everyone', async t => {
   const service = await serve(t)
   const { app, join } = service
-  const clients: SSEClient[] = []
-  for (let i = 0; i < 5; i++) clients.push((await join(`user-${i}`)).client)
+  const clients: TestStream[] = []
+  for (let i = 0; i < 5; i++) clients.push((await join(`user-${i}`)).stream)
   const inner: Promise<unknown>[] = []
   const outer = await app.sse.broadcastEvent({ event: 'outer', data: 1 }, {
     filter: ({ userId }) => {
@@ -170,14 +169,14 @@ t.test('an event published from inside a filter or a signal listener comes after
   t.equal(outer.delivered, 5)
   t.match(await Promise.all(inner), [{ delivered: 5 }, { id: null, delivered: 1 }])
   await settleUnlogged(service, ...clients)
-  for (const [i, client] of clients.entries()) t.strictSame(seen(client), i === 4 ? ['outer', 'inner', 'local'] : ['outer', 'inner'], `client ${i}`)
+  for (const [i, stream] of clients.entries()) t.strictSame(seen(stream), i === 4 ? ['outer', 'inner', 'local'] : ['outer', 'inner'], `client ${i}`)
 
   const leaving = await join('leaving')
   leaving.connection.signal.addEventListener('abort', () => {
     t.equal(leaving.connection.signal.reason.closeReason, 'client')
     inner.push(app.sse.broadcastEvent({ event: 'left', data: 'leaving' }))
   })
-  leaving.client.reset()
+  await leaving.stream.cut()
   for (let i = 0; inner.length < 3; i++) {
     await app.sse.broadcastEvent({ event: 'going-on', data: i })
     await turns(1)
@@ -185,8 +184,8 @@ t.test('an event published from inside a filter or a signal listener comes after
   }
   t.match(await inner[2], { delivered: 5 })
   await settleUnlogged(service, ...clients)
-  const sequence = (client: SSEClient) => client.applicationEvents.filter(({ id }) => id !== null).map(({ event, id }) => `${id} ${event}`)
-  for (const client of clients) t.strictSame(sequence(client), sequence(clients[0]!))
+  const sequence = (stream: TestStream) => stream.events.filter(isApplicationEvent).filter(({ id }) => id !== null).map(({ event, id }) => `${id} ${event}`)
+  for (const stream of clients) t.strictSame(sequence(stream), sequence(clients[0]!))
   const ids = sequence(clients[0]!).map(line => parseInt(line.split(' ')[0]!.split('.')[1]!, 36))
   t.strictSame(ids, ids.map((_, i) => i + 1), 'in the order of the log')
   t.equal(clients[0]!.named('left').length, 1)
@@ -194,7 +193,7 @@ t.test('an event published from inside a filter or a signal listener comes after
 
 t.test('what filters publish, three deep, comes in the order of the log', async t => {
   const service = await serve(t)
-  const { client } = await service.join()
+  const { stream } = await service.join()
   const inner: Promise<unknown>[] = []
   const publish = (event: string, then: readonly (() => void)[] = []): void => {
     inner.push(service.app.sse.broadcastEvent({ event, data: 1 }, {
@@ -207,9 +206,9 @@ t.test('what filters publish, three deep, comes in the order of the log', async 
   publish('a', [() => publish('b', [() => publish('d', [() => publish('f')]), () => publish('e')]), () => publish('c')])
   await until(() => inner.length === 6)
   await Promise.all(inner)
-  await settleUnlogged(service, client)
-  t.strictSame(seen(client), ['a', 'b', 'c', 'd', 'e', 'f'])
-  t.strictSame(client.applicationEvents.filter(({ id }) => id !== null).map(({ id }) => id!.split('.')[1]), ['1', '2', '3', '4', '5', '6'])
+  await settleUnlogged(service, stream)
+  t.strictSame(seen(stream), ['a', 'b', 'c', 'd', 'e', 'f'])
+  t.strictSame(stream.events.filter(isApplicationEvent).filter(({ id }) => id !== null).map(({ id }) => id!.split('.')[1]), ['1', '2', '3', '4', '5', '6'])
 })
 
 t.test('a filter that closes another connection leaves it its exact place', async t => {
@@ -217,7 +216,7 @@ t.test('a filter that closes another connection leaves it its exact place', asyn
   const { app, join } = service
   for (const closes of ['first', 'second', 'third']) {
     const [first, , third] = [await join('first'), await join('second'), await join('third')]
-    const { connection, client } = closes === 'first' ? first : closes === 'third' ? third : { connection: app.sse.getConnectionsByUser('second')[0]!, client: null }
+    const { connection, stream } = closes === 'first' ? first : closes === 'third' ? third : { connection: app.sse.getConnectionsByUser('second')[0]!, stream: null }
     await app.sse.broadcastEvent({ event: 'x', data: closes }, {
       filter: ({ userId }) => {
         if (userId === 'second') connection.close()
@@ -225,10 +224,10 @@ t.test('a filter that closes another connection leaves it its exact place', asyn
       }
     })
     await until(() => app.sse.connectionCount === 2)
-    if (client !== null) {
-      const again = await join(closes, [], { cursor: client.lastEventId })
-      await settleUnlogged(service, again.client)
-      t.strictSame([...seen(client), ...seen(again.client)], ['x'], `${closes}: once, before or after the return`)
+    if (stream !== null) {
+      const again = await join(closes, [], { cursor: stream.lastEventId })
+      await settleUnlogged(service, again.stream)
+      t.strictSame([...seen(stream), ...seen(again.stream)], ['x'], `${closes}: once, before or after the return`)
     }
     for (const connection of app.sse.connections()) connection.close()
     await until(() => app.sse.connectionCount === 0)

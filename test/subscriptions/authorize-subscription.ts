@@ -29,8 +29,8 @@ t.test('authorizeSubscription', async t => {
     })
     app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse({ subscriptions: (request.query as { s: string }).s.split(',') }) })
   })
-  const client = await server.open('/sse?s=a,b:*,a,later-yes')
-  t.ok(client.isStream)
+  const stream = await server.open('/sse?s=a,b:*,a,later-yes')
+  t.ok(stream.isStream)
   t.strictSame(questions.map(({ subscriptionId }) => subscriptionId), ['a', 'b:*', 'later-yes'], 'each once, patterns too')
   for (const { request, userId, claims } of questions) {
     t.match({ userId, claims }, { userId: 'ada', claims: 7 })
@@ -61,7 +61,7 @@ t.test('authorizeSubscription', async t => {
     let answer: (yes: boolean) => void = () => {}
     answers['slow'] = () => new Promise(resolve => { answer = resolve })
     const adding = connection!.addSubscription('slow')
-    client.close()
+    await stream.close()
     await until(() => server.app.sse.connectionCount === 0)
     answer(true)
     await t.rejects(adding, { code: 'SSE_ERR_UNKNOWN_CONNECTION' })

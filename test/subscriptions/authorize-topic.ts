@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t from 'tap'
 import { type BroadcastOptions, type TopicQuestion } from '../../lib/index.js'
-import { serve, settle, texts, type Service } from '../helpers/app.js'
+import { payloads, serve, settle, texts, type Service } from '../helpers/app.js'
 import { logged } from '../helpers/logged.js'
 import { until } from '../helpers/wait.js'
 
@@ -23,7 +23,7 @@ t.test('an event that only a pattern covers is asked about by its own topic, at 
     }
   })
   const ada = await service.join('ada', ['room:*', 'news', 'room:2:**'])
-  const start = ada.client.lastEventId
+  const start = ada.stream.lastEventId
   const topics = ['room:1', 'room:2', 'room:yes', 'room:one', 'room:nothing', 'room:throws', 'room:promise', 'room:rejects', 'news', 'room:2:x']
   for (const topic of topics) await publish(service, topic, { subscriptionIds: [topic] })
   await publish(service, 'several', { subscriptionIds: ['room:2', 'room:1'] })
@@ -32,9 +32,9 @@ t.test('an event that only a pattern covers is asked about by its own topic, at 
   await publish(service, 'everyone')
   await publish(service, 'ada', { userIds: ['ada'] })
   await publish(service, 'not hers', { subscriptionIds: ['elsewhere'] })
-  await settle(service, ada.client)
+  await settle(service, ada.stream)
   const expected = ['room:1', 'news', 'room:2:x', 'several', 'held beside refused', 'everyone', 'ada']
-  t.strictSame(texts(ada.client), expected)
+  t.strictSame(texts(ada.stream), expected)
   t.match(questions[0], { userId: 'ada', claims: 'c', topic: 'room:1', connection: ada.connection })
   t.notOk(questions.some(({ topic }) => topic === 'news' || topic === 'elsewhere'), 'a topic that is held, or not covered, is not asked about')
   const atOnce = 'Option "authorizeTopic" must answer true or false at once, not by a promise'
@@ -42,16 +42,16 @@ t.test('an event that only a pattern covers is asked about by its own topic, at 
   t.strictSame(['room:1', 'room:2', 'news', 'elsewhere'].map(topic => ada.connection.hasSubscription(topic)), [true, false, true, false])
 
   const again = await service.join('ada', ['room:*', 'news', 'room:2:**'], { cursor: start })
-  await settle(service, again.client)
-  t.strictSame(texts(again.client), expected, 'the replay asks again')
+  await settle(service, again.stream)
+  t.strictSame(texts(again.stream), expected, 'the replay asks again')
   may['room:1'] = false
   may['room:2'] = true
   const less = await service.join('ada', ['room:*', 'news', 'room:2:**'], { cursor: start })
-  await settle(service, less.client)
-  t.strictSame(texts(less.client), ['room:2', 'news', 'room:2:x', 'several', 'held beside refused', 'refused for ada', 'everyone', 'ada'], 'by the rights of today')
+  await settle(service, less.stream)
+  t.strictSame(texts(less.stream), ['room:2', 'news', 'room:2:x', 'several', 'held beside refused', 'refused for ada', 'everyone', 'ada'], 'by the rights of today')
   const exact = await service.join('ada', ['room:1'], { cursor: start })
-  await settle(service, exact.client)
-  t.strictSame(texts(exact.client), ['room:1', 'several', 'everyone', 'ada'], 'a topic that is held was authorized with it')
+  await settle(service, exact.stream)
+  t.strictSame(texts(exact.stream), ['room:1', 'several', 'everyone', 'ada'], 'a topic that is held was authorized with it')
 })
 
 t.test('a subscription is taken away while connected', async t => {
@@ -71,17 +71,17 @@ t.test('a subscription is taken away while connected', async t => {
   t.equal(await app.sse.revokeSubscription('ada', 'a'), 0, 'once')
   t.equal(await app.sse.revokeSubscription('nobody', 'a'), 0)
   for (const topic of ['a', 'b', 'a:1']) await publish(service, topic, { subscriptionIds: [topic] })
-  await settle(service, one.client, two.client, grace.client)
-  t.strictSame(texts(one.client), ['a', 'b', 'a:1'], 'her pattern covers it still')
-  t.strictSame(texts(two.client), [])
-  t.strictSame(texts(grace.client), ['a', 'a:1'])
+  await settle(service, one.stream, two.stream, grace.stream)
+  t.strictSame(texts(one.stream), ['a', 'b', 'a:1'], 'her pattern covers it still')
+  t.strictSame(texts(two.stream), [])
+  t.strictSame(texts(grace.stream), ['a', 'a:1'])
   t.equal(await app.sse.revokeSubscription('ada', 'a:**'), 1)
   for (const topic of ['a', 'b', 'a:1']) await publish(service, topic, { subscriptionIds: [topic] })
-  await settle(service, one.client, two.client, grace.client)
-  t.strictSame(texts(one.client), ['a', 'b', 'a:1', 'b'], 'the rest stays')
-  t.strictSame(one.client.json('sse:unsubscribed'), [{ subscriptionId: 'a', reason: 'left-room' }, { subscriptionId: 'a:**', reason: 'revoked' }])
-  t.strictSame(two.client.json('sse:unsubscribed'), [{ subscriptionId: 'a', reason: 'left-room' }])
-  t.strictSame(grace.client.named('sse:unsubscribed'), [], 'others hear nothing of it')
+  await settle(service, one.stream, two.stream, grace.stream)
+  t.strictSame(texts(one.stream), ['a', 'b', 'a:1', 'b'], 'the rest stays')
+  t.strictSame(payloads(one.stream, 'sse:unsubscribed'), [{ subscriptionId: 'a', reason: 'left-room' }, { subscriptionId: 'a:**', reason: 'revoked' }])
+  t.strictSame(payloads(two.stream, 'sse:unsubscribed'), [{ subscriptionId: 'a', reason: 'left-room' }])
+  t.strictSame(grace.stream.named('sse:unsubscribed'), [], 'others hear nothing of it')
   t.ok([one, two, grace].every(({ connection }) => connection.isConnected))
   t.strictSame([...one.connection.subscriptions], ['b'])
   for (const bad of ['', 'a::b', 'x'.repeat(600)]) await t.rejects(app.sse.revokeSubscription('ada', bad), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' })
@@ -91,6 +91,6 @@ t.test('a subscription is taken away while connected', async t => {
 
   await one.connection.addSubscription('a')
   await publish(service, 'back', { subscriptionIds: ['a'] })
-  await settle(service, one.client)
-  t.equal(texts(one.client).at(-1), 'back', 'it can be given again')
+  await settle(service, one.stream)
+  t.equal(texts(one.stream).at(-1), 'back', 'it can be given again')
 })

@@ -1,10 +1,11 @@
 import t from 'tap'
 import { EventPriority, type BroadcastOptions, type SSEOptions } from '../../lib/index.js'
 import { openStream, testClock } from '../../lib/testing/index.js'
-import { block, serve, settle, texts, type Joined, type Service } from '../helpers/app.js'
+import { block, payloads, serve, settle, texts, type Joined, type Service } from '../helpers/app.js'
 import { logged } from '../helpers/logged.js'
-import { SSEClient } from '../helpers/sse.js'
 import { turns, until } from '../helpers/wait.js'
+import { blocksOf } from '../helpers/raw.js'
+import type { TestStream } from '../../lib/testing/index.js'
 
 // Who may hear what, now: at delivery, at replay, after a right was given or taken.
 
@@ -23,7 +24,7 @@ t.test('what waits for a client is looked at again when rights are taken away', 
       await publish(service, `${topic} urgent ${n}`, { subscriptionIds: [topic], priority: EventPriority.HIGH })
     }
   }
-  const numbers = (client: SSEClient, topic: string, kind: string) => texts(client).filter(text => text!.startsWith(`${topic}${kind}`) && text!.split(' ').length === (kind === '' ? 2 : 3)).map(text => Number(text!.split(' ').at(-1)))
+  const numbers = (stream: TestStream, topic: string, kind: string) => texts(stream).filter(text => text!.startsWith(`${topic}${kind}`) && text!.split(' ').length === (kind === '' ? 2 : 3)).map(text => Number(text!.split(' ').at(-1)))
 
   for (const held of [['room:1', 'room:2'], ['room:*']]) {
     for (const outboxBytes of [1 << 20, 2048]) {
@@ -45,21 +46,21 @@ t.test('what waits for a client is looked at again when rights are taken away', 
           if (name.startsWith('re') && !name.startsWith('rem')) rooms.delete('room:1')
           await revoke(service, joined)
           for (let n = 41; n <= 50; n++) await both(service, n)
-          joined.client.resume()
+          joined.stream.thaw()
           // Lanes are read apart from each other: the last event of the lowest may come before what is yet to be read of another.
           await until(() => !joined.connection.stats().lagging)
-          await settle(service, joined.client)
+          await settle(service, joined.stream)
           const gone = ['room:1', ...(held.length === 1 && name !== 'reauthorize' ? ['room:2'] : [])]
           for (const topic of ['room:1', 'room:2']) {
             for (const kind of ['', ' urgent']) {
-              t.strictSame(numbers(joined.client, topic, kind), gone.includes(topic) ? [] : Array.from({ length: 50 }, (_, i) => i + 1), `${topic}${kind}`)
+              t.strictSame(numbers(joined.stream, topic, kind), gone.includes(topic) ? [] : Array.from({ length: 50 }, (_, i) => i + 1), `${topic}${kind}`)
             }
-            const ephemeral = numbers(joined.client, topic, ' ephemeral')
+            const ephemeral = numbers(joined.stream, topic, ' ephemeral')
             if (gone.includes(topic)) t.strictSame(ephemeral, [])
             else if (outboxBytes > 2048) t.equal(ephemeral.length, 50, 'those of others are kept')
           }
-          t.equal(joined.client.named('sse:unsubscribed').length, name.endsWith('removeSubscription') || (held.length === 1 && name === 'reauthorize') ? 0 : 1)
-          t.strictSame(joined.client.named('sse:gap'), [])
+          t.equal(joined.stream.named('sse:unsubscribed').length, name.endsWith('removeSubscription') || (held.length === 1 && name === 'reauthorize') ? 0 : 1)
+          t.strictSame(joined.stream.named('sse:gap'), [])
           t.equal(joined.connection.stats().queuedBytes, 0)
         })
       }
@@ -71,7 +72,7 @@ t.test('what waits for a client is looked at again when rights are taken away', 
       rooms.add('room:1')
       const service = await serve(t, options)
       const joined = await service.join('ada', ['room:1', 'room:2'])
-      const { client, connection } = joined
+      const { stream, connection } = joined
       await both(service, 1)
       if (name === 'removeSubscription') {
         await connection.removeSubscription('room:1')
@@ -79,12 +80,12 @@ t.test('what waits for a client is looked at again when rights are taken away', 
         rooms.delete('room:1')
         await service.app.sse.revokeSubscription('ada', 'room:1')
       }
-      await settle(service, client)
-      t.strictSame(texts(client), ['room:2 1', 'room:2 ephemeral 1', 'room:2 urgent 1'])
-      t.strictSame(client.blocks.at(-1)!.id, client.lastEventId)
-      const returned = await service.join('ada', ['room:2'], { cursor: client.lastEventId })
-      await settle(service, returned.client)
-      t.strictSame(texts(returned.client), [], 'its place is past them')
+      await settle(service, stream)
+      t.strictSame(texts(stream), ['room:2 1', 'room:2 ephemeral 1', 'room:2 urgent 1'])
+      t.strictSame(blocksOf(stream.text).at(-1)!.id, stream.lastEventId)
+      const returned = await service.join('ada', ['room:2'], { cursor: stream.lastEventId })
+      await settle(service, returned.stream)
+      t.strictSame(texts(returned.stream), [], 'its place is past them')
     })
   }
 
@@ -95,28 +96,28 @@ t.test('what waits for a client is looked at again when rights are taken away', 
     for (let n = 1; n <= 20; n++) await both(service, n)
     await joined.connection.addSubscription('room:2')
     await joined.connection.removeSubscription('room:**')
-    joined.client.resume()
-    await settle(service, joined.client)
-    t.strictSame(['', ' ephemeral', ' urgent'].map(kind => numbers(joined.client, 'room:1', kind).length), [0, 0, 0])
-    t.strictSame(['', ' ephemeral', ' urgent'].map(kind => numbers(joined.client, 'room:2', kind).length), [20, 20, 20])
+    joined.stream.thaw()
+    await settle(service, joined.stream)
+    t.strictSame(['', ' ephemeral', ' urgent'].map(kind => numbers(joined.stream, 'room:1', kind).length), [0, 0, 0])
+    t.strictSame(['', ' ephemeral', ' urgent'].map(kind => numbers(joined.stream, 'room:2', kind).length), [20, 20, 20])
   })
 
   await t.test('removeSubscription lets an event go on that is being written: the stream is not cut', async t => {
     const service = await serve(t, { outboxBytes: 32 << 20, maxEventBytes: 16 << 20 })
     const joined = await service.join('ada', ['room:1'])
-    const { client, connection } = joined
+    const { stream, connection } = joined
     await block(joined)
     await publish(service, 'x'.repeat(12 << 20), { subscriptionIds: ['room:1'] })
     await publish(service, 'waits', { subscriptionIds: ['room:1'] })
     const { sentEvents } = connection.stats()
-    client.resume()
+    stream.thaw()
     await until(() => connection.stats().sentEvents > sentEvents)
-    client.pause()
+    stream.freeze()
     t.ok(connection.stats().queuedBytes > 100_000, 'most of it is here still')
     t.equal(await connection.removeSubscription('room:1'), true)
-    client.resume()
-    await settle(service, client)
-    t.strictSame(texts(client).map(text => text!.length), [12 << 20])
+    stream.thaw()
+    await settle(service, stream)
+    t.strictSame(texts(stream).map(text => text!.length), [12 << 20])
     t.ok(connection.isConnected)
   })
 
@@ -125,19 +126,19 @@ t.test('what waits for a client is looked at again when rights are taken away', 
     const service = await serve(t, { ...options, outboxBytes: 32 << 20, maxEventBytes: 16 << 20 })
     for (const revoked of [true, false]) {
       const joined = await service.join('ada', ['room:1', 'room:2'])
-      const { client, connection } = joined
+      const { stream, connection } = joined
       await block(joined)
       await publish(service, 'x'.repeat(12 << 20), { subscriptionIds: [revoked ? 'room:1' : 'room:2'] })
       const { sentEvents } = connection.stats()
-      client.resume()
+      stream.thaw()
       await until(() => connection.stats().sentEvents > sentEvents)
-      client.pause()
+      stream.freeze()
       t.ok(connection.stats().queuedBytes > 100_000, 'most of it is here still')
       await service.app.sse.revokeSubscription('ada', 'room:1')
-      client.resume()
-      if (revoked) await client.waitForEnd()
-      else await settle(service, client)
-      t.equal(texts(client).length, revoked ? 0 : 1)
+      stream.thaw()
+      if (revoked) await stream.ended
+      else await settle(service, stream)
+      t.equal(texts(stream).length, revoked ? 0 : 1)
       t.equal(connection.closeReason, revoked ? 'revoked' : null)
     }
   })
@@ -147,8 +148,8 @@ t.test('what waits for a client is looked at again when rights are taken away', 
     const service = await serve(t, { ...options, outboxBytes: 8 << 20 })
     const large = 'x'.repeat(1000)
     for (const revoked of ['all', 'the first', 'none']) {
-      const { client, connection } = await service.join('ada', ['room:1', 'room:2'])
-      client.pause()
+      const { stream, connection } = await service.join('ada', ['room:1', 'room:2'])
+      stream.freeze()
       // In one turn more than the kernel takes.
       for (let n = 0; n < 6000; n++) await publish(service, `${n} ${large}`, { subscriptionIds: [revoked === 'all' || (revoked === 'the first' && n === 0) ? 'room:1' : 'room:2'] })
       await turns(1)
@@ -156,19 +157,19 @@ t.test('what waits for a client is looked at again when rights are taken away', 
       await service.app.sse.revokeSubscription('ada', 'room:1')
       if (revoked !== 'none') {
         await until(() => !connection.isConnected && connection.closeReason === 'revoked', 30_000, `the end of a stream of which ${revoked} was revoked`)
-        client.resume()
-        await client.waitForEnd()
-        t.ok(texts(client).length < 6000)
-        const back = await service.join('ada', ['room:2'], { cursor: client.lastEventId })
+        stream.thaw()
+        await stream.ended
+        t.ok(texts(stream).length < 6000)
+        const back = await service.join('ada', ['room:2'], { cursor: stream.lastEventId })
         await publish(service, 'here', { subscriptionIds: ['room:2'] })
-        await settle(service, back.client)
-        t.equal(texts(back.client).at(-1), 'here')
-        t.equal(texts(back.client).filter(text => text === 'here' || (revoked === 'the first' && !text!.startsWith('0 '))).length, texts(back.client).length)
+        await settle(service, back.stream)
+        t.equal(texts(back.stream).at(-1), 'here')
+        t.equal(texts(back.stream).filter(text => text === 'here' || (revoked === 'the first' && !text!.startsWith('0 '))).length, texts(back.stream).length)
       } else {
-        client.resume()
-        await settle(service, client)
-        t.equal(texts(client).length, 6000, 'what is not concerned goes on')
-        t.equal(client.named('sse:unsubscribed').length, 1)
+        stream.thaw()
+        await settle(service, stream)
+        t.equal(texts(stream).length, 6000, 'what is not concerned goes on')
+        t.equal(stream.named('sse:unsubscribed').length, 1)
       }
     }
   })
@@ -218,8 +219,8 @@ t.test('reauthorize asks again about everything a user holds', async t => {
   t.strictSame(asked.sort(), ['ada 7 a true', 'ada 7 b true', 'ada 7 b true', 'ada 7 c:** true'])
   allowed.delete('b')
   t.equal(await app.sse.reauthorize('ada', 'plan-ended'), 2)
-  await settle(service, one.client, two.client, grace.client)
-  t.strictSame([one, two, grace].map(({ client }) => client.json('sse:unsubscribed')), [[{ subscriptionId: 'b', reason: 'plan-ended' }], [{ subscriptionId: 'b', reason: 'plan-ended' }], []])
+  await settle(service, one.stream, two.stream, grace.stream)
+  t.strictSame([one, two, grace].map(({ stream }) => payloads(stream, 'sse:unsubscribed')), [[{ subscriptionId: 'b', reason: 'plan-ended' }], [{ subscriptionId: 'b', reason: 'plan-ended' }], []])
   t.strictSame([one, two, grace].map(({ connection }) => [...connection.subscriptions]), [['a', 'c:**'], [], ['a', 'b']])
   t.strictSame(errors, [])
   broken = true
@@ -278,7 +279,7 @@ t.test('rights that are taken away while a client is let in, or a subscription a
 t.test('ids that are not strings, as a database has them, are refused: what they should take away would stay', async t => {
   const service = await serve(t)
   const { app: { sse } } = service
-  const { client, connection } = await service.join('7', ['room:1'])
+  const { stream, connection } = await service.join('7', ['room:1'])
   for (const id of [7, undefined, null, '', {}, ['7'], 7n, Object('7')] as string[]) {
     for (const [name, call] of Object.entries<() => Promise<unknown>>({
       disconnectUser: () => sse.disconnectUser(id),
@@ -302,7 +303,7 @@ t.test('ids that are not strings, as a database has them, are refused: what they
   }
   t.match([connection.isConnected, connection.subscriptions.has('room:1')], [true, true])
   t.equal(await sse.disconnectUser('7'), 1)
-  await client.waitForEnd()
+  await stream.ended
 })
 
 t.test('a stream ends if the application does not answer reauthorize', async t => {
@@ -317,10 +318,10 @@ t.test('a stream ends if the application does not answer reauthorize', async t =
   await clock.advance(29_500)
   t.equal(ada.connection.closeReason, null)
   await clock.advance(1_000)
-  await ada.client.waitForEnd()
+  await ada.stream.ended
   t.equal(ada.connection.closeReason, 'rights-unknown')
-  t.strictSame(texts(ada.client), [], 'nothing that may not be for it any more')
-  t.match(ada.client.named('sse:close')[0]?.data, '"reconnect":true')
+  t.strictSame(texts(ada.stream), [], 'nothing that may not be for it any more')
+  t.match(ada.stream.named('sse:close')[0]?.data, '"reconnect":true')
   answer(true)
   t.equal(await changing, 0)
 })
@@ -352,18 +353,18 @@ t.test('what is published while reauthorize asks waits for the answer', async t 
   await publish(service, 'in a', { subscriptionIds: ['a'] })
   await publish(service, 'in b', { subscriptionIds: ['b'] })
   ada.connection.sendEvent({ event: 'x', data: 'direct' })
-  await until(() => grace.client.named('x').length === 2)
-  t.strictSame(texts(ada.client), [], 'nothing before it is known')
+  await until(() => grace.stream.named('x').length === 2)
+  t.strictSame(texts(ada.stream), [], 'nothing before it is known')
   t.equal(gates.length, 8)
   // Of the two connections, twice: a and b each.
   for (const [i, answer] of gates.entries()) answer(i % 2 === 1)
   t.strictSame([await changing, await twice].sort(), [0, 2])
-  slow.client.resume()
-  await settle(service, ada.client, slow.client)
-  t.strictSame([ada, slow].map(({ client }) => texts(client)), [['in b', 'direct'], ['in b']])
+  slow.stream.thaw()
+  await settle(service, ada.stream, slow.stream)
+  t.strictSame([ada, slow].map(({ stream }) => texts(stream)), [['in b', 'direct'], ['in b']])
   t.strictSame([ada, slow].map(({ connection }) => [...connection.subscriptions]), [['b'], ['b']])
   await publish(service, 'later', { subscriptionIds: ['b'] })
-  await ada.client.waitFor('x', 3)
+  await ada.stream.collect(3, 'x')
 })
 
 t.test('a stream that opens while reauthorize asks waits for the answer for as long as any other', async t => {

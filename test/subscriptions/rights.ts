@@ -63,15 +63,15 @@ async function simulate (service: Service, rights: Map<string, Set<string>>, com
   const faults: string[] = []
   const may = ({ user, held }: Peer, { topics, users }: ModelEvent) => (users === null || users.includes(user)) &&
     (topics === null || topics.some(topic => held.has(topic) || ([...held].some(pattern => covers(pattern, topic)) && rights.get(user)!.has(topic))))
-  const live = () => peers.filter(({ joined: { client } }) => !client.closed)
+  const live = () => peers.filter(({ joined: { stream } }) => stream.isOpen)
   const tick = async () => {
-    await settle(service, ...live().map(({ joined }) => joined.client))
+    await settle(service, ...live().map(({ joined }) => joined.stream))
     for (const peer of live()) {
       peer.expected.push(...peer.waiting.splice(0).map(({ name }) => name))
       peer.position = log.length
-      const seen = texts(peer.joined.client).map(String)
+      const seen = texts(peer.joined.stream).map(String)
       if (seen.toSorted().join() !== peer.expected.toSorted().join()) faults.push(`${peer.user} holding ${[...peer.held]} has ${seen}, should have ${peer.expected}`)
-      if (peer.joined.client.named('sse:unsubscribed').length !== peer.told) faults.push(`${peer.user} was told ${peer.joined.client.named('sse:unsubscribed').length} times, not ${peer.told}`)
+      if (peer.joined.stream.named('sse:unsubscribed').length !== peer.told) faults.push(`${peer.user} was told ${peer.joined.stream.named('sse:unsubscribed').length} times, not ${peer.told}`)
     }
   }
   const take = (peer: Peer, subscription: string) => {
@@ -88,7 +88,7 @@ async function simulate (service: Service, rights: Map<string, Set<string>>, com
         const allowed = wanted.every(subscription => subscription.includes('*') || rights.get(user)!.has(subscription))
         // Its own cursor or that of somebody else.
         const from = peers.length === 0 ? undefined : peers[command.cursor % peers.length]
-        const cursor = command.cursor === 8 ? undefined : from?.joined.client.lastEventId
+        const cursor = command.cursor === 8 ? undefined : from?.joined.stream.lastEventId
         const joined = await join(user, wanted, cursor === undefined ? {} : { cursor }).catch((error: Error) => error)
         if (joined instanceof Error) {
           if (allowed || !joined.message.includes('SSE_ERR_SUBSCRIPTION_FORBIDDEN')) faults.push(`${user} ${wanted}: ${joined.message}`)
@@ -104,9 +104,9 @@ async function simulate (service: Service, rights: Map<string, Set<string>>, com
       case 'cut': {
         await tick()
         const open = live()
-        const client = open.length === 0 ? undefined : open[command.client % open.length]!.joined.client
-        client?.close()
-        if (client !== undefined) await until(() => client.closed && app.sse.connectionCount === live().length)
+        const stream = open.length === 0 ? undefined : open[command.client % open.length]!.joined.stream
+        await stream?.close()
+        if (stream !== undefined) await until(() => !stream.isOpen && app.sse.connectionCount === live().length)
         break
       }
       case 'publish': {
@@ -152,7 +152,7 @@ async function simulate (service: Service, rights: Map<string, Set<string>>, com
     }
   }
   await tick()
-  for (const { joined } of peers) joined.client.close()
+  for (const { joined } of peers) await joined.stream.close()
   await until(() => app.sse.connectionCount === 0)
   return faults
 }
