@@ -40,7 +40,8 @@ export interface OpenStreamOptions {
 
 /**
  * Opens an event stream of an application under test and resolves once the server has the connection: what is broadcast from then on is
- * received. A stream with the option `test` keeps the process alive until it ends, one without does not.
+ * received. A client whose cursor has left the history receives what is broadcast after its `sse:gap`. A stream with the option `test`
+ * keeps the process alive until it ends, one without does not.
  * @param app the Fastify instance, a server of `node:http` or `node:https`, or the base URL of a server.
  * @param url path and query of the route.
  * @throws SSE_ERR_TEST_REFUSED, with `statusCode` and `body`, when the answer is not a stream; SSE_ERR_TEST_TIMEOUT when there is none

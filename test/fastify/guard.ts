@@ -245,7 +245,7 @@ t.test('@fastify/jwt and @fastify/cookie', async t => {
       const token = server.app.jwt.sign({ sub: 'ada' })
       const header = await server.open('/sse', bearer(token))
       t.ok(header.isStream, 'header')
-      t.match(header.headers['set-cookie'], 'seen=yes')
+      t.match(header.headers['set-cookie']![0], 'seen=yes')
       t.ok((await server.open('/sse', { headers: { cookie: `token=${token}` } })).isStream, 'cookie')
       t.strictSame(users(server), ['ada', 'ada'])
       for (const [title, request] of [

@@ -1,3 +1,7 @@
+// The streams of the test kit are what most tests read. Here is what they leave out on purpose: blocks as they stand on the wire, a client
+// that leaves in the middle of what one read brought, pauses that fill the buffers of the kernel, and requests that are given up before
+// they are answered.
+
 import { connect, type Socket } from 'node:net'
 import { until } from './wait.js'
 
@@ -89,11 +93,6 @@ export class AnswerReader {
   /** The blocks that dispatched an event. */
   get events (): Block[] {
     return this.blocks.filter(block => block.data !== null)
-  }
-
-  /** Events other than control events. */
-  get applicationEvents (): Block[] {
-    return this.events.filter(({ event }) => !event.startsWith('sse:'))
   }
 
   named (event: string): Block[] {
@@ -215,13 +214,6 @@ export class SSEClient extends AnswerReader {
 
   override get left (): boolean {
     return this.socket.destroyed
-  }
-
-  /** Waits until `count` events of a name have come. */
-  async waitFor (event: string, count = 1, ms = 30_000): Promise<Block[]> {
-    await until(() => this.named(event).length >= count || this.closed, ms, `${count} "${event}", has ${this.named(event).length}`)
-    if (this.named(event).length < count) throw new Error(`Closed after ${this.named(event).length} of ${count} "${event}"`)
-    return this.named(event)
   }
 
   async waitForEnd (ms = 30_000): Promise<void> {
