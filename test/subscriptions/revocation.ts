@@ -181,21 +181,21 @@ t.test('a slow client that reads while its rights are asked about is sent nothin
     let isAsked = false
     const service = await serve(t, { authorizeSubscription: () => !isAsked || new Promise<boolean>(resolve => { answer = resolve }) })
     const slow = await service.join('ada', ['room'])
-    const { client, connection } = slow
+    const { stream, connection } = slow
     await block(slow)
     await publish(service, 'for the room', { subscriptionIds: ['room'] })
     isAsked = true
     const asked = service.app.sse.reauthorize('ada')
     await until(() => answer)
     const { queuedBytes } = connection.stats()
-    client.resume()
+    stream.thaw()
     await until(() => connection.stats().queuedBytes < queuedBytes)
     await turns(20)
-    t.strictSame(texts(client), [])
+    t.strictSame(texts(stream), [])
     answer!(allowed)
     t.equal(await asked, allowed ? 0 : 1)
-    await settle(service, client)
-    t.strictSame(texts(client), allowed ? ['for the room'] : [])
+    await settle(service, stream)
+    t.strictSame(texts(stream), allowed ? ['for the room'] : [])
   }
 })
 
