@@ -1,21 +1,15 @@
 import type { HttpResponse } from '../wire/http.js'
-import type { CloseReason } from './close-reason.js'
 import type { ConnectionContext } from './context.js'
-import { Sender } from './sender.js'
+import { Stall } from './stall.js'
 
-/** What time does to a stream: keep-alive, the end of a client that is stalled, of a user's rights, and of a connection that is too old. */
-export abstract class Timing extends Sender {
-  /** @internal */ dueAt = Infinity
-  /** @internal */ slot = -1
-  /** @internal */ slotIndex = 0
+/** What time does to a stream: keep-alive, the end of a user's rights, of a connection that is too old, and of one that is stalled. */
+export abstract class Timing extends Stall {
   /** When the stream ends at the latest, in milliseconds of the monotonic clock. */
   readonly #endsAt: number
   /** Whether the user's rights end then, as opposed to the connection being too old. */
   readonly #expires: boolean
   /** By the wall clock, in milliseconds since the epoch; Infinity for rights without an end. */
   readonly #expiresAt: number
-  /** Since when the stream has waited for its socket, or for a decision about rights, in time that the event loop has run. */
-  #waitingSince = 0
 
   /** @internal */
   constructor (context: ConnectionContext, response: HttpResponse, managed: boolean, expiresAt = Infinity) {
@@ -32,8 +26,6 @@ export abstract class Timing extends Sender {
 
   // --- What the life of the connection decides ---
 
-  /** Ends the stream in good order. */
-  abstract close (reason?: string): void
   /** Ends what carries the stream, and with it the stream. @internal */
   protected abstract destroy (): void
 
@@ -48,23 +40,20 @@ export abstract class Timing extends Sender {
   /** The client has `drainMs` to take what was written. @internal */
   protected startDraining (): void {
     const { options: { clock, drainMs }, wheel } = this.context
-    this.#waitingSince = wheel.ran
+    this.startWaiting()
     wheel.schedule(this, clock.monotonic() + drainMs)
   }
 
   /** @internal */
-  onTime (now: number): void {
-    const { options: { stallTimeoutMs, drainMs }, wheel } = this.context
+  override onTime (now: number): void {
+    const { options: { drainMs }, wheel } = this.context
     if (this.state === 'closing') {
-      const leftMs = drainMs - this.#waitedMs()
+      const leftMs = drainMs - this.waitedMs()
       return leftMs > 0 ? wheel.schedule(this, now + leftMs) : this.destroy()
     }
     if (now >= this.#endsAt) return this.close(this.#expires ? 'auth-expired' : 'max-age')
-    if (!this.blocked) {
-      this.#keepAlive(now)
-    } else if (stallTimeoutMs > 0 && this.#waitedMs() >= stallTimeoutMs) {
-      return this.waitsForRights ? this.close('rights-unknown' satisfies CloseReason) : this.cut('stalled')
-    }
+    if (!this.blocked) this.#keepAlive(now)
+    else if (this.cutIfStalled()) return
     wheel.schedule(this, this.#nextDue(now))
   }
 
@@ -75,25 +64,10 @@ export abstract class Timing extends Sender {
   }
 
   #nextDue (now: number): number {
-    const { keepAliveIntervalMs, stallTimeoutMs } = this.context.options
-    const { blocked } = this
+    const { keepAliveIntervalMs } = this.context.options
     // The idle interval starts at the last write, or at the last check of an idle connection.
-    const silentSince = blocked || this.lastWriteAt + keepAliveIntervalMs <= now ? now : this.lastWriteAt
-    const due = Math.min(this.#endsAt, silentSince + keepAliveIntervalMs)
-    return blocked && stallTimeoutMs > 0 ? Math.min(due, now + stallTimeoutMs - this.#waitedMs()) : due
-  }
-
-  /** @internal */
-  protected override onWait (): void {
-    const { options: { clock, stallTimeoutMs }, wheel } = this.context
-    this.#waitingSince = wheel.ran
-    const stalledAt = clock.monotonic() + stallTimeoutMs
-    if (stallTimeoutMs > 0 && stalledAt < this.dueAt) wheel.schedule(this, stalledAt)
-  }
-
-  /** How long the socket has had to take what was written. */
-  #waitedMs (): number {
-    return this.context.wheel.ran - this.#waitingSince
+    const silentSince = this.blocked || this.lastWriteAt + keepAliveIntervalMs <= now ? now : this.lastWriteAt
+    return Math.min(this.#endsAt, silentSince + keepAliveIntervalMs, this.stalledAt(now))
   }
 
   /** The wall clock has run ahead of the wheel's. @internal */
