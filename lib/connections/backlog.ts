@@ -249,7 +249,11 @@ export class Backlog {
       // What has not been delivered yet will be.
       if (message.seq > eventLog.position) break
       if (bytes >= PAGE_BYTES) return
-      if (turns.over) await turns.next()
+      if (turns.over) {
+        await turns.next()
+        // The application is not asked about a stream that has ended meanwhile.
+        if (moved()) return
+      }
       const wanted = wants(message)
       if (moved()) return
       if (wanted) {

@@ -3,7 +3,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { AuthenticationFailed } from '../errors.js'
 import type { ResolvedOptions } from '../options.js'
 
-/** Resolves when a strategy of the application has passed the request, rejects when none has. */
+/** Resolves when the application's strategies have passed the request, as `authRelation` says; rejects when they have not. */
 export type Strategies = (request: FastifyRequest, reply: FastifyReply) => Promise<void>
 
 /** `authStrategies` as one function, composed by @fastify/auth: the application's, or our own in a scope that shows nothing outside. */

@@ -37,7 +37,7 @@ export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders |
 
 /**
  * Sends the head that was made and a chunk after it, framed already, as one text: two would be two buffers, copied, and twice the time.
- * Returns whether the socket takes more.
+ * Returns what `write` has returned.
  */
 export function sendHeadWith (response: ServerResponse, chunk: string): unknown {
   // Node would frame it once more.

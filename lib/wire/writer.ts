@@ -160,11 +160,12 @@ export class Writer {
     this.#wait(room)
   }
 
-  /** @param room what `write` has returned. A wrapper that returns nothing has not said that there is none. */
+  /** @param room what `write` has returned; of a wrapper that returns nothing, the destination is asked. */
   #wait (room: unknown): void {
-    if (room !== false) return
+    const destination = this.#destination!
+    if (room === true || (room !== false && !destination.writableNeedDrain)) return
     this.#owner.blocked = true
-    this.#destination!.once('drain', onDrain)
+    destination.once('drain', onDrain)
   }
 
   /**

@@ -1,6 +1,6 @@
 import { getDefaultHighWaterMark } from 'node:stream'
 import t from 'tap'
-import { EventPriority } from '../../lib/index.js'
+import { EventPriority, type Subscriber } from '../../lib/index.js'
 import { block, FILLER_BYTES, isApplicationEvent, payloads, serve, settle, texts } from '../helpers/app.js'
 import { SSEClient, type Block } from '../helpers/sse.js'
 import { turns, until } from '../helpers/wait.js'
@@ -148,6 +148,32 @@ t.test('a slow client that falls out of the log: one gap, then live', async t =>
     await settle(service, again.stream)
     t.strictSame([again.stream.named('sse:gap').length, again.stream.named('n').length], [0, 0])
   }
+})
+
+t.test('a filter is not asked about a client that has left while a page is read for it', async t => {
+  const service = await serve(t)
+  const { app } = service
+  const { stream: first, connection: other } = await service.join('ada')
+  const cursor = first.lastEventId
+  let asked = 0
+  const afterItsEnd: number[] = []
+  const filter = ({ clientId }: Subscriber): boolean => {
+    if (clientId === other.clientId) return false
+    asked++
+    const back = app.sse.getConnection(clientId)
+    if (back === undefined) afterItsEnd.push(asked)
+    // As long as a page may take in one turn.
+    const end = performance.now() + 10
+    while (performance.now() < end);
+    if (asked === 2) setImmediate(() => { back?.close() })
+    return false
+  }
+  for (let i = 0; i < 100; i++) await app.sse.broadcastEvent({ event: 'x', data: 'x' }, { filter })
+  const { stream } = await service.join('grace', [], { cursor })
+  await stream.ended
+  await turns(20)
+  t.ok(asked >= 2 && asked < 100, `asked ${asked} times`)
+  t.strictSame(afterItsEnd, [])
 })
 
 t.test('ephemeral events are dropped lowest first, and counted', async t => {

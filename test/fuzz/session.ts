@@ -430,7 +430,7 @@ export class Session {
     for (const release of this.#waiting.splice(0)) release()
     for (const client of this.#clients) this.#flow(client, true)
     // A keep-alive that is always due never lets a client be quiet; ages end streams over and over.
-    const deadline = Date.now() + 10_000
+    const deadline = Date.now() + 60_000
     for (const client of this.#clients) {
       for (let quiet = 0; quiet < 5;) {
         assert.ok(Date.now() < deadline, `no end: ${client.attempt?.status} ${JSON.stringify(client.connection?.stats())} ${client.attempt?.wire.inFlight}`)

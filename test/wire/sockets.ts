@@ -268,6 +268,24 @@ t.test('sockets', async t => {
     }
   })
 
+  t.test('a write that is wrapped, and returns nothing, does not queue without end for a client that does not read', async t => {
+    const { app, url } = await start(t, app => {
+      app.get('/', async (_request, reply) => {
+        const { raw } = reply
+        const { write } = raw
+        raw.write = function (...args: unknown[]) { Reflect.apply(write, raw, args) } as unknown as typeof write
+        await reply.sse()
+      })
+    }, { outboxBytes: 10_000 })
+    const socket = raw(t, url, { path: '/' })
+    await socket.waitFor('retry: ')
+    socket.socket.pause()
+    const [connection] = app.sse.connections()
+    for (let i = 0; i < 2_000 && !connection!.stats().lagging; i++) await app.sse.broadcastEvent({ data: 'x'.repeat(30_000) })
+    t.match(connection!.stats(), { lagging: true })
+    t.ok(connection!.stats().queuedBytes < 400_000, `${connection!.stats().queuedBytes} bytes wait`)
+  })
+
   t.test('a header that is not ASCII has the same bytes on a stream as anywhere else', async t => {
     const { url } = await start(t, app => {
       app.addHook('onRequest', async (_request, reply) => { reply.header('x-name', 'é') })

@@ -1,5 +1,5 @@
 /**
- * How the other scripts begin: where the log stands. KEYS: meta, log, ephemeral. The last of ARGV, joined by colons: the epoch
+ * How APPEND and GREET begin: where the log stands. KEYS: meta, log, ephemeral. The last of ARGV, joined by colons: the epoch
  * that the caller reads, or 0, and number and time of the newest command that it has read there. Sets now, epoch, seq,
  * ephemerals and the lengths of the streams. A log that has lost its meta data or its entries, or whose keys were changed by
  * something else, is renewed: it gets another epoch, and says why. An epoch is the time at which it began, in milliseconds, so
