@@ -4,13 +4,14 @@ import type { History, Page, Published } from '../log/broker.js'
 import { Ring } from '../log/ring.js'
 import { systemClock } from '../util/clock.js'
 import { createId } from '../util/id.js'
-import { TestBroker, type SharedLog } from './test-broker.js'
+import { TestBroker } from './test-broker.js'
 
+// A SharedLog. `implements` would say so in the published types too, which leave out what is internal.
 /**
  * A log in memory that several nodes of this process share, and that outlives each of them: a two-node test, or a restart that keeps
  * the log, without Redis.
  */
-export class TestLog implements SharedLog {
+export class TestLog {
   /** @internal */ epoch = newEpoch()
   readonly #nodes = new Set<TestBroker>()
   readonly #claims = new Map<string, number>()
