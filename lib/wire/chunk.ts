@@ -35,11 +35,6 @@ export class Chunk implements Held {
     return this.#text
   }
 
-  /** The HTTP/1.1 chunk as text, to go in one write with the head before it. */
-  get asText (): string {
-    return this.#framed === null ? this.#text : this.#framed.toString()
-  }
-
   get framed (): Buffer {
     if (this.#framed === null) {
       this.#framed = Buffer.from(this.#text)

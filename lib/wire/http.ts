@@ -12,41 +12,22 @@ export type HttpRequest = IncomingMessage | Http2ServerRequest
 export type HttpResponse = ServerResponse | Http2ServerResponse
 
 /**
- * Makes the head, which Node's HTTP/1 holds back for the first byte of the body.
+ * Sends the head at once: `writeHead` alone waits for the first byte of the body. Apart from that byte: written with it, Node would keep
+ * the head in the pieces it was made of, 700 bytes more for each stream.
  * @param headers given here and not one by one, none of them is kept; the object is the callee's from here on. Null: they have been set already.
  */
-export function makeHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
+export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
   if (response.headersSent) return
   // Said outright, because then it is known that what follows are chunks; not before, as an onSend hook may send something else.
   const chunked = response instanceof ServerResponse && response.req.httpVersion === '1.1'
   if (headers === null) {
     if (chunked) response.setHeader('transfer-encoding', 'chunked')
-    response.writeHead(response.statusCode)
   } else {
     if (chunked) headers['transfer-encoding'] = 'chunked'
     response.writeHead(200, headers)
   }
-}
-
-/** Makes the head, and sends it at once. */
-export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
-  makeHead(response, headers)
   // Node's HTTP/2 has it too; its types do not.
   ;(response as ServerResponse).flushHeaders()
-}
-
-/**
- * Sends the head that was made and a chunk after it, framed already, as one text: two would be two buffers, copied, and twice the time.
- * Returns what `write` has returned.
- */
-export function sendHeadWith (response: ServerResponse, chunk: string): unknown {
-  // Node would frame it once more.
-  response.chunkedEncoding = false
-  try {
-    return response.write(chunk)
-  } finally {
-    response.chunkedEncoding = true
-  }
 }
 
 /** Whether the bytes after the head are HTTP/1.1 chunks written by nobody but us. */

@@ -1,8 +1,8 @@
-import type { OutgoingHttpHeaders, ServerResponse } from 'node:http'
+import type { OutgoingHttpHeaders } from 'node:http'
 import type { Writable } from 'node:stream'
 import type { MemoryBudget } from '../util/memory-budget.js'
 import { TEXT_ENCODING, type Chunk } from './chunk.js'
-import { closeTransport, isPlainChunked, makeHead, sendHead, sendHeadWith, socketAhead, whenSocketClosed, type HttpResponse } from './http.js'
+import { closeTransport, isPlainChunked, sendHead, socketAhead, whenSocketClosed, type HttpResponse } from './http.js'
 
 /** How a stream begins and ends where it leads to. */
 export interface Opening {
@@ -86,28 +86,17 @@ export class Writer {
     socket?.cork()
     try {
       if (wrapped) destination.on('error', onError)
-      else makeHead(response, headers ?? null)
-      const plain = !wrapped && isPlainChunked(response) ? response : null
-      this.#framed = plain !== null
-      const target: Writable = plain?.socket ?? destination
+      else sendHead(response, headers ?? null)
+      this.#framed = !wrapped && isPlainChunked(response)
+      const target: Writable = this.#framed ? response.socket! : destination
       this.#destination = target
       this.#keeps = 'flush' in target && typeof target.flush === 'function'
       ;(target as Owned)[kWriter] = this
       this.#owner.blocked = false
-      if (plain !== null) return this.#putHead(plain, first)
-      if (!wrapped) sendHead(response, null)
       this.write(first)
     } finally {
       // Also when the head cannot be written: whatever is answered then has the same socket.
       socket?.uncork()
-    }
-  }
-
-  #putHead (response: ServerResponse, first: Chunk): void {
-    try {
-      this.#wait(sendHeadWith(response, first.asText))
-    } catch (error) {
-      this.#owner.onWriteError(error)
     }
   }
 
@@ -157,12 +146,7 @@ export class Writer {
       // One application's stream must not stop the flush of all others.
       return this.#owner.onWriteError(error)
     }
-    this.#wait(room)
-  }
-
-  /** @param room what `write` has returned; of a wrapper that returns nothing, the destination is asked. */
-  #wait (room: unknown): void {
-    const destination = this.#destination!
+    // A wrapper that returns nothing has not said that there is none: the destination is asked.
     if (room === true || (room !== false && !destination.writableNeedDrain)) return
     this.#owner.blocked = true
     destination.once('drain', onDrain)

@@ -253,7 +253,8 @@ t.test('sockets', async t => {
           wrapped = everywhere ? null : wrapper
           if (everywhere) ServerResponse.prototype.write = wrapper as typeof write
           const socket = raw(t, at, { path: '/managed' })
-          if (what === 'throws') {
+          // A stream on a socket of its own does not go through the prototype.
+          if (what === 'throws' && !everywhere) {
             await socket.waitForClose()
           } else {
             await socket.waitFor('retry: ')
