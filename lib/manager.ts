@@ -213,13 +213,13 @@ export class SSEManager {
 
   /**
    * Who holds exactly this topic or pattern, on all nodes, as of now. Asked, not remembered: of a node that does not answer
-   * within `cluster.answerTimeoutMs` nothing is known, and `complete` is false then.
+   * within `cluster.answerTimeoutMs` nothing is known, and `complete` is false then. Who may come back unannounced, see
+   * `presenceEvents.lingerMs`, is named as well.
    * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE; SSE_ERR_CLOSED once the manager is closed.
    */
   async presence (subscription: string): Promise<Presence> {
     assertSubscription(subscription)
-    const { value, complete } = await this.node.cluster.ask('presence', subscription)
-    return { ...value!, complete: complete && value!.complete }
+    return await this.node.cluster.presence(subscription)
   }
 
   // --- Broadcasts ---

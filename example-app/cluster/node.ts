@@ -12,7 +12,7 @@ import { allowedHosts, allowSameOrigin } from '../same-origin.js'
 
 const [name, redisUrl] = process.argv.slice(2) as [string, string]
 const TICK_MS = 500
-const LINGER_MS = 3_000
+const LINGER_MS = 10_000
 const ROOM = 'room:lobby'
 const PAGE_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
@@ -45,21 +45,9 @@ app.get<{ Querystring: Static<typeof Visitor> }>('/sse', { sse: true, schema: { 
   const connection = await reply.sse({ subscriptions: ['ticks', ROOM] })
   // Before any replay: by its time the page tells what is one.
   connection.sendEvent({ event: 'welcome', data: { node: name, clientId: connection.clientId, at: connection.clientInfo.connectedAt }, priority: EventPriority.CRITICAL })
-  const tellPresent = async () => {
-    const { users, complete } = await app.sse.presence(ROOM)
-    connection.sendEvent({ event: 'present', data: users.map(({ userId }) => userId) })
-    return complete
-  }
-  /** Asks once more, and again until all nodes have answered. */
-  const tellPresentLater = () => {
-    setTimeout(async () => {
-      const complete = await tellPresent().catch((error: unknown) => { app.log.warn(error) })
-      if (complete !== true && connection.isConnected) tellPresentLater()
-    }, LINGER_MS).unref()
-  }
-  await tellPresent()
-  // Users who were cut at the same time may not be back yet. They are not announced either: nobody has left.
-  tellPresentLater()
+  // Also users who were cut and are not back yet: nobody will be told that they have come, as nobody was told that they left.
+  const { users } = await app.sse.presence(ROOM)
+  connection.sendEvent({ event: 'present', data: users.map(({ userId }) => userId) })
 })
 
 app.post<{ Body: Static<typeof Saying> }>('/say', { schema: { body: Saying } }, async request => {

@@ -1,5 +1,5 @@
 import { MissedCommands } from './missed-commands.js'
-import type { ArgumentsOf, Commands, ResultOf } from './commands.js'
+import { withAnnounced, type ArgumentsOf, type Commands, type Presence, type ResultOf } from './commands.js'
 import type { Dispatcher, FrameReceiver } from '../delivery/dispatcher.js'
 import type { EventLog, NodeWay } from '../log/event-log.js'
 import { Closed } from '../errors.js'
@@ -220,6 +220,12 @@ export class Cluster {
     // Its own answer would be all there is: no connections, on nodes that are not asked.
     if (this.#closed) throw new Closed()
     return await this.#scatter.ask(name, ...args)
+  }
+
+  /** See `SSEManager.presence`. */
+  async presence (subscription: string): Promise<Presence> {
+    const { value, complete } = await this.ask('presence', subscription)
+    return withAnnounced({ ...value!, complete: complete && value!.complete }, this.#presence?.usersOf(subscription) ?? [])
   }
 
   stats (): ClusterStats {

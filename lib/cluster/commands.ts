@@ -46,7 +46,10 @@ export interface Presence {
   connections: number
   /** Those among them that are nobody's. */
   anonymous: number
-  /** Each user once, with the number of streams; of one node the first 1,000. */
+  /**
+   * Each user once, with the number of streams; of one node the first 1,000. In a topic of `presenceEvents` also who has no stream
+   * at the moment but may come back unannounced, with 0: these are the users that `sse:join` and `sse:leave` tell of.
+   */
   users: { userId: string, connections: number }[]
   /** Whether every node has answered, and has named all its users. */
   complete: boolean
@@ -125,6 +128,17 @@ function holdersOf (connections: readonly SSEConnection[]): Presence {
   }
   const users = Array.from(perUser, ([userId, connections]) => ({ userId, connections }))
   return { connections: connections.length, anonymous, users: users.slice(0, MAX_NAMED_USERS), complete: users.length <= MAX_NAMED_USERS }
+}
+
+/** Adds the users of whom the connections of this node have been told that they came, and not that they left. @internal */
+export function withAnnounced ({ users, complete, ...counts }: Presence, announced: Iterable<string>): Presence {
+  const known = new Set(users.map(({ userId }) => userId))
+  const missing = [...announced].filter(userId => !known.has(userId))
+  return {
+    ...counts,
+    users: users.concat(missing.slice(0, MAX_NAMED_USERS).map(userId => ({ userId, connections: 0 }))),
+    complete: complete && missing.length <= MAX_NAMED_USERS
+  }
 }
 
 function mergePresence (one: Presence, other: Presence): Presence {

@@ -33,8 +33,8 @@ export class PresenceList {
   readonly #here = new Map<Key, number>()
   /** What the other nodes have not been told yet. */
   readonly #changes = new Map<Key, boolean>()
-  /** Nodes that hold each place. */
-  readonly #places = new Map<Key, Set<string>>()
+  /** By topic and user, the nodes that hold the place: those who are announced, and whose leaving is not. */
+  readonly #places = new Map<string, Map<string, Set<string>>>()
   /** Places that nobody holds any more, and until when somebody may come back, in order. */
   readonly #leaving = new Map<Key, number>()
   /** Nodes that have told all they have, and of how many places each is one. */
@@ -110,6 +110,11 @@ export class PresenceList {
 
   // --- All nodes, in the order of the log ---
 
+  /** Who is in a topic by what the connections of this node have been told. */
+  usersOf (topic: string): Iterable<string> {
+    return this.#places.get(topic)?.keys() ?? []
+  }
+
   changed ({ from, changes }: MessageOf<'presence'>): void {
     for (const [topic, userId, present] of changes) {
       if (present) this.#add(from, keyOf(topic, userId), true)
@@ -154,12 +159,15 @@ export class PresenceList {
 
   #of (nodeId: string): Set<Key> {
     const keys = new Set<Key>()
-    for (const [key, nodes] of this.#places) if (nodes.has(nodeId)) keys.add(key)
+    for (const [topic, users] of this.#places) for (const [userId, nodes] of users) if (nodes.has(nodeId)) keys.add(keyOf(topic, userId))
     return keys
   }
 
   #add (nodeId: string, key: Key, news: boolean): void {
-    const nodes = this.#places.get(key)
+    const [topic, userId] = partsOf(key)
+    let users = this.#places.get(topic)
+    if (users === undefined) this.#places.set(topic, users = new Map())
+    const nodes = users.get(userId)
     if (nodes?.has(nodeId) === true) return
     this.#count(nodeId, 1)
     if (nodes !== undefined) {
@@ -167,12 +175,13 @@ export class PresenceList {
       this.#leaving.delete(key)
       return
     }
-    this.#places.set(key, new Set([nodeId]))
-    if (news) this.#host.announce('join', ...partsOf(key))
+    users.set(userId, new Set([nodeId]))
+    if (news) this.#host.announce('join', topic, userId)
   }
 
   #remove (nodeId: string, key: Key): void {
-    const nodes = this.#places.get(key)
+    const [topic, userId] = partsOf(key)
+    const nodes = this.#places.get(topic)?.get(userId)
     if (nodes?.delete(nodeId) !== true) return
     this.#count(nodeId, -1)
     if (nodes.size > 0) return
@@ -195,8 +204,11 @@ export class PresenceList {
       for (const [key, due] of this.#leaving) {
         if (due > now) break
         this.#leaving.delete(key)
-        this.#places.delete(key)
-        this.#host.announce('leave', ...partsOf(key))
+        const [topic, userId] = partsOf(key)
+        const users = this.#places.get(topic)!
+        users.delete(userId)
+        if (users.size === 0) this.#places.delete(topic)
+        this.#host.announce('leave', topic, userId)
       }
       this.#wait()
     }))

@@ -136,6 +136,13 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     await hears(watcher, 'join watcher', 'join ada')
     await ada.stream.close()
     await until(() => a.app.sse.connectionCount === 0)
+    // She is not announced when she is back: who asks in between is told of her.
+    await Promise.all([a, b].map(({ app }) => until(async () => (await app.sse.presence('room:1')).connections === 1)))
+    for (const { app: { sse } } of [a, b]) {
+      const { users, ...counts } = await sse.presence('room:1')
+      t.strictSame(counts, { connections: 1, anonymous: 0, complete: true })
+      t.strictSame(users.sort((one, other) => other.connections - one.connections), [{ userId: 'watcher', connections: 1 }, { userId: 'ada', connections: 0 }])
+    }
     await b.join('ada', ['room:1'])
     await a.join('grace', ['room:1'])
     await hears(watcher, 'join watcher', 'join ada', 'join grace')
@@ -153,7 +160,11 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     const watcher = await late.join('watcher', ['room:1'])
     await hears(watcher, 'join watcher')
     dying.freeze()
+    // Of a node that does not answer, those who are announced are known all the same.
+    t.match(await late.app.sse.presence('room:1'), { connections: 1, users: [{ userId: 'watcher', connections: 1 }, { userId: 'ada', connections: 0 }] })
     await hears(watcher, 'join watcher', 'leave ada')
+    t.match(await late.app.sse.presence('room:1'), { users: [{ userId: 'watcher' }] })
+    t.equal((await late.app.sse.presence('room:1')).users.length, 1)
     // One that came meanwhile does not know that node; to both its users have come.
     const later = await node(t, 'later', { keyPrefix, presenceEvents })
     await until(() => later.app.sse.clusterStats().nodes.length === 3)

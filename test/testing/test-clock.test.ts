@@ -134,6 +134,8 @@ t.test('who leaves, and who comes back in time', async t => {
   await watcher.next('sse:join')
   await ada.close()
   await clock.advance(4_999)
+  const { users } = await app.sse.presence('room:1')
+  t.strictSame(users, [{ userId: 'watcher', connections: 1 }, { userId: 'ada', connections: 0 }], 'of whom nobody is told that she is back')
   const again = await ada.reconnect()
   await clock.advance(10_000)
   t.same(watcher.events.map(({ event }) => event), ['sse:join', 'sse:join'])
