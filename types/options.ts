@@ -1,7 +1,7 @@
 import type { ResolvedRedisOptions } from '../lib/log/redis/options.js'
 import type { ResolvedOptions } from '../lib/options.js'
 
-// Made from the schemas of lib/options.ts and lib/log/redis/options.ts by test/readme.test.ts; UPDATE_README=1 writes it.
+// Made from the schemas of lib/options.ts and lib/log/redis/options.ts by test/docs.test.ts; UPDATE_DOCS=1 writes it.
 
 /** Options of the plugin and of `SSEManager`, all optional. */
 export interface SSEOptions {

@@ -1,205 +1,24 @@
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
-import { readFile, stat, writeFile } from 'node:fs/promises'
 import { createServer, type Server } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
-import type { TSchema } from '@sinclair/typebox'
-import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
-import t, { type Test } from 'tap'
+import type { FastifyReply, FastifyRequest } from 'fastify'
 import { EventSource } from 'undici'
-import type { Broker, GapReason, Sink } from '../lib/log/broker.js'
-import { redisStreamsBroker } from '../lib/redis.js'
-import { CLOSE_REASONS } from '../lib/connections/close-reason.js'
-import * as errors from '../lib/errors.js'
-import type { ControlEvent } from '../lib/events/control.js'
-import ssePlugin, { memoryBroker, SSEError, type SSEManager } from '../lib/index.js'
-import { RedisStreamsOptionsSchema } from '../lib/log/redis/options.js'
-import { OptionsSchema } from '../lib/options.js'
-import { isApplicationEvent, listen, openURL, payloads, serve } from './helpers/app.js'
-import { createCertificate } from './helpers/certificate.js'
-import { connectH2, H2Stream } from './helpers/h2.js'
-import { RedisServer, withoutRedis } from './helpers/redis.js'
-import { compile, documentationIn, GLOBALS, OPTIONS, optionsInterface, optionsTable, README, ROOT, samplesOf, tableOf, transpile } from './helpers/readme.js'
-import { type ClientOptions } from './helpers/sse.js'
-import { until } from './helpers/wait.js'
-import { ROOMS } from './helpers/rooms.js'
-import { blocksOf } from './helpers/raw.js'
-import type { TestStream } from '../lib/testing/index.js'
+import ssePlugin, { memoryBroker, type SSEManager } from '../../lib/index.js'
+import type { Broker, Sink } from '../../lib/log/broker.js'
+import { redisStreamsBroker } from '../../lib/redis.js'
+import type { TestStream } from '../../lib/testing/index.js'
+import { isApplicationEvent, listen, payloads, serve } from '../helpers/app.js'
+import { createCertificate } from '../helpers/certificate.js'
+import { connectH2, H2Stream } from '../helpers/h2.js'
+import { pageAt, sampleOf } from '../helpers/pages.js'
+import { blocksOf } from '../helpers/raw.js'
+import { RedisServer, withoutRedis } from '../helpers/redis.js'
+import { at, bare, run, visit, type Drivers } from '../helpers/samples.js'
+import type { ClientOptions } from '../helpers/sse.js'
+import { until } from '../helpers/wait.js'
 
-// README says what the code does: its tables are compared with the code, its samples compiled and run.
-
-const readme = await readFile(README, 'utf8')
-const samples = samplesOf(readme)
-
-t.test('tables and lists', async t => {
-  t.test('options and rooms, made from their schemas and list', async t => {
-    let wanted = readme
-    const rooms = ['| Room | What it is for |', '|---|---|', ...ROOMS.map(([room, job]) => `| \`${room}\` | ${job} |`)].join('\n')
-    for (const [marker, table] of [['options', optionsTable(OptionsSchema)], ['redis-options', optionsTable(RedisStreamsOptionsSchema)], ['rooms', rooms]] as const) {
-      const [, before, , after] = new RegExp(`^(.*<!-- ${marker}: [^\\n]*-->\\n)(.*?)(<!-- /${marker} -->.*)$`, 's').exec(wanted)!
-      wanted = `${before}${table}\n${after}`
-    }
-    const types = [
-      "import type { ResolvedRedisOptions } from '../lib/log/redis/options.js'\nimport type { ResolvedOptions } from '../lib/options.js'",
-      '// Made from the schemas of lib/options.ts and lib/log/redis/options.ts by test/readme.test.ts; UPDATE_README=1 writes it.',
-      optionsInterface('SSEOptions', 'Options of the plugin and of `SSEManager`, all optional.', OptionsSchema, 'ResolvedOptions'),
-      optionsInterface('RedisStreamsOptions', 'Options of `redisStreamsBroker`, all but `client` optional.', RedisStreamsOptionsSchema, 'ResolvedRedisOptions')
-    ].join('\n\n') + '\n'
-    if (process.env.UPDATE_README === '1') return await Promise.all([writeFile(README, wanted), writeFile(OPTIONS, types)])
-    t.equal(readme, wanted, 'UPDATE_README=1 brings the tables up to date')
-    t.equal(await readFile(OPTIONS, 'utf8'), types, 'and the types')
-  })
-
-  t.test('options that must not be undefined', async t => {
-    const marked = (properties: Record<string, TSchema>, prefix = ''): string[] => Object.entries(properties).flatMap(([name, schema]) => [...(schema['protects'] === true ? [prefix + name] : []), ...marked(schema.properties ?? {}, `${prefix}${name}.`)])
-    const [, listed] = /The ones that protect must not be `undefined`.*?:\n(.*?)\./.exec(readme.replace('decorators.reply', 'decorators/reply'))!
-    t.same(Array.from(listed!.matchAll(/`([^`]+)`/g), ([, name]) => name!.replace('/', '.')), marked(OptionsSchema.properties))
-  })
-
-  t.test('options, as an editor shows them', async t => {
-    const { history, ...others } = OptionsSchema.properties
-    const lines = [...Object.keys(others).map(name => `${name}: null!`), `history: { ${Object.keys(history.properties).map(name => `${name}: 1`).join(', ')} }`]
-    const shown = documentationIn(`
-      import ssePlugin from 'fastify-sse-manager'
-      import type { FastifyInstance, FastifyReply } from 'fastify'
-      export async function use (app: FastifyInstance, reply: FastifyReply) {
-        await app.register(ssePlugin, { ${lines.join(', ')} })
-        await app.sse.broadcastEvent({ data: 1 }, { ephemeral: true, userIds: [] })
-        await reply.sse({ subscriptions: [], clientInfo: {}, lastEventId: null })
-      }`, [...Object.keys(OptionsSchema.properties), ...Object.keys(history.properties), 'ephemeral', 'userIds', 'subscriptions', 'clientInfo', 'lastEventId'])
-    t.same([...shown].filter(([, text]) => text === ''), [])
-    t.equal(shown.get('keepAliveIntervalMs'), 'Silence after which a keep-alive is sent, in milliseconds. Integer from 10. Default `15_000`.')
-    t.equal(shown.get('maxAgeMs'), 'Age to which events are kept for replay, in milliseconds. Integer from 1. Default `300_000`.')
-  })
-
-  t.test('errors, with their status', async t => {
-    const defined = Object.values(errors)
-      .filter(value => value !== SSEError && value !== errors.reviveError)
-      .map(value => new (value as new () => SSEError)())
-      .map(({ code, statusCode }) => `${code} ${statusCode}`)
-    t.ok(defined.length > 30)
-    t.same(tableOf(readme, 'Code').map(([code, status]) => `${code} ${status}`).sort(), defined.sort())
-  })
-
-  t.test('close reasons, and after which of them clients are told to come back', async t => {
-    const rows = tableOf(readme, 'Close reason')
-    t.same(rows.map(([reason]) => reason), CLOSE_REASONS)
-    const service = await serve(t)
-    for (const [reason, , comeBack] of [...rows, ['kicked', '', 'no']]) {
-      if (comeBack === '') continue
-      const { stream, connection } = await service.join()
-      connection.close(reason)
-      await stream.until(() => stream.named('sse:close').length >= 1)
-      t.same(payloads(stream, 'sse:close'), [{ reason, reconnect: comeBack === 'yes' }])
-    }
-  })
-
-  t.test('reasons of a gap', async t => {
-    // The compiler holds this list to the type.
-    const reasons: Record<GapReason, true> = { malformed: true, epoch: true, unknown: true, trimmed: true, limit: true }
-    t.same(tableOf(readme, 'Reason of a gap').map(([reason]) => reason), Object.keys(reasons))
-  })
-
-  t.test('control events', async t => {
-    const events: Record<ControlEvent, true> = { gap: true, close: true, error: true, unsubscribed: true, join: true, leave: true }
-    t.same(tableOf(readme, 'Event').map(([event]) => event), ['data', 'notification', ...Object.keys(events).map(name => `sse:${name}`)])
-  })
-
-  t.test('options of a broadcast', async t => {
-    const named = tableOf(readme, 'Option of a broadcast').flatMap(([cell]) => cell!.split(/`?, `?/))
-    const { sse } = (await serve(t)).app
-    for (const name of named) {
-      const error = await sse.broadcastEvent({ data: 1 }, { [name]: Symbol('wrong') }).catch(error => error)
-      t.ok(error instanceof SSEError && !error.message.includes('unknown property'), name)
-    }
-    t.equal(named.length, 10)
-  })
-
-  t.test('patterns', async t => {
-    const { join, app: { sse } } = await serve(t)
-    const topics = (cell: string) => Array.from(cell.matchAll(/[\w:]+/g), ([topic]) => topic).filter(topic => topic !== 'everything')
-    for (const [subscription, covered, uncovered] of tableOf(readme, 'Subscription')) {
-      const { connection } = await join(null, [subscription!])
-      for (const topic of topics(covered!)) t.equal(connection.hasSubscription(topic), true, `${subscription} covers ${topic}`)
-      for (const topic of topics(uncovered!)) t.equal(connection.hasSubscription(topic), false, `${subscription} does not cover ${topic}`)
-      connection.close()
-    }
-    t.equal((await sse.broadcastEvent({ data: 1 })).delivered, 0)
-  })
-
-  t.test('links within the page lead somewhere', async t => {
-    const headings = new Set(Array.from(readme.replace(/^```.*?^```$/gms, '').matchAll(/^#+ (.*)$/gm), ([, heading]) => heading!.toLowerCase().replace(/[^\w -]/g, '').replaceAll(' ', '-')))
-    const links = Array.from(readme.matchAll(/\]\(#([^)]+)\)/g), ([, link]) => link!)
-    t.same(links.filter(link => !headings.has(link)), [])
-    t.ok(links.length > 15)
-  })
-
-  t.test('the two commands', async t => {
-    const { scripts } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8'))
-    t.match(readme, /^npm ci && npm start +#/m)
-    t.match(readme, /^npm ci && npm test +#/m)
-    t.match(scripts.start, 'example-app/server.ts')
-    for (const step of ['lint', 'check', 'build', 'test:unit', 'test:types', 'test:package']) t.match(scripts.test, new RegExp(`npm run ${step}(?: |$)`))
-    t.match(await readFile(join(ROOT, '.ci/run'), 'utf8'), /^ *npm ci && npm test$/m)
-    t.ok((await stat(join(ROOT, '.ci/run'))).mode & 0o100, '.ci/run is executable')
-    for (const file of ['LICENSE', 'CHANGELOG.md', 'example-app/README.md']) t.ok(existsSync(join(ROOT, file)), file)
-  })
-})
-
-t.test('samples compile', async t => {
-  const typescript = samples.filter(({ language, name }) => language === 'ts' && name !== '')
-  // A registered catalogue holds for a whole program.
-  const registering = typescript.filter(({ text }) => text.includes('interface Register'))
-  const others = typescript.filter(sample => !registering.includes(sample))
-  t.equal(registering.length, 1)
-  t.ok(others.length > 15)
-  t.same(compile(registering, GLOBALS), [])
-  t.same(compile(others, GLOBALS), [])
-  const [said] = compile([{ language: 'ts', name: 'wrong', text: "import { SSEManager } from 'fastify-sse-manager'\nnew SSEManager({ keepAlive: 'yes' })" }], GLOBALS)
-  t.match(said, /^wrong\.ts:2: Type 'string' is not assignable to type 'boolean/, 'a wrong sample is found')
-})
-
-/** Runs a sample with these globals; `edit` prepares its text. Returns what it is asked to export. */
-async function run (t: Test, globals: Record<string, unknown> = {}, exports: string[] = [], edit = (text: string) => text): Promise<Record<string, any>> {
-  const sample = samples.find(({ name }) => name === t.name)!
-  const printed: unknown[][] = []
-  const given = { ...globals, [`printed-${t.name}`]: (...values: unknown[]) => { printed.push(values) } }
-  const before = Object.getOwnPropertyDescriptors(globalThis)
-  for (const [name, value] of Object.entries(given)) Object.defineProperty(globalThis, name, { value, configurable: true, writable: true })
-  t.teardown(() => {
-    for (const name of Object.keys(given)) {
-      Reflect.deleteProperty(globalThis, name)
-      if (name in before) Object.defineProperty(globalThis, name, before[name as keyof typeof before])
-    }
-  })
-  const text = edit(transpile(sample, exports))
-  // Within the repository, so that the sample finds what it imports; beside what the driver may have put there.
-  if (!existsSync(t.testdirName)) t.testdir({})
-  const file = join(t.testdirName, 'sample.mjs')
-  await writeFile(file, `const console = { log: globalThis['printed-${t.name}'] }\n${text}`)
-  const module = await import(pathToFileURL(file).href)
-  return { ...module, printed }
-}
-
-function at (server: { address (): unknown }): string {
-  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`
-}
-
-async function visit (t: Test, url: string, options?: ClientOptions): Promise<TestStream> {
-  const stream = await openURL(t, url, options)
-  return stream
-}
-
-/** An application to which samples add, closed when the test ends. */
-function bare (t: Test): FastifyInstance {
-  const app = Fastify()
-  t.teardown(() => app.close())
-  return app
-}
-
+/** Of the samples in README and in the guides. */
 /** Runs a sample and then, as the signal would, what it has put on SIGTERM. */
 async function terminate (signal: 'SIGTERM', before: readonly unknown[]): Promise<void> {
   for (const listener of process.rawListeners(signal)) if (!before.includes(listener)) await listener.call(process, signal)
@@ -209,7 +28,7 @@ const validateToken = async (token: string) => token === 'good' ? 'user123' : nu
 const bearer = (token: string): ClientOptions => ({ headers: { authorization: `Bearer ${token}` } })
 const resources = (stream: TestStream) => payloads(stream, 'data').map(({ resource }) => resource)
 
-const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
+export const DRIVERS: Drivers = {
   async 'quick-start' (t) {
     const { app } = await run(t, {}, ['app'])
     t.teardown(() => app.close())
@@ -217,7 +36,7 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
     const response = await fetch(`${at(app.server)}/news`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"headline":"It works"}' })
     t.same(await response.json(), { delivered: 1 })
     await stream.until(() => stream.named('data').length >= 2)
-    const shown = /prints the stream as it is:\n\n```\n(.*?)```/s.exec(readme)![1]!
+    const shown = /prints the stream as it is:\n\n```\n(.*?)```/s.exec(pageAt('README.md').text)![1]!
     const plain = (text: string) => text.trim().replace(/[\w-]{8}\.(\d)/g, 'epoch.$1').replace(/"at":\d+/, '"at":0')
     t.equal(plain(blocksOf(stream.text).map(({ text }) => text).join('\n\n')), plain(shown), 'the stream is the one that README shows')
   },
@@ -358,9 +177,9 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
   async catalogue (t) {
     const { app } = await run(t, {}, ['app'])
     t.teardown(() => app.close())
-    const sample = samples.find(({ name }) => name === 'catalogue')!.text
+    const sample = sampleOf('catalogue').text
     const error = await (app.sse as SSEManager).broadcastData('messages', { text: 1 }).catch(error => error)
-    t.ok(sample.includes(`${error.code}, ${error.message}`), `README has: ${error.message}`)
+    t.ok(sample.includes(`${error.code}, ${error.message}`), `the page has: ${error.message}`)
     await t.rejects(app.sse.broadcastEvent({ event: 'chat_massage', data: {} }), { code: 'SSE_ERR_UNKNOWN_EVENT' })
     t.equal(app.sse.stats().messages, 2, 'only the right ones were published')
   },
@@ -723,10 +542,3 @@ const DRIVERS: Record<string, (t: Test) => Promise<void>> = {
 async function listening (server: Server): Promise<void> {
   if (!server.listening) await once(server, 'listening')
 }
-
-t.test('samples run', async t => {
-  const named = samples.filter(({ name }) => name !== '')
-  t.same(named.map(({ name }) => name).sort(), Object.keys(DRIVERS).sort(), 'each sample is run')
-  t.same(samples.filter(({ name }) => name === '').map(({ text }) => text), ["import ssePlugin from 'fastify-sse-manager'                    // ESM\n", "const { ssePlugin } = require('fastify-sse-manager')           // CommonJS\n"], 'but for how to load it, which smoke.cjs and smoke.mjs do')
-  for (const { name } of named) await t.test(name, { timeout: 60_000 }, DRIVERS[name]!)
-})

@@ -1,0 +1,133 @@
+import { existsSync } from 'node:fs'
+import { readFile, stat, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { TSchema } from '@sinclair/typebox'
+import t from 'tap'
+import { CLOSE_REASONS } from '../../lib/connections/close-reason.js'
+import * as errors from '../../lib/errors.js'
+import type { ControlEvent } from '../../lib/events/control.js'
+import { SSEError } from '../../lib/index.js'
+import type { GapReason } from '../../lib/log/broker.js'
+import { RedisStreamsOptionsSchema } from '../../lib/log/redis/options.js'
+import { OptionsSchema } from '../../lib/options.js'
+import { payloads, serve } from '../helpers/app.js'
+import { documentationIn } from '../helpers/compiler.js'
+import { optionsInterface, optionsTable } from '../helpers/options-table.js'
+import { PAGES, pageAt, ROOT, tableOf } from '../helpers/pages.js'
+import { ROOMS } from '../helpers/rooms.js'
+
+// The tables of the pages are compared with the code.
+
+t.test('tables and lists', async t => {
+  t.test('options and rooms, made from their schemas and list', async t => {
+    const rooms = ['| Room | What it is for |', '|---|---|', ...ROOMS.map(([room, job]) => `| \`${room}\` | ${job} |`)].join('\n')
+    const tables = { options: optionsTable(OptionsSchema), 'redis-options': optionsTable(RedisStreamsOptionsSchema), rooms }
+    const files = new Map<string, { is: string, wanted: string }>()
+    for (const { path, text } of PAGES) {
+      const wanted = text.replace(/(<!-- ([\w-]+): made from [^\n]*-->\n).*?(<!-- \/\2 -->)/gs, (_, before: string, marker: keyof typeof tables, after: string) => `${before}${tables[marker]}\n${after}`)
+      if (text.includes('<!-- /')) files.set(path, { is: text, wanted })
+    }
+    t.same(Array.from(files.values(), ({ is }) => Array.from(is.matchAll(/<!-- \/([\w-]+) -->/g), ([, marker]) => marker)).flat().sort(), Object.keys(tables).sort(), 'each table stands once')
+    files.set('types/options.ts', {
+      is: await readFile(join(ROOT, 'types/options.ts'), 'utf8'),
+      wanted: [
+        "import type { ResolvedRedisOptions } from '../lib/log/redis/options.js'\nimport type { ResolvedOptions } from '../lib/options.js'",
+        '// Made from the schemas of lib/options.ts and lib/log/redis/options.ts by test/docs.test.ts; UPDATE_DOCS=1 writes it.',
+        optionsInterface('SSEOptions', 'Options of the plugin and of `SSEManager`, all optional.', OptionsSchema, 'ResolvedOptions'),
+        optionsInterface('RedisStreamsOptions', 'Options of `redisStreamsBroker`, all but `client` optional.', RedisStreamsOptionsSchema, 'ResolvedRedisOptions')
+      ].join('\n\n') + '\n'
+    })
+    for (const [path, { is, wanted }] of files) {
+      if (process.env.UPDATE_DOCS === '1') await writeFile(join(ROOT, path), wanted)
+      else t.equal(is, wanted, `UPDATE_DOCS=1 brings ${path} up to date`)
+    }
+  })
+
+  t.test('options that must not be undefined', async t => {
+    const marked = (properties: Record<string, TSchema>, prefix = ''): string[] => Object.entries(properties).flatMap(([name, schema]) => [...(schema['protects'] === true ? [prefix + name] : []), ...marked(schema.properties ?? {}, `${prefix}${name}.`)])
+    const [, listed] = /The ones that protect must not be `undefined`.*?:\n(.*?)\./.exec(pageAt('docs/reference/options.md').text.replace('decorators.reply', 'decorators/reply'))!
+    t.same(Array.from(listed!.matchAll(/`([^`]+)`/g), ([, name]) => name!.replace('/', '.')), marked(OptionsSchema.properties))
+  })
+
+  t.test('options, as an editor shows them', async t => {
+    const { history, ...others } = OptionsSchema.properties
+    const lines = [...Object.keys(others).map(name => `${name}: null!`), `history: { ${Object.keys(history.properties).map(name => `${name}: 1`).join(', ')} }`]
+    const shown = documentationIn(`
+      import ssePlugin from 'fastify-sse-manager'
+      import type { FastifyInstance, FastifyReply } from 'fastify'
+      export async function use (app: FastifyInstance, reply: FastifyReply) {
+        await app.register(ssePlugin, { ${lines.join(', ')} })
+        await app.sse.broadcastEvent({ data: 1 }, { ephemeral: true, userIds: [] })
+        await reply.sse({ subscriptions: [], clientInfo: {}, lastEventId: null })
+      }`, [...Object.keys(OptionsSchema.properties), ...Object.keys(history.properties), 'ephemeral', 'userIds', 'subscriptions', 'clientInfo', 'lastEventId'])
+    t.same([...shown].filter(([, text]) => text === ''), [])
+    t.equal(shown.get('keepAliveIntervalMs'), 'Silence after which a keep-alive is sent, in milliseconds. Integer from 10. Default `15_000`.')
+    t.equal(shown.get('maxAgeMs'), 'Age to which events are kept for replay, in milliseconds. Integer from 1. Default `300_000`.')
+  })
+
+  t.test('errors, with their status', async t => {
+    const defined = Object.values(errors)
+      .filter(value => value !== SSEError && value !== errors.reviveError)
+      .map(value => new (value as new () => SSEError)())
+      .map(({ code, statusCode }) => `${code} ${statusCode}`)
+    t.ok(defined.length > 30)
+    t.same(tableOf('Code').map(([code, status]) => `${code} ${status}`).sort(), defined.sort())
+  })
+
+  t.test('close reasons, and after which of them clients are told to come back', async t => {
+    const rows = tableOf('Close reason')
+    t.same(rows.map(([reason]) => reason), CLOSE_REASONS)
+    const service = await serve(t)
+    for (const [reason, , comeBack] of [...rows, ['kicked', '', 'no']]) {
+      if (comeBack === '') continue
+      const { stream, connection } = await service.join()
+      connection.close(reason)
+      await stream.until(() => stream.named('sse:close').length >= 1)
+      t.same(payloads(stream, 'sse:close'), [{ reason, reconnect: comeBack === 'yes' }])
+    }
+  })
+
+  t.test('reasons of a gap', async t => {
+    // The compiler holds this list to the type.
+    const reasons: Record<GapReason, true> = { malformed: true, epoch: true, unknown: true, trimmed: true, limit: true }
+    t.same(tableOf('Reason of a gap').map(([reason]) => reason), Object.keys(reasons))
+  })
+
+  t.test('control events', async t => {
+    const events: Record<ControlEvent, true> = { gap: true, close: true, error: true, unsubscribed: true, join: true, leave: true }
+    t.same(tableOf('Event').map(([event]) => event), ['data', 'notification', ...Object.keys(events).map(name => `sse:${name}`)])
+  })
+
+  t.test('options of a broadcast', async t => {
+    const named = tableOf('Option of a broadcast').flatMap(([cell]) => cell!.split(/`?, `?/))
+    const { sse } = (await serve(t)).app
+    for (const name of named) {
+      const error = await sse.broadcastEvent({ data: 1 }, { [name]: Symbol('wrong') }).catch(error => error)
+      t.ok(error instanceof SSEError && !error.message.includes('unknown property'), name)
+    }
+    t.equal(named.length, 10)
+  })
+
+  t.test('patterns', async t => {
+    const { join, app: { sse } } = await serve(t)
+    const topics = (cell: string) => Array.from(cell.matchAll(/[\w:]+/g), ([topic]) => topic).filter(topic => topic !== 'everything')
+    for (const [subscription, covered, uncovered] of tableOf('Subscription')) {
+      const { connection } = await join(null, [subscription!])
+      for (const topic of topics(covered!)) t.equal(connection.hasSubscription(topic), true, `${subscription} covers ${topic}`)
+      for (const topic of topics(uncovered!)) t.equal(connection.hasSubscription(topic), false, `${subscription} does not cover ${topic}`)
+      connection.close()
+    }
+    t.equal((await sse.broadcastEvent({ data: 1 })).delivered, 0)
+  })
+
+  t.test('the two commands', async t => {
+    const { scripts } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8'))
+    t.match(pageAt('README.md').text, /^npm ci && npm start +#/m)
+    t.match(pageAt('README.md').text, /^npm ci && npm test +#/m)
+    t.match(scripts.start, 'example-app/server.ts')
+    for (const step of ['lint', 'check', 'build', 'test:unit', 'test:types', 'test:package']) t.match(scripts.test, new RegExp(`npm run ${step}(?: |$)`))
+    t.match(await readFile(join(ROOT, '.ci/run'), 'utf8'), /^ *npm ci && npm test$/m)
+    t.ok((await stat(join(ROOT, '.ci/run'))).mode & 0o100, '.ci/run is executable')
+    t.ok(existsSync(join(ROOT, 'LICENSE')))
+  })
+})
