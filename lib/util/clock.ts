@@ -1,25 +1,30 @@
-/** A timer that has not fired, or that fires again and again. */
+/** A pending timer or a running interval. */
 export interface Timer {
   /** Lets the process end before the timer fires. */
   unref (): unknown
 }
 
 /**
- * The time by which users see things happen: keep-alives, the age of a stream, the end of rights, the history, who is present. What bounds
- * the work of this process, or a wait for an answer of a machine, goes by real time. Each function may be called without its object.
+ * The clock of everything that users observe: keep-alives, stream age, expiry of rights, history and presence. Tests replace it.
+ * Limits on the work of this process, and time-outs of other machines, use real time instead. Each function works without `this`.
  */
 export interface Clock {
-  /** Whole milliseconds of a clock that is never set: each connection notes when it was written to, and a fraction would take an object of its own. */
+  /**
+   * Returns monotonic time in whole milliseconds. Each connection stores the time of its last write; V8 would allocate an object
+   * for each fractional number.
+   */
   readonly monotonic: () => number
-  /** Milliseconds since the epoch. */
+  /** Returns the time of day in milliseconds since the Unix epoch. */
   readonly wall: () => number
-  /** Calls `run` once. A promise that it returns is of the work that it has begun: the clock of a test waits for it. */
+  /** Calls `run` once, after `ms` milliseconds. The test clock waits for a promise that `run` returns. */
   readonly after: (ms: number, run: () => unknown) => Timer
-  /** Calls `run` at each interval. Does not keep the process alive. */
+  /** Calls `run` every `ms` milliseconds. The interval does not keep the process alive. */
   readonly every: (ms: number, run: () => unknown) => Timer
+  /** Cancels a timer or an interval. Ignores null and undefined. */
   readonly cancel: (timer: Timer | null | undefined) => void
 }
 
+/** The clock of production. */
 export const systemClock: Clock = {
   monotonic: () => Math.floor(performance.now()),
   wall: () => Date.now(),
@@ -28,5 +33,8 @@ export const systemClock: Clock = {
   cancel: timer => clearTimeout((timer ?? undefined) as NodeJS.Timeout | undefined)
 }
 
-/** Option of the plugin and of `SSEManager` that only `fastify-sse-manager/testing` sets. `Symbol.for`: the package may be loaded twice, for `import` and for `require`. */
+/**
+ * Key of an internal option of the plugin and of `SSEManager`. Only `fastify-sse-manager/testing` sets it. A registered symbol,
+ * because a process can load the package twice, with `import` and with `require`.
+ */
 export const kClock = Symbol.for('fastify-sse-manager.clock')

@@ -1,14 +1,18 @@
 import { inspect } from 'node:util'
 
-/** Where a manager reports what the application should know; Fastify's logger fits. */
+/** The logger of a manager. Fastify's logger implements it. A logged error is in `details.err`. */
 export interface Log {
+  /** Logs a failure, such as an unreachable event log. */
   error (details: object, message: string): void
+  /** Logs an unexpected condition that the manager handles by itself. */
   warn (details: object, message: string): void
+  /** Logs a recovery or another change of state. */
   info (details: object, message: string): void
+  /** Logs normal operation. */
   debug (details: object, message: string): void
 }
 
-/** Without a logger, what the application should know becomes a process warning. */
+/** The default logger. Writes errors and warnings as process warnings, and drops `info` and `debug`. */
 export const warnings: Log = { error: emit, warn: emit, info: () => {}, debug: () => {} }
 
 function emit (details: object, message: string): void {
@@ -16,9 +20,9 @@ function emit (details: object, message: string): void {
 }
 
 /**
- * Makes a logger safe to call in the middle of a delivery: its methods never throw, whatever the application's logger does
- * with the error it is given. pino throws for an error that is frozen, or has a getter that throws. Such a line is logged
- * again with a plain copy of the error. If that fails too, the first such line of the process becomes a process warning.
+ * Wraps the application's logger so that its methods never throw: an exception would abort a delivery. pino throws for a frozen
+ * error and for an error with a throwing getter. Such a line is logged again with a plain copy of the error. If that fails too,
+ * the first such line of the process becomes a process warning.
  */
 export function safeLog (log: Log): Log {
   const at = (level: keyof Log) => (details: object, message: string): void => write(log, level, details, message)
@@ -43,7 +47,7 @@ function call (log: Log, level: keyof Log, details: object, message: string): vo
   if (answer instanceof Promise) answer.catch((error: unknown) => warnOnce(error, message))
 }
 
-/** What can be read of an error. Without a prototype: pino would name it by its constructor. */
+/** Copies the readable properties of an error. The copy has no prototype: pino would log the constructor's name as its type. */
 function copyOf (err: unknown): { name: string, message: string, stack: string } {
   const read = (get: () => unknown): string => {
     try {
@@ -58,7 +62,7 @@ function copyOf (err: unknown): { name: string, message: string, stack: string }
 
 let warned = false
 
-/** Once: a logger that fails may fail for each event. */
+/** Emits one process warning per process: a failing logger may fail for every event. */
 function warnOnce (error: unknown, message: string): void {
   if (warned) return
   warned = true
@@ -66,6 +70,6 @@ function warnOnce (error: unknown, message: string): void {
   try {
     process.emitWarning(`The application's logger failed: ${fault}. Not logged: ${message}. Further failures of loggers are not reported.`, { type: 'SSEManager', code: 'SSE_LOGGER_FAILED' })
   } catch {
-    // Nothing is left to report to.
+    // No channel is left for the report.
   }
 }

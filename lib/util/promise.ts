@@ -1,6 +1,6 @@
 /**
- * Whether there is something to wait for, a function with a `then` as well: the stub of a remote call is one. An `await` of what
- * is there already costs a promise and a turn of the microtask queue, for each stream.
+ * Returns whether a value has a `then` method. Callers avoid `await` for other values: it would cost a promise and a microtask
+ * for each stream. Functions count too: stubs of remote calls are functions with `then`.
  */
 export function isThenable<T> (value: T | PromiseLike<T>): value is PromiseLike<T> {
   return ((typeof value === 'object' && value !== null) || typeof value === 'function') && typeof (value as { then?: unknown }).then === 'function'

@@ -2,43 +2,46 @@ import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
 import type { TypeCheck, ValueError } from '@sinclair/typebox/compiler'
 import { InvalidOption } from '../errors.js'
 
-// Reads options by a schema, which is their only description: types, ranges, defaults and marks.
+// A schema is the only definition of options: types, ranges, defaults and marks.
 //
-// The rule for `undefined`: an option whose value is `undefined` has its default, as if it were absent. An option with the
-// mark `protects` must not be `undefined`: without it more requests would be admitted, or more events received, because of a
-// misspelt variable. The mark is on what decides who may connect and who receives what. It is not on limits, whose default
-// is a choice of its own. Values that are not options follow the same rule: the `expiresAt` of users and tickets, the route
-// option as a whole, and the lists and the filter of a broadcast, without which an event would reach more connections.
+// An option whose value is `undefined` takes its default, as if it were absent. An option with the mark `protects` must not be
+// `undefined`: a misspelt variable would otherwise admit more requests or deliver more events. The mark is set on options that
+// restrict access or delivery. It is not set on limits: their default is a deliberate choice.
+// Values outside the options follow the same rule: `expiresAt` of users and tickets, the route option as a whole, and the lists
+// and the filter of a broadcast.
 
-/** Properties of a schema that TypeBox does not know. */
+/** Properties of a schema that TypeBox does not define. */
 export interface Marks {
-  /** The option narrows who may connect, or who receives what. */
+  /** The option restricts who can connect or who receives an event. */
   protects?: true
   /** The option has an effect only in the plugin. */
   pluginOnly?: true
 }
 
+// Builders of option schemas. `value` is the default, `description` the public documentation.
 export const count = (description: string, value: number) => Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: value, description })
 export const durationMs = (description: string, value: number, minimum = 0, maximum = 2_147_483_647) => Type.Integer({ minimum, maximum, default: value, description })
 export const bytes = (description: string, value: number, minimum = 1024) => Type.Integer({ minimum, maximum: 2 ** 31, default: value, description })
 export const fn = <T>(description: string, marks: Marks = {}) => Type.Optional(Type.Unsafe<T>(Type.Function([], Type.Unknown(), { description, ...marks })))
 export const any = <T>(description: string) => Type.Optional(Type.Unsafe<T>(Type.Unknown({ description })))
 
-/** Where options stand: what their paths begin with, and the words between path and fault. */
+/** Context for the error messages of `resolve`. */
 export interface OptionsPlace {
+  /** Prefix of every option path, such as `broker.`. Default: empty. */
   prefix?: string
+  /** Text between the option path and the fault. Default: empty. */
   where?: string
 }
 
 /**
- * Fills in defaults and checks the result.
- * @throws SSE_ERR_INVALID_OPTION, which names the option: it is unknown, has a wrong type, or protects and is `undefined`.
+ * Fills in defaults, validates the options and returns them as a new object.
+ * @throws SSE_ERR_INVALID_OPTION for an unknown option, a wrong type, or an option with the mark `protects` that is `undefined`.
  */
 export function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unknown, { prefix = '', where = '' }: OptionsPlace = {}): Static<T> {
   const refuse = (path: string, fault: string): never => { throw new InvalidOption(path, where + fault) }
   const root = prefix === '' ? '/' : prefix.slice(0, -1)
   if (typeof given !== 'object' || given === null || Array.isArray(given)) return refuse(root, 'must be an object')
-  // A promise has no properties: all would be as the defaults say, open to everybody.
+  // A promise has no own properties: every option would take its default, and access would be open.
   if ('then' in given) return refuse(root, 'must be an object, not a promise of one: await it first')
   const options = withDefaults(schema, given as Record<string, unknown>, (path, { description }) => {
     refuse(prefix + path, `is undefined, which would take a protection away: give it a value or leave it out${description === undefined ? '' : `: ${description}`}`)
@@ -52,19 +55,19 @@ export function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, give
   return options
 }
 
-/** A union's own message says nothing. */
+/** Returns the message of a validation error. TypeBox's message for a union does not name the alternatives. */
 function faultOf ({ message, schema }: ValueError): string {
   if (!TypeGuard.IsUnion(schema)) return message
   const literals = literalsOf(schema)
   return literals === null ? 'has none of the forms that it may have' : `must be ${literals.join(' or ')}`
 }
 
-/** The values of a union of literals, as JSON; null for any other schema. */
+/** Returns the values of a union of literals as JSON, or null for any other schema. */
 export function literalsOf (schema: TSchema): string[] | null {
   return TypeGuard.IsUnion(schema) && schema.anyOf.every(TypeGuard.IsLiteral) ? schema.anyOf.map(literal => JSON.stringify(literal.const)) : null
 }
 
-/** Whether an option protects, or one within it does. */
+/** Returns whether an option, or any option nested in it, has the mark `protects`. */
 export function protects (schema: TSchema): boolean {
   return schema['protects'] === true || Object.values(propertiesOf(schema) ?? {}).some(protects)
 }
@@ -78,7 +81,7 @@ function withDefaults (schema: TSchema, given: Record<string, unknown>, unprotec
   const result: Record<string, unknown> = {}
   for (const [key, value] of Object.entries(given)) {
     const property = Object.hasOwn(properties, key) ? properties[key] : undefined
-    // An unknown name stays, whatever its value, and is refused.
+    // Unknown names stay, even with the value `undefined`, so that the check rejects them.
     if (value !== undefined || property === undefined) result[key] = value
     else if (protects(property)) unprotected(path + key, property)
   }
@@ -87,6 +90,6 @@ function withDefaults (schema: TSchema, given: Record<string, unknown>, unprotec
     const value = result[key]
     if (propertiesOf(property) !== undefined && typeof value === 'object' && value !== null && !Array.isArray(value)) result[key] = withDefaults(property, value as Record<string, unknown>, unprotected, `${path}${key}.`)
   }
-  // Filled one by one, it has become a dictionary to the engine, slow to read at each event; a copy is an object again.
+  // V8 turned the object into a dictionary while it was filled, which makes each read slow. A copy has fast properties again.
   return { ...result }
 }

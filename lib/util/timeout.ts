@@ -1,9 +1,10 @@
 import { BrokerUnavailable } from '../errors.js'
 
 /**
- * Rejects with SSE_ERR_BROKER_UNAVAILABLE when `reply` does not come in time. After a time in which the event loop stood still,
- * timers come before what has arrived meanwhile: that is read first.
- * @param progress a number that changes while the reply arrives: then it has the same time again.
+ * Resolves with `reply`, or rejects when it does not settle within `timeoutMs` milliseconds. After a blocked event loop, timers
+ * fire before arrived data is read. The time-out therefore waits one more turn of the event loop.
+ * @param progress returns a value that changes while the reply arrives. If it has changed, the time-out starts again.
+ * @throws SSE_ERR_BROKER_UNAVAILABLE
  */
 export async function inTime<T> (reply: Promise<T>, timeoutMs: number, progress?: () => unknown): Promise<T> {
   let timer: NodeJS.Timeout | undefined
