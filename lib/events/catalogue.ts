@@ -6,6 +6,7 @@ import { literalsOf } from '../util/schema.js'
 
 const kCatalogue = Symbol.for('fastify-sse-manager.catalogue')
 
+/** TypeBox schemas by name. */
 export type Schemas = Record<string, TSchema>
 
 const NotificationSchema = Type.Object({
@@ -17,20 +18,24 @@ const NotificationSchema = Type.Object({
 
 const DataSchema = Type.Object({ resource: Type.String({ minLength: 1 }), data: Type.Unknown() }, { additionalProperties: false })
 
+/** The data of a `notification` event. */
 export type Notification = Static<typeof NotificationSchema>
+/** The severity of a notification: `info`, `success`, `warning` or `error`. */
 export type NotificationLevel = Notification['level']
 
 const checkNotification = TypeCompiler.Compile(NotificationSchema)
 const checkData = TypeCompiler.Compile(DataSchema)
 
 /**
- * The events and resources an application may send, each with its schema, compiled once. Made by `defineEvents`.
- * `data` and `notification` are always there.
+ * The events and resources that an application can send, with their compiled schemas. `defineEvents` creates it. Every catalogue
+ * has the built-in events `data` and `notification`.
  */
 export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas> {
-  /** Known also to another copy of the package (ESM beside CommonJS). @internal */
+  /** Identifies a catalogue, also one from another copy of the package (ESM beside CommonJS). @internal */
   readonly [kCatalogue] = true
+  /** The schemas of the application's events, by event name. */
   readonly events: Readonly<E>
+  /** The schemas of the payloads of `data` events, by resource name. */
   readonly resources: Readonly<R>
   readonly #events: ReadonlyMap<string, TypeCheck<TSchema>>
   readonly #resources: ReadonlyMap<string, TypeCheck<TSchema>>
@@ -47,7 +52,10 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
     this.#resources = compile('resources', resources)
   }
 
-  /** Throws SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE or SSE_ERR_INVALID_PAYLOAD unless the event is in the catalogue and its data fits. */
+  /**
+   * Rejects an event that is not in the catalogue, and data that does not match the schema.
+   * @throws SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE, SSE_ERR_INVALID_PAYLOAD
+   */
   check (event: string, data: unknown): void {
     checkBuiltIn(event, data)
     if (event === 'notification') return
@@ -64,13 +72,24 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
   }
 }
 
+/** Returns whether `defineEvents` created the value, in this or another copy of the package. */
 export function isCatalogue (value: unknown): value is Catalogue {
   return typeof value === 'object' && value !== null && kCatalogue in value
 }
 
 /**
- * Declares the events and resources of an application.
- * @throws SSE_ERR_INVALID_CATALOGUE for an entry that is no TypeBox schema or cannot be compiled, SSE_ERR_INVALID_EVENT_NAME.
+ * Declares the events and resources of an application. The result is the option `events` of the plugin.
+ * @throws SSE_ERR_INVALID_CATALOGUE for an entry that is not a TypeBox schema or cannot be compiled, SSE_ERR_INVALID_EVENT_NAME
+ * @example
+ * ```ts
+ * import { Type } from '@sinclair/typebox'
+ * import { defineEvents } from 'fastify-sse-manager'
+ *
+ * export const events = defineEvents({
+ *   events: { 'order-paid': Type.Object({ orderId: Type.String(), total: Type.Number() }) },
+ *   resources: { profile: Type.Object({ name: Type.String() }) }
+ * })
+ * ```
  */
 export function defineEvents<const E extends Schemas = Record<never, TSchema>, const R extends Schemas = Record<never, TSchema>> (
   definition: { events?: E, resources?: R } = {}
@@ -80,12 +99,15 @@ export function defineEvents<const E extends Schemas = Record<never, TSchema>, c
   return new Catalogue(events, resources)
 }
 
-/** What holds with and without a catalogue: the shapes that clients know as `data` and `notification`. */
+/**
+ * Rejects invalid data of the built-in events `data` and `notification`, with and without a catalogue.
+ * @throws SSE_ERR_INVALID_PAYLOAD
+ */
 export function checkBuiltIn (event: string, data: unknown): void {
   if (event === 'notification') assertFits(checkNotification, event, data)
   else if (event === 'data') {
     assertFits(checkData, event, data)
-    // JSON leaves out what it has no form for: the client would get a resource without its data.
+    // JSON omits such values: the client would receive a resource without data.
     const { data: payload } = data as { data: unknown }
     if (payload instanceof Promise) throw new InvalidPayload(event, '/data: is a promise: await it first')
     if (payload === undefined || typeof payload === 'function' || typeof payload === 'symbol') throw new InvalidPayload(event, `/data: ${typeof payload} has no JSON form`)

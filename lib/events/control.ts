@@ -1,8 +1,8 @@
-/** The prefix of control events: applications cannot send events of such a name. */
+/** The prefix of control events. Applications cannot send an event whose name begins with it. */
 export const CONTROL_PREFIX = 'sse:'
 
-/** The control events, in the reserved namespace. */
+/** The names of the control events, without their prefix. */
 export type ControlEvent = 'gap' | 'close' | 'error' | 'unsubscribed' | 'join' | 'leave'
 
-/** The name of messages between nodes; applications cannot publish it, and no client receives it. */
+/** The name of messages between nodes. Applications cannot publish it, and clients never receive it. */
 export const NODE_EVENT = 'sse:node'

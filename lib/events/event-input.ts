@@ -3,9 +3,19 @@ import type { Notification, NotificationLevel } from './catalogue.js'
 import type { EventPriority } from './event-rules.js'
 
 /**
- * Augment this once, in a file that imports from the package, and names and payloads are checked at compile time everywhere:
+ * Registers the catalogue of an application with TypeScript. After the augmentation below, event names and payloads are checked
+ * at compile time. The file with the augmentation must import from the package.
+ * @example
+ * ```ts
+ * import { Type } from '@sinclair/typebox'
+ * import { defineEvents } from 'fastify-sse-manager'
  *
- *     declare module 'fastify-sse-manager' { interface Register { catalogue: typeof events } }
+ * export const events = defineEvents({ events: { 'order-paid': Type.Object({ orderId: Type.String() }) } })
+ *
+ * declare module 'fastify-sse-manager' {
+ *   interface Register { catalogue: typeof events }
+ * }
+ * ```
  */
 export interface Register {}
 
@@ -13,19 +23,23 @@ type Payloads<S extends Record<string, TSchema>> = { [N in keyof S & string]: St
 type Events = Register extends { catalogue: { events: infer E extends Record<string, TSchema> } } ? Payloads<E> : Record<string, unknown>
 type Resources = Register extends { catalogue: { resources: infer R extends Record<string, TSchema> } } ? Payloads<R> : Record<string, unknown>
 
-/** A resource of the registered catalogue; without one any string. */
+/** A resource name of the registered catalogue. Without a registered catalogue, any string. */
 export type ResourceName = keyof Resources & string
+/** The payload of a resource. Without a registered catalogue, `unknown`. */
 export type ResourcePayload<N extends ResourceName> = Resources[N]
-/** An event of the registered catalogue, or a built-in one; without a catalogue any string. */
+/** An event name of the registered catalogue, or a built-in one. Without a registered catalogue, any string. */
 export type EventName = (keyof Events & string) | 'data' | 'notification'
 
-/** What an event carries beside its name and data. */
+/** The properties of an event beside its name and data. */
 export interface EventOptions {
-  /** Order of delivery in a backlog. Default NORMAL; notifications made by this package HIGH. */
+  /** Order of delivery to a client with a backlog: higher priorities first. Default NORMAL; HIGH for `createNotificationEvent`. */
   priority?: EventPriority
-  /** Reconnection time this event tells the client, 100 to 3,600,000 milliseconds. */
+  /** Reconnection time that the client uses from this event on: an integer from 100 to 3,600,000 milliseconds. Absent: unchanged. */
   retry?: number
-  /** Conflation: an undelivered older event with the same key and target is replaced by this one. 1 to 256 characters. */
+  /**
+   * Conflation key, 1 to 256 characters: the event replaces older undelivered events with the same key and target. Absent: no
+   * conflation.
+   */
   key?: string
 }
 
@@ -34,14 +48,20 @@ type CatalogueEvent = { [N in keyof Events & string]: N extends 'message' ? { ev
 type DataEvent = { [N in ResourceName]: { event: 'data', data: { resource: N, data: Resources[N] } } }[ResourceName]
 type NotificationEvent = { event: 'notification', data: NotificationInput }
 
-/** `{ event, data }`: with a registered catalogue exactly its names and payloads; without one any name and data. No name is `message`. */
+/**
+ * An event to send: `{ event, data, priority?, retry?, key? }`. An absent `event` means `message`. With a registered catalogue,
+ * only its names and payloads are accepted; without one, any name and any data with a JSON form.
+ */
 export type EventInput = EventOptions & (Register extends { catalogue: unknown } ? CatalogueEvent | DataEvent | NotificationEvent : AnyEvent)
 
-/** A notification as the application gives it. */
+/** A notification to send. */
 export interface NotificationInput {
+  /** Title to display. */
   title: string
+  /** Text to display. */
   message: string
-  /** Default `info`. */
+  /** Severity. Default `info`. */
   level?: NotificationLevel
+  /** Actions that the page offers with the notification. Their form is up to the application. */
   actions?: NonNullable<Notification['actions']>
 }

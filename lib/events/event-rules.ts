@@ -3,25 +3,31 @@ import { EventTooLarge, InvalidData, InvalidEventName, InvalidPriority, InvalidR
 import { ownText } from '../util/text.js'
 import { CONTROL_PREFIX } from './control.js'
 
-/** Order of delivery whenever there is a backlog: higher first, order kept within a priority. */
+/** The priorities of events. A client with a backlog receives higher priorities first; within a priority, the order is kept. */
 export const EventPriority = Object.freeze({ LOW: 0, NORMAL: 1, HIGH: 2, CRITICAL: 3 } as const)
+/** A priority from 0 (`LOW`) to 3 (`CRITICAL`). */
 export type EventPriority = (typeof EventPriority)[keyof typeof EventPriority]
+/** Number of priorities. */
 export const PRIORITIES = 4
 
 const CR = 13
 const LF = 10
-/** Of `data: `, which each line begins with. */
+/** Length of `data: `, the prefix of each line. */
 const DATA_PREFIX_BYTES = 6
-/** A line end becomes `\ndata: `; any other character has at most three bytes. */
+/** A line end is written as `\ndata: `; any other character takes at most three bytes. */
 const MAX_BYTES_PER_CHARACTER = 1 + DATA_PREFIX_BYTES
+/** Characters that would end a field or be lost in the wire format. */
 export const FORBIDDEN = /[\r\n\0]/
 const MAX_NAME_LENGTH = 256
 const MIN_RETRY_MS = 100
 const MAX_RETRY_MS = 3_600_000
-// EventSource fires these itself; an event of that name would look like a connection state.
+// EventSource fires these events itself: an application's event of the same name would look like a connection state.
 const OWN_EVENTS = new Set(['open', 'error'])
 
-/** Throws SSE_ERR_INVALID_EVENT_NAME unless an application may send events of this name. */
+/**
+ * Rejects an event name that applications cannot send.
+ * @throws SSE_ERR_INVALID_EVENT_NAME
+ */
 export function assertEventName (name: unknown): asserts name is string {
   const reason = faultOfName(name)
   if (reason !== null) throw new InvalidEventName(typeof name === 'string' ? JSON.stringify(name.slice(0, 80)) : `of type ${typeof name}`, reason)
@@ -36,24 +42,32 @@ function faultOfName (name: unknown): string | null {
   return null
 }
 
-/** Throws SSE_ERR_INVALID_RETRY unless `retry` is an integer of milliseconds that does not make clients storm or sleep. */
+/**
+ * Rejects a reconnection time that is not an integer from 100 to 3,600,000 milliseconds. Smaller values would cause reconnection
+ * storms, larger ones would keep clients away.
+ * @throws SSE_ERR_INVALID_RETRY
+ */
 export function assertRetry (retry: unknown): asserts retry is number {
   if (!Number.isInteger(retry) || (retry as number) < MIN_RETRY_MS || (retry as number) > MAX_RETRY_MS) throw new InvalidRetry(shown(retry))
 }
 
-/** Throws SSE_ERR_INVALID_PRIORITY unless `priority` is one of EventPriority. */
+/**
+ * Rejects a value that is not one of `EventPriority`.
+ * @throws SSE_ERR_INVALID_PRIORITY
+ */
 export function assertPriority (priority: unknown): asserts priority is EventPriority {
   if (!Number.isInteger(priority) || (priority as number) < 0 || (priority as number) >= PRIORITIES) throw new InvalidPriority(shown(priority))
 }
 
-// Not everything has a string form: Object.create(null) would throw an error of its own.
+// Some values have no string form: `String(Object.create(null))` throws.
 function shown (value: unknown): string {
   return typeof value === 'number' ? String(value) : `a value of type ${typeof value}`
 }
 
 /**
- * The text that `data:` lines carry: a string as it is, anything else as JSON. It is kept, and keeps nothing else alive.
- * Throws SSE_ERR_INVALID_DATA for what has no JSON form, and for lone surrogates, which UTF-8 cannot carry.
+ * Returns the text of the `data:` lines: a string unchanged, any other value as JSON. The log keeps the text, so it references
+ * no other string.
+ * @throws SSE_ERR_INVALID_DATA for a value without a JSON form, and for lone surrogates, which UTF-8 cannot encode
  */
 export function serialize (data: unknown): string {
   if (typeof data === 'string') {
@@ -72,8 +86,10 @@ export function serialize (data: unknown): string {
 }
 
 /**
- * Throws SSE_ERR_EVENT_TOO_LARGE when name and data, as they are written, have more than `maxBytes`. What all events have alike is not counted.
- * @param besides bytes that go with them, such as an id.
+ * Rejects an event whose encoded name and data, plus `besides`, have more than `maxBytes`. Bytes that every event has, such as
+ * field names, are not counted.
+ * @param besides bytes of other parts of the event, such as ids of its target and its key
+ * @throws SSE_ERR_EVENT_TOO_LARGE
  */
 export function assertEventSize (name: string, data: string, besides: number, maxBytes: number): void {
   if ((name.length + data.length) * MAX_BYTES_PER_CHARACTER + besides <= maxBytes) return
@@ -81,7 +97,7 @@ export function assertEventSize (name: string, data: string, besides: number, ma
   if (bytes > maxBytes) throw new EventTooLarge(bytes, maxBytes)
 }
 
-/** Of the text of `data:` lines on the wire, without the prefix of the first and what ends the last. */
+/** Returns the encoded size of the `data:` lines, without the prefix of the first line and the end of the last. */
 function bytesOfData (data: string): number {
   let bytes = Buffer.byteLength(data)
   if (isOneLine(data)) return bytes
@@ -93,6 +109,7 @@ function bytesOfData (data: string): number {
   return bytes
 }
 
+/** Returns whether a text has no line end. */
 export function isOneLine (text: string): boolean {
   return !text.includes('\n') && !text.includes('\r')
 }

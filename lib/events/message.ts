@@ -7,29 +7,36 @@ import { bytesOfIds, bytesOfTarget, createTarget, type Target, type BroadcastOpt
 import { bytesOfText, ownText } from '../util/text.js'
 import type { NotificationInput, EventInput, ResourcePayload, ResourceName } from './event-input.js'
 
-/** A message as it is published. */
+/** A message to publish. */
 export interface OutgoingMessage {
+  /** Name of the event. */
   readonly event: string
-  /** The text of the `data:` lines, already serialised: no node does it again. */
+  /** The serialised text of the `data:` lines. Nodes send it without serialising it again. */
   readonly data: string
+  /** Reconnection time for the client in milliseconds. Absent or undefined: unchanged. */
   readonly retry?: number | undefined
+  /** Order of delivery to a client with a backlog. */
   readonly priority: EventPriority
-  /** Conflation: an undelivered older message with the same key and target is replaced by this one. */
+  /** Conflation key: the message replaces older undelivered messages with the same key and target. */
   readonly key?: string | undefined
+  /** The receivers. */
   readonly target: Target
-  /** Not logged: no id, no replay, may be dropped under pressure. */
+  /** Whether the message is not logged: it has no id, is not replayed, and can be dropped when memory is short. */
   readonly ephemeral: boolean
   /**
-   * Set on what nodes tell each other. `node`, ephemeral: a heartbeat, an answer; a broker that drops ephemeral messages keeps
-   * these apart from the application's, and may deliver them earlier or later than those. `node`, logged: a command; its place
-   * in the log counts, and `gap` says whether one was lost. A broker that drops no message may ignore it, and need not deliver it.
+   * Set for messages between nodes; absent for events of the application.
+   * - `node`, ephemeral: a heartbeat or an answer. A broker that drops ephemeral messages keeps these apart from those of the
+   *   application. It may deliver them earlier or later than the application's messages.
+   * - `node`, logged: a command. Its order in the log matters, and `gap` reports whether a command was lost.
+   *
+   * A broker that drops no message can ignore this property, and does not have to pass it on to `deliver`.
    */
   readonly channel?: 'node' | undefined
 }
 
 /** A message of the log. */
 export interface Message extends OutgoingMessage {
-  /** Place in the log, from 1, without holes within an epoch; 0 for an ephemeral message. */
+  /** Sequence number, from 1, without holes within an epoch; 0 for an ephemeral message. */
   readonly seq: number
 }
 
@@ -45,9 +52,11 @@ export interface MessageOptions {
 }
 
 /**
- * The message that a publish asks for: checked, serialised, and not in the log yet. All messages have the same shape, and
- * nothing in them that is not needed: the log keeps them.
- * @throws SSE_ERR_INVALID_*, SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE, SSE_ERR_EVENT_TOO_LARGE
+ * Checks and serialises an event, and returns the message to publish. All messages have the same properties in the same order,
+ * so that V8 shares one hidden class. The log keeps the message, so it has no further properties.
+ * @throws SSE_ERR_INVALID_EVENT, SSE_ERR_INVALID_EVENT_NAME, SSE_ERR_INVALID_ID, SSE_ERR_INVALID_KEY, SSE_ERR_INVALID_RETRY,
+ * SSE_ERR_INVALID_DATA, SSE_ERR_INVALID_PRIORITY, SSE_ERR_INVALID_PAYLOAD, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_TOPIC,
+ * SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE, SSE_ERR_EVENT_TOO_LARGE
  */
 export function composeMessage (input: EventInput, options: BroadcastOptions, { events, maxEventBytes }: MessageOptions): Message {
   assertKeys(input)
@@ -62,37 +71,53 @@ export function composeMessage (input: EventInput, options: BroadcastOptions, { 
   if (events === undefined) checkBuiltIn(event, data)
   else events.check(event, data)
   const text = serialize(data)
-  // With key and target: every node reads and keeps them.
+  // Key and target count too: every node reads and stores them.
   assertEventSize(event, text, bytesOfIds(target) + (key === undefined ? 0 : Buffer.byteLength(key)), maxEventBytes)
   return { event: ownText(event), data: text, priority, retry, key: key === undefined ? undefined : ownText(key), target, ephemeral: options.ephemeral === true || options.local === true, seq: 0 }
 }
 
-/** A misspelt name, or a target that belongs beside the event, would send something else to somebody else. */
+/** Rejects unknown properties: a misspelt name would change the event, and a target among them would not limit the receivers. */
 function assertKeys (input: EventInput): void {
   if (typeof input !== 'object' || input === null) throw new InvalidEvent('must be an object { event?, data, … }')
   if ('id' in input) throw new InvalidId('belongs to the log here; own ids are for reply.sse(source)')
   for (const key of Object.keys(input)) if (!KEYS.has(key)) throw new InvalidEvent(`has an unknown property ${JSON.stringify(key.slice(0, 80))}: it has event, data, priority, retry and key; whom it is for is the second argument of a broadcast`)
 }
 
-/** A notification without a level is an `info`. */
+/** Adds the level `info` to a notification without a level. */
 function complete (event: string, data: unknown): unknown {
   return event === 'notification' && typeof data === 'object' && data !== null ? { level: 'info' satisfies NotificationLevel, ...data } : data
 }
 
-/** `{ event: 'data' }` for `broadcastEvent` and `sendEvent`. */
+/**
+ * Returns a `data` event with a resource, for `broadcastEvent` and `sendEvent`.
+ * @example
+ * ```ts
+ * import { createDataEvent } from 'fastify-sse-manager'
+ *
+ * await app.sse.broadcastEvent(createDataEvent('profile', { name: 'Ada' }), { userIds: ['ada'] })
+ * ```
+ */
 export function createDataEvent<R extends ResourceName> (resource: R, data: ResourcePayload<R>): EventInput {
   return { event: 'data', data: { resource, data } } as EventInput
 }
 
-/** `{ event: 'notification' }` with level `info` and priority HIGH, for `broadcastEvent` and `sendEvent`. */
+/**
+ * Returns a `notification` event with priority HIGH, for `broadcastEvent` and `sendEvent`. The default level is `info`.
+ * @example
+ * ```ts
+ * import { createNotificationEvent } from 'fastify-sse-manager'
+ *
+ * await app.sse.broadcastEvent(createNotificationEvent({ title: 'Order 7', message: 'Shipped' }), { userIds: ['ada'] })
+ * ```
+ */
 export function createNotificationEvent (notification: NotificationInput): EventInput {
   return { event: 'notification', data: { ...notification, level: notification?.level ?? 'info' }, priority: EventPriority.HIGH } as EventInput
 }
 
 /**
- * What messages have in common of which only the newest is worth having: key and target, and whether they are logged,
- * since what may be dropped does not stand for what may not. Null for a message without a key, and for one with a filter:
- * two functions cannot be compared.
+ * Returns the conflation key: a newer message replaces older ones with the same result. It covers key, target and `ephemeral`,
+ * because a droppable message must not replace a logged one. Returns null for a message without a key, or with a filter: two
+ * functions cannot be compared.
  */
 export function conflationKey ({ key, target, ephemeral }: OutgoingMessage): string | null {
   if (key === undefined || target.filter !== undefined) return null
@@ -100,7 +125,10 @@ export function conflationKey ({ key, target, ephemeral }: OutgoingMessage): str
   return text.length <= MAX_CONFLATION_LENGTH ? text : createHash('sha256').update(text).digest('base64')
 }
 
-/** What keeping a message takes in memory, about: `maxEvents` bounds what they all take alike, some 300 bytes. */
+/**
+ * Returns the approximate memory of a stored message in bytes. The objects of each message, about 300 bytes, are not counted:
+ * `history.maxEvents` bounds them.
+ */
 export function bytesOf (message: OutgoingMessage, conflated = conflationKey(message)): number {
   const { data, event, key, target } = message
   return bytesOfText(data) + bytesOfText(event) + bytesOfTarget(target) + (key === undefined ? 0 : bytesOfText(key)) + (conflated === null ? 0 : conflated.length)

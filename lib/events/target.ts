@@ -5,38 +5,46 @@ import { bytesOfText, ownText } from '../util/text.js'
 import type { Subscriber } from './subscriber.js'
 import type { EventOptions } from './event-input.js'
 
-/** Who gets a broadcast, and how. Users and subscriptions intersect; nothing named means everyone. */
+/**
+ * The receivers and the delivery of a broadcast. A connection must match every list that is given. Without a list, every
+ * connection receives the event. `priority`, `retry` and `key` override those of the event.
+ */
 export interface BroadcastOptions extends Target, EventOptions {
-  /** Not logged: no id, no replay, and dropped first under pressure. Default false. */
+  /**
+   * Whether the event is not logged: it has no id, is not replayed, and is dropped first when memory is short. Default false.
+   */
   ephemeral?: boolean
-  /** This node only; implies `ephemeral`. Default false. */
+  /** Whether only connections of this node receive the event. Implies `ephemeral`. Default false. */
   local?: boolean
 }
 
-/** Who gets a message. Named users and named topics intersect; nothing named means everyone. */
+/** The receivers of a message. A connection must match every list that is given. Without a list, every connection matches. */
 export interface Target {
-  /** Users, by id. */
+  /** User ids. Connections of these users match; an empty list matches none. */
   readonly userIds?: readonly string[]
-  /** Topics; every connection with a subscription that covers one of them. */
+  /** Topics. Connections that hold one of them, or a pattern that covers one, match; an empty list matches none. */
   readonly subscriptionIds?: readonly string[]
-  /** Connections, by client id. */
+  /** Client ids. These connections match; an empty list matches none. */
   readonly clientIds?: readonly string[]
-  /** Connections left out, by client id. */
+  /** Client ids of connections that do not receive the message. */
   readonly exceptClientIds?: readonly string[]
-  /** Connections for which this returns exactly `true`. Never crosses nodes. */
+  /**
+   * Returns `true` for connections that receive the message; any other result excludes the connection. On a log that nodes share,
+   * a filter requires `local: true`.
+   */
   filter? (connection: Subscriber): boolean
   /** The publisher's AsyncLocalStorage context, in which the filter is called. @internal */
   readonly filterContext?: AsyncContext
 }
 
-/** What each id in a target takes beside its text, in bytes. */
+/** Memory of an id in a target beside its text, in bytes. */
 const ID_BYTES = 32
-/** What a filter counts for. What it closes over cannot be measured: often a request, with its body. */
+/** Assumed memory of a filter in bytes. Its closure cannot be measured: it often holds a request with its body. */
 const FILTER_BYTES = 16 * 1024
 
 /**
- * Whom a broadcast's options name. A list that is there but no list, or a misspelt name, is an error: the event would go to
- * everyone. An empty list is nobody. Lists and ids are copied: the log keeps them.
+ * Returns the target in the options of a broadcast. Rejects misspelt names and values that are not lists: the event would reach
+ * every connection. Lists and ids are copied, because the log keeps them.
  * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_TOPIC
  */
 export function createTarget (options: BroadcastOptions): Target {
@@ -74,7 +82,7 @@ export function createTarget (options: BroadcastOptions): Target {
 /** Rejects objects such as an unawaited promise: without a target the event would reach everyone. */
 function isPlain (options: unknown): options is object {
   if (typeof options !== 'object' || options === null) return false
-  // Of any realm: the end of the chain, or next to it.
+  // Object.prototype of another realm is a different object, so the length of the prototype chain is checked.
   const prototype: unknown = Object.getPrototypeOf(options)
   return prototype === null || Object.getPrototypeOf(prototype) === null
 }
@@ -84,12 +92,12 @@ function copyOf (ids: unknown, name: string): readonly string[] {
   return ids.map(ownText)
 }
 
-/** What the ids of a target take in memory. */
+/** Returns the memory of the ids of a target in bytes. */
 export function bytesOfIds ({ userIds, subscriptionIds, clientIds, exceptClientIds }: Target): number {
   return bytesOfList(userIds) + bytesOfList(subscriptionIds) + bytesOfList(clientIds) + bytesOfList(exceptClientIds)
 }
 
-/** What keeping a target takes in memory. */
+/** Returns the memory of a stored target in bytes, its filter included. */
 export function bytesOfTarget (target: Target): number {
   return bytesOfIds(target) + (target.filter === undefined ? 0 : FILTER_BYTES)
 }
@@ -105,7 +113,8 @@ function isId (id: unknown): id is string {
 }
 
 /**
- * Ids of users and clients are strings. A number, as databases have them, would name no connection: what it should disconnect would stay.
+ * Rejects an id that is not a string, or empty. A numeric id of a database would match no connection: `disconnectUser(7)` would
+ * disconnect no connection.
  * @throws SSE_ERR_INVALID_TARGET
  */
 export function assertId (id: unknown, name: 'clientId' | 'userId'): asserts id is string {

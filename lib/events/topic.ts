@@ -1,11 +1,11 @@
 import { InvalidSubscription, InvalidTopic } from '../errors.js'
 import { quote } from '../util/quote.js'
 
-// Grammar: segments separated by `:`. In a subscription `*` stands for exactly one segment and a last `**` for zero or
-// more. A segment is 1 or more visible characters other than `:`, `*` and white space, in Unicode's composed form, so
-// that two names that look the same are the same; U+FFFD is what is left of bytes that were no text.
+// Grammar: segments separated by `:`. In a subscription, `*` matches exactly one segment and a final `**` zero or more.
+// A segment has one or more visible characters other than `:`, `*` and white space. It is in Unicode's composed form (NFC), so
+// that names that look the same are equal. U+FFFD is excluded: decoders put it where bytes were not valid text.
 const SEGMENT = /^[^\s:*\p{C}\p{Default_Ignorable_Code_Point}\uFFFD]+$/u
-// Most topics and patterns: known to be good after one look. Too short to have too many segments.
+// Fast path for most topics and patterns. Texts up to MAX_PLAIN_LENGTH cannot exceed MAX_SEGMENTS.
 const PLAIN_TOPIC = /^[!-)+-9;-~]+(?::[!-)+-9;-~]+)*$/
 const PLAIN_PATTERN = /^(?:\*|[!-)+-9;-~]+)(?::(?:\*|[!-)+-9;-~]+))*(?::\*\*)?$/
 const MAX_PLAIN_LENGTH = 63
@@ -14,7 +14,7 @@ const ALIKE_SCRIPTS = [/\p{Script=Latin}/u, /\p{Script=Greek}/u, /\p{Script=Cyri
 const MAX_LENGTH = 512
 const MAX_SEGMENTS = 32
 
-/** What breaks the grammar, or null. */
+/** Returns the violation of the grammar, or null for a valid text. */
 function fault (text: unknown, wildcards: boolean): string | null {
   if (typeof text !== 'string') return 'must be a string'
   if (text.length <= MAX_PLAIN_LENGTH && (wildcards ? PLAIN_PATTERN : PLAIN_TOPIC).test(text)) return null
@@ -34,21 +34,28 @@ function fault (text: unknown, wildcards: boolean): string | null {
   return null
 }
 
-/** Throws SSE_ERR_INVALID_TOPIC unless `topic` can be named by a broadcast. */
+/**
+ * Rejects a value that is not a valid topic for a broadcast.
+ * @throws SSE_ERR_INVALID_TOPIC
+ */
 export function assertTopic (topic: unknown): asserts topic is string {
   const reason = fault(topic, false)
   if (reason !== null) throw new InvalidTopic(quote(topic), reason)
 }
 
-/** Throws SSE_ERR_INVALID_SUBSCRIPTION unless `subscription` is a topic or a pattern. */
+/**
+ * Rejects a value that is neither a topic nor a pattern.
+ * @throws SSE_ERR_INVALID_SUBSCRIPTION
+ */
 export function assertSubscription (subscription: unknown): asserts subscription is string {
   const reason = fault(subscription, true)
   if (reason !== null) throw new InvalidSubscription(quote(subscription), reason)
 }
 
 /**
- * Throws SSE_ERR_INVALID_SUBSCRIPTION unless a client may name this: beside the grammar, nothing that the application's
- * `authorizeSubscription` might take for something else. Words all in the letters of another script pass: only a table could tell.
+ * Rejects a subscription from a client that breaks the grammar, or that `authorizeSubscription` could mistake for another one.
+ * A segment entirely in another script passes: only a table of confusable characters would detect it.
+ * @throws SSE_ERR_INVALID_SUBSCRIPTION
  */
 export function assertChosenSubscription (subscription: string): void {
   assertSubscription(subscription)
@@ -59,11 +66,12 @@ export function assertChosenSubscription (subscription: string): void {
   if (reason !== null) throw new InvalidSubscription(quote(subscription), reason)
 }
 
+/** Returns whether a valid subscription has a wildcard. */
 export function isPattern (subscription: string): boolean {
   return subscription.includes('*')
 }
 
-/** Whether `subscription` (valid, topic or pattern) covers `topic`. One walk, no backtracking: `**` only comes last. */
+/** Returns whether a valid topic or pattern covers `topic`. One pass without backtracking suffices: `**` is always last. */
 export function covers (subscription: string, topic: string): boolean {
   if (subscription === topic) return true
   if (!isPattern(subscription)) return false
