@@ -86,6 +86,26 @@ export const DRIVERS: Drivers = {
     t.match(payloads(user, 'chat_message'), [{ room: 'general', user: 'user123', message: 'Psst', timestamp: Number }])
   },
 
+  async 'except-sender' (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    app.get('/sse', { sse: true }, async (request, reply) => {
+      const connection = await reply.sse({ subscriptions: ['chat:general'] })
+      connection.sendData('welcome', { clientId: connection.clientId })
+    })
+    await run(t, { app })
+    const url = await listen(app)
+    const [sender, other] = await Promise.all([visit(t, `${url}/sse`), visit(t, `${url}/sse`)])
+    await sender.until(() => sender.named('data').length >= 1)
+    const [{ data: { clientId } }] = payloads(sender, 'data')
+    const response = await fetch(`${url}/chat`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ clientId, text: 'Hello' }) })
+    t.match(await response.json(), { delivered: 1 })
+    await app.sse.broadcastEvent({ event: 'end', data: '' })
+    for (const stream of [sender, other]) await stream.until(() => stream.named('end').length >= 1)
+    t.same(payloads(sender, 'chat_message'), [])
+    t.same(payloads(other, 'chat_message'), [{ text: 'Hello' }])
+  },
+
   async filtering (t) {
     const { app, join } = await serve(t)
     const { stream: old } = await join('ada')
@@ -174,6 +194,23 @@ export const DRIVERS: Drivers = {
     t.same(payloads(stream, 'data'), [{ resource: 'messages', data: { id: 'msg123', content: 'New message' } }], 'once')
   },
 
+  async 'client-patterns' (t) {
+    const app = bare(t)
+    await run(t, { app, findSession: async (id: string | undefined) => id === 'abc' ? { userId: 'user123', expiresAt: Date.now() + 60_000, role: '' } : null })
+    const url = await listen(app)
+    const ask = (query: string) => visit(t, `${url}/sse?${query}`, { headers: { cookie: 'session=abc' } })
+    t.equal((await visit(t, `${url}/sse?subscription=news:*`)).status, 401)
+    for (const query of ['subscription=user:user124:**', 'subscription=**', 'subscription=user:*']) t.equal((await ask(query)).status, 403, query)
+    const broken = ['subscription[]=news:a', 'subscriptions=news:a', 'subscription=news:', 'subscription=news:%EF%BC%A1', 'subscription=news:a%D0%B0', 'subscription=news:%253A']
+    for (const query of broken) t.equal((await ask(query)).status, 400, query)
+    const stream = await ask('subscription=news:*&subscription=user:user123:**')
+    await app.sse.broadcastData('one', 1, { subscriptionIds: ['news:today'] })
+    await app.sse.broadcastData('other', 2, { subscriptionIds: ['user:user124:messages'] })
+    await app.sse.broadcastData('two', 3, { subscriptionIds: ['user:user123:messages'] })
+    await stream.until(() => stream.named('data').length >= 2)
+    t.same(resources(stream), ['one', 'two'])
+  },
+
   async catalogue (t) {
     const { app } = await run(t, {}, ['app'])
     t.teardown(() => app.close())
@@ -182,6 +219,14 @@ export const DRIVERS: Drivers = {
     t.ok(sample.includes(`${error.code}, ${error.message}`), `the page has: ${error.message}`)
     await t.rejects(app.sse.broadcastEvent({ event: 'chat_massage', data: {} }), { code: 'SSE_ERR_UNKNOWN_EVENT' })
     t.equal(app.sse.stats().messages, 2, 'only the right ones were published')
+  },
+
+  async 'catalogue-strict' (t) {
+    const app = bare(t)
+    await run(t, { app })
+    const price = (data: unknown) => app.sse.broadcastEvent({ event: 'price', data })
+    t.match(await price({ symbol: 'ABC', price: 42 }), { id: String, delivered: 0 })
+    for (const data of [{ symbol: 'ABC', price: 42, cost: 40 }, { symbol: 'ABC', price: -1 }, { symbol: 'ABC' }]) await t.rejects(price(data), { code: 'SSE_ERR_INVALID_PAYLOAD' })
   },
 
   async priorities (t) {
