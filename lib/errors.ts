@@ -53,9 +53,9 @@ export const InvalidKey = define('SSE_ERR_INVALID_KEY', 'key must be a string of
 export const InvalidRetry = define('SSE_ERR_INVALID_RETRY', 'retry must be an integer from 100 to 3600000 milliseconds, got %s', 400)
 export const InvalidData = define('SSE_ERR_INVALID_DATA', 'Event data %s', 400)
 export const InvalidPriority = define('SSE_ERR_INVALID_PRIORITY', 'Priority must be one of EventPriority.LOW, NORMAL, HIGH, CRITICAL, got %s', 400)
-export const EventTooLarge = define('SSE_ERR_EVENT_TOO_LARGE', 'The event, with its key and target, has %s bytes, maxEventBytes is %s', 413)
-export const UnknownEvent = define('SSE_ERR_UNKNOWN_EVENT', 'Event "%s" is not in the catalogue', 400)
-export const UnknownResource = define('SSE_ERR_UNKNOWN_RESOURCE', 'Resource "%s" is not in the catalogue', 400)
+export const EventTooLarge = define('SSE_ERR_EVENT_TOO_LARGE', 'The event has %s bytes with its key and target; maxEventBytes is %s', 413)
+export const UnknownEvent = define('SSE_ERR_UNKNOWN_EVENT', 'Event "%s" is not in the catalogue%s', 400)
+export const UnknownResource = define('SSE_ERR_UNKNOWN_RESOURCE', 'Resource "%s" is not in the catalogue%s', 400)
 export const InvalidPayload = define('SSE_ERR_INVALID_PAYLOAD', 'Payload of "%s" is invalid at %s', 400)
 export const InvalidTarget = define('SSE_ERR_INVALID_TARGET', 'Target %s', 400)
 export const FilterNotShared = define('SSE_ERR_FILTER_NOT_SHARED', 'A filter function cannot reach other nodes; pass { local: true } to send on this node only', 400)
@@ -63,26 +63,26 @@ export const FilterNotShared = define('SSE_ERR_FILTER_NOT_SHARED', 'A filter fun
 // Subscriptions
 export const InvalidTopic = define('SSE_ERR_INVALID_TOPIC', 'Topic %s %s', 400)
 export const InvalidSubscription = define('SSE_ERR_INVALID_SUBSCRIPTION', 'Subscription %s %s', 400)
-export const TooManySubscriptions = define('SSE_ERR_TOO_MANY_SUBSCRIPTIONS', 'A connection holds at most %s subscriptions', 400)
-export const SubscriptionForbidden = define('SSE_ERR_SUBSCRIPTION_FORBIDDEN', 'Subscription %s is not allowed', 403)
+export const TooManySubscriptions = define('SSE_ERR_TOO_MANY_SUBSCRIPTIONS', 'A connection holds at most %s subscriptions (option "maxSubscriptionsPerConnection")', 400)
+export const SubscriptionForbidden = define('SSE_ERR_SUBSCRIPTION_FORBIDDEN', 'Subscription %s is not allowed: %s', 403)
 export const UnknownConnection = define('SSE_ERR_UNKNOWN_CONNECTION', 'No connection with client id %s', 404)
 
 export const InvalidCloseReason = define('SSE_ERR_INVALID_CLOSE_REASON', 'A close reason is 1 to 64 characters of a-z, 0-9 and -, got %s', 400)
 
 // Requests: answers before the head
 export const Unauthenticated = define('SSE_ERR_UNAUTHENTICATED', 'Authentication required', 401)
-export const InvalidTicket = define('SSE_ERR_INVALID_TICKET', 'The ticket is not valid: forged, too old, used, of another log, or shown where there are no tickets', 401)
+export const InvalidTicket = define('SSE_ERR_INVALID_TICKET', 'The ticket is not valid: it is forged, expired, used already, or of another event log, or the option "ticketSecret" is not set', 401)
 export const TicketNotIssued = define('SSE_ERR_TICKET_NOT_ISSUED', 'No ticket was issued: %s')
 export const AuthenticationFailed = define('SSE_ERR_AUTHENTICATION_FAILED', 'Authentication could not be completed', 500)
 export const InvalidUser = define('SSE_ERR_INVALID_USER', 'The user that authHandler returned, or that was set as request.sseUser, is %s: it must be a user id, { userId, expiresAt?, claims? } or null, with expiresAt in milliseconds since the epoch, and null or absent for rights that do not end')
-export const OriginForbidden = define('SSE_ERR_ORIGIN_FORBIDDEN', 'Requests from this origin are not allowed', 403)
+export const OriginForbidden = define('SSE_ERR_ORIGIN_FORBIDDEN', 'Pages of %s must not open streams here; the option "allowedOrigins" lists the origins that may', 403)
 export const NotAcceptable = define('SSE_ERR_NOT_ACCEPTABLE', 'This resource is a text/event-stream', 406)
 export const TooManyConnections = define('SSE_ERR_TOO_MANY_CONNECTIONS', 'Too many open streams', 503)
 export const TooManyUserConnections = define('SSE_ERR_TOO_MANY_USER_CONNECTIONS', 'Too many open streams for this user', 429)
 export const TooManyIpConnections = define('SSE_ERR_TOO_MANY_IP_CONNECTIONS', 'Too many open streams from this address', 429)
-export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response has already begun: reply.sse() was called before, or something else was sent')
+export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response has already started: reply.sse() was called twice, or something else was sent before it')
 export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source %s')
-export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client left before the stream began', 499)
+export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client disconnected before the stream started', 499)
 
 /**
  * What the signals of a stream abort with. By its name `fetch`, Node and SDKs know it for an abort, which is no failure; `closeReason`
@@ -99,9 +99,9 @@ export class StreamEnded extends define('SSE_ERR_STREAM_ENDED', 'The stream has 
 }
 
 // Other nodes
-export const NoAnswer = define('SSE_ERR_NO_ANSWER', 'Not every node has answered within %s ms', 504)
-export const CommandFailed = define('SSE_ERR_COMMAND_FAILED', 'Another node failed to do this; its log says why')
-export const TooManyCommands = define('SSE_ERR_TOO_MANY_COMMANDS', 'More than %s commands wait for the answers of other nodes', 503)
+export const NoAnswer = define('SSE_ERR_NO_ANSWER', 'Not every node answered within %s ms', 504)
+export const CommandFailed = define('SSE_ERR_COMMAND_FAILED', 'The command failed on another node; see the log of that node')
+export const TooManyCommands = define('SSE_ERR_TOO_MANY_COMMANDS', 'More than %s commands are waiting for answers of other nodes', 503)
 
 // Service
 export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing or closed', 503)

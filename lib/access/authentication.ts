@@ -1,6 +1,7 @@
 import { AuthenticationFailed, InvalidUser, OriginForbidden, Unauthenticated } from '../errors.js'
 import type { AnyRequest } from '../wire/http.js'
 import { isThenable } from '../util/promise.js'
+import { quote } from '../util/quote.js'
 import { ownText } from '../util/text.js'
 import type { Clock } from '../util/clock.js'
 
@@ -123,7 +124,7 @@ export function assertOrigin ({ allowedOrigins }: Pick<AuthenticationOptions, 'a
   if (origin !== undefined && allowedOrigins.includes(origin)) return
   // `none` was typed into the address bar.
   if (site === undefined ? origin === undefined || isOwnOrigin(origin, request) : site === 'same-origin' || site === 'none') return
-  throw new OriginForbidden()
+  throw new OriginForbidden(origin === undefined ? `another origin (Sec-Fetch-Site: ${quote(site)})` : `origin ${quote(origin)}`)
 }
 
 /** By host and port only: where a proxy ends TLS, the scheme that arrives here is not the browser's. */

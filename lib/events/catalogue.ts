@@ -3,6 +3,7 @@ import { TypeCompiler, type TypeCheck, type ValueError } from '@sinclair/typebox
 import { InvalidCatalogue, InvalidPayload, UnknownEvent, UnknownResource } from '../errors.js'
 import { assertEventName } from './event-rules.js'
 import { literalsOf } from '../util/schema.js'
+import { suggestion } from '../util/suggestion.js'
 
 const kCatalogue = Symbol.for('fastify-sse-manager.catalogue')
 
@@ -62,11 +63,11 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
     if (event === 'data') {
       const { resource, data: payload } = data as { resource: string, data: unknown }
       const check = this.#resources.get(resource)
-      if (check === undefined) throw new UnknownResource(resource)
+      if (check === undefined) throw new UnknownResource(resource, suggestion(resource, this.#resources.keys()))
       assertFits(check, resource, payload)
     } else {
       const check = this.#events.get(event)
-      if (check === undefined) throw new UnknownEvent(event)
+      if (check === undefined) throw new UnknownEvent(event, suggestion(event, this.#events.keys()))
       assertFits(check, event, data)
     }
   }

@@ -38,7 +38,8 @@ export function registerEndpoint (fastify: FastifyInstance, path: string, { clie
         else if (NEARLY_SUBSCRIPTION.test(name)) throw new InvalidSubscription(`parameter ${quote(name)}`, 'is not read: write "subscription", once for each, as in ?subscription=a&subscription=b')
       }
       for (const subscription of subscriptions) {
-        if (clientSubscriptions === false || (clientSubscriptions === true && isPattern(subscription))) throw new SubscriptionForbidden(quote(subscription))
+        if (clientSubscriptions === false) throw new SubscriptionForbidden(quote(subscription), 'clients may choose topics only with the option "clientSubscriptions"')
+        if (clientSubscriptions === true && isPattern(subscription)) throw new SubscriptionForbidden(quote(subscription), 'clients may choose patterns only if the option "clientSubscriptions" is \'patterns\'')
         assertChosenSubscription(subscription)
       }
       await (reply as unknown as Record<string, FastifyReply['sse']>)[decorators.reply]!({ subscriptions })

@@ -157,7 +157,7 @@ export class Authorization<H extends Holder> {
     } catch (cause) {
       throw new AuthenticationFailed({ cause })
     }
-    if (!allowed) throw new SubscriptionForbidden(quote(question.subscriptionId))
+    if (!allowed) throw new SubscriptionForbidden(quote(question.subscriptionId), 'authorizeSubscription did not return true')
   }
 
   async #stillHas (connection: H, subscriptionId: string): Promise<boolean> {

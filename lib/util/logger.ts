@@ -15,6 +15,10 @@ export interface Log {
 /** The default logger. Writes errors and warnings as process warnings, and drops `info` and `debug`. */
 export const warnings: Log = { error: emit, warn: emit, info: () => {}, debug: () => {} }
 
+/** Limits of an error's part in the text of a log line. */
+const MAX_CAUSES = 4
+const MAX_REASON_LENGTH = 300
+
 function emit (details: object, message: string): void {
   process.emitWarning(message, { type: 'SSEManager', detail: inspect((details as { err?: unknown }).err ?? '') })
 }
@@ -58,6 +62,21 @@ function copyOf (err: unknown): { name: string, message: string, stack: string }
   }
   const error = err as Partial<Error> | null
   return Object.assign(Object.create(null), { name: read(() => error!.name), message: read(() => error instanceof Error ? error.message : err), stack: read(() => error!.stack) })
+}
+
+/** Returns the messages of an error and of its causes, for a log line: `Authentication could not be completed: connect ECONNREFUSED`. */
+export function reasonsOf (error: unknown): string {
+  const reasons: string[] = []
+  for (let cause = error; cause instanceof Error && reasons.length < MAX_CAUSES;) {
+    const { message } = copyOf(cause)
+    reasons.push(message.length > MAX_REASON_LENGTH ? `${message.slice(0, MAX_REASON_LENGTH)}…` : message)
+    try {
+      cause = (cause as Error).cause as Error
+    } catch {
+      break
+    }
+  }
+  return reasons.join(': ')
 }
 
 let warned = false

@@ -1,6 +1,7 @@
 import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
 import type { TypeCheck, ValueError } from '@sinclair/typebox/compiler'
 import { InvalidOption } from '../errors.js'
+import { suggestion } from './suggestion.js'
 
 // A schema is the only definition of options: types, ranges, defaults and marks.
 //
@@ -50,7 +51,7 @@ export function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, give
     const error = check.Errors(options).First()!
     const fault = faultOf(error)
     const detail = error.type === 63 || error.schema.description === undefined ? fault : `${fault}: ${error.schema.description}`
-    return refuse(prefix + error.path.slice(1).replaceAll('/', '.'), error.message === 'Unexpected property' ? 'is not an option' : detail)
+    return refuse(prefix + error.path.slice(1).replaceAll('/', '.'), error.message === 'Unexpected property' ? `is not an option${suggestion(nameIn(error.path), namesIn(schema, error.path))}` : detail)
   }
   return options
 }
@@ -58,8 +59,28 @@ export function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, give
 /** Returns the message of a validation error. TypeBox's message for a union does not name the alternatives. */
 function faultOf ({ message, schema }: ValueError): string {
   if (!TypeGuard.IsUnion(schema)) return message
-  const literals = literalsOf(schema)
-  return literals === null ? 'has none of the forms that it may have' : `must be ${literals.join(' or ')}`
+  return `must be ${formOf(schema)}`
+}
+
+/** Returns what a value of a schema looks like: `"immediate" or { intervalMs }`. */
+function formOf (schema: TSchema): string {
+  if (TypeGuard.IsUnion(schema)) return schema.anyOf.map(formOf).join(' or ')
+  if (TypeGuard.IsLiteral(schema)) return JSON.stringify(schema.const)
+  if (TypeGuard.IsArray(schema)) return `an array of ${formOf(schema.items)}s`
+  if (TypeGuard.IsFunction(schema)) return 'a function'
+  const properties = propertiesOf(schema)
+  return properties === undefined ? String(schema.type ?? 'any value') : `{ ${Object.keys(properties).join(', ')} }`
+}
+
+function nameIn (path: string): string {
+  return path.slice(path.lastIndexOf('/') + 1)
+}
+
+/** Returns the names that an object may have beside the one at this path. */
+function namesIn (schema: TSchema, path: string): string[] {
+  let place: TSchema | undefined = schema
+  for (const name of path.split('/').slice(1, -1)) place = propertiesOf(place ?? schema)?.[name]
+  return Object.keys(propertiesOf(place ?? schema) ?? {})
 }
 
 /** Returns the values of a union of literals as JSON, or null for any other schema. */

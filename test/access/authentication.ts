@@ -153,6 +153,7 @@ t.test('what a request brings: token, cookies, query, headers, and what the appl
     refusal(t, stream, 500, 'SSE_ERR_AUTHENTICATION_FAILED')
     t.notMatch(stream.body, 'secret')
     t.match(server.errors()[0].err.stack, /secret/)
+    t.match(server.errors()[0].msg, 'Stream refused: Authentication could not be completed: secret')
   })
 })
 
@@ -186,7 +187,11 @@ t.test('allowedOrigins', async t => {
       asked = 0
       const stream = await server.open(path, { headers })
       if (allowed) t.ok(stream.isStream, JSON.stringify(headers))
-      else refusal(t, stream, 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+      else {
+        refusal(t, stream, 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
+        const { origin, 'sec-fetch-site': site } = headers as Record<string, string>
+        t.equal(stream.body.message, `Pages of ${origin === undefined ? `another origin (Sec-Fetch-Site: "${site}")` : `origin "${origin}"`} must not open streams here; the option "allowedOrigins" lists the origins that may`)
+      }
       t.equal(asked, allowed ? 1 : 0, 'nobody is asked about a page that may not')
     }
   }

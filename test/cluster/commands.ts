@@ -77,7 +77,7 @@ t.test('commands', { skip: withoutRedis }, async t => {
     t.strictSame([...connection.subscriptions], ['chat:1'])
 
     const refused = await sse.addSubscription(clientId, 'secret').catch(error => error)
-    t.match(refused, { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN', statusCode: 403, message: 'Subscription "secret" is not allowed' })
+    t.match(refused, { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN', statusCode: 403, message: 'Subscription "secret" is not allowed: authorizeSubscription did not return true' })
     const broken = await sse.addSubscription(clientId, 'broken').catch(error => error)
     t.match(broken, { code: 'SSE_ERR_AUTHENTICATION_FAILED', statusCode: 500, cause: undefined })
     t.notMatch(String(broken.stack), 'password')

@@ -28,8 +28,8 @@ t.test('no public name has an empty hover', async t => {
     if (target.getDocumentationComment(checker).length === 0) empty.push(path)
     for (const declaration of declarations) {
       if (ts.isClassLike(declaration) || ts.isInterfaceDeclaration(declaration)) {
-        for (const member of declaration.members) if (member.name !== undefined && !ts.isPrivateIdentifier(member.name)) lookAt(member, path)
-        if (ts.isClassLike(declaration)) for (const member of declaration.members) if (ts.isConstructorDeclaration(member)) for (const { type } of member.parameters) if (type !== undefined) within(type, path)
+        for (const member of declaration.members) if (member.name !== undefined && ts.isIdentifier(member.name)) lookAt(member, path)
+        if (ts.isClassLike(declaration)) for (const member of declaration.members) if (ts.isConstructorDeclaration(member) && !isHidden(member)) for (const { type } of member.parameters) if (type !== undefined) within(type, path)
       } else if (ts.isTypeAliasDeclaration(declaration)) {
         within(declaration.type, path)
       } else if (ts.isEnumDeclaration(declaration)) {

@@ -106,10 +106,10 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_INVALID_TOPIC', ok, { subscriptionIds: ['a b'] }]
   ]
   const typed: Case[] = [
-    ['SSE_ERR_UNKNOWN_EVENT', { event: 'caht', data: { text: 'a', tags: [] } }, {}, /"caht"/],
+    ['SSE_ERR_UNKNOWN_EVENT', { event: 'caht', data: { text: 'a', tags: [] } }, {}, /"caht" is not in the catalogue; did you mean "chat"\?$/],
     ['SSE_ERR_UNKNOWN_EVENT', { data: 'no name' }, {}, /"message"/],
     ['SSE_ERR_UNKNOWN_EVENT', { event: 'constructor', data: {} }],
-    ['SSE_ERR_UNKNOWN_RESOURCE', { event: 'data', data: { resource: 'order', data: { id: 1 } } }, {}, /"order"/],
+    ['SSE_ERR_UNKNOWN_RESOURCE', { event: 'data', data: { resource: 'order', data: { id: 1 } } }, {}, /"order" is not in the catalogue; did you mean "orders"\?$/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'data', data: { resource: 'orders', data: { id: 1.5 } } }, {}, /"orders" is invalid at \/id: /],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'chat', data: { text: 'a', tags: [1, 'two'] } }, {}, /"chat" is invalid at \/tags\/1: /],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'chat', data: { text: 'far too long', tags: [] } }, {}, /\/text/],

@@ -53,6 +53,9 @@ t.test('the ready endpoint', async t => {
         const stream = await server.open(`/events${query}`, bearer('ada'))
         if (typeof expected[0] === 'number') {
           refusal(t, stream, ...expected as [number, string])
+          // The remedy is in the message where one option decides.
+          if (expected === forbidden && name === 'no') t.match(stream.body.message, /is not allowed: clients may choose topics only with the option "clientSubscriptions"$/)
+          if (expected === forbidden && name === 'yes' && query!.includes('*')) t.match(stream.body.message, /only if the option "clientSubscriptions" is 'patterns'$/)
           t.equal(server.app.sse.connectionCount, 0)
         } else {
           t.ok(stream.isStream, `${query} ${stream.body}`)

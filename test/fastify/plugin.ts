@@ -218,12 +218,14 @@ t.test('options that make no sense stop the boot, and are named', async t => {
     if (protecting.includes(path)) t.match(await boots(at(path, undefined)), { code: 'SSE_ERR_INVALID_OPTION', message: new RegExp(`^Option "${path}" is undefined, which would take a protection away`) }, path)
     else t.equal(await boots(at(path, undefined)), null, `${path}: undefined is not given`)
   }
-  t.match(await boots({ requireAuthentification: undefined }), { message: 'Option "requireAuthentification" is not an option' }, 'nor is an unknown name overlooked because of its value')
-  for (const [path, value] of [['keepAliveMs', 15_000], ['history.maxEvent', 1], ['decorators.request', 'sse'], ['Path', '/sse'], ['constructor', 1]] as const) {
+  t.match(await boots({ requireAuthentification: undefined }), { message: 'Option "requireAuthentification" is not an option; did you mean "requireAuthentication"?' }, 'nor is an unknown name overlooked because of its value')
+  for (const [path, value, meant] of [['keepalive', false, 'keepAlive'], ['keepAliveIntervalMS', 15_000, 'keepAliveIntervalMs'], ['maxConections', 1, 'maxConnections'], ['histroy', {}, 'history'], ['history.maxEvent', 1, 'maxEvents'], ['decorators.rpely', 'sse', 'reply'], ['decorators.request', 'sse', ''], ['Path', '/sse', 'path'], ['heartbeat', 1, ''], ['constructor', 1, '']] as const) {
     const error = await boots(at(path, value))
-    t.match(error, { code: 'SSE_ERR_INVALID_OPTION', message: `Option "${path}" is not an option` }, path)
+    t.match(error, { code: 'SSE_ERR_INVALID_OPTION', message: new RegExp(`^Option "${path}" is not an option${meant === '' ? '' : `; did you mean "${meant}"\\?`}$`) }, path)
   }
   t.match(await boots(Promise.resolve({ requireAuthentication: true })), { code: 'SSE_ERR_INVALID_OPTION', message: /a promise/ })
+  t.match(await boots({ flush: 'later' }), { message: /^Option "flush" must be "immediate" or { intervalMs }: / })
+  t.match(await boots({ keepAlive: 0 }), { message: /^Option "keepAlive" / })
   t.match(await boots({ authRelation: 'AND' }), { message: /must be "or" or "and"/ })
   t.match(await boots({ broker: { open: fn, publish: fn, read: fn } }), { message: /no method claim/ })
   const yes = () => true

@@ -2,7 +2,7 @@ import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import type { Test } from 'tap'
 import ts from 'typescript'
-import { ROOT } from './readme.js'
+import { ROOT } from './pages.js'
 import { startNode, type TestNode } from '../../lib/testing/test-node.js'
 
 /** What nodes run, as JavaScript in a directory of the test's: one that is restarted is back in a moment, as in production. */

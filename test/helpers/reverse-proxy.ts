@@ -5,7 +5,7 @@ import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { tie } from '../../lib/testing/tie.js'
-import { README } from './readme.js'
+import { PAGES } from './pages.js'
 import { freePort } from '../../lib/testing/free-port.js'
 import { until } from './wait.js'
 
@@ -19,12 +19,12 @@ export function withoutProxy (kind: ReverseProxyKind): string | false {
   return process.env['CI'] === undefined && spawnSync(kind, ['-v'], { env }).error !== undefined && `${kind} is not installed`
 }
 
-/** README's configuration of a proxy: the fence of this language that is named `nodes`. */
+/** The configuration of a proxy in docs/: the fence of this language that is named `nodes`. */
 function configurationOf (kind: ReverseProxyKind): string {
-  return new RegExp(`^\`\`\`${kind} nodes\\n(.*?)^\`\`\`$`, 'ms').exec(readFileSync(README, 'utf8'))![1]!
+  return PAGES.map(({ text }) => new RegExp(`^\`\`\`${kind} nodes\\n(.*?)^\`\`\`$`, 'ms').exec(text)?.[1]).find(text => text !== undefined)!
 }
 
-/** README's nginx or haproxy in front of two nodes, a process of the test's own. */
+/** The nginx or haproxy of docs/ in front of two nodes, a process of the test's own. */
 export class ReverseProxy {
   readonly port: number
   readonly directory: string

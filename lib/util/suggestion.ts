@@ -1,0 +1,34 @@
+/** Edits between a misspelt name and the one that is meant, at most; fewer for short names. */
+const MAX_EDITS = 3
+
+/** Returns `; did you mean "keepAlive"?` for the nearest of the known names; an empty text if none is near. */
+export function suggestion (name: string, known: Iterable<string>): string {
+  let nearest = ''
+  let fewest = Math.min(MAX_EDITS, Math.ceil(name.length / 3)) + 1
+  for (const candidate of known) {
+    const edits = editsBetween(name.toLowerCase(), candidate.toLowerCase(), fewest)
+    if (edits >= fewest) continue
+    fewest = edits
+    nearest = candidate
+  }
+  return nearest === '' ? '' : `; did you mean ${JSON.stringify(nearest)}?`
+}
+
+/** Insertions, deletions, replacements and swaps of neighbours that make one text the other; `limit` for that many or more. */
+function editsBetween (one: string, other: string, limit: number): number {
+  if (Math.abs(one.length - other.length) >= limit) return limit
+  let before: number[] = []
+  let last = Array.from({ length: other.length + 1 }, (_, column) => column)
+  for (let row = 1; row <= one.length; row++) {
+    const current = [row]
+    for (let column = 1; column <= other.length; column++) {
+      const isSame = one[row - 1] === other[column - 1]
+      let edits = Math.min(current[column - 1]! + 1, last[column]! + 1, last[column - 1]! + (isSame ? 0 : 1))
+      if (row > 1 && column > 1 && one[row - 1] === other[column - 2] && one[row - 2] === other[column - 1]) edits = Math.min(edits, before[column - 2]! + 1)
+      current.push(edits)
+    }
+    before = last
+    last = current
+  }
+  return last[other.length]!
+}
