@@ -2,112 +2,140 @@ import type { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 
 /**
- * Why something after a client's cursor is not in the log any more.
- * - `malformed`: the cursor is not one of ours.
- * - `epoch`: it belongs to another life of the log (a restart, a wiped store).
- * - `unknown`: it names a place the log has not reached.
- * - `trimmed`: the events after it have left the history.
- * - `limit`: more lies after it than `maxReplayEvents` or `maxReplayBytes` allow.
+ * Why events after a client's cursor cannot be replayed.
+ * - `malformed`: the cursor was not issued by this package.
+ * - `epoch`: the cursor belongs to an earlier epoch of the log, before a restart or a wiped store.
+ * - `unknown`: the cursor is ahead of the newest event of the log.
+ * - `trimmed`: events after the cursor are no longer in the history.
+ * - `limit`: more events follow the cursor than `maxReplayEvents` or `maxReplayBytes` allow.
  */
 export type GapReason = 'malformed' | 'epoch' | 'unknown' | 'trimmed' | 'limit'
 
-/** What became of a publish. */
+/** The result of a publish. */
 export interface Published {
-  /** Its place in the log, null when it has none. */
+  /** Sequence number in the log; null for an ephemeral message. */
   readonly seq: number | null
-  /** What `deliver` has answered on this node; 0 when it was not delivered here. */
+  /** Result of `deliver` on this node; 0 when the message was not delivered here before `publish` answered. */
   readonly delivered: number
 }
 
+/** Receives messages and changes of state from a broker. */
 export interface Sink {
   /**
-   * Messages in log order, one at a time. Called once for each message on each node, the node's own included. Returns how
-   * many connections of this node have got it. Never throws.
+   * Delivers a message to the connections of this node and returns how many received it. The broker calls it once for each message
+   * on each node, in log order, one at a time. That includes the node's own messages. Never throws.
    */
   deliver (message: Message): number
   /**
-   * The log lost its continuity: what connections hold of it is void. `epoch` and `position` already tell the new place. Throws when the epoch cannot be one.
-   * @param error what has happened to the log, for the application's log.
-   * @param commandsKept whether it is known that no logged message of channel `node` is lost. `true`: none is. `false`: one may
-   * be, or there was an epoch that this node has not read; the node ends the streams of all users, who come back with today's
-   * rights. Absent: as `false`; after an `epoch`, nodes compare what they had read of the old one, and end the streams if it differs.
+   * Reports lost continuity of the log: cursors and queued messages are invalid. `epoch` and `position` of the broker already have
+   * the new values.
+   * @param error what happened to the log; it is written to the application's log
+   * @param commandsKept whether all logged messages of channel `node` were read. `true`: none is lost. `false`: one may be lost, or
+   * this node has skipped an epoch. The node then ends the streams of all users, who reconnect with their current rights. Absent:
+   * handled as `false`, except after the reason `epoch`. After `epoch`, nodes compare how far they had read the old epoch, and end
+   * the streams only if they differ.
+   * @throws SSE_ERR_INVALID_OPTION when the broker's `epoch` does not have the required form
    */
   gap (reason: GapReason, error?: Error, commandsKept?: boolean): void
   /**
-   * Whether the log can be published to and read as it grows, and why not. Told when it, or the reason, changes. While it is `down`,
-   * `deliver` may pause; what was missed comes later, or a `gap` does.
+   * Reports whether the log accepts messages and this node reads it without delay. The broker calls it when the state or the reason
+   * changes. While the state is `down`, deliveries can pause. Missed messages follow later, or a `gap` follows.
+   * @param error the reason for `down`
    */
   state (state: 'up' | 'down', error?: Error): void
 }
 
+/** The bounds of the history that a broker keeps for replay. */
 export interface History {
-  /** Messages kept at most. */
+  /** Maximum number of messages. */
   readonly maxEvents: number
-  /** Age in milliseconds after which a message is not replayed any more. */
+  /** Age in milliseconds after which a message is no longer replayed. */
   readonly maxAgeMs: number
-  /** Bytes kept at most: data, names and the ids in targets. */
+  /** Maximum size in bytes: data, event names, keys and the ids in targets, plus 16 KB for each filter. */
   readonly maxBytes: number
 }
 
+/** A read of one priority of the log. */
 export interface ReadRequest {
+  /** Epoch of the cursor. */
   readonly epoch: string
-  /** Messages after this sequence number. */
+  /** The read begins after this sequence number. */
   readonly after: number
-  /** Only this lane. */
+  /** Only messages of this priority are read. */
   readonly priority: EventPriority
-  /** Messages at most. */
+  /** Maximum number of messages. */
   readonly limit: number
 }
 
+/** The result of a read. */
 export interface Page {
-  /** Perhaps none, though there are some further on: a read looks at a bounded stretch of the log. */
+  /** Messages in log order. Can be empty before the end of the log: each read scans a bounded part of it. */
   readonly messages: readonly Message[]
-  /** The lane has been read up to and including this sequence number. */
+  /** Messages of the requested priority are read up to and including this sequence number. */
   readonly next: number
-  /** Set when something after `after` is gone; then there are no messages. */
+  /** Reason of a gap after `after`; absent without a gap. A page with a gap has no messages. */
   readonly gap?: GapReason
 }
 
 /**
- * The ordered, bounded log that all nodes share, and the fan-out from it. Promises every implementation keeps
- * (`fastify-sse-manager/testing` checks most of them):
+ * The ordered and bounded event log that all nodes share, and the delivery of its messages. Every implementation guarantees the
+ * following. The contract tests of `fastify-sse-manager/testing` check most of it.
  *
- * - `deliver` is called once for each message on each node, in log order, own messages included, and is never re-entered;
- *   a publish from inside it is delivered after it.
- * - Sequence numbers grow by one for each logged message within an epoch.
+ * - `deliver` is called once for each message on each node, in log order, including the node's own messages. Calls never nest: a
+ *   message that is published during a delivery is delivered after it.
+ * - Within an epoch, sequence numbers grow by one for each logged message.
  * - Messages of channel `node` are delivered on each node that reads the log, however many ephemeral messages are published.
- * - `publish` answers once the message is logged, or handed on when it is ephemeral, and this node has delivered it: at once,
- *   or with a promise. In a bounded time it rejects with SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached. It may
- *   answer before the delivery when the log has lost its continuity in between, or this node is late.
- * - `read` leaves out messages that a newer one in the log replaces: of those with the same key and target, and no filter, only the newest is read.
- * - `read` after a cursor of another epoch, one the log has not reached, or one that has been trimmed away reports a gap.
- * - On a shared log another node may be ahead of this one, and so may a client that comes from there. `read` after a place that the log has reached
- *   and this node has not is no gap: it waits until `position` has come so far, and rejects after some seconds when it has not; it is called again
- *   then. `unknown` is reported only when the log itself ends before that place, and `epoch` when the log has another one. The same before this node has reached the log for the first time.
- * - Of all calls of `claim` with one key, on all nodes, one resolves with true within `ttlMs` and one epoch. It rejects with
- *   SSE_ERR_BROKER_UNAVAILABLE when that cannot be known: the log is not reached, or has another epoch than `epoch`.
- * - After `close` every call throws, or rejects with, SSE_ERR_CLOSED, and nothing is delivered any more.
+ * - `publish` answers when the message is logged, or sent if it is ephemeral, and this node has delivered it. It returns the result
+ *   or a promise of it. If the log is unreachable, it rejects with SSE_ERR_BROKER_UNAVAILABLE within a bounded time. It can answer
+ *   before the delivery if the log has lost its continuity meanwhile, or this node is late.
+ * - `read` omits conflated messages: of messages with the same key and target and without a filter, it returns only the newest.
+ * - `read` reports a gap for a cursor of another epoch, for a cursor ahead of the log, and for a trimmed cursor.
+ * - On a shared log, another node can be ahead of this node. A client of that node then has a cursor that the log has reached and
+ *   this node has not. `read` waits for `position` to reach the cursor, and rejects after a few seconds if it does not. The caller
+ *   then reads again. `unknown` is reported only when the log itself ends before the cursor, and `epoch` when the log has another
+ *   epoch. The same holds before this node has reached the log for the first time.
+ * - Of all calls of `claim` with the same key on all nodes, one resolves with true within `ttlMs` and one epoch. `claim` rejects with
+ *   SSE_ERR_BROKER_UNAVAILABLE if the result is unknown: the log is unreachable, or its epoch is not `epoch`.
+ * - After `close`, every call throws or rejects with SSE_ERR_CLOSED, and no message is delivered.
  *
- * An error with a code is one like `Object.assign(new Error('…'), { code: 'SSE_ERR_BROKER_UNAVAILABLE', statusCode: 503 })`. Any
- * other that a publish rejects with reaches the application as SSE_ERR_BROKER_UNAVAILABLE, with itself as the cause.
+ * A broker outside this package creates such errors with `Object.assign(new Error('…'), { code: 'SSE_ERR_BROKER_UNAVAILABLE',
+ * statusCode: 503 })`. If a publish rejects with any other error, the application receives SSE_ERR_BROKER_UNAVAILABLE with that
+ * error as its `cause`.
  */
 export interface Broker {
-  /** Whether other nodes share this log. */
+  /** Whether several nodes can share this log. */
   readonly shared: boolean
-  /** The life of the log: `[A-Za-z0-9_-]{1,32}`. A log that was wiped, or has lost something it had told, gets another. */
+  /**
+   * Identifies one continuous life of the log: 1 to 32 characters of `[A-Za-z0-9_-]`. A log that was wiped, or that lost messages it
+   * had delivered, has a new epoch.
+   */
   readonly epoch: string
-  /** Sequence number of the newest logged message that has come to this node, the one that is being delivered included; 0 in an empty log. */
+  /** Sequence number of the newest logged message on this node, including a message that is being delivered; 0 for an empty log. */
   readonly position: number
   /**
-   * Begins to deliver, at the newest message, after it has called `sink.state('up')`: until then the node counts as degraded.
-   * Called once. Rejects when the log cannot be reached.
-   * @param now the node's time, in milliseconds since the epoch; absent: `Date.now`. A log in memory counts ages and `ttlMs` by it, which tests move.
+   * Calls `sink.state('up')`, then starts to deliver the messages that follow the newest one. The node is degraded until `up`.
+   * Called once. Rejects when the log is unreachable.
+   * @param now returns the time of this node in milliseconds since the Unix epoch. Absent: `Date.now`. A log in memory measures ages
+   * and `ttlMs` by it, so that tests can control them.
    */
   open (sink: Sink, history: History, now?: () => number): Promise<void>
-  /** @param message the broker's own from here on: it may keep it, and add to it. Each publish gives one of its own. */
+  /**
+   * Appends a message to the log, or sends it if it is ephemeral.
+   * @param message belongs to the broker from this call on: the broker can keep it and add properties. Each call has its own object.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
+   */
   publish (message: OutgoingMessage): Published | Promise<Published>
+  /**
+   * Reads a page of one priority.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
+   */
   read (request: ReadRequest): Promise<Page>
-  /** Whether nobody on any node has claimed this key within the time that the first to do so asked for. */
+  /**
+   * Claims a key for `ttlMs` milliseconds. Resolves with true for the first claim on any node, and with false until the time of that
+   * claim has passed.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
+   */
   claim (key: string, ttlMs: number): Promise<boolean>
+  /** Stops deliveries and releases all resources. */
   close (): Promise<void>
 }

@@ -1,35 +1,40 @@
 import { PRIORITIES } from '../events/event-rules.js'
 
-// A cursor names what a client has seen. The log is one sequence of numbers within an epoch (the life of that log), and a
-// client reads it in lanes, one for each priority, each in order. So what it has seen is one number a lane: everything of
-// that priority up to and including that number, or not meant for it. Lanes that are level, the usual case, are written once.
-//   k3f9x2.2s          everything up to 100 (base 36)
-//   k3f9x2.2s~2s~30~30 HIGH and CRITICAL have been read ahead, up to 108
+// A cursor says which part of the log a client has received. An epoch is one continuous life of the log; within it, messages are
+// numbered. A client reads the log in lanes, one for each priority, each in log order. The cursor has one number per lane: all
+// messages of that priority up to this number were received, or were not addressed to the client. Equal lanes, the usual case,
+// are written once. Numbers are in base 36.
+//   k3f9x2.2s          all messages up to 100
+//   k3f9x2.2s~2s~30~30 HIGH and CRITICAL up to 108, LOW and NORMAL up to 100
 
-/** For each priority, the sequence number up to which that lane has been read. */
+/** For each priority, the sequence number up to which messages of that priority are read. */
 export type Lanes = readonly number[]
 
+/** A parsed cursor. */
 export interface Cursor {
+  /** Epoch of the log. */
   readonly epoch: string
+  /** Sequence numbers by priority. */
   readonly lanes: Lanes
 }
 
-/** The form of an epoch: it is part of every cursor. */
+/** The required form of an epoch, which is part of every cursor. */
 export const EPOCH = /^[A-Za-z0-9_-]{1,32}$/
 const FORM = /^([A-Za-z0-9_-]{1,32})\.([0-9a-z]{1,11}(?:~[0-9a-z]{1,11}){0,3})$/
 
+/** Returns the cursor of a client that has read each lane up to its number. */
 export function formatLanes (epoch: string, lanes: Lanes): string {
   const first = lanes[0]!
   if (lanes.every(seq => seq === first)) return formatCursor(epoch, first)
   return `${epoch}.${lanes.map(seq => seq.toString(36)).join('~')}`
 }
 
-/** The cursor of a client that has seen everything up to and including `seq`. */
+/** Returns the cursor of a client that has read all lanes up to and including `seq`. */
 export function formatCursor (epoch: string, seq: number): string {
   return `${epoch}.${seq.toString(36)}`
 }
 
-/** What `text` names, or null when it is no cursor of ours. A cursor is input from a stranger: nothing is guessed. */
+/** Parses a cursor. Returns null for any other text: a cursor is untrusted input, so the form is checked strictly. */
 export function parseCursor (text: string): Cursor | null {
   const parts = FORM.exec(text)
   if (parts === null) return null

@@ -10,29 +10,31 @@ import type { Broker, GapReason, History, Published } from './broker.js'
 import { EPOCH } from './cursor.js'
 import { degraded, up, type Health } from './health.js'
 
-/** Receives what comes from the log. */
+/** Receives events and changes of state from the event log. */
 export interface LogListener {
   /** The log is open. */
   opened (): void
   /** Delivers an event to the connections of this node. Returns how many received it. */
   deliver (message: Message, epoch: string): number
-  /** A node has sent the others a message; `seq` is its position in the log, 0 if it has none. */
+  /** Receives a message between nodes. `seq` is its sequence number in the log; 0 for an ephemeral message. */
   told (text: string, seq: number): void
-  /** The log has lost its continuity; see `Sink.gap`. `state` follows. */
+  /** The log has lost its continuity; see `Sink.gap`. A call of `state` follows. */
   gap (reason: GapReason, commandsKept: boolean | undefined): void
-  /** The log is reached, or not; or it goes on elsewhere. */
+  /** The log has become reachable or unreachable, or has lost its continuity. */
   state (state: 'up' | 'down'): void
 }
 
 /**
- * How a message reaches the other nodes: `logged`, in the order of the log, and read also by a node that was away; `ordered`,
- * among the events, as ephemeral as those may be; `apart`, on the channel of nodes.
+ * How a message is sent to the other nodes.
+ * - `logged`: in log order; a node that was disconnected reads it later.
+ * - `ordered`: ephemeral, in order with the application's events.
+ * - `apart`: ephemeral, on the channel between nodes.
  */
 export type NodeWay = 'logged' | 'ordered' | 'apart'
 
 const NO_TARGET: Target = { clientIds: [] }
 
-/** This node's side of the log: opening and closing, its position in it, its health, and what a broker answers. @internal */
+/** The event log of this node: opens and closes the broker, checks its results, and tracks position and health. @internal */
 export class EventLog {
   readonly #broker: Broker
   readonly #history: History
@@ -57,33 +59,38 @@ export class EventLog {
     this.#log = log
   }
 
-  /** Whether other nodes share the log. */
+  /** Whether several nodes can share the log. */
   get shared (): boolean {
     return this.#broker.shared
   }
 
+  /** Epoch of the log; see `Broker`. */
   get epoch (): string {
     return this.#broker.epoch
   }
 
-  /** Newest sequence number that has been delivered on this node. */
+  /** Newest sequence number that this node has delivered. */
   get position (): number {
     return this.#position
   }
 
+  /** Health of the log on this node. */
   get health (): Health {
     return this.#health
   }
 
+  /** Whether `open` has completed. */
   get isOpen (): boolean {
     return this.#opened
   }
 
-  /** Opens the log, once. Rejects with SSE_ERR_CLOSED when it has been closed, also before it was ever opened. */
+  /**
+   * Opens the log. Later calls return the same promise; after a failure, the next call tries again.
+   * @throws SSE_ERR_CLOSED, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_INVALID_OPTION
+   */
   open (): Promise<void> {
     if (this.#closed) return Promise.reject(new Closed())
     return (this.#opening ??= this.#open().catch(error => {
-      // The next call tries again.
       this.#opening = null
       throw error
     }))
@@ -91,7 +98,7 @@ export class EventLog {
 
   async #open (): Promise<void> {
     const clock = this.#clock
-    // In no context: what the broker schedules delivers for all publishers.
+    // Without a context: timers and sockets of the broker deliver messages of all publishers.
     await inNoContext(() => this.#broker.open({
       deliver: message => {
         if (message.event !== NODE_EVENT) {
@@ -113,7 +120,7 @@ export class EventLog {
       state: (state, err) => {
         if (this.#closed) return
         this.#health = state === 'up' ? up(clock.wall()) : degraded(err?.message ?? 'The event log cannot be reached', clock.wall(), this.#health)
-        // Else only the reason has changed.
+        // If the state is the same, only the reason has changed.
         if (state === this.#state) return
         this.#state = state
         this.#listener.state(state)
@@ -121,7 +128,7 @@ export class EventLog {
         else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')
       }
     }, this.#history, clock.wall))
-    // While it was opening: what is for an open log is not to begin.
+    // `close` may have been called meanwhile: the listener must not see an open log.
     this.assertOpen()
     this.#assertEpoch()
     this.#goTo(this.#broker.position)
@@ -129,7 +136,7 @@ export class EventLog {
     this.#listener.opened()
   }
 
-  /** It is written to clients as it is. */
+  /** Rejects an epoch of the wrong form: it is written to clients without escaping. */
   #assertEpoch (): void {
     const { epoch } = this.#broker
     if (EPOCH.test(epoch)) return
@@ -138,19 +145,23 @@ export class EventLog {
     throw error
   }
 
+  /** Closes the log and the broker. Every later call fails with SSE_ERR_CLOSED. */
   async close (): Promise<void> {
     this.#closed = true
     this.#health = degraded('The event log is closed', this.#clock.wall())
     if (this.#opening !== null) await this.#broker.close()
   }
 
-  /** @throws SSE_ERR_CLOSED */
+  /**
+   * Rejects calls after `close`.
+   * @throws SSE_ERR_CLOSED
+   */
   assertOpen (): void {
     if (this.#closed) throw new Closed()
   }
 
   /**
-   * Appends a message. The log may answer at once; then no promise is made.
+   * Publishes a message. Returns the result itself if the broker answers synchronously, and a promise otherwise.
    * @throws SSE_ERR_CLOSED, SSE_ERR_BROKER_UNAVAILABLE
    */
   append (message: Message): Published | Promise<Published> {
@@ -163,11 +174,14 @@ export class EventLog {
     }
   }
 
-  /** Sends a message to all nodes. */
+  /**
+   * Sends a message to all nodes, this one included.
+   * @throws SSE_ERR_CLOSED, SSE_ERR_BROKER_UNAVAILABLE
+   */
   async tell (text: string, way: NodeWay): Promise<void> {
     await this.open()
     this.assertOpen()
-    // No connection is meant: a slow or returning client that reads the log passes it.
+    // The target matches no connection: clients that read the log skip the message.
     await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: NO_TARGET, ephemeral: way !== 'logged', ...(way !== 'ordered' && { channel: 'node' }) })
   }
 
@@ -175,7 +189,7 @@ export class EventLog {
     if (seq > 0) this.#position = this.newest[priority] = seq
   }
 
-  /** Messages up to this position may have any priority. */
+  /** Sets position and lanes: messages up to this position can have any priority. */
   #goTo (position: number): void {
     this.#position = position
     this.newest.fill(position)

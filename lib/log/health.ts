@@ -1,21 +1,23 @@
-/** Whether this node's side of the event log works. */
+/** The health of the event log on this node. */
 export interface Health {
   /**
-   * - `up`: what is published is logged and delivered.
-   * - `degraded`: connected clients stay connected and `local` broadcasts reach them; nothing can be logged, or this node is late in reading the log.
+   * - `up`: published events are logged and delivered.
+   * - `degraded`: no event can be logged, or this node is late in reading the log. Clients stay connected and receive `local`
+   *   broadcasts.
    */
   readonly status: 'up' | 'degraded'
-  /** Why it is degraded. */
+  /** Why the status is `degraded`; absent for `up`. */
   readonly reason?: string
-  /** Since when it is so, in milliseconds since the epoch. */
+  /** Start of the current status in milliseconds since the Unix epoch. */
   readonly since: number
 }
 
+/** Returns the health `up`, since the given time. */
 export function up (since: number): Health {
   return { status: 'up', since }
 }
 
-/** Goes on being degraded since `before` was, if it was: the reason may change. */
+/** Returns the health `degraded`. If `before` was degraded too, its `since` is kept: only the reason has changed. */
 export function degraded (reason: string, since: number, before?: Health): Health {
   return { status: 'degraded', reason, since: before?.status === 'degraded' ? before.since : since }
 }

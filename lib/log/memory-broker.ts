@@ -5,12 +5,23 @@ import { systemClock } from '../util/clock.js'
 import { createId } from '../util/id.js'
 import { Ring } from './ring.js'
 
-/** The log of a single node, in memory. It ends with the process; clients that return to the next one get a gap. */
+/**
+ * Creates an event log in the memory of a single node, the default of the option `broker`. The log is lost when the process ends:
+ * clients that reconnect to the next process receive `sse:gap`. Each manager needs its own broker.
+ * @example
+ * ```ts
+ * import Fastify from 'fastify'
+ * import ssePlugin, { memoryBroker } from 'fastify-sse-manager'
+ *
+ * const app = Fastify()
+ * await app.register(ssePlugin, { broker: memoryBroker() })
+ * ```
+ */
 export function memoryBroker (): Broker {
   return new MemoryBroker()
 }
 
-/** Published from inside a delivery: delivered after it. */
+/** A message that was published during a delivery, and is delivered after it. */
 interface Waiting {
   readonly message: Message
   resolve (published: Published): void
@@ -25,7 +36,7 @@ class MemoryBroker implements Broker {
   #now = systemClock.wall
   #waiting: Waiting[] = []
   #delivering = false
-  /** Until when, oldest claim first. */
+  /** Expiry of each claimed key, oldest claim first. */
   readonly #claims = new Map<string, number>()
 
   get position (): number {
@@ -53,7 +64,7 @@ class MemoryBroker implements Broker {
     }
   }
 
-  /** Gives the message its number, and keeps it as it is: a copy would cost as much as all checks of it. */
+  /** Adds the sequence number to the message and stores it. A copy would take as much time as all checks of the event. */
   #log (outgoing: OutgoingMessage): Message {
     const message = outgoing as { -readonly [K in keyof Message]: Message[K] }
     message.seq = message.ephemeral ? 0 : this.position + 1

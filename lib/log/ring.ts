@@ -10,22 +10,25 @@ interface Entry {
   readonly key: string | null
 }
 
-/** Messages that one read looks at: nobody waits for the lane of another priority to be walked to its end. */
+/** Messages that one read scans at most, so that a long run of other priorities does not block the event loop. */
 const SCAN = 2048
 
-/** The newest messages of a log, bounded by count, age and bytes; one alone may be larger. Sequence numbers in it have no holes. */
+/**
+ * The newest messages of a log, bounded by count, age and bytes. A single message can exceed the bytes. Sequence numbers are
+ * consecutive.
+ */
 export class Ring {
   readonly #history: History
   readonly #now: () => number
   #entries: (Entry | undefined)[] = new Array(16)
-  /** The newest message of each conflation key. */
+  /** Sequence number of the newest message of each conflation key. */
   readonly #newest = new Map<string, number>()
   #first: number
   #last: number
   #bytes = 0
   #full = false
 
-  /** @param position sequence number of the newest message before the first that will be appended. */
+  /** @param position sequence number before the first message that will be appended */
   constructor (history: History, now: () => number, position = 0) {
     this.#history = history
     this.#now = now
@@ -33,25 +36,30 @@ export class Ring {
     this.#last = position
   }
 
-  /** Sequence number of the oldest message kept; one more than `last` when there is none. */
+  /** Sequence number of the oldest stored message; `last + 1` for an empty ring. */
   get first (): number {
     return this.#first
   }
 
+  /** Sequence number of the newest message. */
   get last (): number {
     return this.#last
   }
 
+  /** Memory of the stored messages in bytes. */
   get bytes (): number {
     return this.#bytes
   }
 
-  /** Whether something has been left out because of its bounds: what is older is none of the history. */
+  /** Whether messages were removed because of the bounds. Older messages are then not part of the history. */
   get full (): boolean {
     return this.#full
   }
 
-  /** @param time when it was logged, in milliseconds since the epoch; absent: now. */
+  /**
+   * Adds a message after the newest one.
+   * @param time when the message was logged, in milliseconds since the Unix epoch. Absent: now.
+   */
   append (message: Message, time?: number): void {
     const now = this.#now()
     this.#last = message.seq
@@ -59,7 +67,7 @@ export class Ring {
     this.#trim(now)
   }
 
-  /** Adds the message before the oldest. False when it is out of bounds. */
+  /** Adds a message before the oldest one. Returns false if the bounds exclude it. */
   prepend (message: Message, time: number): boolean {
     this.#first = message.seq
     this.#put(message, time)
@@ -67,7 +75,7 @@ export class Ring {
     return this.#first === message.seq
   }
 
-  /** The messages of one lane after `after`, oldest first, without those that a newer one replaces. */
+  /** Returns the messages of one priority after `after`, oldest first, without conflated ones. */
   read ({ after, priority, limit }: { after: number, priority: EventPriority, limit: number }): Page {
     this.#trim(this.#now())
     if (after > this.#last) return { messages: [], next: this.#last, gap: 'unknown' }
@@ -107,7 +115,7 @@ export class Ring {
     }
   }
 
-  /** Doubles the room; the message with this number is not there yet. */
+  /** Doubles the capacity. The message with the number `arriving` is not stored yet. */
   #grow (arriving: number): void {
     const size = this.#entries.length * 2
     const entries: (Entry | undefined)[] = new Array(size)

@@ -5,14 +5,14 @@ import { isErrorReply, type Connection } from './client.js'
 import type { Report } from './reconnector.js'
 import type { Batch, Outgoing, RedisStore } from './store.js'
 
-/** A publish that has not been answered yet. */
+/** A publish without an answer yet. */
 interface Pending extends Outgoing {
   readonly bytes: number
-  /** By `performance.now()`. */
+  /** Time of `performance.now()` at which the publish times out. */
   readonly deadline: number
-  /** Whether Redis may have it. */
+  /** Whether Redis may have received it. */
   sent: boolean
-  /** Where Redis has logged it; not yet seen by this node's reader. */
+  /** Position in the log once Redis has logged it; null before. This node's reader has not read it yet. */
   logged: { epoch: number, seq: number | null } | null
   resolve (published: Published): void
   reject (error: Error): void
@@ -25,28 +25,28 @@ interface PendingBatch extends Batch {
 interface Options {
   publishTimeoutMs: number
   maxPendingBytes: number
-  /** Whether a publish waits for a lost connection to come back, instead of failing at once. */
+  /** Whether a publish waits for a new connection after a loss, instead of failing at once. */
   waitWhenDown: boolean
 }
 
 const BATCH_MESSAGES = 128
 const BATCH_BYTES = 1024 * 1024
-/** What a pending publish costs beside its message. */
+/** Memory of a pending publish beside its message. */
 const OVERHEAD_BYTES = 512
 
 /**
- * Publishes through one connection: one batch under way at a time, and what comes meanwhile is the next one. A batch whose
- * reply was lost is sent again as it was, by its number, which Redis appends once. Each publish is answered when this node
- * has seen it in the log, and after `publishTimeoutMs` at the latest.
+ * Publishes messages over one connection, in batches. One batch is sent at a time; messages published meanwhile form the next
+ * batch. After a lost reply, the same batch is sent again with the same number, and Redis appends it only once. A publish is
+ * answered when this node has read the message from the log, or after `publishTimeoutMs`.
  */
 export class Appender {
   readonly #log: RedisStore
   readonly #history: History
   readonly #options: Options
-  /** In the order they were published, and so of their deadlines. */
+  /** Publishes by nonce, in the order of their deadlines. */
   readonly #pending = new Map<string, Pending>()
   #queue: Pending[] = []
-  /** The one that is under way. */
+  /** The batch that is being sent; null for none. */
   #batch: PendingBatch | null = null
   #batches = 0
   #published = 0
@@ -65,7 +65,7 @@ export class Appender {
     this.#options = options
   }
 
-  /** See `Serve`. */
+  /** Publishes over this connection until it fails; see `Serve`. */
   async serve (connection: Connection, report: Report): Promise<never> {
     await this.#log.greet(connection, { asked: 0, writable: true })
     return await new Promise<never>((_resolve, reject) => {
@@ -76,15 +76,19 @@ export class Appender {
     })
   }
 
-  /** The connection is lost: what is pending waits for the next one. */
+  /** Handles a lost connection: publishes that were sent wait for the next connection, others too with `waitWhenDown`. */
   lost (cause: Error): void {
     this.#connection = null
     this.#downBecause = cause
     if (this.#options.waitWhenDown) return
-    // What Redis cannot have may as well fail now.
+    // Redis cannot have received these publishes, so they fail at once.
     for (const pending of this.#queue.splice(0)) this.#reject(pending, nothing(cause), cause)
   }
 
+  /**
+   * Queues a message for the next batch. Resolves when this node has read it from the log.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE
+   */
   publish (message: OutgoingMessage): Promise<Published> {
     const bytes = OVERHEAD_BYTES + bytesOf(message)
     if (this.#connection === null && !this.#options.waitWhenDown) throw new BrokerUnavailable(nothing(this.#downBecause), { cause: this.#downBecause })
@@ -99,19 +103,19 @@ export class Appender {
     })
   }
 
-  /** This node has seen a message in the log. */
+  /** Answers the publish of a message that this node has read from the log. */
   seen (nonce: string, seq: number | null, delivered: number): void {
     const pending = this.#pending.get(nonce)
     if (pending !== undefined) this.#settle(pending).resolve({ seq, delivered })
   }
 
-  /** This node goes on behind `position`, and will not see what has been logged before it. */
+  /** Answers publishes that this node will never read, because it continues after `position`. */
   skipped (epoch: number, position: number): void {
     this.#skipped = { epoch, position }
     for (const pending of this.#pending.values()) this.#checkSkipped(pending)
   }
 
-  /** Waits for what can still be answered, and refuses the rest. */
+  /** Waits for the pending publishes if there is a connection, and rejects all others with SSE_ERR_CLOSED. */
   async close (): Promise<void> {
     if (this.#connection !== null && this.#pending.size > 0) await new Promise<void>(resolve => { this.#onIdle = resolve })
     for (const pending of this.#pending.values()) this.#settle(pending).reject(new Closed())
@@ -121,7 +125,7 @@ export class Appender {
   async #send (): Promise<void> {
     if (this.#sending) return
     this.#sending = true
-    // What is published in the same turn goes together.
+    // Messages that are published in the same turn share a batch.
     await Promise.resolve()
     for (;;) {
       const connection = this.#connection
@@ -157,7 +161,7 @@ export class Appender {
     let taken = 0
     for (; taken < this.#queue.length; taken++) {
       const item = this.#queue[taken]!
-      // It was told already that it failed.
+      // The publish has timed out and was rejected.
       if (!this.#pending.has(item.nonce)) continue
       if (items.length > 0 && (items.length === BATCH_MESSAGES || bytes + item.bytes > BATCH_BYTES)) break
       items.push(item)
@@ -176,7 +180,7 @@ export class Appender {
     }
   }
 
-  /** Redis has answered with an error, and so has appended nothing. */
+  /** Rejects a batch that Redis answered with an error: nothing was appended. */
   #refused (items: readonly Pending[], cause: Error): void {
     this.#batch = null
     for (const item of items) {
@@ -185,13 +189,13 @@ export class Appender {
     }
   }
 
-  /** Redis has refused a batch that came too late for its first message: the others may still have time. */
+  /** Queues a batch again that arrived after the deadline of its first message: the other messages may still be in time. */
   #again (items: readonly Pending[]): void {
     for (const item of items) item.sent = false
     this.#queue.unshift(...items)
   }
 
-  /** After a time in which the event loop stood still, timers come before the answers that have arrived meanwhile: those are read first. */
+  /** After a blocked event loop, timers fire before arrived replies are read. The extra turn lets the replies be read first. */
   #expireIn (ms: number): NodeJS.Timeout {
     return setTimeout(() => setImmediate(() => this.#expire()), ms)
   }
@@ -204,11 +208,11 @@ export class Appender {
         this.#timer = this.#expireIn(pending.deadline - now + 1)
         break
       }
-      // It is in the log that this node follows, whose reader is late.
+      // The message is in the log that this node follows, but its reader is late.
       if (pending.logged?.epoch === this.#skipped.epoch) this.#settle(pending).resolve({ seq: pending.logged.seq, delivered: 0 })
       else this.#reject(pending, pending.sent ? UNKNOWN : nothing(this.#downBecause), this.#connection === null ? this.#downBecause : undefined)
     }
-    // Nobody waits for them any more, and Redis may not take the next batch for long.
+    // The publishes at the front have timed out. Redis may accept no batch for a long time, so they are removed now.
     const alive = this.#queue.findIndex(item => this.#pending.has(item.nonce))
     this.#queue.splice(0, alive < 0 ? this.#queue.length : alive)
   }
@@ -225,7 +229,7 @@ export class Appender {
   }
 }
 
-/** The first word of Redis's answer says what is wrong there; the rest is in the cause. */
+/** Returns the text of an error without side effects. Of an error reply, only the code is shown; the rest is in the cause. */
 function nothing (cause: Error): string {
   return `${isErrorReply(cause) ? `cannot be written, Redis answers ${cause.message.split(' ', 1)[0]}` : 'cannot be reached'}; nothing was published`
 }

@@ -15,10 +15,10 @@ import { RedisStore } from './store.js'
 import { LogReader, type Arrival } from './reader.js'
 import { HistoryCache, type Fetch } from './history-cache.js'
 
-/** Before Redis was reached for the first time there is no log, and no cursor of one is good. */
+/** Epoch before the first contact with Redis. Cursors with it are never valid later. */
 const NO_EPOCH = 'none'
 
-/** The log of many nodes, in Redis Streams. */
+/** An event log that many nodes share, in Redis Streams. `redisStreamsBroker` creates it. */
 export class RedisStreamsBroker implements Broker {
   readonly shared = true
   readonly #options: ResolvedRedisOptions
@@ -29,9 +29,9 @@ export class RedisStreamsBroker implements Broker {
   readonly #reader: LogReader
   readonly #cursorAhead: CursorAhead
   readonly #past: HistoryReader
-  /** Links that have never been up. */
+  /** Names of links that have never been up. */
   readonly #awaited = new Set<string>()
-  /** What keeps a link from being up. */
+  /** Error of each link that is down. */
   readonly #down = new Map<string, Error>()
   #links: Reconnector[] = []
   #appender: Appender | null = null
@@ -39,7 +39,7 @@ export class RedisStreamsBroker implements Broker {
   #history: History | null = null
   #epoch = 0
   #replay: HistoryCache | null = null
-  /** The connection that publishes, while there is one. */
+  /** The connection of the writer; null while it is down. */
   #connection: Connection | null = null
   #state: 'up' | 'down' | null = null
   #reason: string | null = null
@@ -168,17 +168,17 @@ export class RedisStreamsBroker implements Broker {
     return this.#connection
   }
 
-  /** The log goes on elsewhere: what this node remembers of it is void. */
+  /** Continues with the log at a new position, and discards the cached history. */
   #move (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean | undefined): void {
     const fetch: Fetch = async (from, to) => {
-      // While Redis cannot be reached, no connection is tried for each reader.
+      // While Redis is unreachable, readers fail at once instead of each trying a connection.
       this.#reached()
       return await this.#past.read(epoch, from, to)
     }
     this.#epoch = epoch
     this.#replay = new HistoryCache(this.#history!, position, fetch)
     this.#appender!.skipped(epoch, position)
-    // Who connected before the log was reached has been told a place in none.
+    // Clients that connected before the first contact have a cursor of NO_EPOCH, so the first contact is a gap for them.
     if (reason !== null || this.#started) this.#sink?.gap(reason ?? 'epoch', reason === null ? undefined : new BrokerUnavailable(why), commandsKept)
     this.#cursorAhead.moved()
   }
@@ -187,7 +187,7 @@ export class RedisStreamsBroker implements Broker {
     if (message.seq > 0) this.#replay!.append(message, this.#clock.localTime(time))
     const { delivered, fault } = this.#deliver(message)
     this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
-    // Some connections have it and some do not: a gap says so to all. What follows is delivered.
+    // The delivery failed halfway: some connections may lack the message. A gap tells all of them, and delivery continues.
     if (fault !== null) this.#tellGap(fault)
     this.#cursorAhead.arrived(this.position)
   }
@@ -204,7 +204,7 @@ export class RedisStreamsBroker implements Broker {
     try {
       this.#sink?.gap('trimmed', fault, true)
     } catch {
-      // It fails as the delivery did, and nothing else would say so.
+      // The gap failed like the delivery. Without this warning the fault would be invisible.
       process.emitWarning(fault)
     }
   }

@@ -2,14 +2,14 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { BrokerUnavailable, InvalidOption } from '../../errors.js'
 import { inTime } from '../../util/timeout.js'
 
-/** The application's client of `ioredis`, or what `@fastify/redis` decorates with. Only copied: see `duplicate`. */
+/** The application's `ioredis` client, or the decorator of `@fastify/redis`. It is only duplicated, never used for commands. */
 export interface IoredisClient {
   readonly status: string
   call (command: string, ...args: string[]): Promise<unknown>
   duplicate (override?: object): object
 }
 
-/** The application's client of node-redis (`redis` or `@redis/client`). Only copied: see `duplicate`. */
+/** The application's node-redis client (`redis` or `@redis/client`). It is only duplicated, never used for commands. */
 export interface NodeRedisClient {
   readonly isReady: boolean
   sendCommand (args: string[]): Promise<unknown>
@@ -17,19 +17,24 @@ export interface NodeRedisClient {
 }
 
 /**
- * One connection to Redis that is ours. It does not reconnect and queues nothing: when it is lost another is made, so that
- * both client libraries behave alike and what is pending stays in our hands.
+ * A connection to Redis that only this package uses. It does not reconnect and has no queue: after a loss, a new connection is
+ * made. So both client libraries behave alike, and pending commands are under the control of this package.
  */
 export interface Connection {
   /**
-   * Rejects with Redis's error reply, or when there is no reply in time. While bytes of it arrive, a reply has as much time
-   * again: a slow link is no silent Redis. A frozen Redis raises no event.
+   * Sends a command and resolves with the reply. Rejects with Redis's error reply, or when no reply arrives within `timeoutMs`. The
+   * time-out starts again while bytes of the reply arrive, because a slow link is not a silent Redis. It is needed because a frozen
+   * Redis emits no event.
    */
   send (command: readonly string[], timeoutMs: number): Promise<unknown>
+  /** Closes the connection at once. */
   destroy (): void
 }
 
-/** Makes a connection, authenticated and on its database. `onLost` may be called once it was made; `signal` ends the attempt. */
+/**
+ * Makes a connection that is authenticated and has its database selected. `onLost` is called when the connection is lost later.
+ * `signal` aborts the attempt.
+ */
 export type Connect = (onLost: (error: Error) => void, signal: AbortSignal) => Promise<Connection>
 
 interface OwnIoredis extends IoredisClient {
@@ -46,7 +51,7 @@ interface OwnNodeRedis extends NodeRedisClient {
   on (event: string, listener: (error: Error) => void): void
 }
 
-/** What is known of a socket of a client library. */
+/** The part of a client library's socket that is used. */
 interface ReadSocket {
   readonly bytesRead?: number
 }
@@ -62,7 +67,7 @@ const NAME = 'fastify-sse-manager'
 const URL_FORM = /^(?:rediss?|unix):\/\//
 
 /**
- * How connections are made that are like the application's client.
+ * Returns a function that makes connections with the settings of the application's client, or of a URL.
  * @throws SSE_ERR_INVALID_OPTION
  */
 export function connector (client: unknown, database: number | undefined, connectTimeoutMs: number): Connect {
@@ -76,7 +81,7 @@ function isIoredis (client: unknown): client is IoredisClient {
   return has(client, 'call', 'duplicate') && 'isCluster' in client && client.isCluster === false
 }
 
-// Cluster, pool and sentinel of node-redis have `sendCommand` as well, but are not a connection.
+// Cluster, pool and sentinel of node-redis also have `sendCommand`, but lack `select` or `isReady`.
 function isNodeRedis (client: unknown): client is NodeRedisClient {
   return has(client, 'sendCommand', 'duplicate', 'select') && 'isReady' in client
 }
@@ -91,7 +96,7 @@ function fromUrl (url: string, database: number | undefined, connectTimeoutMs: n
     const { Redis } = await import('ioredis').catch((cause: unknown) => {
       throw new InvalidOption('broker.client', 'is a URL, which needs ioredis: npm install ioredis', { cause })
     })
-    // What ioredis calls a path has no scheme.
+    // ioredis takes the path of a Unix socket without a scheme.
     const template = new Redis(url.replace(/^unix:\/\//, ''), { lazyConnect: true })
     return connectIoredis(template, { database, connectTimeoutMs, onLost, signal })
   }
@@ -114,13 +119,13 @@ async function connectIoredis (client: IoredisClient, { database, connectTimeout
     blockingTimeout: undefined,
     readOnly: false,
     stringNumbers: false,
-    // Replies of one shape, whatever the application asks for.
+    // Replies have the same form whatever the application configured.
     protocol: 2,
     replyMapping: 'legacy',
     connectionName: NAME,
     ...(database !== undefined && { db: database })
   }) as OwnIoredis
-  // The promise only says that the connection was closed; why, the event does. A failed SELECT is an event alone.
+  // The promise of `connect` rejects without the cause; the `error` event has it. A failed SELECT is only an event.
   const failures: Error[] = []
   redis.on('error', error => { failures[0] = withoutCommand(error) })
   const connection: Connection = {
@@ -136,7 +141,7 @@ async function connectIoredis (client: IoredisClient, { database, connectTimeout
   return connection
 }
 
-/** ioredis puts on its errors what was asked, and they are logged: the password, or the data of all that was published together. */
+/** Removes the command from an ioredis error. Errors are logged, and the command has the password or the data of a batch. */
 function withoutCommand (error: Error): Error {
   Reflect.deleteProperty(error, 'command')
   return error
@@ -150,7 +155,7 @@ async function connectNodeRedis (client: NodeRedisClient, { database, connectTim
     pingInterval: undefined,
     commandsQueueMaxLength: undefined,
     readonly: false,
-    // Replies of one shape, whatever the application asks for.
+    // Replies have the same form whatever the application configured.
     RESP: 2,
     commandOptions: undefined,
     clientSideCache: undefined,
@@ -171,8 +176,8 @@ async function connectNodeRedis (client: NodeRedisClient, { database, connectTim
 }
 
 /**
- * Tells which socket `connect` makes: node-redis keeps it to itself. A socket of TLS is not told; a reply on it has to be
- * there whole in the time that it has.
+ * Calls `connect` and reports the socket that it makes, which node-redis does not expose. TLS sockets are not reported: on them,
+ * the time-out of a reply does not start again while bytes arrive.
  */
 function noticingSocket<T> (connect: () => T, made: (socket: ReadSocket) => void): T {
   const onSocket = (message: unknown) => made((message as { socket: ReadSocket }).socket)
@@ -184,7 +189,7 @@ function noticingSocket<T> (connect: () => T, made: (socket: ReadSocket) => void
   }
 }
 
-/** Waits for the handshake; one that is given up leaves no socket behind. */
+/** Waits for the handshake. After a failure or an abort, the connection is destroyed, so that no socket is leaked. */
 async function established (attempt: Promise<unknown>, connection: Connection, timeoutMs: number, signal: AbortSignal): Promise<void> {
   const destroy = () => connection.destroy()
   signal.addEventListener('abort', destroy)
@@ -198,7 +203,7 @@ async function established (attempt: Promise<unknown>, connection: Connection, t
   }
 }
 
-/** Whether an error is Redis's answer, as opposed to the want of one: those begin with a word in capitals. */
+/** Returns whether an error is an error reply of Redis, as opposed to a missing reply. Error replies begin with a code in capitals. */
 export function isErrorReply (error: unknown): error is Error {
   return error instanceof Error && /^[A-Z]{2,} /.test(error.message)
 }

@@ -2,60 +2,62 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { GapReason } from '../broker.js'
 import { BrokerUnavailable } from '../../errors.js'
 
-/** Where a reader of the log stands, or the log itself. */
+/** The position of a node in the log, or the end of the log itself. */
 export interface Standing {
+  /** Epoch of the log. */
   readonly epoch: string
   /** Sequence number of the newest entry. */
   readonly position: number
 }
 
 interface Waiter {
-  /** The entry of the present epoch that this node has to read first; Infinity waits for another epoch. */
+  /** Entry of the current epoch that this node must read; Infinity waits for another epoch. */
   readonly seq: number
-  /** By `performance.now()`. */
+  /** Time of `performance.now()` at which the wait ends. */
   readonly deadline: number
   resolve (): void
   reject (error: Error): void
 }
 
-/** Redis is asked at most this often, whatever cursors clients make up. */
+/** Minimum time between two requests to Redis. Without it, clients with invented cursors could flood Redis. */
 const ASK_INTERVAL_MS = 50
-/** A node notices a wiped log, or a connection that is dead, within less. Then the caller asks Redis again. */
+/** Longest wait for this node. It is longer than a node needs to notice a wiped log or a dead connection. */
 const PATIENCE_MS = 5_000
 
 /**
- * How far this node is behind the log in Redis. A client that comes from another node can have a cursor that is ahead of this
- * node. Redis knows whether the log has reached it: if so, the client waits for this node; if not, the cursor is of no log of ours.
+ * Handles cursors that are ahead of this node. A client of another node can have such a cursor. Redis knows whether the log has
+ * reached it. If so, the read waits for this node; if not, the cursor is not of this log, which is a gap.
  */
 export class CursorAhead {
   readonly #node: () => Standing
   readonly #askRedis: () => Promise<Standing>
-  /** Oldest first. */
+  /** Waiting reads, oldest first. */
   readonly #waiting = new Set<Waiter>()
   #asking: Promise<Standing> | null = null
-  /** When Redis was asked last, by `performance.now()`. */
+  /** Time of `performance.now()` at the last request to Redis. */
   #askedAt = -Infinity
   readonly #stop = new AbortController()
-  /** What somebody waits for first, or less. */
+  /** Lower bound of the sequence numbers that are waited for. */
   #least = Infinity
   #moves = 0
   #timer: NodeJS.Timeout | null = null
 
-  /** @param askRedis where the log stands; rejects when Redis cannot be asked. */
+  /** @param askRedis resolves with the end of the log; rejects if Redis is unreachable */
   constructor (node: () => Standing, askRedis: () => Promise<Standing>) {
     this.#node = node
     this.#askRedis = askRedis
   }
 
-  /** Whether this node has read the log up to there. */
+  /** Returns whether this node has read the log up to `seq`. */
   has (epoch: string, seq: number): boolean {
     const node = this.#node()
     return node.epoch === epoch && node.position >= seq
   }
 
   /**
-   * Why a place that this node has not reached is not in the log. Resolves with null when there is reason to look again: this node has
-   * reached it, or follows another log. Rejects with SSE_ERR_BROKER_UNAVAILABLE when neither happens in time.
+   * Resolves with the reason of a gap if the log has not reached a cursor that is ahead of this node. Resolves with null if the caller
+   * has to check again: this node has reached the cursor, or follows another log.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE if neither happens in time
    */
   async gapBefore (epoch: string, seq: number): Promise<GapReason | null> {
     const moves = this.#moves
@@ -63,13 +65,13 @@ export class CursorAhead {
     if (moves !== this.#moves || this.has(epoch, seq)) return null
     const node = this.#node()
     const exists = log.epoch === epoch && log.position >= seq
-    // A node that has not noticed yet that the log was wiped is late as well: after its gap it would tell another.
+    // If this node has not noticed a wiped log yet, the read waits: its reader will report that gap itself.
     if (!exists && log.epoch === node.epoch) return epoch === node.epoch ? 'unknown' : 'epoch'
     await this.#wait(exists && epoch === node.epoch ? seq : Infinity)
     return null
   }
 
-  /** This node has read the log up to there. */
+  /** Resumes the reads that waited for this node to reach `position`. */
   arrived (position: number): void {
     if (position < this.#least) return
     this.#wake(waiter => waiter.seq <= position)
@@ -77,12 +79,13 @@ export class CursorAhead {
     for (const { seq } of this.#waiting) this.#least = Math.min(this.#least, seq)
   }
 
-  /** This node follows the log from another place on. */
+  /** Resumes all reads: this node continues at another position of the log. */
   moved (): void {
     this.#moves++
     this.#wake(() => true)
   }
 
+  /** Rejects all waiting reads with `error`. */
   close (error: Error): void {
     for (const waiter of this.#waiting) waiter.reject(error)
     this.#waiting.clear()
@@ -90,7 +93,7 @@ export class CursorAhead {
     if (this.#timer !== null) clearTimeout(this.#timer)
   }
 
-  /** One question for all who ask until it is sent: an answer to an older one would know less than the client. */
+  /** Shares a request that is not sent yet. The reply to an earlier request could be older than the cursor of the client. */
   #ask (): Promise<Standing> {
     return (this.#asking ??= this.#askSoon())
   }
@@ -98,7 +101,7 @@ export class CursorAhead {
   async #askSoon (): Promise<Standing> {
     const { signal } = this.#stop
     const waitMs = this.#askedAt + ASK_INTERVAL_MS - performance.now()
-    // Otherwise only others that ask in this turn are waited for.
+    // Without a wait, the request is shared only by callers of this turn.
     await (waitMs > 0 ? sleep(waitMs, undefined, { ref: false, signal }).catch(() => { throw signal.reason }) : Promise.resolve())
     this.#asking = null
     this.#askedAt = performance.now()

@@ -3,27 +3,28 @@ import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { EventPriority } from '../../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../../events/message.js'
 
-/** A message as it stands in Redis. */
+/** An entry of a stream in Redis. */
 export interface Entry {
-  /** Null when it is not of our making. */
+  /** The message; null for an entry that this package did not write. */
   readonly message: Message | null
   /** See `Outgoing`. */
   readonly nonce: string
+  /** Epoch in the id of the entry. */
   readonly epoch: number
-  /** When it was logged, by Redis's clock, in milliseconds; 0 when it is not of our making. */
+  /** Time of logging by Redis's clock, in milliseconds since the Unix epoch; 0 for an entry that this package did not write. */
   readonly time: number
-  /** Its number among the logged, or among the ephemeral ones. */
+  /** Number of the entry among the logged messages, or among the ephemeral ones. */
   readonly number: number
-  /** The newest number of the other kind when it was published. */
+  /** Newest number of the other kind at the time of logging. */
   readonly other: number
-  /** The number of the newest command that was logged before it. */
+  /** Number of the newest command that was logged before the entry. */
   readonly command: number
-  /** When that command was logged; 0 when there is none, or a node of an older version has not said it. */
+  /** Time of logging of that command; 0 for no command, or an entry of an older version of this package. */
   readonly commandTime: number
 }
 
 const Ids = Type.Optional(Type.Array(Type.String()))
-/** All of a message but its data. Of another process, perhaps of another version: what cannot be delivered must not stop what comes after it. */
+/** A message without its data. Another process wrote it, possibly of another version. An invalid one must not stop later messages. */
 const Head = Type.Object({
   event: Type.String({ pattern: '^[^\\r\\n\\0]+$' }),
   priority: Type.Integer({ minimum: 0, maximum: 3 }),
@@ -34,7 +35,7 @@ const Head = Type.Object({
 })
 const head = TypeCompiler.Compile(Head)
 
-/** An entry of the stream of logged or of ephemeral messages. */
+/** Decodes an entry of the stream of logged or of ephemeral messages. */
 export function decodeEntry (raw: unknown, ephemeral: boolean): Entry {
   const [id, fields] = raw as [unknown, unknown[]]
   const [epoch, number] = String(id).split('-').map(Number) as [number, number]
@@ -45,14 +46,14 @@ export function decodeEntry (raw: unknown, ephemeral: boolean): Entry {
   return { epoch, number, message: messageOf(parsed, data!, ephemeral ? 0 : number), nonce: parsed.nonce, time: Number(time), other: Number(other), command: Number(command), commandTime: Number(commandTime ?? 0) }
 }
 
-/** An entry of the stream of nodes; null when it is not of our making. */
+/** Decodes an entry of the stream between nodes. Returns null for an entry that this package did not write. */
 export function decodeNodeMessage (raw: unknown): Message | null {
   const [h, text, d, data] = (raw as [unknown, string[]])[1]
   const parsed = h === 'h' && d === 'd' ? parse(text!) : null
   return head.Check(parsed) ? messageOf(parsed, data!, 0) : null
 }
 
-/** What is written beside the data of a message. */
+/** Encodes a message without its data. */
 export function headOf ({ event, priority, retry, key, target }: OutgoingMessage, nonce: string): string {
   return JSON.stringify({ event, priority, retry, key, target, nonce })
 }

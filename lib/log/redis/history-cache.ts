@@ -3,41 +3,45 @@ import type { Message } from '../../events/message.js'
 import { Ring } from '../ring.js'
 import type { Entry } from './entry.js'
 
-/** Reads the newest of these entries of the log from Redis, newest first, as many as come at once; none when there are none. */
+/** Reads entries with numbers from `from` to `to` from Redis, newest first. Can return fewer than there are; an empty list means none. */
 export type Fetch = (from: number, to: number) => Promise<readonly Entry[]>
 
 /**
- * One stretch of the log without a hole, as this node has it: what has arrived, and in front of it what has been fetched
- * because somebody asked for it. Each page is fetched once, for all who ask, and then kept as the history says: a herd of
- * returning clients costs Redis at most the history's length in pages.
+ * A contiguous part of the log in the memory of this node: messages that have arrived, and older ones that were fetched from Redis
+ * for a read. Each page is fetched once for all readers and kept within the bounds of the history. Many clients that reconnect at
+ * once therefore cost Redis at most one read of the history.
  */
 export class HistoryCache {
   readonly #ring: Ring
   readonly #fetch: Fetch
-  /** Redis has nothing in front of this that the history still covers. */
+  /** Whether Redis has no older entry that the history still covers. */
   #complete = false
   #fetching: Promise<void> | null = null
 
-  /** @param position the sequence number it begins behind. */
+  /** @param position sequence number before the first message that will be appended */
   constructor (history: History, position: number, fetch: Fetch) {
     this.#ring = new Ring(history, Date.now, position)
     this.#fetch = fetch
   }
 
+  /** Sequence number of the newest message. */
   get position (): number {
     return this.#ring.last
   }
 
-  /** @param time when it was logged, by this node's clock. */
+  /**
+   * Adds a message after the newest one.
+   * @param time when the message was logged, by this node's clock, in milliseconds since the Unix epoch
+   */
   append (message: Message, time: number): void {
     this.#ring.append(message, time)
   }
 
-  /** Rejects when it needs Redis, and Redis does not answer. */
+  /** Reads a page, and fetches older entries if needed. Rejects if they are needed and Redis does not answer. */
   async read (request: Omit<ReadRequest, 'epoch'>): Promise<Page> {
     for (;;) {
       const page = this.#ring.read(request)
-      // `trimmed` only says that the ring does not have it.
+      // `trimmed` only means that the ring does not have the entries; Redis may have them.
       if (page.gap !== 'trimmed' || this.#complete || this.#ring.full) return page
       await (this.#fetching ??= this.#fetchPage().finally(() => { this.#fetching = null }))
     }
@@ -47,7 +51,7 @@ export class HistoryCache {
     const to = this.#ring.first - 1
     const entries = to < 1 ? [] : await this.#fetch(1, to)
     for (const { message, time, number } of entries) {
-      // A hole, or an entry that cannot be delivered: what is in front of it is out of reach.
+      // A missing or unreadable entry: older entries are unusable, because the history must be contiguous.
       if (message === null || number !== this.#ring.first - 1 || !this.#ring.prepend(message, time)) {
         this.#complete = true
         return

@@ -3,12 +3,12 @@ import type { Entry } from './entry.js'
 import { ReadSize } from './read-size.js'
 import type { RedisStore } from './store.js'
 
-/** Time after which a connection that is not used is closed. */
+/** Time after which an unused connection is closed. */
 const IDLE_MS = 10_000
 
 /**
- * Reads what is older than this node remembers, on a connection of its own: on a slow link its large replies hold up no
- * publish, and a timeout costs only this connection. It is made when something is read, and closed when it has been idle.
+ * Reads entries from Redis that are older than this node's cache, on a separate connection. So its large replies do not delay
+ * publishes on a slow link, and a time-out loses only this connection. The connection is made on demand and closed when idle.
  */
 export class HistoryReader {
   readonly #log: RedisStore
@@ -24,7 +24,7 @@ export class HistoryReader {
     this.#connect = connect
   }
 
-  /** The newest of the entries `from` to `to`, newest first: as many as one reply may have. Rejects when Redis does not answer. */
+  /** Resolves with the newest of the entries `from` to `to`, newest first, limited to one reply. Rejects if Redis does not answer. */
   async read (epoch: number, from: number, to: number): Promise<Entry[]> {
     this.#stop.signal.throwIfAborted()
     clearTimeout(this.#idle)
@@ -40,6 +40,7 @@ export class HistoryReader {
     }
   }
 
+  /** Closes the connection and aborts an attempt to connect. */
   close (): void {
     this.#stop.abort()
     clearTimeout(this.#idle)

@@ -9,27 +9,27 @@ import type { Report } from './reconnector.js'
 import { Script } from './script.js'
 
 /**
- * Older messages are trimmed. A node that has not read the channel for this long, such as a process that was stopped, connects
- * again: then the cluster greets, and the other nodes say everything again.
+ * Age at which messages are trimmed. A node that has not read the channel for this long, such as a suspended process, reconnects.
+ * The cluster then greets, and the other nodes send their state again.
  */
 const KEPT_MS = 15_000
-/** How far an id may be ahead of Redis's clock, which may be set back. */
+/** Maximum lead of an id over Redis's clock, which can be set back. */
 const MAX_AHEAD_MS = 60_000
 const BLOCK_MS = 2_000
-/** Before all ids. */
+/** An id before all others. */
 const BEGINNING = '0-0'
 
-/** KEYS: the stream. Returns its newest id and Redis's clock. */
+/** Returns the newest id of the stream in KEYS[1], and Redis's clock. Deletes a stream that cannot be used. */
 const NEWEST = new Script(`
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local newest = '${BEGINNING}'
 if redis.call('EXISTS', KEYS[1]) == 1 then
   local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-  -- These messages have no numbers: a key of another type is no loss.
+  -- A key of another type was overwritten. Messages of this stream are not numbered, so deleting it loses no order.
   if info.err then redis.call('DEL', KEYS[1]) end
   for i = 1, #info, 2 do if info[i] == 'last-generated-id' then newest = info[i + 1] end end
-  -- Entries after an id that is ahead of the clock are never trimmed, and no entry can follow the last id.
+  -- Ids that are far ahead of the clock would keep entries from being trimmed, and no entry can follow the last possible id.
   if tonumber(string.match(newest, '^%d+')) > now + ${MAX_AHEAD_MS} then
     redis.call('DEL', KEYS[1])
     newest = '${BEGINNING}'
@@ -39,8 +39,8 @@ return { newest, string.format('%.0f', now) }
 `)
 
 /**
- * Ephemeral messages between nodes: heartbeats, answers, presence. They have a stream of their own, which no flood of events
- * trims, and each node reads it on a connection of its own: behind large events, heartbeats would arrive too late.
+ * Sends and receives ephemeral messages between nodes: heartbeats, answers and presence. They have a separate stream, so that
+ * many events cannot trim them. Each node reads it on a separate connection: behind large events, heartbeats would be late.
  */
 export class NodeChannel {
   readonly #key: string
@@ -48,10 +48,10 @@ export class NodeChannel {
   readonly #replyTimeoutMs: number
   readonly #onMessage: (message: Message) => void
   readonly #readSize = new ReadSize()
-  /** The id up to which this node has read; null before its first contact. */
+  /** Id of the last entry that this node has read; null before the first contact. */
   #read: string | null = null
 
-  /** @param onMessage called with each message, in their order. Never throws. */
+  /** @param onMessage called with each message in order; must not throw */
   constructor (key: string, clock: ServerClock, replyTimeoutMs: number, onMessage: (message: Message) => void) {
     this.#key = key
     this.#clock = clock
@@ -59,7 +59,10 @@ export class NodeChannel {
     this.#onMessage = onMessage
   }
 
-  /** Sends a message once: if it is lost, it is sent again later or was not needed. */
+  /**
+   * Sends a message once, without a retry: senders repeat messages that matter.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE
+   */
   async send (connection: Connection, message: OutgoingMessage): Promise<void> {
     const oldest = Math.floor(this.#clock.now - KEPT_MS)
     try {
@@ -69,11 +72,11 @@ export class NodeChannel {
     }
   }
 
-  /** See `Serve`. */
+  /** Receives messages over this connection until it fails; see `Serve`. */
   async serve (connection: Connection, report: Report): Promise<never> {
     let read = await this.#locate(connection)
     report(null)
-    // A machine that was suspended is not found by the monotonic clock. A clock that is set forward costs a connection.
+    // The monotonic clock does not advance while a machine is suspended. With the wall clock, a clock set forward costs a reconnect.
     let answeredAt = Date.now()
     for (;;) {
       const entries = await this.#next(connection, read)
@@ -84,15 +87,15 @@ export class NodeChannel {
         if (message !== null) this.#onMessage(message)
       }
       if (entries.length > 0) read = this.#read = String(entries.at(-1)![0])
-      // Thrown after the delivery: on a slow link, the next connection reads on behind these messages.
+      // Thrown after the delivery, so that on a slow link the next connection continues after these messages.
       if (silentMs > KEPT_MS) throw new BrokerUnavailable(`was not heard by this node for ${silentMs} ms: messages of other nodes may be lost`)
-      // In a stream that was deleted, ids may be smaller than before, and no entry follows an id that is far ahead.
+      // A stream that was deleted can restart with smaller ids, and no entry follows an id that is far ahead.
       if (entries.length === 0 || timeOf(read) > this.#clock.now + MAX_AHEAD_MS) read = await this.#locate(connection)
       await endOfTurn()
     }
   }
 
-  /** Where this node reads on: at its first contact behind the newest message. */
+  /** Returns the id after which this node reads. At the first contact it is the newest id. */
   async #locate (connection: Connection): Promise<string> {
     const [newest, now] = await NEWEST.run(connection, [this.#key], [], this.#replyTimeoutMs) as [unknown, unknown]
     this.#clock.observe(Number(now))
@@ -108,7 +111,7 @@ export class NodeChannel {
   }
 }
 
-/** The time in the id of an entry. */
+/** Returns the time in the id of an entry. */
 function timeOf (id: string): number {
   return Number(id.split('-')[0])
 }

@@ -3,24 +3,28 @@ import { TypeCompiler } from '@sinclair/typebox/compiler'
 import { bytes, durationMs, resolve } from '../../util/schema.js'
 import type { IoredisClient, NodeRedisClient } from './client.js'
 
-/** Every option of `redisStreamsBroker`. */
+/** The schema of the options of `redisStreamsBroker`. The documentation, the validation and the public type come from it. */
 export const RedisStreamsOptionsSchema = Type.Object({
-  client: Type.Unsafe<IoredisClient | NodeRedisClient | string>(Type.Unknown({ description: 'Client of `ioredis` (also `fastify.redis`) or node-redis for one server, or, with `ioredis` installed, a URL. It is copied, not used.' })),
-  keyPrefix: Type.String({ minLength: 1, maxLength: 128, pattern: '^[^{}\\s]+$', default: 'sse', description: 'What the keys begin with, in braces: one log for each prefix.' }),
-  database: Type.Optional(Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1, description: 'Database to use. Absent: the client\'s.' })),
-  replyTimeoutMs: durationMs('Time that Redis has for an answer, or to take a connection, in milliseconds; then the connection is given up. It begins anew while bytes of an answer arrive.', 2_000, 100, 60_000),
-  publishTimeoutMs: durationMs('Time after which a publish that is not confirmed is rejected, in milliseconds.', 2_000, 100, 60_000),
-  waitWhenDown: Type.Boolean({ default: false, description: 'Whether a publish waits up to `publishTimeoutMs` for a lost connection to come back, instead of being rejected at once.' }),
-  maxPendingBytes: bytes('Bytes of publishes that are not confirmed yet; beyond that they are rejected.', 16 * 1024 * 1024),
-  startTimeoutMs: durationMs('Time that boot waits for Redis, in milliseconds.', 4_000, 100, 60_000),
-  startDegraded: Type.Boolean({ default: false, description: 'Whether the application starts all the same when Redis is not reached in that time.' })
+  client: Type.Unsafe<IoredisClient | NodeRedisClient | string>(Type.Unknown({ description: 'Client of `ioredis` (also `fastify.redis`) or node-redis for a single server. With `ioredis` installed, also a URL: `redis://`, `rediss://` or `unix://`. The client is duplicated and not used itself.' })),
+  keyPrefix: Type.String({ minLength: 1, maxLength: 128, pattern: '^[^{}\\s]+$', default: 'sse', description: 'Prefix of all keys, written in braces: 1 to 128 characters without braces and white space. Each prefix is a separate log.' }),
+  database: Type.Optional(Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1, description: 'Number of the Redis database. Absent: the database of the client.' })),
+  replyTimeoutMs: durationMs('Time limit for a reply and for a new connection, in milliseconds. When it is exceeded, the connection is closed and a new one is made. The time starts again while bytes of a reply arrive.', 2_000, 100, 60_000),
+  publishTimeoutMs: durationMs('Time limit for the confirmation of a publish, in milliseconds. When it is exceeded, the publish is rejected with `SSE_ERR_BROKER_UNAVAILABLE`.', 2_000, 100, 60_000),
+  waitWhenDown: Type.Boolean({ default: false, description: 'Whether a publish waits up to `publishTimeoutMs` for a new connection while Redis is unreachable. With `false`, it is rejected at once.' }),
+  maxPendingBytes: bytes('Maximum size of all publishes that are not confirmed yet, in bytes. When it is exceeded, further publishes are rejected with `SSE_ERR_BROKER_UNAVAILABLE`.', 16 * 1024 * 1024),
+  startTimeoutMs: durationMs('Time for which the start of the application waits for Redis, in milliseconds.', 4_000, 100, 60_000),
+  startDegraded: Type.Boolean({ default: false, description: 'Whether the application starts without Redis if Redis is not reached within `startTimeoutMs`. With `false`, the start fails.' })
 }, { additionalProperties: false })
 
+/** The options of `redisStreamsBroker` with their defaults. */
 export type ResolvedRedisOptions = Static<typeof RedisStreamsOptionsSchema>
 
 const compiled = TypeCompiler.Compile(RedisStreamsOptionsSchema)
 
-/** Fills in defaults. Throws SSE_ERR_INVALID_OPTION, which names the option. */
+/**
+ * Validates the options of `redisStreamsBroker` and returns them with their defaults.
+ * @throws SSE_ERR_INVALID_OPTION
+ */
 export function resolveRedisOptions (given: unknown): ResolvedRedisOptions {
   return resolve(RedisStreamsOptionsSchema, compiled, given, { prefix: 'broker.' })
 }

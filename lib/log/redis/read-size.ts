@@ -1,36 +1,37 @@
 import type { Connection } from './client.js'
 
-/** Entries that a read asks for at most. */
+/** Maximum number of entries of one read. */
 export const MAX_COUNT = 500
-/** Entries that the first read asks for: how large they are is not known yet. */
+/** Number of entries of the first read: their size is not known yet. */
 const FIRST_COUNT = 64
-/** Bytes that a read asks for, as far as entries are as large as those before them. */
+/** Target size of a reply in bytes. */
 const MAX_BYTES = 1024 * 1024
+/** Maximum factor of the time-out. */
 const MAX_PATIENCE = 64
 
 /**
- * How much of a stream one read asks for. Redis counts entries; a link carries bytes, and a reply that takes too long is
- * worth nothing. So the count follows the mean size of entries, is halved after a timeout, and grows again while replies are
- * quick. An entry that does not come alone in time is given twice the time.
+ * Chooses the number of entries of each read of a stream. Redis limits a reply by entries, but its transfer time depends on bytes,
+ * and a reply that times out is lost. The number follows the mean size of entries, is halved after a time-out, and grows again
+ * while replies are fast. If a read of a single entry times out, the time-out is doubled.
  */
 export class ReadSize {
   #limit = FIRST_COUNT
   #meanBytes = 1
   #patience = 1
 
-  /** What the next read asks for. */
+  /** Number of entries for the next read. */
   get count (): number {
     return Math.max(1, Math.min(this.#limit, Math.floor(MAX_BYTES / this.#meanBytes)))
   }
 
-  /** By what the time for a reply is multiplied. */
+  /** Factor of the time-out for a reply. */
   get patience (): number {
     return this.#patience
   }
 
   /**
-   * Sends an XREAD, XRANGE or XREVRANGE for `count` entries, and learns from the reply.
-   * @param blockMs for which Redis may wait for entries.
+   * Sends an XREAD, XRANGE or XREVRANGE for `count` entries, and adapts to the reply.
+   * @param blockMs time in milliseconds for which Redis can wait for entries
    */
   async read (connection: Connection, command: readonly string[], blockMs: number, replyTimeoutMs: number): Promise<unknown> {
     const { count } = this
@@ -43,21 +44,21 @@ export class ReadSize {
       for (const entries of streams) this.came(count, entries.length, bytesOfEntries(entries), share)
       return reply
     } catch (error) {
-      // A timer may fire a little early.
+      // Timers can fire a few milliseconds early.
       if (performance.now() - sentAt > timeoutMs - 10) this.late(count)
       throw error
     }
   }
 
   /**
-   * A reply came.
-   * @param share of the time that it had, 0 to 1.
+   * Adapts to a reply.
+   * @param share the part of the time-out that passed before the reply, 0 to 1
    */
   came (count: number, entries: number, bytes: number, share: number): void {
     if (entries === 0) return
     const mean = bytes / entries
     this.#meanBytes = Math.max(1, mean, (3 * this.#meanBytes + mean) / 4)
-    // A read that waited for its first entry was not slow, and got fewer than it asked for.
+    // A reply with fewer entries is not used: the read may have waited for its first entry, which is not slowness.
     if (entries < count) return
     if (share > 1 / 2) this.#limit = Math.max(1, count >> 1)
     else if (share < 1 / 4) {
@@ -66,7 +67,7 @@ export class ReadSize {
     }
   }
 
-  /** No reply came in time. */
+  /** Adapts to a time-out. */
   late (count: number): void {
     if (count === 1) this.#patience = Math.min(MAX_PATIENCE, 2 * this.#patience)
     this.#limit = Math.max(1, count >> 1)

@@ -10,26 +10,27 @@ import { ReadSize } from './read-size.js'
 import type { Report } from './reconnector.js'
 import type { News, Place, RedisStore } from './store.js'
 
-/** What a reader tells its broker. */
+/** Receives messages and changes of position from a reader. */
 export interface ReaderSink {
   /**
-   * The log goes on behind `position`.
-   * @param reason why not where this reader was; null at its first contact.
-   * @param why what happened to the log, as the end of a sentence.
-   * @param commandsKept whether it is known that no command is among what is lost; see `Sink.gap`.
+   * The reader continues after `position`.
+   * @param reason why it does not continue at its own position; null at the first contact
+   * @param why what happened to the log, as the end of a sentence that begins with "The event log"
+   * @param commandsKept whether no command is among the lost messages; see `Sink.gap`
    */
   moved (epoch: number, position: number, reason: GapReason | null, why: string, commandsKept: boolean | undefined): void
   /** The next message in log order. Never throws. */
   arrived (entry: Arrival): void
 }
 
+/** An entry that this package wrote. */
 export type Arrival = Entry & { readonly message: Message }
 
 const BLOCK_MS = 2_000
-/** A reader that is this far behind, by the time at which entries were logged, and has more to read, is late. */
+/** Age of the last read entry from which a reader with more to read counts as late. */
 const LATE_MS = 4_000
 
-/** Reads the log as it grows, on a connection of its own, and sees whether it is still the log it was. */
+/** Reads new entries of the log on a separate connection, and detects when the log was lost, replaced or trimmed. */
 export class LogReader {
   readonly #log: RedisStore
   readonly #clock: ServerClock
@@ -37,12 +38,12 @@ export class LogReader {
   readonly #readSize = new ReadSize()
   #epoch = 0
   #position = 0
-  /** When the entry at this position was logged: the same number at another time is another entry. */
+  /** Time of logging of the entry at this position. An entry with the same number and another time is a different entry. */
   #positionTime: number | null = null
   #ephemerals = 0
-  /** When this log was seen last, by Redis's clock. */
+  /** Time of the last contact with this epoch, by Redis's clock. */
   #seenAt = 0
-  /** The newest numbers as Redis has confirmed them last. */
+  /** Newest numbers in the last reply of `greet`. */
   #known = { newest: 0, ephemerals: 0 }
 
   constructor (log: RedisStore, clock: ServerClock, sink: ReaderSink) {
@@ -51,7 +52,7 @@ export class LogReader {
     this.#sink = sink
   }
 
-  /** See `Serve`. Of use once it has read what was there when it began, or when it fell behind. */
+  /** Reads over this connection until it fails; see `Serve`. Reports a problem until the reader has caught up. */
   async serve (connection: Connection, report: Report): Promise<never> {
     await this.#greet(connection)
     let goal = this.#known.newest
@@ -60,14 +61,14 @@ export class LogReader {
     for (;;) {
       const news = await this.#news(connection)
       const late = news !== null && this.#take(news)
-      // Silence may be that of another log: of one that was wiped nothing comes that is behind our place.
+      // After silence, the log is checked: a wiped log has no entries after our position, so no read would return any.
       if (news === null || news.suspect || late) await this.#greet(connection)
       if (late) goal = this.#known.newest
       if (behind !== (this.#position < goal)) {
         behind = !behind
         report(behind ? this.#lag(goal) : null)
       }
-      // What came is written to clients first. What is published meanwhile comes together, and goes out together.
+      // Clients are written to before the next read. Messages published meanwhile arrive, and are sent, together.
       await endOfTurn()
     }
   }
@@ -80,13 +81,13 @@ export class LogReader {
     const position = { epoch: this.#epoch, seq: this.#position, ephemerals: this.#ephemerals }
     const news = await this.#log.follow(connection, position, this.#known, this.#readSize, BLOCK_MS)
     if (news === null) return null
-    // Who waits is told of one stream only, by Redis before 7.2: what the other has may belong before it.
+    // Redis before 7.2 answers a blocked XREAD with one stream only. Entries of the other stream may come before it in log order.
     const { logged: { entries: logged }, ephemeral: { entries: ephemeral } } = news
     const torn = ephemeral.length === 0 ? (logged.at(-1)?.other ?? 0) > this.#ephemerals : logged.length === 0 && ephemeral.at(-1)!.other > this.#position
     return torn ? await this.#log.follow(connection, position, this.#known, this.#readSize, 0) : news
   }
 
-  /** Finds its place, after a connection was lost too: Redis may have come back with less than it had, or with nothing. */
+  /** Checks the position, also after a lost connection: Redis may have restarted with fewer entries, or with none. */
   async #greet (connection: Connection): Promise<void> {
     const known = this.#epoch !== 0
     let place = await this.#log.greet(connection, { asked: this.#position })
@@ -95,10 +96,11 @@ export class LogReader {
       this.#known = place
       const sameEntry = place.askedTime === null || this.#positionTime === null || place.askedTime === this.#positionTime
       if (place.newest >= this.#position && place.ephemerals >= this.#ephemerals && sameEntry) return
-      // Entries that we have read are gone and their numbers are, or will be, given again: no cursor of this epoch is good any more.
+      // Entries that this node has read are lost, and their numbers are reused: all cursors of this epoch are invalid.
       place = await this.#log.greet(connection, { asked: 0, giveUp: this.#epoch })
     }
-    // All of a log that began after we saw the old one is news. Of any other, what is in it may be older than what clients have.
+    // A log that began after the last contact with the old one is new as a whole. Entries of any other may be older than what
+    // clients have received, so reading begins at its end.
     if (known && place.epoch >= this.#seenAt) this.#move({ ...place, ephemerals: 0 }, place.oldest - 1, null, 'epoch')
     else this.#move(place, place.newest, place.newestTime, known ? 'epoch' : null)
   }
@@ -116,17 +118,20 @@ export class LogReader {
     this.#sink.moved(epoch, position, reason, `has begun anew: ${why}`, commandsKept)
   }
 
-  /** Whether no command is lost of the old epoch, or of the new one up to `position`. Undefined: as far as Redis knows. */
+  /**
+   * Returns whether no command is lost: of the old epoch, or of the new one up to `position`. Undefined if Redis knows of no loss, but
+   * cannot rule it out.
+   */
   #commandsKept ({ command, previous }: Place, position: number): boolean | undefined {
     const { progress } = this.#log
     if (command > 0 && position > 0) return false
-    // Connections that were opened before the first contact can have missed nothing in a log without commands.
+    // At the first contact, connections cannot have missed a command of a log without commands.
     if (progress.epoch === 0) return true
     if (previous.epoch !== progress.epoch || previous.command > progress.command) return false
     return previous.command === progress.command && previous.commandTime !== progress.commandTime ? false : undefined
   }
 
-  /** Delivers what came, in log order. Returns whether it is late: old, and with more behind it. */
+  /** Delivers entries in log order. Returns whether this node is late: the entries are old and more follow. */
   #take ({ logged, ephemeral }: News): boolean {
     let next = 0
     const passOn = (mayPass: (entry: Entry) => boolean) => {
@@ -134,7 +139,7 @@ export class LogReader {
     }
     for (const entry of ephemeral.entries) {
       passOn(({ number }) => number <= entry.other)
-      // Of either kind there may have been no room for more, and what is missing comes before what is here. It comes again.
+      // The reply was cut, and a missing logged entry comes before this ephemeral one. The next read returns both.
       if (entry.other > this.#position && logged.cut) break
       if (isArrival(entry)) this.#sink.arrived(entry)
       this.#ephemerals = entry.number
@@ -143,7 +148,7 @@ export class LogReader {
     return logged.cut && this.#positionTime !== null && Date.now() - this.#clock.localTime(this.#positionTime) > LATE_MS
   }
 
-  /** The position moves behind an entry once it has been delivered: what fails in between is read again. */
+  /** Delivers an entry and then moves the position, so that an entry whose delivery fails is read again. */
   #pass (entry: Entry): void {
     const { number, time, other } = entry
     const expected = this.#position + 1
@@ -159,7 +164,7 @@ export class LogReader {
     this.#positionTime = this.#seenAt = time
     const [command, commandTime] = entry.message.event === NODE_EVENT ? [number, time] : [entry.command, entry.commandTime]
     if (command > this.#log.progress.command) this.#log.progress = { epoch: this.#epoch, command, commandTime }
-    // Ephemeral ones that were published before it and are not here are gone.
+    // Ephemeral messages that were published before this entry and have not arrived are lost.
     this.#ephemerals = Math.max(this.#ephemerals, other)
   }
 }

@@ -1,17 +1,17 @@
 import type { Connect, Connection } from './client.js'
 
-/** Tells that a connection is of use, with null, or what keeps it from being of use. */
+/** Reports that a connection works, with null, or the problem that prevents it. */
 export type Report = (problem: Error | null) => void
 
-/** Uses a connection for as long as it lasts; never resolves, and rejects when it is of no use any more. */
+/** Uses a connection until it fails. Never resolves; rejects when the connection has failed. */
 export type Serve = (connection: Connection, report: Report) => Promise<never>
 
 const FIRST_DELAY_MS = 50
 const MAX_DELAY_MS = 1_000
-/** A connection that lasted this long was a good one: the next attempt comes at once. */
+/** A connection that worked for this long resets the back-off. */
 const SETTLED_MS = 2_000
 
-/** Keeps one connection to Redis: makes it, has it used, and makes another when it is lost, at a bounded and spread rate. */
+/** Keeps one connection to Redis open. After a loss, it reconnects with exponential back-off and jitter. */
 export class Reconnector {
   readonly #connect: Connect
   readonly #serve: Serve
@@ -20,22 +20,24 @@ export class Reconnector {
   #running: Promise<void> | null = null
   #wake: (() => void) | null = null
 
-  /** @param onChange called with null when the link is of use, and with the reason when it is not or an attempt has failed. */
+  /** @param onChange called with null when the connection works, and with the error when it fails or an attempt has failed */
   constructor ({ connect, serve, onChange }: { connect: Connect, serve: Serve, onChange: Report }) {
     this.#connect = connect
     this.#serve = serve
     this.#onChange = onChange
   }
 
+  /** Starts to connect. */
   start (): void {
     this.#running ??= this.#run()
   }
 
-  /** There is reason to believe that the next attempt succeeds: it comes now. */
+  /** Skips the current back-off. Called when another connection has succeeded. */
   hurry (): void {
     this.#wake?.()
   }
 
+  /** Closes the connection. Resolves when no attempt is running. */
   async stop (): Promise<void> {
     this.#stop.abort()
     this.#wake?.()
@@ -50,7 +52,7 @@ export class Reconnector {
       if (signal.aborted) return
       this.#onChange(error)
       failures = lastedMs > SETTLED_MS ? 0 : failures + 1
-      // Spread, so that many nodes do not come back together.
+      // Jitter: without it, all nodes would reconnect at the same time.
       const delay = Math.min(MAX_DELAY_MS, FIRST_DELAY_MS * 2 ** failures) * (0.5 + Math.random() / 2)
       await this.#sleep(delay)
     }
@@ -66,7 +68,7 @@ export class Reconnector {
     this.#wake = null
   }
 
-  /** One connection from beginning to end; returns what ended it. */
+  /** Makes one connection and uses it. Resolves with the error that ended it, and the time for which it worked. */
   async #once (signal: AbortSignal): Promise<{ error: Error, lastedMs: number }> {
     let upSince = Infinity
     let over = false
@@ -80,7 +82,7 @@ export class Reconnector {
       connection = await this.#connect(lose, signal)
       signal.throwIfAborted()
       const report: Report = problem => {
-        // A reply that came with the end of the connection says nothing of the next one.
+        // A late reply of this connection must not report on the next one.
         if (over) return
         upSince = Math.min(upSince, performance.now())
         this.#onChange(problem)

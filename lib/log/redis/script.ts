@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { isErrorReply, type Connection } from './client.js'
 
-/** A Lua script, sent by its digest; whole only to a Redis that has not seen it yet, such as one that was restarted. */
+/** A Lua script. It is sent by its digest; the source is sent only to a Redis that does not have it, such as after a restart. */
 export class Script {
   readonly #source: string
   readonly #digest: string
@@ -11,6 +11,7 @@ export class Script {
     this.#digest = createHash('sha1').update(source).digest('hex')
   }
 
+  /** Runs the script and resolves with its reply. Rejects like `Connection.send`. */
   async run (connection: Connection, keys: readonly string[], args: readonly string[], timeoutMs: number): Promise<unknown> {
     const rest = [String(keys.length), ...keys, ...args]
     try {

@@ -9,89 +9,102 @@ import { APPEND } from './scripts/append.js'
 import { CLAIM } from './scripts/claim.js'
 import { GREET } from './scripts/greet.js'
 
-/** Where a reader stands: it has read up to these numbers. */
+/** The position of a reader: it has read up to these numbers. */
 export interface Position {
+  /** Epoch of the log. */
   readonly epoch: number
+  /** Number of the last logged entry. */
   readonly seq: number
+  /** Number of the last ephemeral entry. */
   readonly ephemerals: number
 }
 
-/** What has come of one kind, oldest first. */
+/** The entries of one kind in a reply, oldest first. */
 export interface Stretch {
+  /** The entries. */
   readonly entries: readonly Entry[]
-  /** Whether there may be more behind it. */
+  /** Whether more entries may follow. */
   readonly cut: boolean
 }
 
-/** What has come. */
+/** The reply to a read of both streams. */
 export interface News {
+  /** Logged entries. */
   readonly logged: Stretch
+  /** Ephemeral entries. */
   readonly ephemeral: Stretch
-  /** Whether an entry is left out that Redis may not have been given by a node: `greet` tells. */
+  /** Whether entries were omitted because possibly no node has written them. The reader calls `greet` to find out. */
   readonly suspect: boolean
 }
 
-/** How far the commands of an epoch have been read. */
+/** The newest command that was read in an epoch. */
 export interface Progress {
-  /** 0 for none. */
+  /** The epoch; 0 for none. */
   readonly epoch: number
-  /** The newest command that has been read there. */
+  /** Number of the newest command that was read; 0 for none. */
   readonly command: number
-  /** When it was logged: the same number at another time is another command. */
+  /** Time of logging of that command. A command with the same number and another time is a different command. */
   readonly commandTime: number
 }
 
-/** Where the log stands. */
+/** The state of the log in Redis. */
 export interface Place {
-  /** When this life of the log began, in milliseconds. */
+  /** Start of this epoch in milliseconds since the Unix epoch. */
   readonly epoch: number
-  /** One more than the newest when there is none. */
+  /** Number of the oldest logged entry; `newest + 1` for an empty log. */
   readonly oldest: number
+  /** Number of the newest logged entry. */
   readonly newest: number
+  /** Number of the newest ephemeral entry. */
   readonly ephemerals: number
-  /** Redis's clock, in milliseconds. */
+  /** Redis's clock in milliseconds since the Unix epoch. */
   readonly now: number
-  /** When the entry that was asked about was logged, and the newest; null when there is none. */
+  /** Time of logging of the requested entry; null if the log does not have it. */
   readonly askedTime: number | null
+  /** Time of logging of the newest entry; null for an empty log. */
   readonly newestTime: number | null
-  /** Why this epoch was begun. */
+  /** Why this epoch was started. */
   readonly why: string
-  /** The number of the newest command. */
+  /** Number of the newest command; 0 for none. */
   readonly command: number
-  /** When it was logged, by Redis's clock, in milliseconds; 0 when there is none. */
+  /** Time of logging of the newest command, by Redis's clock, in milliseconds since the Unix epoch; 0 for none. */
   readonly commandTime: number
-  /** The epoch before this one, and the most that a node is known to have read of it. */
+  /** The previous epoch, with the newest command that is known of it. */
   readonly previous: Progress
 }
 
-/** A message on its way to Redis. */
+/** A message to send to Redis. */
 export interface Outgoing {
+  /** The message. */
   readonly message: OutgoingMessage
-  /** Unique to this publish: by it the writer knows its own when it comes back. */
+  /** Unique id of the publish. By it, the writer recognises its own message when it is read from the log. */
   readonly nonce: string
 }
 
+/** Messages that are appended together. */
 export interface Batch {
-  /** Grows; a batch that is sent again keeps its number. */
+  /** Number of the batch, increasing. A batch that is sent again keeps its number. */
   readonly number: number
-  /** Time left, in milliseconds, after which it must not be appended any more. */
+  /** Returns the time in milliseconds after which the batch must not be appended. */
   remainingMs (): number
+  /** The messages in order. */
   readonly items: readonly Outgoing[]
 }
 
-/** What became of a batch: its place, or null when it came too late and nothing was appended. */
+/** The position of an appended batch; null if it arrived too late and nothing was appended. */
 export type Appended = { epoch: number, first: number } | null
 
-/** A writer whose reply was lost comes back within its publish timeout, which is at most a minute. */
+/** Time for which Redis remembers a writer. A writer sends a batch again within its publish time-out of at most a minute. */
 const WRITER_MS = 300_000
-/** The slowest link on which a batch is appended before its connection is given up: 64 KB/s. */
+/** Slowest link on which a batch is appended before its connection times out: 64 KB/s. */
 const APPEND_BYTES_PER_MS = 64
-/** Ephemeral messages stay only until every node has read them. */
+/** Bounds of the ephemeral stream: its messages are needed only until every node has read them. */
 const EPHEMERAL_HISTORY: History = { maxEvents: 1_000, maxAgeMs: 10_000, maxBytes: 4 * 1024 * 1024 }
 const NOTHING: Stretch = { entries: [], cut: false }
 
-/** The log as Redis keeps it: two streams, of logged and of ephemeral messages, and what is known of them and of each writer. */
+/** The log in Redis: one stream of logged messages, one of ephemeral messages, metadata, and the last batch of each writer. */
 export class RedisStore {
+  /** Id of this node as a writer. */
   readonly writerId: string
   readonly #meta: string
   readonly #log: string
@@ -100,10 +113,10 @@ export class RedisStore {
   readonly #claims: string
   readonly #clock: ServerClock
   readonly #replyTimeoutMs: number
-  /** How far this node has read. Redis keeps it when the epoch has ended: a node that missed a command there learns of it. */
+  /** The newest command that this node has read. Redis stores it after the end of an epoch, so that nodes detect a missed command. */
   progress: Progress = { epoch: 0, command: 0, commandTime: 0 }
 
-  /** @param keyPrefix becomes a hash tag: all keys are in one slot. */
+  /** @param keyPrefix used as a hash tag, so that all keys are in one slot */
   constructor (keyPrefix: string, writerId: string, clock: ServerClock, replyTimeoutMs: number) {
     this.writerId = writerId
     this.#clock = clock
@@ -115,7 +128,10 @@ export class RedisStore {
     this.#replyTimeoutMs = replyTimeoutMs
   }
 
-  /** Claims the key in the epoch that this node reads. Rejects if Redis has another: earlier claims may be lost. */
+  /**
+   * Claims a key in the epoch that this node reads. Rejects if Redis has another epoch: earlier claims may be lost.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE
+   */
   async claim (connection: Connection, key: string, ttlMs: number): Promise<boolean> {
     const reply = await CLAIM.run(connection, [this.#meta, this.#claims + key], [String(this.progress.epoch), String(Math.ceil(ttlMs))], this.#replyTimeoutMs).catch((cause: unknown) => {
       throw new BrokerUnavailable('could not be asked', { cause })
@@ -125,10 +141,10 @@ export class RedisStore {
   }
 
   /**
-   * Asks where the log stands, and begins it when there is none.
-   * @param asked a sequence number whose time is wanted.
-   * @param giveUp an epoch to replace by a new one, if it is still the current one.
-   * @param writable whether to reject when Redis takes no writes (a replica, out of memory, …).
+   * Resolves with the state of the log, and creates the log if there is none.
+   * @param asked a sequence number whose time of logging is wanted
+   * @param giveUp an epoch to replace by a new one, if it is still the current epoch
+   * @param writable whether to reject if Redis accepts no writes (a replica, out of memory, …)
    */
   async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<Place> {
     const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0', this.#progressText], this.#replyTimeoutMs))
@@ -139,6 +155,7 @@ export class RedisStore {
     return { epoch, oldest, newest, ephemerals, now, askedTime, newestTime, why: reply[7]!, command, commandTime, previous: { epoch: previous[0], command: previous[1], commandTime: previous[2] } }
   }
 
+  /** Appends a batch once, even if it is sent again. Resolves with null if Redis received it after its deadline. */
   async append (connection: Connection, { number, remainingMs, items }: Batch, history: History): Promise<Appended> {
     const deadline = Math.floor(this.#clock.now + remainingMs())
     let bytes = 0
@@ -156,18 +173,18 @@ export class RedisStore {
   }
 
   /**
-   * What comes after this position, waited for as long as `blockMs`; null when nothing came.
-   * @param known up to where Redis has confirmed that entries were given by nodes, whatever they look like.
+   * Resolves with the entries after a position, or null if none arrive within `blockMs` milliseconds; 0 does not wait.
+   * @param known numbers up to which Redis has confirmed that nodes wrote the entries, even if they cannot be decoded
    */
   async follow (connection: Connection, { epoch, seq, ephemerals }: Position, known: Pick<Place, 'newest' | 'ephemerals'>, portion: ReadSize, blockMs: number): Promise<News | null> {
-    // To block for 0 would be for ever.
+    // In Redis, BLOCK 0 blocks without a limit.
     const block = blockMs === 0 ? [] : ['BLOCK', String(blockMs)]
     const { count } = portion
     const reply = await portion.read(connection, ['XREAD', 'COUNT', String(count), ...block, 'STREAMS', this.#log, this.#ephemeral, `${epoch}-${seq}`, `${epoch}-${ephemerals}`], blockMs, this.#replyTimeoutMs)
     if (reply === null) return null
     const news = { logged: NOTHING, ephemeral: NOTHING, suspect: false }
     for (const [key, raw] of reply as [unknown, unknown[]][]) {
-      // A prefix of the client's own may stand before ours.
+      // The application's client may add its own key prefix.
       const ephemeral = String(key).endsWith(this.#ephemeral)
       const last = ephemeral ? known.ephemerals : known.newest
       const decoded = raw.map(item => decodeEntry(item, ephemeral))
@@ -178,13 +195,13 @@ export class RedisStore {
     return news
   }
 
-  /** The entries of these numbers that are there, newest first; as many as the portion has room for. */
+  /** Resolves with the entries from `from` to `to`, newest first, limited to the count of `portion`. */
   async range (connection: Connection, epoch: number, from: number, to: number, portion: ReadSize): Promise<Entry[]> {
     const reply = await portion.read(connection, ['XREVRANGE', this.#log, `${epoch}-${to}`, `${epoch}-${from}`, 'COUNT', String(portion.count)], 0, this.#replyTimeoutMs)
     return (reply as unknown[]).map(item => decodeEntry(item, false))
   }
 
-  /** One argument: to a client without a password, Redis answers commands of more than ten words with a protocol error. */
+  /** A single argument: Redis answers unauthenticated commands of more than ten arguments with a protocol error instead of NOAUTH. */
   get #progressText (): string {
     return `${this.progress.epoch}:${this.progress.command}:${this.progress.commandTime}`
   }

@@ -2,28 +2,29 @@ import { PLACE } from './place.js'
 import { Script } from '../script.js'
 
 /**
- * Appends a batch, whole and once. KEYS as of PLACE, and the writer's. ARGV: number of the batch; time after which it must not be
- * appended; milliseconds for which the writer is remembered; for log and ephemeral stream each events, milliseconds and bytes
- * kept; then for each message 1 when it is logged, 2 when it is logged and a command, its bytes as nodes count them, head and data; then the end as of PLACE.
- * Returns `done`, Redis's clock, epoch and first sequence number; or `late` and the clock when nothing was appended.
+ * Appends a batch completely and only once. KEYS: as of PLACE, then the key of the writer. ARGV: number of the batch; time after
+ * which it must not be appended; milliseconds for which the writer is remembered; maximum events, milliseconds and bytes of the
+ * log, then of the ephemeral stream. Then four for each message: 0 for ephemeral, 1 for logged or 2 for a logged command; its
+ * size in bytes; head; data. Then the end as of PLACE.
+ * Returns `done`, Redis's clock, epoch and first sequence number; or `late` and the clock if nothing was appended.
  */
 export const APPEND = new Script(`${PLACE}
--- A writer has one batch under way at a time: what is not newer than its last one has been appended, or was given up.
+-- A writer sends one batch at a time: a batch that is not newer than its last one was appended before, or was given up.
 local writer = redis.pcall('GET', KEYS[4])
 local last, lastEpoch, lastFirst = string.match(type(writer) == 'string' and writer or '', '^(%d+):(%d+):(%d+)$')
 if last and tonumber(last) >= tonumber(ARGV[1]) then return { 'done', integer(now), lastEpoch, lastFirst } end
--- Its publishers have been told that it failed: Redis was frozen, or this comes from a connection that was given up.
+-- The publishes have been rejected: Redis was frozen, or the batch comes from a connection that was given up.
 if now > tonumber(ARGV[2]) then return { 'late', integer(now) } end
 
--- Time and bytes of the oldest entry. An entry that is not ours has neither, and is the first to be trimmed.
+-- Reads time and bytes of the oldest entry. An entry that was written from outside has neither, and is trimmed first.
 local function front (stream)
   local first = redis.call('XRANGE', stream.key, '-', '+', 'COUNT', 1)[1]
   if first then stream.firstTime, stream.firstBytes = count(first[2][2]) or 0, count(first[2][4]) or stream.bytes end
 end
--- Bytes are counted from the beginning of the stream; an entry carries how many there were before it (b), and how far the
--- other stream was (o), so that the order of both is known, and number and time of the newest command before it (c, ct), so
--- that a reader that finds a hole knows whether a command is in it.
--- What is known of a stream and how it is limited stand at the same places, in the meta data and in ARGV.
+-- Bytes are counted from the beginning of the stream. An entry has: the bytes before it (b); the newest number of the other
+-- stream (o), which gives the order of both; number and time of the newest command before it (c, ct), by which a reader that
+-- finds entries missing knows whether a command is among them.
+-- The fields of a stream in the metadata and its limits in ARGV have the same index.
 local function open (key, name, length, at)
   local stream = { key = key, name = name, length = length, bytes = count(meta[at]) or 0 }
   stream.firstBytes, stream.firstTime = count(meta[at + 1]), count(meta[at + 2])
@@ -32,7 +33,7 @@ local function open (key, name, length, at)
   return stream
 end
 local stray, command, commandTime
--- Returns Redis's error when it refuses; sets stray when the stream has a greater id than any node has given.
+-- Returns Redis's error if XADD fails. Sets stray if the stream has a greater id than any node has assigned.
 local function add (stream, number, other, bytes, head, data)
   if stream.length == 0 then stream.firstBytes, stream.firstTime = stream.bytes, now end
   local reply = redis.pcall('XADD', stream.key, integer(epoch) .. '-' .. integer(number), 't', integer(now), 'b', integer(stream.bytes), 'o', integer(other), 'h', head, 'd', data, 'c', integer(command), 'ct', integer(commandTime))
@@ -49,7 +50,7 @@ local function keep (stream, length)
 end
 local function close (stream, added, state)
   if stream.length > stream.maxEvents then keep(stream, stream.maxEvents) end
-  -- What is too old is dropped a little at a time: Redis does nothing else meanwhile.
+  -- Old entries are trimmed in limited steps, because Redis runs nothing else during a script.
   local limit = added + 256
   while limit > 0 and stream.length > 0 and (stream.bytes - stream.firstBytes > stream.maxBytes or stream.firstTime < now - stream.maxAgeMs) do
     keep(stream, stream.length - 1)
@@ -88,7 +89,7 @@ local function append ()
 end
 local refused = append()
 if stray then
-  -- What this batch has appended goes with the rest, so that nothing is there twice or half.
+  -- The entries that this batch has appended are deleted with the rest, so that no message is there twice or in part.
   renew('the stream ' .. stray .. ' has an id that no node has given')
   refused = append()
 end

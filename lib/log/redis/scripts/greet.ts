@@ -2,13 +2,13 @@ import { PLACE } from './place.js'
 import { Script } from '../script.js'
 
 /**
- * Where the log stands. KEYS and the end of ARGV as of PLACE. ARGV: a sequence number; an epoch to give up, or nothing; 1 to fail where nothing may be written.
- * Returns epoch, oldest and newest sequence number, newest ephemeral number, Redis's clock, the times at which the entries of
- * the given and of the newest number were logged, why the epoch was begun, number and time of the newest
- * command, and the epoch before with number and time of its newest command.
+ * Returns the state of the log. KEYS and the end of ARGV: see PLACE. ARGV: a sequence number; an epoch to replace, or an empty
+ * string; 1 to fail if Redis accepts no writes. Returns epoch, oldest and newest sequence number, newest ephemeral number, Redis's
+ * clock, the times of logging of the given and of the newest entry, why the epoch was started, number and time of the newest
+ * command, and the previous epoch with number and time of its newest command.
  */
 export const GREET = new Script(`${PLACE}
--- An entry behind the newest was not added by a node, or the meta data are older than the stream: nothing can be appended.
+-- An entry after the newest number was not added by a node, or the metadata are older than the stream: XADD would fail.
 local function beyond (key, last)
   local entry = redis.call('XRANGE', key, '(' .. integer(epoch) .. '-' .. integer(last), '+', 'COUNT', 1)[1]
   return entry and 'the stream ' .. key .. ' has the entry ' .. entry[1] .. ', which no node has added'
@@ -16,7 +16,7 @@ end
 local stray = beyond(KEYS[2], seq) or beyond(KEYS[3], ephemerals)
 if stray then renew(stray)
 elseif ARGV[2] == integer(epoch) then
-  -- A command is lost with those entries, or was logged in their place, where nodes that had read on do not see it.
+  -- A command is lost with those entries, or was logged under one of their numbers, where nodes that had read further miss it.
   if (count(meta[10]) or 0) ~= callerCommand or (count(meta[13]) or 0) ~= callerTime then meta[10] = integer(LOST) end
   renew('entries that a node has read are gone')
 end

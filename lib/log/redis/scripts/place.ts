@@ -1,10 +1,11 @@
 /**
- * How APPEND and GREET begin: where the log stands. KEYS: meta, log, ephemeral. The last of ARGV, joined by colons: the epoch
- * that the caller reads, or 0, and number and time of the newest command that it has read there. Sets now, epoch, seq,
- * ephemerals and the lengths of the streams. A log that has lost its meta data or its entries, or whose keys were changed by
- * something else, is renewed: it gets another epoch, and says why. An epoch is the time at which it began, in milliseconds, so
- * that a later one sorts behind: entries have the id `epoch-seq`, and a reader that is blocked behind an entry of the old
- * epoch is woken by the first one of the new.
+ * The common beginning of APPEND and GREET: reads the state of the log. KEYS: meta, log, ephemeral. The last of ARGV has three
+ * numbers joined by colons: the epoch that the caller reads, or 0; number and time of the newest command that it has read there.
+ * Sets now, epoch, seq, ephemerals and the lengths of the streams.
+ *
+ * A log that has lost its metadata or its entries, or whose keys were changed from outside, is renewed: it gets a new epoch and a
+ * reason. An epoch is its time of start in milliseconds, so that a later epoch sorts after an earlier one. Entries have the id
+ * `epoch-seq`. A reader that blocks after an entry of the old epoch is therefore woken by the first entry of the new one.
  */
 export const PLACE = `
 local function integer (value) return string.format('%.0f', value) end
@@ -16,7 +17,7 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local wrong
--- The reply to a command, or nil when the key has another type. Other errors are Redis's own, and end the script.
+-- Returns the reply to a command, or nil if the key has another type. Other errors end the script.
 local function look (command, key, ...)
   local reply = redis.pcall(command, key, ...)
   if type(reply) ~= 'table' or not reply.err then return reply end
@@ -27,14 +28,14 @@ local meta = look('HMGET', KEYS[1], 'epoch', 'seq', 'ephemerals', 'logBytes', 'l
 local epoch, seq, ephemerals = count(meta[1]), count(meta[2]), count(meta[3])
 local length, ephemeralLength = look('XLEN', KEYS[2]), look('XLEN', KEYS[3])
 
--- The epoch before this one, 0 if it is not known, and the newest command that is known of it: from the meta data, or from
--- callers that have read that epoch. By it a node learns that it has missed an epoch or a command.
+-- The previous epoch, 0 if unknown, and its newest known command: from the metadata, or from callers that have read that epoch.
+-- By it, a node detects that it has missed an epoch or a command.
 local callerEpoch, callerCommand, callerTime = string.match(ARGV[#ARGV], '^(%d+):(%d+):(%d+)$')
 callerEpoch, callerCommand, callerTime = count(callerEpoch), count(callerCommand), count(callerTime)
 local previous, previousCommand, previousTime = count(meta[11]) or 0, count(meta[12]) or 0, count(meta[14]) or 0
--- Greater than all commands: no node has read all that the epoch had.
+-- Greater than all command numbers: no node has read all commands of the epoch.
 local LOST = 9007199254740991
--- The newer of two commands of one epoch. The same number at another time is another command: Redis has lost one of the two.
+-- Returns the newer of two commands of one epoch. The same number with another time is a different command: Redis has lost one.
 local function newer (command, time, other, otherTime)
   if command == other and time ~= otherTime then return LOST, 0 end
   if command < other then return other, otherTime end
@@ -46,13 +47,13 @@ local function inherit ()
   if callerEpoch == previous then command, time = newer(previousCommand, previousTime, command, time) end
   if callerEpoch == previous and command == previousCommand then return end
   previous, previousCommand, previousTime = callerEpoch, command, time
-  -- A replica is read as well, and takes no writes.
+  -- Errors are ignored: a replica accepts no writes, but can be read.
   redis.pcall('HSET', KEYS[1], 'previous', integer(previous), 'previousCommand', integer(previousCommand), 'previousTime', integer(previousTime))
 end
 local function renew (why)
   previous, previousCommand, previousTime = epoch or callerEpoch, count(meta[10]) or 0, count(meta[13]) or 0
   if not epoch then previousCommand, previousTime = callerCommand, callerTime
-  -- The meta data may be older than what the caller has read.
+  -- The caller may have read more than the metadata say.
   elseif callerEpoch == epoch then previousCommand, previousTime = newer(previousCommand, previousTime, callerCommand, callerTime) end
   epoch, seq, ephemerals = math.max(now, previous + 1), 0, 0
   meta, length, ephemeralLength = {}, 0, 0
