@@ -1,33 +1,38 @@
 import { Buffer } from 'node:buffer'
 import type { Held } from '../util/memory-budget.js'
 
-/** Of text that is written as it is: one byte a letter. */
+/** Encoding of text that is written without a conversion: one byte per character. */
 export const TEXT_ENCODING = 'latin1'
 
-/** What one write carries, made once for all connections: as an HTTP/1.1 chunk, and the same without its framing. */
+/** The content of one write, made once for all connections: as an HTTP/1.1 chunk, and without the framing. */
 export class Chunk implements Held {
-  /** Of the HTTP/1.1 chunk. */
+  /** Size of the HTTP/1.1 chunk in bytes. */
   readonly bytes: number
+  /** Number of connections that hold the chunk. Only the budget changes it. */
   holders = 0
   readonly #prefixBytes: number
-  /** The HTTP/1.1 chunk, until there are bytes of it. */
+  /** The HTTP/1.1 chunk as text, until it is encoded. */
   #text: string
   #textLeft: boolean
   #framed: Buffer | null = null
   #plain: Buffer | null = null
 
+  /**
+   * @param text the content
+   * @param bytes its size in UTF-8
+   */
   constructor (text: string, bytes = Buffer.byteLength(text)) {
     const size = bytes.toString(16)
     this.#text = `${size}\r\n${text}\r\n`
     this.#prefixBytes = size.length + 2
-    // A socket counts text by the letter: only of ASCII is that as many bytes.
+    // A socket counts queued text in characters. Only for ASCII is that the number of bytes.
     this.#textLeft = bytes === text.length
     this.bytes = this.#prefixBytes + bytes + 2
   }
 
   /**
-   * What one more socket is to write: ASCII text for the first, in `TEXT_ENCODING`, which costs half if it is the only one; for
-   * all others bytes that they share.
+   * Returns the chunk for one more socket. The first socket gets ASCII text as a string, which takes half the time if it is the
+   * only receiver. All others share one buffer.
    */
   forOneMore (): string | Buffer {
     if (!this.#textLeft) return this.framed
@@ -35,6 +40,7 @@ export class Chunk implements Held {
     return this.#text
   }
 
+  /** The HTTP/1.1 chunk as bytes. */
   get framed (): Buffer {
     if (this.#framed === null) {
       this.#framed = Buffer.from(this.#text)
@@ -44,17 +50,18 @@ export class Chunk implements Held {
     return this.#framed
   }
 
-  /** Only where the destination does its own framing: most streams never ask for it. */
+  /** The content without framing, for destinations that do their own framing. */
   get plain (): Buffer {
     return (this.#plain ??= this.framed.subarray(this.#prefixBytes, -2))
   }
 }
 
-/** The last chunk that was made, for as long as the same is asked for. */
+/** Remembers the last chunk, for texts that are written to many connections in a row. */
 export class ChunkMemo {
   #text: string | null = null
   #chunk: Chunk | null = null
 
+  /** Returns the chunk of a text. */
   of (text: string): Chunk {
     if (this.#chunk === null || text !== this.#text) {
       this.#text = text

@@ -1,6 +1,6 @@
 import type { HttpRequest } from './http.js'
 
-/** Whether a client that sent this Accept header takes an event stream (RFC 9110, 12.5.1): none at all takes everything. */
+/** Returns whether an Accept header accepts an event stream (RFC 9110, 12.5.1). A missing header accepts everything. */
 export function isAcceptable (accept: string | undefined): boolean {
   if (accept === undefined || accept === 'text/event-stream' || accept === '*/*' || accept.trim() === '') return true
   let best = -1
@@ -16,16 +16,16 @@ export function isAcceptable (accept: string | undefined): boolean {
   return quality > 0
 }
 
-/** Whether it asks for an event stream by name, as every EventSource does; one that takes anything does not. */
+/** Returns whether an Accept header names `text/event-stream` and accepts it, as every EventSource does. Wildcards do not count. */
 export function namesEventStream (accept: string | undefined): boolean {
   return accept !== undefined && /\btext\/event-stream\b/i.test(accept) && isAcceptable(accept)
 }
 
-/** The head of every stream. */
+/** Returns the response headers of an event stream. */
 export function streamHeaders (request: HttpRequest): Record<string, string> {
   const headers: Record<string, string> = {
     'content-type': 'text/event-stream',
-    // no-transform keeps compressing proxies out; a cache without the rest served one user's events to another.
+    // `no-transform` keeps proxies from compressing and buffering. Without the rest, a cache served one user's events to another.
     'cache-control': 'private, no-cache, no-store, no-transform',
     'x-accel-buffering': 'no'
   }

@@ -3,22 +3,25 @@ import { ServerResponse, STATUS_CODES, type IncomingMessage, type OutgoingHttpHe
 import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
 
-/** The request as the application registered it: Fastify's in a Fastify handler, Node's for `createConnection`. */
+/** A request: Fastify's in a Fastify handler, Node's for `createConnection`. */
 export type AnyRequest = FastifyRequest | HttpRequest
 
-// What HTTP/1 and HTTP/2 do differently, and what Node knows of a response.
+// The differences between HTTP/1 and HTTP/2, and the state of Node's responses.
 
+/** A request of Node, HTTP/1 or HTTP/2. */
 export type HttpRequest = IncomingMessage | Http2ServerRequest
+/** A response of Node, HTTP/1 or HTTP/2. */
 export type HttpResponse = ServerResponse | Http2ServerResponse
 
 /**
- * Sends the head at once: `writeHead` alone waits for the first byte of the body. Apart from that byte: written with it, Node would keep
- * the head in the pieces it was made of, 700 bytes more for each stream.
- * @param headers given here and not one by one, none of them is kept; the object is the callee's from here on. Null: they have been set already.
+ * Sends the response headers at once; `writeHead` alone would wait for the first byte of the body. They are not written together
+ * with that byte: Node would keep the headers in pieces, 700 bytes more for each stream.
+ * @param headers the headers; Node does not keep headers that are passed together. The object can be modified here. Null: the headers
+ * are already set on the response.
  */
 export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders | null): void {
   if (response.headersSent) return
-  // Said outright, because then it is known that what follows are chunks; not before, as an onSend hook may send something else.
+  // Set explicitly, so that chunks can be written to the socket. Not set earlier, because an onSend hook can send another response.
   const chunked = response instanceof ServerResponse && response.req.httpVersion === '1.1'
   if (headers === null) {
     if (chunked) response.setHeader('transfer-encoding', 'chunked')
@@ -26,38 +29,41 @@ export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders |
     if (chunked) headers['transfer-encoding'] = 'chunked'
     response.writeHead(200, headers)
   }
-  // Node's HTTP/2 has it too; its types do not.
+  // HTTP/2 responses also have `flushHeaders`, but their types do not.
   ;(response as ServerResponse).flushHeaders()
 }
 
-/** Whether the bytes after the head are HTTP/1.1 chunks written by nobody but us. */
+/** Returns whether the body is HTTP/1.1 chunks that only this package writes: nothing has wrapped the response. */
 export function isPlainChunked (response: HttpResponse): response is ServerResponse {
   return response instanceof ServerResponse &&
     response.write === ServerResponse.prototype.write &&
     response.socket !== null && response.headersSent && response.chunkedEncoding
 }
 
-/** Whether the client has gone already, so that no `close` event will come. */
+/** Returns whether the client has already disconnected, so that no `close` event will follow. */
 export function isGone (response: HttpResponse): boolean {
   if ('stream' in response) return response.stream === undefined || response.stream.destroyed || response.writableEnded
   return response.destroyed || response.writableEnded || (response.socket ?? socketAhead(response))?.destroyed === true
 }
 
-/** Whether all of a request has come, its body included. */
+/** Returns whether a request has arrived completely, including its body. */
 export function isWhole (request: HttpRequest): boolean {
-  // Of HTTP/2's, `complete` is only true once it was read, and nobody reads the body of a GET.
+  // For HTTP/2, `complete` is true only after the body was read, and the body of a GET is never read.
   return request.complete || ('stream' in request && (request.stream?.endAfterHeaders ?? true))
 }
 
-/** The socket of a pipelined response that is not its turn yet: if that closes first, the response never sees a `close`. */
+/**
+ * Returns the socket of a pipelined response that waits for earlier responses; null for any other response. If that socket closes
+ * first, the response emits no `close` event.
+ */
 export function socketAhead (response: HttpResponse): Socket | null {
-  // Tests by `inject` have a request of their own making.
+  // Requests of `inject()` have no real socket.
   return 'stream' in response || response.socket !== null ? null : response.req.socket ?? null
 }
 
 const waiting = new WeakMap<Socket, Set<() => void>>()
 
-/** Calls back once the socket has closed: one listener for as many as a client cares to pipeline. Returns what ends the waiting. */
+/** Calls `callback` when the socket closes, with one listener for all pipelined responses. Returns a function that cancels it. */
 export function whenSocketClosed (socket: Socket, callback: () => void): () => void {
   let callbacks = waiting.get(socket)
   if (callbacks === undefined) {
@@ -69,11 +75,11 @@ export function whenSocketClosed (socket: Socket, callback: () => void): () => v
   return () => { known.delete(callback) }
 }
 
-/** Calls back once the response has closed, or the socket that it still waits for; perhaps twice. */
+/** Calls `callback` when the response closes, or the socket for which it waits. It can be called twice. */
 export function whenClosed (response: HttpResponse, callback: () => void): void {
   const ahead = socketAhead(response)
   if (ahead === null) {
-    // Not `once`, which makes an object for each; it comes once all the same.
+    // `once` would allocate a wrapper for each stream. `close` is emitted only once.
     response.on('close', callback)
     return
   }
@@ -84,12 +90,12 @@ export function whenClosed (response: HttpResponse, callback: () => void): void 
   })
 }
 
-/** What a status says in words. */
+/** Returns the reason phrase of a status code. */
 export function phraseOf (statusCode: number): string {
   return STATUS_CODES[statusCode] ?? 'Error'
 }
 
-/** A kept-alive socket or session would hold up a closing server: it goes once what was written is sent. */
+/** Closes the socket or the session after the response is sent. A kept-alive connection would delay the shutdown of the server. */
 export function closeTransport (response: HttpResponse, drainMs: number): void {
   if ('stream' in response) {
     const { session } = response.stream
@@ -99,27 +105,30 @@ export function closeTransport (response: HttpResponse, drainMs: number): void {
   }
 }
 
-/** What carries a request need not be a socket: `inject()`, and adapters of other platforms, have something that is less. */
+/** Closes the socket of a response. `inject()` and adapters of other platforms use objects that lack some methods of a socket. */
 function closeSocket (this: ServerResponse): void {
   const socket: Partial<Socket> = this.req.socket
-  // Not `end` where it can be helped: that waits for the client's FIN likewise.
+  // `end` would wait for the FIN of the client.
   if (socket.destroySoon !== undefined) socket.destroySoon()
   else socket.end?.()
 }
 
-/** Ends a session once its streams have ended. */
+/** Closes an HTTP/2 session after its streams have ended. */
 export function closeSession (session: Http2Session, drainMs: number): void {
   if (session.closed) return
-  // A closed session still waits for its client's FIN, which one that is frozen never sends; only its socket can be told not to.
+  // A closed session still waits for the FIN of the client, which a frozen client never sends. Only its socket can be destroyed.
   const { socket } = session
   const destroySoon = socket.destroySoon.bind(socket)
-  // By then the streams that were stalled have been destroyed; those of others are not ours to cut.
+  // By then, stalled streams of this package are destroyed. Streams of other handlers are left to end by themselves.
   const timer = setTimeout(() => { if (session.destroyed) destroySoon() }, drainMs + 100).unref()
   session.once('close', () => clearTimeout(timer))
   session.close()
 }
 
-/** Cuts a stream whose client does not read. `whole`: its session too, as such a client does not answer the end of that either. */
+/**
+ * Destroys a stream whose client does not read.
+ * @param whole whether an HTTP/2 session is destroyed too; such a client does not answer the end of the session either
+ */
 export function destroyTransport (response: HttpResponse, whole: boolean): void {
   if ('stream' in response) {
     if (whole) response.stream.session?.destroy()
@@ -129,7 +138,7 @@ export function destroyTransport (response: HttpResponse, whole: boolean): void 
   try {
     response.destroy()
   } catch {
-    // What wraps the response threw: its socket ends it as well.
+    // A wrapper of the response threw. Destroying the socket ends the response too.
     response.socket?.destroy()
   }
 }

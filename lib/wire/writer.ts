@@ -4,55 +4,58 @@ import type { MemoryBudget } from '../util/memory-budget.js'
 import { TEXT_ENCODING, type Chunk } from './chunk.js'
 import { closeTransport, isPlainChunked, sendHead, socketAhead, whenSocketClosed, type HttpResponse } from './http.js'
 
-/** How a stream begins and ends where it leads to. */
+/** How a stream is opened and ended. */
 export interface Opening {
-  /** Of the response, if they are not set yet. */
+  /** Response headers. Absent: the headers are already set on the response. */
   readonly headers?: OutgoingHttpHeaders
-  /** Ends what leads to the response. Absent: the response is ended. */
+  /** Ends the destination. Absent: the response is ended. */
   readonly end?: () => void
 }
 
-/** Whose bytes a writer writes. */
+/** The connection that a writer belongs to. */
 export interface WriterOwner {
-  /** Whether to wait for `onDrain` before the next write; true at first, and the writer's to set. It stands here, where each event looks at it. */
+  /**
+   * Whether the next write must wait for `onDrain`. Initially true; only the writer sets it. It is a property of the owner because
+   * each event reads it.
+   */
   blocked: boolean
-  /** What wraps the response threw: the stream cannot go on. */
+  /** Handles an error of a wrapper of the response: the stream cannot continue. */
   onWriteError (error: unknown): void
-  /** The destination takes bytes again. */
+  /** Handles that the destination accepts bytes again. */
   onDrain (): void
-  /** The response has closed: the end, whatever the cause. Called once or more. */
+  /** Handles the end of the response, whatever the cause. Called at least once. */
   finish (): void
 }
 
-// A write larger than this goes in pieces: what Node's own queue has cannot be taken back, and is kept for each socket apart.
+// Larger writes are split: bytes in Node's queue cannot be withdrawn, and each socket keeps its own copy.
 const PIECE_BYTES = 64 * 1024
 const kWriter = Symbol.for('fastify-sse-manager.writer')
-// Listeners shared by all writers find theirs here: no closure per connection.
+// Shared listeners find their writer under this key, so that no connection needs a closure.
 type Owned = { [kWriter]?: Writer | undefined }
 type Compressor = Writable & { flush (): void }
 
 /**
- * The way of one stream's bytes to its client. Where it can be, HTTP chunks made once for everybody go straight to the
- * socket; otherwise the same bytes go through the response, or through what wraps it.
+ * Writes the bytes of one stream to its client. If nothing wraps the response, HTTP chunks that all connections share are written
+ * to the socket. Otherwise the same content is written to the response, or to the stream that wraps it.
  */
 export class Writer {
-  // What each write touches stands first.
-  /** Whether the destination is the socket, which takes HTTP chunks. */
+  // The fields that each write uses come first.
+  /** Whether the destination is the socket, to which HTTP chunks are written. */
   #framed = false
-  /** Whether the destination keeps what it is given until it is told otherwise, as a compressor does. */
+  /** Whether the destination buffers until it is flushed, as a compressor does. */
   #keeps = false
   #destination: Writable | null = null
   readonly #response: HttpResponse
-  /** What is being written in pieces, and what is left of it. */
+  /** Remaining bytes of a chunk that is written in pieces, and that chunk. */
   #rest: Buffer | null = null
   #chunk: Chunk | null = null
   readonly #owner: WriterOwner
   readonly #budget: MemoryBudget
   #end: (() => void) | null = null
-  /** Ends the waiting for the socket of a pipelined response. */
+  /** Cancels the listener on the socket of a pipelined response. */
   readonly #leaveSocket: (() => void) | null
 
-  /** @param budget what is kept back counts in. */
+  /** @param budget the memory budget in which remaining bytes are counted */
   constructor (response: HttpResponse, owner: WriterOwner, budget: MemoryBudget) {
     this.#response = response
     this.#budget = budget
@@ -64,19 +67,19 @@ export class Writer {
     this.#leaveSocket = ahead === null ? null : whenSocketClosed(ahead, () => owner.finish())
   }
 
-  /** Whether something is kept back for the next time the destination takes bytes. */
+  /** Whether a part of a large chunk waits for `onDrain`. */
   get hasRest (): boolean {
     return this.#rest !== null
   }
 
-  /** Bytes that wait: kept back, or in Node's own queue. */
+  /** Bytes that are not sent yet: remaining bytes of a large chunk, and bytes in Node's queue. */
   get queuedBytes (): number {
     return (this.#rest?.length ?? 0) + (this.#destination?.writableLength ?? 0)
   }
 
   /**
-   * Sends the head and the first block, in one packet.
-   * @param destination the response, or a stream that leads to it, such as a compressor.
+   * Sends the response headers and the first block, in one packet if possible.
+   * @param destination the response, or a stream that is piped to it, such as a compressor
    */
   open (destination: Writable, { headers, end }: Opening, first: Chunk): void {
     const response = this.#response
@@ -95,12 +98,12 @@ export class Writer {
       this.#owner.blocked = false
       this.write(first)
     } finally {
-      // Also when the head cannot be written: whatever is answered then has the same socket.
+      // Also after a failure: the error response uses the same socket.
       socket?.uncork()
     }
   }
 
-  /** Writes a chunk. Only while not blocked. */
+  /** Writes a chunk. Must not be called while the owner is blocked. */
   write (chunk: Chunk): void {
     if (this.#framed && chunk.bytes <= PIECE_BYTES) return this.#put(chunk.forOneMore())
     this.#writePiece(this.#framed ? chunk.framed : chunk.plain)
@@ -109,7 +112,7 @@ export class Writer {
     this.#budget.hold(chunk)
   }
 
-  /** Writes on from a chunk that was too large for one write. False when there is none. */
+  /** Writes the next piece of a large chunk. Returns false if there is none. */
   writeRest (): boolean {
     const rest = this.#rest
     if (rest === null) return false
@@ -133,9 +136,9 @@ export class Writer {
     this.#put(bytes)
   }
 
-  /** Text is one byte a letter. */
+  /** Writes to the destination. Text is written in `TEXT_ENCODING`. */
   #put (bytes: Buffer | string): void {
-    // Ended behind our back: bytes after the last chunk would be taken for the next response.
+    // Other code has ended the response: bytes after the last chunk would be parsed as the next response.
     if (this.#response.writableEnded) return
     const destination = this.#destination!
     let room: unknown
@@ -143,18 +146,18 @@ export class Writer {
       room = destination.write(bytes, TEXT_ENCODING)
       if (this.#keeps) (destination as Compressor).flush()
     } catch (error) {
-      // One application's stream must not stop the flush of all others.
+      // Not thrown: one failing stream must not stop the flush of all others.
       return this.#owner.onWriteError(error)
     }
-    // A wrapper that returns nothing has not said that there is none: the destination is asked.
+    // A wrapper may return undefined instead of a boolean. Then `writableNeedDrain` decides.
     if (room === true || (room !== false && !destination.writableNeedDrain)) return
     this.#owner.blocked = true
     destination.once('drain', onDrain)
   }
 
   /**
-   * Writes the last chunk and ends the response once it is sent.
-   * @param transportMs the socket or session goes too, at the latest after about that time; null leaves it to be used again.
+   * Writes the last chunk and ends the response after it is sent.
+   * @param transportMs time in milliseconds after which the socket or session is closed at the latest; null keeps it open for reuse
    */
   end (last: Chunk, transportMs: number | null): void {
     const destination = this.#destination!
@@ -168,13 +171,13 @@ export class Writer {
     } catch (error) {
       return this.#owner.onWriteError(error)
     }
-    // Of a response that has been ended Node thinks that all is sent: a closing server would cut what a slow client has yet to read.
+    // Node treats an ended response as sent: a closing server would cut off bytes that a slow client has not read. So end it later.
     if (destination.writableLength > 0) return
     sent = true
     this.endResponse()
   }
 
-  /** Ends the response, with nothing more in it. */
+  /** Ends the response without further bytes. */
   endResponse (): void {
     try {
       if (this.#end === null) this.#response.end()
@@ -184,7 +187,7 @@ export class Writer {
     }
   }
 
-  /** Lets go of everything: the stream has ended. */
+  /** Removes all listeners and references after the stream has ended. */
   release (): void {
     this.#response.off('close', onClose)
     ;(this.#response as Owned)[kWriter] = undefined
@@ -198,13 +201,13 @@ export class Writer {
     this.#end = null
   }
 
-  /** @internal */
+  /** The connection that the writer belongs to. @internal */
   get owner (): WriterOwner {
     return this.#owner
   }
 }
 
-/** Whether the response is a stream's already, or somebody else's. */
+/** Returns whether the response is in use: its headers are sent, or it belongs to a stream. */
 export function isTaken (response: HttpResponse): boolean {
   return response.headersSent || (response as Owned)[kWriter] !== undefined
 }
@@ -220,5 +223,5 @@ function onDrain (this: Writable): void {
   writer.owner.onDrain()
 }
 
-// Without a listener a write that fails after the end would end the process; `close` follows in every case.
+// Without a listener, a failed write after the end would crash the process. `close` follows in every case.
 function onError (): void {}
