@@ -5,7 +5,7 @@ import { inContext } from '../util/async-context.js'
 import type { Log } from '../util/logger.js'
 import type { Member, Registry } from './registry.js'
 
-/** What `authorizeTopic` is asked. */
+/** The argument of `authorizeTopic`. */
 export interface TopicQuestion {
   /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
@@ -13,14 +13,19 @@ export interface TopicQuestion {
   readonly claims: unknown
   /** The topic that the event was published to. */
   readonly topic: string
-  /** The connection that holds a pattern of the topic. */
+  /** The connection, which holds a pattern that covers the topic. */
   readonly connection: Subscriber
 }
 
+/**
+ * The option `authorizeTopic`: returns `true` if a connection can receive an event of a topic that only its pattern covers. Any
+ * other result withholds the event, and so does an exception. It is called for each delivery and replay, and must be synchronous.
+ */
 export type AuthorizeTopic = (question: TopicQuestion) => boolean
 
-/** The options that decide about receivers. */
+/** The options that restrict receivers. */
 export interface AudienceOptions {
+  /** See `SSEOptions`. */
   readonly authorizeTopic?: AuthorizeTopic | undefined
 }
 
@@ -28,8 +33,8 @@ export interface AudienceOptions {
 export interface Receiver extends Member, Subscriber {}
 
 /**
- * Who receives a message: the connections that its target names, that may hear its topics, and that its filter lets through.
- * Live delivery asks for all of them, a replay about one connection. @internal
+ * Selects the receivers of a message: connections that match its target, its filter and `authorizeTopic`. Live delivery selects all
+ * of them; a replay checks one connection. @internal
  */
 export class Audience<R extends Receiver> {
   readonly #options: AudienceOptions
@@ -42,7 +47,7 @@ export class Audience<R extends Receiver> {
     this.#log = log
   }
 
-  /** The connections that receive a message with this target now, each once. */
+  /** Returns the current receivers of a message with this target, each once. */
   select (target: Target): readonly R[] {
     let receivers = this.#registry.select(target)
     if (this.#limits(target)) receivers = receivers.filter(connection => this.#permits(connection, target))
@@ -50,23 +55,29 @@ export class Audience<R extends Receiver> {
     return inFilterContext(target, () => receivers.filter(connection => this.#passes(target, connection)))
   }
 
-  /** Whether one connection receives a message with this target, as things stand now. */
+  /** Returns whether a connection currently receives messages with this target. */
   includes (connection: R, target: Target): boolean {
     return this.#registry.isTargeted(connection, target) && this.#permits(connection, target) &&
       (target.filter === undefined || inFilterContext(target, () => this.#passes(target, connection)))
   }
 
-  /** Whether events of this topic are for the connection: it holds the topic, or a pattern that covers it and `authorizeTopic` agrees. */
+  /**
+   * Returns whether a connection receives events of this topic: it holds the topic, or it holds a pattern that covers the topic and
+   * `authorizeTopic` allows it.
+   */
   hears (connection: R, topic: string): boolean {
     return this.#registry.holds(connection, topic) && this.#permits(connection, { subscriptionIds: [topic] })
   }
 
-  /** Whether `authorizeTopic` applies to the receivers of this target. */
+  /** Returns whether `authorizeTopic` applies to the receivers of this target. */
   #limits ({ subscriptionIds }: Target): boolean {
     return subscriptionIds !== undefined && this.#options.authorizeTopic !== undefined
   }
 
-  /** Whether a connection that a target names may hear it. A topic that it holds itself was authorized then; a topic that only a pattern covers is asked about now. */
+  /**
+   * Returns whether a targeted connection is allowed to receive. A topic that it holds itself was authorized when it was subscribed.
+   * For a topic that only a pattern covers, `authorizeTopic` is called.
+   */
   #permits (connection: R, target: Target): boolean {
     const { subscriptionIds } = target
     if (subscriptionIds === undefined || this.#options.authorizeTopic === undefined) return true
@@ -96,12 +107,12 @@ export class Audience<R extends Receiver> {
   }
 }
 
-/** Calls a function in the context of the filter's publisher. A broker that copies the target may have lost it. */
+/** Calls a function in the context of the filter's publisher, or in the current one if a broker copied the target without it. */
 function inFilterContext<T> ({ filterContext }: Target, task: () => T): T {
   return filterContext === undefined ? task() : inContext(filterContext, task)
 }
 
-/** Only `true` is a yes. A promise is no answer during a delivery: the caller throws, because the author of an async function would wonder. */
+/** Returns whether a result is exactly `true`. Throws for a promise: without the error, an async function would silently exclude all. */
 function isYes (answer: unknown, asynchronous: () => Error): boolean {
   if (!(answer instanceof Promise)) return answer === true
   answer.catch(() => {})

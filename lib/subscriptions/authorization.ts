@@ -6,49 +6,68 @@ import type { AnyRequest } from '../wire/http.js'
 import type { Receiver } from './audience.js'
 import type { Registry } from './registry.js'
 
+/** The argument of `authorizeSubscription`. */
 export interface SubscriptionQuestion {
+  /** The request of a new connection; null for a subscription that is added or checked again later. */
   readonly request: AnyRequest | null
+  /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
+  /** The claims that `authHandler` returned with the user. */
   readonly claims: unknown
+  /** The topic or pattern. */
   readonly subscriptionId: string
 }
 
+/**
+ * The option `authorizeSubscription`: returns `true`, or a promise of it, if the user can hold the subscription. Any other result
+ * rejects the subscription with SSE_ERR_SUBSCRIPTION_FORBIDDEN. An exception rejects it with SSE_ERR_AUTHENTICATION_FAILED.
+ */
 export type AuthorizeSubscription = (question: SubscriptionQuestion) => boolean | Promise<boolean>
 
 /** A pending authorization, of a new connection or an added subscription. */
 interface Pending {
   readonly userId: string | null
-  /** The user's rights have changed since the application was asked about them. */
+  /** Whether the rights of the user have changed since `authorizeSubscription` was called. */
   stale: boolean
 }
 
-/** Who asks to hold subscriptions. */
+/** The client that requests subscriptions. */
 export interface Applicant {
+  /** The request of a new connection; null for an open connection. */
   readonly request: AnyRequest | null
+  /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
+  /** The claims that `authHandler` returned with the user. */
   readonly claims: unknown
 }
 
-/** The options that decide about subscriptions. */
+/** The options that restrict subscriptions. */
 export interface SubscriptionOptions {
+  /** See `SSEOptions`. */
   readonly authorizeSubscription?: AuthorizeSubscription | undefined
+  /** See `SSEOptions`. */
   readonly maxSubscriptionsPerConnection: number
 }
 
 /** A connection whose subscriptions can change. */
 export interface Holder extends Receiver {
-  /** Rights have changed: events that wait are checked again, and the stream is cut if one that is being written is not for it any more. */
+  /**
+   * Checks queued events again after rights have changed. If the connection is no longer a receiver of an event that is being written,
+   * the stream is destroyed.
+   */
   reconsider (): void
-  /** A subscription was removed: events that wait are checked again. */
+  /** Checks queued events again after a subscription was removed. */
   sift (): void
-  /** Holds back what is published from now on, until `letGo()`. */
+  /** Delays events that are published from now on, until `letGo()`. */
   hold (): void
+  /** Ends `hold()`. */
   letGo (): void
+  /** Sends the control event `sse:unsubscribed`. */
   tellUnsubscribed (subscriptionId: string, reason: string): void
 }
 
 /**
- * What was done for a connection, or read of it; null if there is no such connection.
+ * Returns a result for a connection, and rejects null, which means that the connection does not exist.
  * @throws SSE_ERR_UNKNOWN_CONNECTION
  */
 export function known<R> (clientId: string, result: R | null): R {
@@ -56,7 +75,7 @@ export function known<R> (clientId: string, result: R | null): R {
   return result
 }
 
-/** The subscriptions of the connections of this node: granted when they are asked for, and taken away. @internal */
+/** Grants, checks and revokes the subscriptions of the connections of this node. @internal */
 export class Authorization<H extends Holder> {
   readonly #options: SubscriptionOptions
   readonly #registry: Registry<H>
@@ -70,9 +89,9 @@ export class Authorization<H extends Holder> {
   }
 
   /**
-   * Asks whether the applicant may hold the subscriptions, again for as long as rights of that user are taken away
-   * meanwhile. `grant` is called in the same instant as the last answer is known to hold: no revocation fits between.
-   * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED.
+   * Authorizes subscriptions and then calls `grant`. If rights of the user change meanwhile, all subscriptions are authorized again.
+   * `grant` is called synchronously after the last check, so that no revocation can come in between.
+   * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED
    */
   grant<T> (applicant: Applicant, subscriptions: Iterable<string>, grant: () => T): T | Promise<T> {
     return this.#options.authorizeSubscription === undefined ? grant() : this.#ask(applicant, subscriptions, grant)
@@ -88,7 +107,7 @@ export class Authorization<H extends Holder> {
     const { userId, claims, held } = connection
     const { maxSubscriptionsPerConnection } = this.#options
     return await this.grant({ request: null, userId, claims }, [subscription], () => {
-      // It may have ended, or received others, while the application was asked.
+      // The connection may have ended, or gained subscriptions, during the authorization.
       if (this.#managed(clientId) === null) return null
       if (!held.has(subscription) && held.size >= maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
       this.#registry.subscribe(connection, subscription)
@@ -115,13 +134,13 @@ export class Authorization<H extends Holder> {
     }
   }
 
-  /** Takes a topic or pattern from all connections of a user. Returns from how many. */
+  /** Revokes a topic or pattern from all connections of a user on this node. Returns the number of connections that held it. */
   revoke (userId: string, subscription: string, reason: string): number {
     this.disturb(id => id === userId)
     return [...this.#registry.user(userId)].filter(connection => this.#take(connection, subscription, reason)).length
   }
 
-  /** Asks again about everything that the connections of a user hold. Resolves with how many subscriptions were taken away. */
+  /** Authorizes all subscriptions of a user again on this node. Resolves with the number of revoked subscriptions. */
   async reauthorize (userId: string, reason: string): Promise<number> {
     this.disturb(id => id === userId)
     const connections = [...this.#registry.user(userId)]
@@ -131,7 +150,7 @@ export class Authorization<H extends Holder> {
     return taken.reduce((sum, count) => sum + count, 0)
   }
 
-  /** What is published meanwhile waits: on a node that was away it may follow the command at once. */
+  /** Delays events during the check: on a node that was disconnected, events can follow the command immediately. */
   async #reauthorizeOne (connection: H, reason: string): Promise<number> {
     let taken = 0
     connection.hold()
@@ -145,14 +164,17 @@ export class Authorization<H extends Holder> {
     return taken
   }
 
-  /** Throws SSE_ERR_SUBSCRIPTION_FORBIDDEN unless the application allows the subscription, SSE_ERR_AUTHENTICATION_FAILED with the cause when its code fails. */
+  /**
+   * Calls `authorizeSubscription`. An exception of it becomes the cause of SSE_ERR_AUTHENTICATION_FAILED.
+   * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED
+   */
   async #authorize (question: SubscriptionQuestion): Promise<void> {
     const { authorizeSubscription } = this.#options
     if (authorizeSubscription === undefined) return
     let allowed = false
     try {
-      // Only `true` is a yes: a forgotten await or a truthy object is not.
-      // Without a request the caller may be on any node: the application is asked in the same context as there.
+      // Only `true` allows the subscription: truthy values can come from a forgotten `await`.
+      // Without a request, the caller can be on another node. `inNoContext` gives the same context on all nodes.
       allowed = await (question.request === null ? inNoContext(() => authorizeSubscription(question)) : authorizeSubscription(question)) === true
     } catch (cause) {
       throw new AuthenticationFailed({ cause })
@@ -166,13 +188,16 @@ export class Authorization<H extends Holder> {
       await this.#authorize({ request: null, userId, claims, subscriptionId })
       return true
     } catch (err) {
-      // A right that cannot be shown is none.
+      // If the check fails, the subscription is revoked as if it were forbidden.
       if (!(err instanceof SubscriptionForbidden)) this.#log.error({ err, clientId: connection.clientId, subscriptionId }, 'authorizeSubscription failed; the subscription is taken away')
       return false
     }
   }
 
-  /** Removes a subscription from a connection of this node, at the application's request. Events that wait for it are not sent. Null if there is no such connection. */
+  /**
+   * Removes a subscription from a connection of this node. Queued events that it no longer receives are not sent. Returns false if the
+   * connection did not hold it, and null if the connection does not exist.
+   */
   remove (clientId: string, subscription: string): boolean | null {
     const connection = this.#managed(clientId)
     if (connection === null) return null
@@ -188,7 +213,7 @@ export class Authorization<H extends Holder> {
     return true
   }
 
-  /** The rights of these users have changed: what the application has said of those on the way in counts no more. */
+  /** Makes pending authorizations run again, because the rights of the users that `whose` selects have changed. */
   disturb (whose: (userId: string | null) => boolean): void {
     for (const pending of this.#pending) if (whose(pending.userId)) pending.stale = true
   }

@@ -1,30 +1,32 @@
-/** Members by key. Most keys have one: it stands there by itself, a set is made for the second. */
+/** A map with several members per key. Most keys have one member, which is stored without a set to save memory. */
 export class MultiMap<M extends object> {
   readonly #entries = new Map<string, M | Set<M>>()
 
-  /** How many keys have members. */
+  /** Number of keys. */
   get size (): number {
     return this.#entries.size
   }
 
-  /** The member of this key, or the set of them: a hot path walks it without a copy. */
+  /** Returns the single member of a key, the set of its members, or undefined. Hot paths iterate it without a copy. */
   get (key: string): M | Set<M> | undefined {
     return this.#entries.get(key)
   }
 
+  /** Returns the members of a key as a new array. */
   list (key: string): M[] {
     const found = this.#entries.get(key)
     if (found === undefined) return []
     return found instanceof Set ? [...found] : [found]
   }
 
+  /** Returns the number of members of a key. */
   count (key: string): number {
     const found = this.#entries.get(key)
     if (found === undefined) return 0
     return found instanceof Set ? found.size : 1
   }
 
-  /** Returns how many members the key has now. */
+  /** Adds a member to a key. Returns the new number of members. */
   add (key: string, member: M): number {
     const found = this.#entries.get(key)
     if (found instanceof Set) return found.add(member).size
@@ -36,7 +38,7 @@ export class MultiMap<M extends object> {
     return 2
   }
 
-  /** Returns how many members the key has left. */
+  /** Removes a member from a key. Returns the number of remaining members. */
   delete (key: string, member: object): number {
     const found: object | undefined = this.#entries.get(key)
     if (found instanceof Set) {

@@ -1,12 +1,13 @@
 import { isPattern } from '../events/topic.js'
 import { MatchCache } from './match-cache.js'
 
+/** A segment of the tree of patterns. */
 class Node<T> {
-  /** Null where patterns end: most nodes are such. */
+  /** Child nodes by segment; null for none, which most nodes have, to save memory. */
   children: Map<string, Node<T>> | null = null
-  /** Value of the pattern that ends here. */
+  /** Value of the pattern that ends at this node; undefined for none. */
   value: T | undefined
-  /** Value of the pattern that ends here with `**`. */
+  /** Value of the pattern that ends after this node with `**`; undefined for none. */
   rest: T | undefined
 
   get empty (): boolean {
@@ -17,7 +18,7 @@ class Node<T> {
     return this.children === null ? undefined : this.children.get(segment)
   }
 
-  /** The child for this segment, made if there is none. */
+  /** Returns the child for a segment, and creates it if it does not exist. */
   grow (segment: string): Node<T> {
     const children = (this.children ??= new Map())
     let child = children.get(segment)
@@ -32,9 +33,9 @@ class Node<T> {
 }
 
 /**
- * Patterns, each with a value, found by the topics they cover. A match costs the topic's segments, never the patterns.
- * Most end with their only wildcard, such as `user:7:**`: of these there are few that can cover a topic, and they are
- * looked up by their text. Only those with a wildcard further in are kept as a tree.
+ * Finds the values of all patterns that cover a topic. The time depends on the segments of the topic, not on the number of
+ * patterns. Most patterns end with their only wildcard, such as `user:7:**`. Few of these can cover a given topic, and they are
+ * looked up by their text. Patterns with an earlier wildcard are kept in a tree.
  */
 export class PatternIndex<T> {
   readonly #tails = new Map<string, T>()
@@ -42,10 +43,12 @@ export class PatternIndex<T> {
   readonly #matches = new MatchCache<T>()
   #inTree = 0
 
+  /** Number of patterns. */
   get size (): number {
     return this.#tails.size + this.#inTree
   }
 
+  /** Adds a pattern, or replaces its value. */
   set (pattern: string, value: T): void {
     this.#matches.change(pattern)
     if (isTail(pattern)) {
@@ -62,6 +65,7 @@ export class PatternIndex<T> {
     else node.value = value
   }
 
+  /** Removes a pattern. */
   delete (pattern: string): void {
     this.#matches.change(pattern)
     if (isTail(pattern)) {
@@ -85,7 +89,7 @@ export class PatternIndex<T> {
     this.#inTree--
   }
 
-  /** The values of all patterns that cover `topic`. */
+  /** Returns the values of all patterns that cover a topic. */
   match (topic: string): readonly T[] {
     let found = this.#matches.get(topic)
     if (found === undefined) {
@@ -98,12 +102,12 @@ export class PatternIndex<T> {
   }
 }
 
-/** Whether the only wildcard of a pattern is its last segment. */
+/** Returns whether the last segment of a pattern is its only wildcard. */
 function isTail (pattern: string): boolean {
   return isPattern(pattern) && !pattern.includes(':', pattern.indexOf('*'))
 }
 
-/** The patterns that end with their only wildcard and cover the topic. */
+/** Returns all possible patterns that end with their only wildcard and cover a topic. */
 function tailsOf (topic: string): string[] {
   const tails = ['**', `${topic}:**`]
   let last = 0

@@ -4,27 +4,31 @@ import { covers, isPattern } from '../events/topic.js'
 import { PatternIndex } from './pattern-index.js'
 import { ownText } from '../util/text.js'
 
-/** What the registry knows of a connection. */
+/** A connection in the registry. */
 export interface Member {
+  /** The id of the connection. */
   readonly clientId: string
+  /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
-  /** False for a stream of its own source: broadcasts do not reach it. */
+  /** Whether broadcasts reach the connection; false for a stream of `reply.sse(source)`. */
   readonly managed: boolean
-  /** Changed only by the registry, once it has been added. */
+  /** The topics and patterns of the connection. After `add`, only the registry changes them. */
   readonly held: Set<string>
-  /** Place in the dense array of receivers. */
+  /** Index in the array of receivers. */
   index: number
-  /** The selection that last saw it, so that one message selects it once. */
+  /** Number of the last selection that included or excluded the connection, so that each selection has it once. */
   mark: number
 }
 
-/** Who is told when subscriptions of this node change. */
+/** Observes changes of the subscriptions on this node. */
 export interface RegistryObserver {
+  /** A connection now holds a subscription. */
   held (member: Member, subscription: string): void
+  /** A connection no longer holds a subscription. */
   left (member: Member, subscription: string): void
 }
 
-/** Who is connected to this node: by client, by user, by topic and pattern. Never scanned to find a few. */
+/** Indexes the connections of this node by client, user, topic and pattern. A selection never scans all connections to find a few. */
 export class Registry<M extends Member> {
   readonly #byClient = new Map<string, M>()
   readonly #byUser = new MultiMap<M>()
@@ -34,23 +38,27 @@ export class Registry<M extends Member> {
   #observer: RegistryObserver | null = null
   #marks = 0
 
+  /** Number of connections. */
   get size (): number {
     return this.#byClient.size
   }
 
+  /** Number of users with a connection. */
   get users (): number {
     return this.#byUser.size
   }
 
+  /** Number of distinct topics and patterns that connections hold. */
   get subscriptions (): number {
     return this.#bySubscription.size
   }
 
+  /** Sets the observer. */
   observe (observer: RegistryObserver): void {
     this.#observer = observer
   }
 
-  /** With what it holds already. */
+  /** Adds a connection with the subscriptions in its `held`. */
   add (member: M): void {
     this.#byClient.set(member.clientId, member)
     if (member.userId !== null) this.#byUser.add(member.userId, member)
@@ -60,6 +68,7 @@ export class Registry<M extends Member> {
     for (const subscription of member.held) this.#subscribe(member, subscription)
   }
 
+  /** Removes a connection and its subscriptions. */
   remove (member: Member): void {
     if (!this.#byClient.delete(member.clientId)) return
     if (member.userId !== null) this.#byUser.delete(member.userId, member)
@@ -73,6 +82,7 @@ export class Registry<M extends Member> {
     }
   }
 
+  /** Adds a subscription to a connection. */
   subscribe (member: M, subscription: string): void {
     if (member.held.has(subscription)) return
     const own = ownText(subscription)
@@ -85,6 +95,7 @@ export class Registry<M extends Member> {
     this.#observer?.held(member, subscription)
   }
 
+  /** Removes a subscription from a connection. Returns false if the connection did not hold it. */
   unsubscribe (member: M, subscription: string): boolean {
     if (!member.held.delete(subscription)) return false
     this.#unsubscribe(member, subscription)
@@ -96,24 +107,30 @@ export class Registry<M extends Member> {
     this.#observer?.left(member, subscription)
   }
 
+  /** Returns the connection with this client id; undefined if there is none. */
   client (clientId: string): M | undefined {
     return this.#byClient.get(clientId)
   }
 
+  /** Returns the connections of a user. */
   user (userId: string): M[] {
     return this.#byUser.list(userId)
   }
 
-  /** Those who hold exactly this topic or pattern. */
+  /** Returns the connections that hold exactly this topic or pattern. */
   subscription (subscription: string): M[] {
     return this.#bySubscription.list(subscription)
   }
 
+  /** Iterates over all connections. */
   all (): IterableIterator<M> {
     return this.#byClient.values()
   }
 
-  /** Who gets a message now, each once; `filter` is not applied. For everyone it is the list itself, good until somebody comes or goes. */
+  /**
+   * Returns the connections that match a target, each once. `filter` is not applied. Without lists in the target, the result is the
+   * internal array: it is valid only until a connection is added or removed.
+   */
   select (target: Target): readonly M[] {
     const { userIds, subscriptionIds, clientIds, exceptClientIds } = target
     if (userIds === undefined && subscriptionIds === undefined && clientIds === undefined && exceptClientIds === undefined) return this.#receivers
@@ -125,7 +142,7 @@ export class Registry<M extends Member> {
         if (member !== undefined) member.mark = mark
       }
     }
-    // The narrowest index first; what else is named is then checked for each.
+    // The most selective index is used first. The other lists are then checked for each connection.
     if (clientIds !== undefined) {
       for (const clientId of clientIds) {
         const member = this.#byClient.get(clientId)
@@ -162,7 +179,7 @@ export class Registry<M extends Member> {
     selected.push(member)
   }
 
-  /** Whether one connection is among those a target names; `filter` is not applied. */
+  /** Returns whether a connection matches a target. `filter` is not applied. */
   isTargeted (member: M, target: Target): boolean {
     const { userIds, subscriptionIds, clientIds, exceptClientIds } = target
     if (exceptClientIds?.includes(member.clientId) === true) return false
@@ -171,12 +188,12 @@ export class Registry<M extends Member> {
     return subscriptionIds === undefined || this.#holdsAny(member, subscriptionIds)
   }
 
-  /** Whether a connection holds the topic, or a pattern that covers it. */
+  /** Returns whether a connection holds the topic, or a pattern that covers it. */
   holds (member: M, topic: string): boolean {
     const { held } = member
     if (held.has(topic)) return true
     if (held.size === 0 || this.#patterns.size === 0) return false
-    // A returning client asks this for each event it has missed: by the shorter list.
+    // A replay calls this for each missed event, so the shorter list is scanned.
     const patterns = this.#patterns.match(topic)
     if (patterns.length <= held.size) return patterns.some(pattern => held.has(pattern))
     for (const subscription of held) if (covers(subscription, topic)) return true
