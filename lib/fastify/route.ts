@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from 'node:util'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import type { Guard } from './guard.js'
 import { openBodyLast } from './hijacking-body.js'
-import { SSEError, UnguardedRoute } from '../errors.js'
+import { UnguardedRoute } from '../errors.js'
 import { resolveRouteOptions, type ResolvedOptions, type RouteOptions as RouteOptionValues } from '../options.js'
 import { redacting, requestSerializer } from './request-serializer.js'
 import { overlay, pinHooks } from './pin-hooks.js'
@@ -112,16 +112,16 @@ type ErrorHandler = NonNullable<RouteOptions['errorHandler']>
 /** Errors before the head that an EventSource should survive are answered here; all others as without this plugin. */
 function refuseInStream (guards: readonly RouteGuard[], next: ErrorHandler | undefined): ErrorHandler {
   return function (error, request, reply) {
-    // The answer does not have the cause: it may be anything, and is for the log only.
-    const isFailure = error instanceof SSEError && error.code === 'SSE_ERR_AUTHENTICATION_FAILED'
     for (const guard of guards) {
       const refusal = guard.refusal(error, request, reply)
       if (refusal === null) continue
       reply.code(refusal.statusCode).headers(refusal.headers).send(refusal.body)
-      safeLog(request.log)[isFailure ? 'error' : 'info']({ err: error, retryable: refusal.retryable }, `Stream refused: ${reasonsOf(error)}`)
+      // A full node is not a failure; an authentication that could not be completed is.
+      const level = error.code === 'SSE_ERR_AUTHENTICATION_FAILED' ? 'error' : 'info'
+      // The cause of the error is logged, but not sent.
+      safeLog(request.log)[level]({ err: error, retryable: refusal.retryable }, `Stream refused: ${reasonsOf(error)}`)
       return
     }
-    if (isFailure && guards.length > 0) safeLog(request.log).error({ err: error }, `Stream refused: ${reasonsOf(error)}`)
     if (next !== undefined) return next.call(this, error, request, reply)
     // Thrown, it goes to the error handler of the route's scope. What is not an error would be sent as a payload, past all handlers.
     if (error instanceof Error) throw error

@@ -153,7 +153,9 @@ t.test('what a request brings: token, cookies, query, headers, and what the appl
     refusal(t, stream, 500, 'SSE_ERR_AUTHENTICATION_FAILED')
     t.notMatch(stream.body, 'secret')
     t.match(server.errors()[0].err.stack, /secret/)
-    t.match(server.errors()[0].msg, 'Stream refused: Authentication could not be completed: secret')
+    t.equal(server.errors()[0].err.message, 'Authentication could not be completed: secret')
+    await server.open('/sse', { headers: { accept: 'text/event-stream' } })
+    t.equal(server.errors()[1].msg, 'Stream refused: Authentication could not be completed: secret')
   })
 })
 

@@ -64,7 +64,7 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_INVALID_DATA', { event: 'x', data: { toJSON () { throw new Error('no') } } }],
     ['SSE_ERR_INVALID_DATA', { event: 'x', data: 'a\ud800' }],
     ['SSE_ERR_EVENT_TOO_LARGE', { event: 'x', data: 'x'.repeat(1000) }],
-    ['SSE_ERR_EVENT_TOO_LARGE', { event: 'x', data: 'é'.repeat(501) }, {}, /1003 bytes, maxEventBytes is 1000/],
+    ['SSE_ERR_EVENT_TOO_LARGE', { event: 'x', data: 'é'.repeat(501) }, {}, /has 1003 bytes with its key and target; maxEventBytes is 1000/],
     ['SSE_ERR_EVENT_TOO_LARGE', { event: 'x', data: { text: 'x'.repeat(990) } }],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a' } }, {}, /"notification" is invalid at \/message: /],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a', message: 'b', level: 'fatal' } }, {}, /\/level: Expected one of "info", "success", "warning", "error"$/],

@@ -50,7 +50,8 @@ interface Published {
 class Traveller {
   readonly topics: readonly string[]
   readonly #base: string
-  readonly received: { n: number, on: string }[] = []
+  readonly received: { n: number, on: string, connection: number }[] = []
+  #connections = 0
   cursor = ''
   #lanes: Lanes = [0, 0, 0, 0]
   #client: SSEClient | null = null
@@ -66,6 +67,7 @@ class Traveller {
   /** @param blocks after which it leaves. */
   async connect (url: string, node: string, blocks = Infinity): Promise<void> {
     this.#blocks = 0
+    this.#connections++
     this.#leaveAt = blocks
     const client = this.#client = new SSEClient(`${url}/sse?${this.#base}`, { headers: this.cursor === '' ? {} : { 'last-event-id': this.cursor } })
     client.onBlock = block => this.#take(block, node)
@@ -92,7 +94,7 @@ class Traveller {
       this.#lanes = lanes
     }
     if (event === 'sse:gap') this.faults.push(`on ${on} at ${this.cursor}: ${text}`)
-    if (event === 'n') this.received.push({ n: JSON.parse(data!).n, on })
+    if (event === 'n') this.received.push({ n: JSON.parse(data!).n, on, connection: this.#connections })
     return this.#blocks < this.#leaveAt
   }
 
@@ -106,8 +108,9 @@ class Traveller {
   judge (journal: readonly Published[]): void {
     const seen = new Set<number>()
     const newest = new Map<string, number>()
-    // Events of a priority come in the order in which they were published, and so do those of a key and topic.
-    for (const { n, on } of this.received) {
+    // Events of a priority come in the order in which they were published, and so do those of a key and topic: on one
+    // connection all of them, over several the logged ones. No cursor tells a node that is late which ephemeral ones are past.
+    for (const { n, on, connection } of this.received) {
       const { priority, topic, key, ephemeral } = journal[n]!
       if (seen.has(n)) {
         // No cursor tells which ephemeral events a client has had since the last logged one.
@@ -117,8 +120,10 @@ class Traveller {
       seen.add(n)
       if (!this.topics.includes(topic)) this.faults.push(`${n} is foreign`)
       for (const line of key === null ? [`${priority}`] : [`${priority}`, `key ${key} ${topic}`]) {
-        if (n < (newest.get(line) ?? -1)) this.faults.push(`${n} after ${newest.get(line)} on ${on}`)
-        newest.set(line, n)
+        for (const place of ephemeral ? [`${line} on ${connection}`] : [line, `${line} on ${connection}`]) {
+          if (n < (newest.get(place) ?? -1)) this.faults.push(`${n} after ${newest.get(place)} on ${on}`)
+        }
+        for (const place of [line, `${line} on ${connection}`]) newest.set(place, Math.max(n, newest.get(place) ?? -1))
       }
     }
     const missing = this.missing(journal)
