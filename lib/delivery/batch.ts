@@ -2,20 +2,25 @@ import type { Held } from '../util/memory-budget.js'
 import { Chunk } from '../wire/chunk.js'
 import { FRAME_BYTES, type Frame } from './frame.js'
 
-/** What a batch takes beside its frames. */
+/** Memory of a batch beside its frames, in bytes. */
 const BATCH_BYTES = 100
 
 /**
- * The frames that wait together for the end of a turn, in order. Connections that were given the same frames hold the
- * same batch, and so write the same bytes: a batch with one more frame is made once and found again by the next.
+ * The frames that connections write together at the end of a turn, in order. Connections with the same frames hold the same batch
+ * and write the same bytes. Batches form a tree: a batch plus one frame is created once, and found again for the next connection.
  */
 export class Batch implements Held {
+  /** The batch without the last frame; null for the root. */
   readonly parent: Batch | null
+  /** The last frame; null for the root. */
   readonly frame: Frame | null
+  /** Number of frames. */
   readonly count: number
-  /** Of its chunk, unless a key replaces some of it. */
+  /** Size of the encoded frames in bytes. Conflation can make the chunk smaller. */
   readonly textBytes: number
+  /** Memory of the batch and its frames in bytes. */
   readonly bytes: number
+  /** Number of connections that hold the batch. Only the budget changes it. */
   holders = 0
   #next: Batch | null = null
   #chunk: Chunk | null = null
@@ -29,20 +34,21 @@ export class Batch implements Held {
     this.bytes = frame === null ? 0 : parent!.bytes + frame.bytes + FRAME_BYTES + BATCH_BYTES
   }
 
-  /** This batch and one more frame. */
+  /** Returns the batch with one more frame. */
   with (frame: Frame): Batch {
     const next = this.#next
     if (next !== null && next.frame === frame) return next
     return (this.#next = new Batch(this, frame))
   }
 
-  /** Its last holder has left: batches that were made on the way to it, and are held by nobody, are not kept to be found again. */
+  /** Unlinks the batch and its ancestors without holders. Called when the last holder has released the batch. */
   prune (): void {
     let batch: Batch = this
     while (batch.parent !== null && batch.parent.parent !== null && batch.parent.holders === 0) batch = batch.parent
     if (batch.parent !== null && batch.parent.#next === batch) batch.parent.#next = null
   }
 
+  /** The frames in order, as a new array. */
   get frames (): Frame[] {
     const frames = new Array<Frame>(this.count)
     let batch: Batch = this
@@ -53,12 +59,12 @@ export class Batch implements Held {
     return frames
   }
 
-  /** The bytes of all its frames, in the order they were published: nothing waited, so nothing overtakes. */
+  /** The encoded frames, made once. Priorities do not reorder them: a batch is no backlog. */
   get chunk (): Chunk {
     return (this.#chunk ??= this.#encode())
   }
 
-  /** How many events its chunk carries, once it is made: of those with the same key the newest. */
+  /** Number of events in the chunk after it was made. Of events with the same key, only the newest is counted. */
   get events (): number {
     return this.#events
   }
@@ -78,7 +84,7 @@ function textOf (frames: readonly Frame[]): string {
   return text
 }
 
-/** Conflation: of the frames with the same key only the last is worth sending. */
+/** Conflation: returns the frames without those that a later frame with the same key replaces. */
 function newestOfEachKey (frames: readonly Frame[]): Frame[] {
   const newest = new Map<string, Frame>()
   for (const frame of frames) if (frame.key !== null) newest.set(frame.key, frame)

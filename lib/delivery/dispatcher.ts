@@ -4,13 +4,13 @@ import type { Audience, Receiver } from '../subscriptions/audience.js'
 import { inNoContext } from '../util/async-context.js'
 import { Frame } from './frame.js'
 
-/** A connection that takes frames. */
+/** A connection that can receive frames. */
 export interface FrameReceiver extends Receiver {
-  /** Takes a frame to be written at the end of this turn. False if it was dropped. */
+  /** Queues a frame for the end of this turn. Returns false if the frame was dropped. */
   receive (frame: Frame): boolean
 }
 
-/** Delivers messages to the connections of this node: selects the receivers, encodes once, and hands each the frame. @internal */
+/** Delivers messages to the connections of this node. Each message is encoded once for all receivers. @internal */
 export class Dispatcher<R extends FrameReceiver> {
   readonly #audience: Audience<R>
   #messages = 0
@@ -20,25 +20,25 @@ export class Dispatcher<R extends FrameReceiver> {
     this.#audience = audience
   }
 
-  /** Messages delivered on this node so far. */
+  /** Number of messages delivered on this node. */
   get messages (): number {
     return this.#messages
   }
 
-  /** Deliveries on this node so far: one for each message and connection. */
+  /** Number of deliveries on this node: one for each message and receiver. */
   get deliveries (): number {
     return this.#deliveries
   }
 
   /**
-   * Delivers a message. Returns how many connections received it.
-   * It runs in no context: `authorizeTopic` and wrappers of a response run in the same context at each delivery, here and on other nodes.
+   * Delivers a message and returns the number of connections that received it. It runs without an AsyncLocalStorage context, so that
+   * `authorizeTopic` and response wrappers have the same context at each delivery, on this and on other nodes.
    */
   deliver (message: Message, epoch: string, fromLog: boolean): number {
     return inNoContext(() => this.#give(message, epoch, fromLog))
   }
 
-  /** Delivers an event on this node only, past the log. */
+  /** Delivers an event on this node only, without the log. */
   announce (message: Pick<Message, 'event' | 'data' | 'target'>, epoch: string): void {
     this.deliver({ ...message, priority: EventPriority.NORMAL, retry: undefined, key: undefined, ephemeral: true, seq: 0 }, epoch, false)
   }
@@ -46,7 +46,7 @@ export class Dispatcher<R extends FrameReceiver> {
   #give (message: Message, epoch: string, fromLog: boolean): number {
     let frame: Frame | null = null
     let delivered = 0
-    // The application's code runs before any connection receives: a connection that it closes meanwhile tells its exact position.
+    // `select` runs all code of the application before the first delivery: a connection that this code closes has an exact cursor.
     for (const connection of this.#audience.select(message.target)) {
       frame ??= Frame.ofMessage(message, epoch, fromLog)
       if (connection.receive(frame)) delivered++

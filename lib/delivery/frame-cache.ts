@@ -1,20 +1,21 @@
 import type { Message } from '../events/message.js'
 import { FRAME_BYTES, Frame } from './frame.js'
 
-/** Of the frames of one generation; one alone may be larger. */
+/** Limit of the frames of one generation in bytes. A single frame can be larger. */
 const GENERATION_BYTES = 2 * 1024 * 1024
 
 /**
- * Frames of messages that were read from the log, shared by all who read the same stretch of it at about the same time. When
- * a generation is full, the one before it is dropped: at most twice `GENERATION_BYTES` are kept.
+ * Caches the frames of messages that were read from the log, for connections that read the same part at about the same time. When a
+ * generation is full, the previous one is dropped. So the cache keeps at most twice `GENERATION_BYTES`.
  */
 export class FrameCache {
   #newer = new Map<number, Frame>()
   #older = new Map<number, Frame>()
-  /** Of the newer ones. */
+  /** Size of the newer generation. */
   #bytes = 0
   #epoch = ''
 
+  /** Returns the frame of a logged message. */
   of (message: Message, epoch: string): Frame {
     if (epoch !== this.#epoch) this.#begin(epoch)
     const { seq } = message

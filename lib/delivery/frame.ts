@@ -7,28 +7,30 @@ import { formatCursor } from '../log/cursor.js'
 import type { EventPriority } from '../events/event-rules.js'
 import { encodeIdLine, encodeEvent } from '../wire/event-stream.js'
 
-/** What a waiting frame takes beside its texts and its target, in bytes: objects, and its places in line. */
+/** Memory of a queued frame in bytes, beside its texts and its target: its objects and queue entries. */
 export const FRAME_BYTES = 400
 
-/** The encoded form of one event, made once and shared by all connections of this node that get it. */
+/** The encoded form of one event, made once and shared by all connections of this node that receive it. */
 export class Frame implements Held {
-  /** The `id:` line of delivery in log order, or of the application's own id; empty for an ephemeral event. */
+  /** The `id:` line: the cursor for delivery in log order, or an id of the application; empty for an ephemeral event. */
   readonly head: string
-  /** The rest of the block. */
+  /** The other lines of the event. */
   readonly text: string
+  /** Priority of the event. */
   readonly priority: EventPriority
-  /** Place in the log, 0 when there is none. */
+  /** Sequence number in the log; 0 for an event that is not logged. */
   readonly seq: number
   /** See `conflationKey`. */
   readonly key: string | null
   /** Target of the message; null for a frame made for one connection. */
   readonly target: Target | null
-  /** Of what is written: head and text. */
+  /** Size of head and text in bytes, as they are written. */
   readonly textBytes: number
-  /** Of what is kept for as long as it waits: text, key and target. */
+  /** Memory of head, text, key and target in bytes. */
   readonly bytes: number
-  /** Whether it has come through the log, in its order, ephemeral or not; what was made on this node for this node has not. */
+  /** Whether the message was delivered by the broker, in log order, ephemeral or not. False for frames made on this node for this node. */
   readonly fromLog: boolean
+  /** Number of current holders. Only the budget changes it. */
   holders = 0
 
   constructor (head: string, text: string, priority: EventPriority, seq = 0, key: string | null = null, target: Target | null = null, textBytes = Buffer.byteLength(text), fromLog = false) {
@@ -43,11 +45,12 @@ export class Frame implements Held {
     this.bytes = head.length + memoryBytes(text.length, textBytes) + (key === null ? 0 : key.length) + (target === null ? 0 : bytesOfTarget(target))
   }
 
+  /** Encodes a message. */
   static ofMessage (message: Message, epoch: string, fromLog = message.seq > 0): Frame {
     const { event, data, priority, seq, target, retry } = message
     const head = seq === 0 ? '' : encodeIdLine(formatCursor(epoch, seq))
     const text = encodeEvent(event, data, retry)
-    // The text itself would have to be made one string to be measured; what is in it beside name and data is ASCII.
+    // Measuring `text` would flatten the string. Everything in it except name and data is ASCII, so those are measured instead.
     const bytes = text.length + Buffer.byteLength(event) - event.length + Buffer.byteLength(data) - data.length
     return new Frame(head, text, priority, seq, conflationKey(message), target, bytes, fromLog)
   }

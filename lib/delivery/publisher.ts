@@ -6,15 +6,15 @@ import { formatCursor } from '../log/cursor.js'
 import type { EventLog } from '../log/event-log.js'
 import type { Dispatcher, FrameReceiver } from './dispatcher.js'
 
-/** What became of a broadcast. */
+/** The result of a broadcast. */
 export interface Delivery {
-  /** The event's id, null when it was ephemeral. */
+  /** The id of the event; null for an ephemeral event. */
   id: string | null
-  /** Connections of this node that it was written or queued for. */
+  /** Number of connections of this node to which the event was written or queued. Connections of other nodes are not counted. */
   delivered: number
 }
 
-/** Publishes events: checks each, and appends it to the log, or delivers it on this node alone. @internal */
+/** Checks events and appends them to the log, or delivers `local` events on this node. @internal */
 export class Publisher<R extends FrameReceiver> {
   readonly #options: MessageOptions
   readonly #log: EventLog
@@ -26,12 +26,16 @@ export class Publisher<R extends FrameReceiver> {
     this.#dispatcher = dispatcher
   }
 
+  /**
+   * Publishes an event.
+   * @throws SSE_ERR_FILTER_NOT_SHARED, SSE_ERR_CLOSED, SSE_ERR_BROKER_UNAVAILABLE, and the errors of `composeMessage`
+   */
   async publish (event: EventInput, options: BroadcastOptions): Promise<Delivery> {
     const message = composeMessage(event, options, this.#options)
     const log = this.#log
     const local = options.local === true
     if (message.target.filter !== undefined && log.shared && !local) throw new FilterNotShared()
-    // Local broadcasts are asynchronous too: one that is published during a delivery is delivered after it.
+    // Local broadcasts are asynchronous too: one that is published during a delivery must be delivered after it.
     if (local || !log.isOpen) await log.open()
     if (local) {
       log.assertOpen()

@@ -2,31 +2,34 @@ import type { Broker } from '../log/broker.js'
 import { inNoContext } from '../util/async-context.js'
 import type { Log } from '../util/logger.js'
 
-/** A connection that reads what it has missed from the log, page by page. */
+/** A connection that reads missed events from the log, page by page. */
 export interface Reader {
+  /** Whether the client is connected. */
   readonly isConnected: boolean
-  /** Looks at `turns` for each message: the application is asked about it, and may take its time. */
+  /** Reads a page. It checks `turns` before each message, because the application's filter or `authorizeTopic` can be slow. */
   readPage (broker: Broker, turns: Turns): Promise<void>
 }
 
-/** What a turn of the loop may spend on reading, over all connections: a herd of returning clients shares it with live delivery. */
+/** Time per turn of the event loop for the replays of all connections. Without a limit, replays would delay live delivery. */
 const TURN_MS = 4
+/** Time before failed reads are tried again. */
 const RETRY_MS = 500
-/** How often the clock is looked at costs more than a message that is read fast: every so many of them. */
+/** Messages between two reads of the clock. Reading the clock takes longer than reading a message. */
 const STRIDE = 8
+/** Time between two reads of the clock after which it is read before each message. */
 const SLOW_MS = 0.25
 
-/** The time that all readers together may spend in each turn of the event loop. */
+/** Limits the time that all readers together use in each turn of the event loop. */
 export class Turns {
   readonly #wait: () => void
   readonly #paused: (() => void)[] = []
   #endsAt = 0
   #over = true
   #lookedAt = 0
-  /** Questions until the clock is looked at again. */
+  /** Number of calls of `over` until the clock is read again. */
   #rest = 0
 
-  /** @param wait called when a reader waits for the next turn. */
+  /** @param wait called when a reader starts to wait for the next turn */
   constructor (wait: () => void) {
     this.#wait = wait
   }
@@ -36,12 +39,12 @@ export class Turns {
     return this.#paused.length > 0
   }
 
-  /** Whether the time of this turn is spent. To be asked before each message. */
+  /** Whether the time of this turn is used up. Readers check it before each message. */
   get over (): boolean {
     return this.#over || (--this.#rest <= 0 && this.look())
   }
 
-  /** The same, by the clock. To be asked before each page. */
+  /** Reads the clock and returns whether the time of this turn is used up. Called before each page. */
   look (): boolean {
     const now = performance.now()
     this.#rest = now - this.#lookedAt > SLOW_MS ? 1 : STRIDE
@@ -59,7 +62,7 @@ export class Turns {
     } while (this.over)
   }
 
-  /** Begins a turn: those that wait go on as soon as the caller has returned. */
+  /** Starts a turn. Waiting readers continue after the caller has returned. */
   begin (): void {
     this.#lookedAt = performance.now()
     this.#endsAt = this.#lookedAt + TURN_MS
@@ -69,28 +72,32 @@ export class Turns {
   }
 }
 
-/** Lets lagging connections read the log, first come, first served, for a bounded time in each turn of the loop. */
+/** Schedules the reads of lagging connections, in the order of their requests, for a limited time in each turn of the event loop. */
 export class ReplayScheduler {
   readonly #broker: Broker
   readonly #concurrentReads: number
   readonly #log: Log
   readonly #waiting = new Set<Reader>()
-  /** Who waits for the next attempt of all. */
+  /** Readers that wait for the next attempt after a failure. */
   readonly #failed = new Set<Reader>()
-  /** Whose last read has failed. */
+  /** Readers whose last read has failed. */
   readonly #stuck = new Set<Reader>()
   readonly #turns = new Turns(() => this.#schedule())
-  /** Reads that were begun in this turn and have not come back. */
+  /** Unfinished reads that were started in this turn. */
   #turn = { reads: 0 }
   #scheduled = false
 
-  /** @param concurrentReads pages that are being read at once, of those begun in one turn; one that takes longer than its turn is not waited for. */
+  /**
+   * @param concurrentReads maximum number of unfinished reads that were started in the same turn. A read that takes longer than its
+   * turn does not count in the next one.
+   */
   constructor (broker: Broker, concurrentReads: number, log: Log) {
     this.#broker = broker
     this.#concurrentReads = concurrentReads
     this.#log = log
   }
 
+  /** Queues a reader. After a failed read, the reader waits for the next attempt. */
   want (reader: Reader): void {
     if (this.#failed.has(reader)) return
     this.#waiting.add(reader)
@@ -106,14 +113,14 @@ export class ReplayScheduler {
   readonly #begin = (): void => {
     this.#scheduled = false
     this.#turn = { reads: 0 }
-    // Pages that are there come before new ones.
+    // Pages that were read before are processed before new reads.
     const resumes = this.#turns.awaited
     this.#turns.begin()
     if (!resumes) this.#go()
     this.#schedule()
   }
 
-  /** Begins reads until the turn is over. Each that comes back within the turn makes room for another. */
+  /** Starts reads until the time of the turn is used up. A read that completes within the turn lets another one start. */
   #go (): void {
     const turn = this.#turn
     for (const reader of this.#waiting) {
@@ -132,7 +139,7 @@ export class ReplayScheduler {
   }
 
   #fail (reader: Reader, error: unknown): void {
-    // It may have asked again on its way out.
+    // The reader may have queued itself again before it failed.
     this.#waiting.delete(reader)
     this.#failed.add(reader)
     if (this.#stuck.size === 0) this.#log.warn({ err: error }, 'Reading the event log failed; lagging connections wait')
