@@ -1,20 +1,33 @@
 import createError, { type FastifyErrorConstructor } from '@fastify/error'
 
 /**
- * The base of every error this package makes. `code` starts with `SSE_ERR_`; `statusCode` is what an HTTP answer
- * would carry. `instanceof SSEError` also holds for errors made by another copy of the package (ESM beside CommonJS).
+ * The base class of all errors of this package. `error instanceof SSEError` also holds for errors of another copy of the package (ESM
+ * beside CommonJS).
+ * @example
+ * ```ts
+ * import { SSEError } from 'fastify-sse-manager'
+ *
+ * try {
+ *   await app.sse.broadcastEvent({ event: 'order-paid', data: { orderId: '7' } }, { subscriptionIds: ['orders:7'] })
+ * } catch (error) {
+ *   if (!(error instanceof SSEError) || error.code !== 'SSE_ERR_BROKER_UNAVAILABLE') throw error
+ *   app.log.warn({ err: error }, 'The event was not published')
+ * }
+ * ```
  */
 export class SSEError extends Error {
+  /** The code of the error, beginning with `SSE_ERR_`. */
   declare readonly code: string
+  /** The HTTP status that fits the error. */
   declare readonly statusCode: number
-  /** Of `SSE_ERR_NO_ANSWER`, where the call counts: what the nodes that have answered did. */
+  /** For SSE_ERR_NO_ANSWER of a call that resolves with a number: the sum over the nodes that answered. Otherwise absent. */
   declare readonly count?: number
 
   static override [Symbol.hasInstance] (value: unknown): boolean {
     try {
       return value instanceof Error && 'code' in value && typeof value.code === 'string' && value.code.startsWith('SSE_ERR_')
     } catch {
-      // A getter of the application's error threw. This test stands in catch blocks, where nothing may throw.
+      // A getter of the application's error threw. This check is used in catch blocks, so it must not throw.
       return false
     }
   }
@@ -26,18 +39,18 @@ type Constructor = FastifyErrorConstructor<{ code: string }, Arguments>
 const byCode = new Map<string, Constructor>()
 
 function define (code: string, message: string, statusCode = 500): Constructor {
-  // @fastify/error types its base as ErrorConstructor; only the prototype is used.
+  // @fastify/error declares its base as ErrorConstructor, but uses only the prototype.
   const constructor = createError<Arguments>(code, message, statusCode, SSEError as unknown as ErrorConstructor)
   byCode.set(code, constructor)
   return constructor
 }
 
-/** An error that another node has sent: what it was there, or CommandFailed for a code that this version does not have. */
+/** Returns an error that another node has sent, with the same code. For a code that this version does not know, returns CommandFailed. */
 export function reviveError (code: string, message: string): Error {
   return Object.assign(new (byCode.get(code) ?? CommandFailed)(), { message })
 }
 
-// Boot: the application's configuration
+// Errors of the configuration, at the start of the application
 export const InvalidOption = define('SSE_ERR_INVALID_OPTION', 'Option "%s" %s')
 export const AlreadyRegistered = define('SSE_ERR_ALREADY_REGISTERED', 'The SSE plugin is already registered here as "fastify.%s"; choose other names with the "decorators" option')
 export const DecoratorTaken = define('SSE_ERR_DECORATOR_TAKEN', 'Another plugin already decorates %s; choose another name with the "decorators" option')
@@ -45,7 +58,7 @@ export const UnguardedRoute = define('SSE_ERR_UNGUARDED_ROUTE', 'Nothing would a
 export const ImportedTooLate = define('SSE_ERR_IMPORTED_TOO_LATE', 'Routes were declared on a Fastify instance that was created before fastify-sse-manager was imported, and whether they have the option "%s" cannot be seen: import fastify-sse-manager before fastify() is called')
 export const InvalidCatalogue = define('SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "%s" %s')
 
-// Events: what the application wants to send
+// Errors of events that the application sends
 export const InvalidEvent = define('SSE_ERR_INVALID_EVENT', 'Event %s', 400)
 export const InvalidEventName = define('SSE_ERR_INVALID_EVENT_NAME', 'Event name %s %s', 400)
 export const InvalidId = define('SSE_ERR_INVALID_ID', 'Event id %s', 400)
@@ -60,7 +73,7 @@ export const InvalidPayload = define('SSE_ERR_INVALID_PAYLOAD', 'Payload of "%s"
 export const InvalidTarget = define('SSE_ERR_INVALID_TARGET', 'Target %s', 400)
 export const FilterNotShared = define('SSE_ERR_FILTER_NOT_SHARED', 'A filter function cannot reach other nodes; pass { local: true } to send on this node only', 400)
 
-// Subscriptions
+// Errors of subscriptions and connections
 export const InvalidTopic = define('SSE_ERR_INVALID_TOPIC', 'Topic %s %s', 400)
 export const InvalidSubscription = define('SSE_ERR_INVALID_SUBSCRIPTION', 'Subscription %s %s', 400)
 export const TooManySubscriptions = define('SSE_ERR_TOO_MANY_SUBSCRIPTIONS', 'A connection holds at most %s subscriptions (option "maxSubscriptionsPerConnection")', 400)
@@ -69,7 +82,7 @@ export const UnknownConnection = define('SSE_ERR_UNKNOWN_CONNECTION', 'No connec
 
 export const InvalidCloseReason = define('SSE_ERR_INVALID_CLOSE_REASON', 'A close reason is 1 to 64 characters of a-z, 0-9 and -, got %s', 400)
 
-// Requests: answers before the head
+// Errors of requests, before the response headers are sent
 export const Unauthenticated = define('SSE_ERR_UNAUTHENTICATED', 'Authentication required', 401)
 export const InvalidTicket = define('SSE_ERR_INVALID_TICKET', 'The ticket is not valid: it is forged, expired, used already, or of another event log, or the option "ticketSecret" is not set', 401)
 export const TicketNotIssued = define('SSE_ERR_TICKET_NOT_ISSUED', 'No ticket was issued: %s')
@@ -85,11 +98,12 @@ export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source %s')
 export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client disconnected before the stream started', 499)
 
 /**
- * What the signals of a stream abort with. By its name `fetch`, Node and SDKs know it for an abort, which is no failure; `closeReason`
- * says why the stream ended.
+ * The reason with which the signals of a stream are aborted. Its name is `AbortError`, so that `fetch`, Node and SDKs treat it as an
+ * abort and not as a failure.
  */
 export class StreamEnded extends define('SSE_ERR_STREAM_ENDED', 'The stream has ended: %s', 499) {
   override readonly name: string = 'AbortError'
+  /** Why the stream ended. */
   readonly closeReason: string
 
   constructor (closeReason: string) {
@@ -98,28 +112,29 @@ export class StreamEnded extends define('SSE_ERR_STREAM_ENDED', 'The stream has 
   }
 }
 
-// Other nodes
+// Errors of commands to other nodes
 export const NoAnswer = define('SSE_ERR_NO_ANSWER', 'Not every node answered within %s ms', 504)
 export const CommandFailed = define('SSE_ERR_COMMAND_FAILED', 'The command failed on another node; see the log of that node')
 export const TooManyCommands = define('SSE_ERR_TOO_MANY_COMMANDS', 'More than %s commands are waiting for answers of other nodes', 503)
 
-// Service
+// Errors of the service
 export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing or closed', 503)
 export const BrokerUnavailable = define('SSE_ERR_BROKER_UNAVAILABLE', 'The event log %s', 503)
 
-// The test kit
+// Errors of `fastify-sse-manager/testing`
 export const TestTimeout = define('SSE_ERR_TEST_TIMEOUT', 'Not received within %s ms: %s')
 export const TestStreamEnded = define('SSE_ERR_TEST_STREAM_ENDED', 'The stream ended before it received %s')
 export const TestConnectionCut = define('SSE_ERR_TEST_CONNECTION_CUT', 'The test has cut the connection')
 export const TestNode = define('SSE_ERR_TEST_NODE', 'The node %s')
 export const TestMisuse = define('SSE_ERR_TEST_MISUSE', '%s')
 
-/** What `openStream` rejects with when the server answers anything but a stream. */
+/** The error with which `openStream` rejects if the server does not answer with a stream. */
 export class TestRefused extends define('SSE_ERR_TEST_REFUSED', '%s was refused: %s') {
-  /** Status of the answer; 200 for a refusal that was sent as a short stream. */
+  /** Status of the response; 200 for a rejection that was sent as a short stream. */
   declare readonly statusCode: number
-  /** Body of the answer, parsed when it is JSON; of a refusal that was sent as a stream, the data of its `sse:error`. */
+  /** Body of the response, parsed if it is JSON. For a rejection that was sent as a stream, the data of its `sse:error`. */
   readonly body: unknown
+  /** Headers of the response. */
   readonly headers: Readonly<Record<string, string | string[] | undefined>>
 
   constructor (request = '', answer = '', statusCode = 500, body?: unknown, headers = {}) {

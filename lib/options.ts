@@ -15,73 +15,75 @@ import type { AuthorizeSubscription } from './subscriptions/authorization.js'
 
 const refusals = (options: SchemaOptions) => Type.Union([Type.Literal('auto'), Type.Literal('status'), Type.Literal('stop')], options)
 
-/** Every option: its type, range, default and meaning. README's table, the boot check and the public type are made from it. */
+/** The schema of all options. The documentation, the validation at boot and the public type come from it. */
 export const OptionsSchema = Type.Object({
   // authentication
-  requireAuthentication: Type.Boolean({ default: false, protects: true, description: 'No stream without a user: 401 otherwise.' }),
-  authHandler: fn<AuthHandler>('`(authData, request)` → user id, `{ userId, expiresAt?, claims? }` or `null`.', { protects: true }),
-  extractAuthData: fn<(request: AnyRequest) => Record<string, unknown>>('`(request)` → properties added to `authData`.'),
-  authStrategies: Type.Optional(Type.Unsafe<(FastifyAuthFunction | FastifyAuthFunction[])[]>(Type.Array(Type.Union([Type.Function([], Type.Unknown()), Type.Array(Type.Function([], Type.Unknown()))]), { minItems: 1, description: 'Functions of `@fastify/auth`, run before `authHandler`; they may set `request.sseUser`.', protects: true, pluginOnly: true }))),
-  authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', protects: true, pluginOnly: true, description: 'Whether one of `authStrategies` must pass, or all.' }),
-  ticketSecret: Type.Optional(Type.Union([Type.String({ minLength: 32 }), Type.Array(Type.String({ minLength: 32 }), { minItems: 1 })], { description: 'Signs tickets; at least 32 characters of a random generator. Of several the first signs and all are good: add a new one in front, and drop the old one a `ticketTtlMs` later. Absent: there are no tickets.' })),
-  ticketTtlMs: durationMs('How long a ticket is good, in milliseconds.', 30_000, 1_000, 600_000),
-  authorizeSubscription: fn<AuthorizeSubscription>('`({ request, userId, claims, subscriptionId })` → whether the user may hold the subscription; asked at connect and when one is added. Absent: what the application subscribes is allowed.', { protects: true }),
-  authorizeTopic: fn<AuthorizeTopic>('`({ userId, claims, topic, connection })` → whether an event of this topic is for a connection that holds only a pattern of it; asked at each delivery and replay, so it answers at once. Absent: what a pattern covers is allowed with it.', { protects: true }),
-  allowedOrigins: Type.Union([Type.Literal('*'), Type.Array(Type.String({ minLength: 1 }))], { default: [], description: 'Origins whose pages may open streams beside those of this server\'s own, such as `https://app.example` or `capacitor://localhost`; others get 403. `\'*\'`: all.' }),
+  requireAuthentication: Type.Boolean({ default: false, protects: true, description: 'Whether a stream requires an authenticated user. Requests without a user are answered with 401.' }),
+  authHandler: fn<AuthHandler>('Function `(authData, request)` that returns, or resolves with, a user id, `{ userId, expiresAt?, claims? }`, or `null` for an anonymous client.', { protects: true }),
+  extractAuthData: fn<(request: AnyRequest) => Record<string, unknown>>('Function `(request)` that returns properties to add to `authData`.'),
+  authStrategies: Type.Optional(Type.Unsafe<(FastifyAuthFunction | FastifyAuthFunction[])[]>(Type.Array(Type.Union([Type.Function([], Type.Unknown()), Type.Array(Type.Function([], Type.Unknown()))]), { minItems: 1, description: 'Functions of `@fastify/auth`, called before `authHandler`. They can set `request.sseUser`.', protects: true, pluginOnly: true }))),
+  authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', protects: true, pluginOnly: true, description: 'Whether one of `authStrategies` must succeed (`or`) or all of them (`and`).' }),
+  ticketSecret: Type.Optional(Type.Union([Type.String({ minLength: 32 }), Type.Array(Type.String({ minLength: 32 }), { minItems: 1 })], { description: 'Secret that signs tickets: at least 32 characters from a random generator. In an array, the first secret signs and all are accepted. To rotate, add the new secret in front, and remove the old one after `ticketTtlMs`. Absent: tickets are disabled.' })),
+  ticketTtlMs: durationMs('Time for which a ticket is valid, in milliseconds.', 30_000, 1_000, 600_000),
+  authorizeSubscription: fn<AuthorizeSubscription>('Function `({ request, userId, claims, subscriptionId })` that returns, or resolves with, `true` if the user can hold the subscription. It is called at connect, when a subscription is added, and by `reauthorize()`. Absent: the application decides alone.', { protects: true }),
+  authorizeTopic: fn<AuthorizeTopic>('Function `({ userId, claims, topic, connection })` that returns `true` if the connection receives events of the topic although it holds only a pattern of it. It is called at each delivery and replay, and must be synchronous. Absent: a pattern allows all topics that it covers.', { protects: true }),
+  allowedOrigins: Type.Union([Type.Literal('*'), Type.Array(Type.String({ minLength: 1 }))], { default: [], description: 'Origins whose pages can open streams, in addition to the origin of this server. Examples: `https://app.example`, `capacitor://localhost`. Pages of other origins are answered with 403. `\'*\'`: all origins.' }),
   // stream
-  keepAlive: Type.Boolean({ default: true, description: 'Whether a silent stream carries comments that keep proxies and clients awake.' }),
+  keepAlive: Type.Boolean({ default: true, description: 'Whether an idle stream sends comments, so that proxies and clients do not time out.' }),
   keepAliveIntervalMs: durationMs('Silence after which a keep-alive is sent, in milliseconds.', 15_000, 10),
-  retryMs: durationMs('Reconnection time told to clients, in milliseconds.', 3_000, 100, 3_600_000),
-  maxConnectionAgeMs: durationMs('Age at which a stream is ended for the client to come back, in milliseconds, less a random fifth; 0 for never.', 0),
-  stallTimeoutMs: durationMs('Time without a byte taken by the socket after which a stream is ended, in milliseconds; 0 for never.', 30_000),
+  retryMs: durationMs('Reconnection time that is sent to clients, in milliseconds.', 3_000, 100, 3_600_000),
+  maxConnectionAgeMs: durationMs('Age at which a stream is ended and the client reconnects, in milliseconds, minus a random part of up to 20 percent. 0: no limit.', 0),
+  stallTimeoutMs: durationMs('Time after which a stream is ended if its client reads no bytes of the data that waits for it, in milliseconds. 0: no limit.', 30_000),
   // delivery
-  events: any<Catalogue<any, any>>('Catalogue made by `defineEvents`. Absent: anything that has a JSON form may be sent.'),
+  events: any<Catalogue<any, any>>('Catalogue from `defineEvents`. Events that do not match it are rejected. Absent: all data with a JSON form can be sent.'),
   history: Type.Object({
-    maxEvents: Type.Integer({ minimum: 1, maximum: 2 ** 26, default: 10_000, description: 'Events kept for replay.' }),
+    maxEvents: Type.Integer({ minimum: 1, maximum: 2 ** 26, default: 10_000, description: 'Maximum number of events kept for replay.' }),
     maxAgeMs: durationMs('Age to which events are kept for replay, in milliseconds.', 300_000, 1),
-    maxBytes: bytes('Bytes of events kept for replay: texts, keys, the ids in their targets, 16 KB for each filter. The objects of each event, some 300 bytes, come on top: `maxEvents` bounds them.', 64 * 1024 * 1024)
-  }, { default: {}, additionalProperties: false, description: 'How much of the log is kept.' }),
-  outboxBytes: bytes('Bytes that wait for one slow client: texts, keys, ids of targets, 400 for each event, 16 KB for each filter; beyond that it reads on from the log.', 1024 * 1024),
-  maxQueuedBytes: bytes('Bytes that wait for all clients of this node together, what several wait for counted once; beyond that logged events are read from the log later, and others are dropped. What is being written, one event for each client at most, comes on top.', 256 * 1024 * 1024),
-  flush: Type.Union([Type.Literal('immediate'), Type.Object({ intervalMs: Type.Integer({ minimum: 1, maximum: 10_000 }) }, { additionalProperties: false })], { default: 'immediate', description: "`'immediate'`: one write per connection and turn of the event loop; `{ intervalMs }`: one per interval." }),
+    maxBytes: bytes('Maximum size of the events kept for replay, in bytes: names, data, keys, the ids in their targets, and 16 KB for each filter. About 300 bytes for the objects of each event are not counted: `maxEvents` bounds them.', 64 * 1024 * 1024)
+  }, { default: {}, additionalProperties: false, description: 'Bounds of the part of the log that is kept for replay. Older events are removed when one bound is exceeded.' }),
+  outboxBytes: bytes('Maximum size of the events queued for one slow client, in bytes: texts, keys, the ids in targets, 400 bytes for each event, and 16 KB for each filter. Above it, logged events are read from the log later, and ephemeral events are dropped.', 1024 * 1024),
+  maxQueuedBytes: bytes('Maximum size of the events queued for all clients of this node, in bytes. Events that several clients wait for are counted once. Above it, logged events are read from the log later, and ephemeral events are dropped. Data that is being written, at most one event for each client, is not counted.', 256 * 1024 * 1024),
+  flush: Type.Union([Type.Literal('immediate'), Type.Object({ intervalMs: Type.Integer({ minimum: 1, maximum: 10_000 }) }, { additionalProperties: false })], { default: 'immediate', description: "When events are written. `'immediate'`: in one write per connection and turn of the event loop. `{ intervalMs }`: in one write per connection and interval of 1 to 10_000 milliseconds." }),
   // limits
-  maxConnections: count('Streams on this node, those that are being let in included; 0 for no limit. Beyond: 503.', 0),
-  maxConnectionsPerUser: count('Streams of one user on this node; 0 for no limit. Beyond: 429.', 0),
-  maxConnectionsPerIp: count('Streams from one address on this node, of IPv6 from one /64; 0 for no limit. Beyond: 429. Behind a proxy it needs `trustProxy`.', 0),
-  maxSubscriptionsPerConnection: Type.Integer({ minimum: 1, maximum: 100_000, default: 128, description: 'Subscriptions one connection may hold.' }),
-  maxEventBytes: bytes('Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key, and the ids in its target, 32 added for each. Items of `reply.sse(source)` are not limited: they wait in the source.', 1024 * 1024, 1),
-  maxReplayEvents: count('Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the history.', 0),
-  maxReplayBytes: count('Bytes of the log that a returning client is sent; beyond, it gets a gap instead of the rest; 0 for no limit but the history.', 0),
-  maxConcurrentReplays: Type.Integer({ minimum: 1, maximum: 10_000, default: 32, description: 'Pages of the log read at the same time in one turn of the event loop, for clients of this node that return or are slow; others wait for the next turn.' }),
-  refusals: refusals({ default: 'auto', description: "How a GET request that asks for `text/event-stream` is refused. `'auto'`: when coming back may help (429, 503, an authentication that failed to answer), with a stream that tells when to, and ends; otherwise by status. `'status'`: by status. `'stop'`: as `'auto'`, and with 204 in place of any other 4xx." }),
-  clientSubscriptions: Type.Union([Type.Boolean(), Type.Literal('patterns')], { default: false, pluginOnly: true, description: 'Whether clients of `path` may choose their topics with `?subscription=`; `\'patterns\'` lets them use wildcards too. Needs `authorizeSubscription`.' }),
-  drainMs: durationMs('Time that closing waits for clients to read what they were sent, in milliseconds; the reconnection time told at shutdown is at least this.', 5_000, 0, 3_600_000),
+  maxConnections: count('Maximum number of streams on this node, including requests that are not authenticated yet. Further requests are answered with 503. 0: no limit.', 0),
+  maxConnectionsPerUser: count('Maximum number of streams of one user on this node. Further requests are answered with 429. 0: no limit.', 0),
+  maxConnectionsPerIp: count('Maximum number of streams from one address on this node. IPv6 addresses of one /64 network count as one address. Further requests are answered with 429. Behind a proxy, `trustProxy` of Fastify is required. 0: no limit.', 0),
+  maxSubscriptionsPerConnection: Type.Integer({ minimum: 1, maximum: 100_000, default: 128, description: 'Maximum number of subscriptions of one connection. Further ones are rejected with `SSE_ERR_TOO_MANY_SUBSCRIPTIONS`.' }),
+  maxEventBytes: bytes('Maximum size of one event, in bytes: its name, its encoded data with six bytes for each line after the first, its key, and the ids in its target with 32 bytes for each. Larger events are rejected with `SSE_ERR_EVENT_TOO_LARGE`. Items of `reply.sse(source)` are not limited.', 1024 * 1024, 1),
+  maxReplayEvents: count('Maximum number of events in the log after the cursor of a reconnecting client. Above it, the client receives `sse:gap` instead of a replay. 0: only the history is a limit.', 0),
+  maxReplayBytes: count('Maximum size of the replay to a reconnecting client, in bytes. Above it, the client receives `sse:gap` instead of the remaining events. 0: only the history is a limit.', 0),
+  maxConcurrentReplays: Type.Integer({ minimum: 1, maximum: 10_000, default: 32, description: 'Maximum number of pages of the log that are read at the same time in one turn of the event loop, for reconnecting and slow clients of this node. Other reads wait for the next turn.' }),
+  refusals: refusals({ default: 'auto', description: "How a rejected GET request for `text/event-stream` is answered. `'auto'`: if a retry can help (429, 503, an authentication that could not be completed), with a short stream that sets the reconnection time; otherwise with the error status. `'status'`: with the error status. `'stop'`: as `'auto'`, but with 204 instead of any other 4xx status." }),
+  clientSubscriptions: Type.Union([Type.Boolean(), Type.Literal('patterns')], { default: false, pluginOnly: true, description: 'Whether clients of `path` can choose topics with `?subscription=`. `\'patterns\'`: wildcards are allowed too. Requires `path` and `authorizeSubscription`.' }),
+  drainMs: durationMs('Time for which a shutdown waits for clients to read their last bytes, in milliseconds. The reconnection time that is sent at shutdown is at least this time.', 5_000, 0, 3_600_000),
   // other nodes
   cluster: Type.Object({
-    nodeName: Type.Optional(Type.String({ minLength: 1, maxLength: 128, description: 'What `clusterStats()` calls this node, beside its id.' })),
-    heartbeatIntervalMs: durationMs('How often a node tells the others that it lives, in milliseconds; one that misses three is gone.', 2_000, 100, MAX_BEAT_MS),
-    answerTimeoutMs: durationMs('Time that other nodes have to answer, in milliseconds.', 2_000, 100, 60_000)
-  }, { default: {}, additionalProperties: false, description: 'How nodes that share a log know each other.' }),
+    nodeName: Type.Optional(Type.String({ minLength: 1, maxLength: 128, description: 'Name of this node in `clusterStats()`, in addition to its id. Absent: no name.' })),
+    heartbeatIntervalMs: durationMs('Interval at which a node sends heartbeats to the others, in milliseconds. A node that misses three heartbeats is considered down.', 2_000, 100, MAX_BEAT_MS),
+    answerTimeoutMs: durationMs('Time limit for answers of other nodes, in milliseconds. When it is exceeded, a call that needs all answers is rejected with `SSE_ERR_NO_ANSWER`.', 2_000, 100, 60_000)
+  }, { default: {}, additionalProperties: false, description: 'Settings of nodes that share a log.' }),
   presenceEvents: Type.Object({
-    topics: Type.Array(Type.String(), { default: [], maxItems: 100, description: 'Topics, or patterns of them, whose hearers are sent `sse:join` and `sse:leave`.' }),
-    lingerMs: durationMs('Time that a user who has left has to come back unnoticed, in milliseconds.', 5_000)
-  }, { default: {}, additionalProperties: false, description: 'Who is told who comes and who leaves.' }),
+    topics: Type.Array(Type.String(), { default: [], maxItems: 100, description: 'Topics and patterns of topics whose subscribers receive `sse:join` and `sse:leave`: at most 100.' }),
+    lingerMs: durationMs('Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent.', 5_000)
+  }, { default: {}, additionalProperties: false, description: 'Events about users who join and leave a topic.' }),
   // wiring
-  broker: any<Broker>('The log that nodes share. Absent: `memoryBroker()`.'),
-  path: Type.Optional(Type.String({ pattern: '^/', pluginOnly: true, description: 'Registers a ready GET endpoint at this path.' })),
+  broker: any<Broker>('Event log. Nodes with the same log form a cluster. Absent: `memoryBroker()`, for a single node.'),
+  path: Type.Optional(Type.String({ pattern: '^/', pluginOnly: true, description: 'Path of a GET endpoint that the plugin registers. Absent: no endpoint is registered.' })),
   decorators: Type.Object({
     instance: Type.String({ minLength: 1, default: 'sse', description: 'Name of the manager on the Fastify instance.' }),
-    reply: Type.String({ minLength: 1, default: 'sse', protects: true, description: 'Name of the method on replies, and of the route option.' })
+    reply: Type.String({ minLength: 1, default: 'sse', protects: true, description: 'Name of the method on replies and of the route option.' })
   }, { default: {}, additionalProperties: false, pluginOnly: true, description: 'Names of the decorators.' })
 }, { additionalProperties: false })
 
-/** What the route option `sse` may say beside `true` and `false`: each replaces the plugin's option for the route. */
+/** The schema of the route option `sse` as an object. Each property overrides the option of the plugin for the route. */
 export const RouteOptionsSchema = Type.Object({
   requireAuthentication: Type.Optional(Type.Boolean({ protects: true })),
   refusals: Type.Optional(refusals({}))
 }, { additionalProperties: false })
 
+/** The route option `sse` as an object. */
 export type RouteOptions = Static<typeof RouteOptionsSchema>
+/** The options with their defaults. */
 export interface ResolvedOptions extends Static<typeof OptionsSchema> {
   /** See `kClock`. */
   readonly clock: Clock
@@ -91,10 +93,14 @@ const compiled = TypeCompiler.Compile(OptionsSchema)
 const compiledRoute = TypeCompiler.Compile(RouteOptionsSchema)
 const BROKER_METHODS = ['open', 'publish', 'read', 'claim', 'close'] as const
 
-/** Options that are complete: the plugin gives its own to its manager. */
+/** Options that are validated already: the plugin passes its own to its manager. */
 const complete = new WeakSet<object>()
 
-/** Fills in defaults. Throws SSE_ERR_INVALID_OPTION, which names the option, for an unknown key, a wrong type, a protection that is `undefined`, or a combination that makes no sense. */
+/**
+ * Validates options and returns them with their defaults.
+ * @throws SSE_ERR_INVALID_OPTION for an unknown option, a wrong type, an option with the mark `protects` that is `undefined`, or a
+ * contradiction between options
+ */
 export function resolveOptions (given: unknown = {}): ResolvedOptions {
   const options: ResolvedOptions = { ...resolve(OptionsSchema, compiled, given), clock: (given as { readonly [kClock]?: Clock })[kClock] ?? systemClock }
   assertSense(options)
@@ -102,7 +108,11 @@ export function resolveOptions (given: unknown = {}): ResolvedOptions {
   return options
 }
 
-/** See `resolveOptions`. Without the plugin, an option that only the plugin reads would protect nothing, or open nothing. */
+/**
+ * Validates options of `SSEManager` and returns them with their defaults. Rejects options that only the plugin reads, because they
+ * would have no effect.
+ * @throws SSE_ERR_INVALID_OPTION
+ */
 export function resolveManagerOptions (given: unknown = {}): ResolvedOptions {
   if (complete.has(given as object)) return given as ResolvedOptions
   for (const [name, schema] of Object.entries<TSchema>(OptionsSchema.properties)) {
@@ -111,7 +121,11 @@ export function resolveManagerOptions (given: unknown = {}): ResolvedOptions {
   return resolveOptions(given)
 }
 
-/** The route option `sse`, whatever its name; null for a route without it. Throws SSE_ERR_INVALID_OPTION, which names the route. */
+/**
+ * Returns the route option `sse`, or null for a route without it.
+ * @param name the name of the option, `sse` by default
+ * @throws SSE_ERR_INVALID_OPTION
+ */
 export function resolveRouteOptions (route: { readonly url: string }, name: string): RouteOptions | null {
   const wanted = Object.hasOwn(route, name) ? (route as Record<string, unknown>)[name] : false
   if (wanted === false) return null
@@ -137,10 +151,10 @@ function assertSense (options: ResolvedOptions): void {
   if (options.maxEventBytes > options.history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
 }
 
-/** Outside the web, such as `capacitor://localhost` or `file://`: `URL` knows no origin of these. */
+/** Origins with other schemes, such as `capacitor://localhost` or `file://`. `URL` reports `null` as their origin. */
 const CUSTOM_ORIGIN = /^[a-z][a-z0-9+.-]*:\/\/[^\s/?#\\@,*]*$/
 
-/** Whether browsers and web views may send this as `Origin`. */
+/** Returns whether browsers and web views can send a text as the `Origin` header. */
 function isOrigin (text: string): boolean {
   if (text === 'null') return true
   if (!URL.canParse(text)) return false
