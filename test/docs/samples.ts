@@ -7,6 +7,7 @@ import * as guides from './guides.js'
 import * as migration from './migration.js'
 import * as operations from './operations.js'
 import * as otherOrigin from './other-origin.js'
+import * as readme from './readme.js'
 import * as recipes from './recipes.js'
 import * as testing from './testing.js'
 
@@ -27,7 +28,7 @@ t.test('samples compile', async t => {
 })
 
 t.test('samples run', async t => {
-  const drivers: Drivers = Object.assign({}, ...[guides, clients, operations, recipes, otherOrigin, migration, testing].map(({ DRIVERS }) => DRIVERS))
+  const drivers: Drivers = Object.assign({}, ...[readme, guides, clients, operations, recipes, otherOrigin, migration, testing].map(({ DRIVERS }) => DRIVERS))
   t.same(named.map(({ name }) => name).sort(), Object.keys(drivers).sort(), 'each sample is run, and has a name of its own')
   t.same(SAMPLES.filter(({ name }) => name === '').map(({ text }) => text), ["import ssePlugin from 'fastify-sse-manager'                    // ESM\n", "const { ssePlugin } = require('fastify-sse-manager')           // CommonJS\n"], 'but for how to load it, which smoke.cjs and smoke.mjs do')
   for (const { name } of named) await t.test(name, { timeout: 120_000 }, drivers[name]!)
