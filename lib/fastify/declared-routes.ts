@@ -3,24 +3,27 @@ import type { FastifyInstance, RouteOptions } from 'fastify'
 import { ImportedTooLate, UnguardedRoute } from '../errors.js'
 import { nameOf, prepareRoute, wantedOf, type DeclaredRoute, type RouteReader } from './route.js'
 
-// Fastify shows a plugin no routes that were declared before it was loaded, and `app.register()` without `await` loads it
-// later. So the routes of all instances are remembered from the import of this package on, until they are ready.
+// Fastify does not show a plugin the routes that were declared before it was loaded, and `app.register()` without `await` loads it later.
+// So this module records the routes of all Fastify instances, from its import until each instance is ready.
 
-// `Symbol.for`: the package may be loaded twice, for `import` and for `require`. The number goes up when what they share changes.
+// `Symbol.for`: the package can be loaded twice, by `import` and by `require`. Increase the number when the shared structure changes.
 const kRoutes = Symbol.for('fastify-sse-manager.routes.1')
 const kSubscriber = Symbol.for('fastify-sse-manager.subscriber')
 const DEFAULT_OPTION = 'sse'
 
 type Watched = FastifyInstance & { [kRoutes]?: DeclaredRoutes }
 
-/** The routes of a Fastify instance, and the managers that read their options, in whatever order the two come. */
+/**
+ * Records the routes of a Fastify instance, and shows each route to every manager. The order of declaration and registration does not
+ * matter.
+ */
 export class DeclaredRoutes {
   #routes: DeclaredRoute[] = []
   readonly #readers: RouteReader[] = []
 
   /**
-   * Those of the instance that `fastify` is a scope of.
-   * @throws SSE_ERR_IMPORTED_TOO_LATE when it has routes whose options were not seen.
+   * Returns the recorded routes of the instance that `fastify` is a scope of.
+   * @throws SSE_ERR_IMPORTED_TOO_LATE when the instance has routes that were declared before this package was imported
    */
   static of (fastify: Watched, option: string): DeclaredRoutes {
     if (fastify[kRoutes] !== undefined) return fastify[kRoutes]
@@ -28,7 +31,7 @@ export class DeclaredRoutes {
     return DeclaredRoutes.watch(fastify)
   }
 
-  /** Remembers the routes that are declared from now on in this scope, in those around it, and in all that are made later. */
+  /** Records the routes that are declared from now on in this scope, in its parent scopes, and in scopes created later. */
   static watch (fastify: Watched): DeclaredRoutes {
     const routes = new DeclaredRoutes()
     let root = fastify
@@ -39,14 +42,14 @@ export class DeclaredRoutes {
     Object.defineProperty(root, kRoutes, { value: routes })
     root.addHook('onReady', done => {
       routes.#assertGuarded()
-      // Their options are Fastify's again, which lets go of them.
+      // Releases the route options, so that they do not stay in memory.
       routes.#routes = []
       done()
     })
     return routes
   }
 
-  /** Has a manager read the options of all routes, those of the past first. */
+  /** Registers a reader. The reader is called for each route declared so far, and then for each new route. */
   read (reader: RouteReader): void {
     this.#readers.push(reader)
     for (const route of this.#routes) reader.read(route)
@@ -64,7 +67,11 @@ export class DeclaredRoutes {
     for (const reader of this.#readers) reader.read(route)
   }
 
-  /** The option of a route in whose scope nothing reads it is a registration in the wrong scope, or none: the route would be open. */
+  /**
+   * Rejects routes whose option no plugin reads: the plugin is registered in another scope or not at all, and the route would accept
+   * unauthenticated requests.
+   * @throws SSE_ERR_UNGUARDED_ROUTE
+   */
   #assertGuarded (): void {
     for (const reader of this.#readers) {
       const late = this.#routes.filter(route => isAsked(route, reader.option) && !reader.heeds(route))
@@ -77,18 +84,19 @@ export class DeclaredRoutes {
   }
 }
 
-/** Another meaning of the option has other values. */
+/** Returns whether a route has the option with a value of this package. Any other value belongs to another plugin with the same option. */
 function isAsked ({ options }: DeclaredRoute, option: string): boolean {
   const wanted = wantedOf(options, option)
   return wanted === true || (typeof wanted === 'object' && wanted !== null)
 }
 
-/** By this package, or by another plugin that has an option, or a decorator, of the same name. */
+/** Returns whether this package reads the option, or another plugin that has an option or a decorator with the same name. */
 function isRead ({ guards, scope }: DeclaredRoute, option: string): boolean {
   return guards.some(guard => guard.option === option) || scope.hasReplyDecorator(option) || scope.hasPlugin('@fastify/sse')
 }
 
-// One subscriber for all copies, the last: an earlier one may belong to a test environment that is gone, and would be kept alive.
+// Only the last loaded copy subscribes. An earlier copy can belong to a finished test environment, which the subscription would keep in
+// memory.
 const initialization = channel('fastify.initialization') as unknown as { [kSubscriber]?: (message: unknown) => void }
 if (initialization[kSubscriber] !== undefined) unsubscribe('fastify.initialization', initialization[kSubscriber])
 initialization[kSubscriber] = message => {

@@ -5,36 +5,42 @@ import { quote } from '../util/quote.js'
 import type { ResolvedOptions } from '../options.js'
 import type { SSEOptions } from '../../types/options.js'
 
-/** What Fastify's `register` takes beside the options of a plugin. It concerns the routes of the plugin: the ready endpoint. */
+/** The options of Fastify's `register`. They apply to the ready endpoint. */
 export type Routing = Pick<RegisterOptions, 'prefix' | 'logLevel' | 'logSerializers'>
 
-/** Tells the options of this plugin from those of `register`. Fastify applies the latter in plugins with a scope of their own only. */
+/**
+ * Separates the options of this plugin from those of `register`. Fastify applies the latter only to plugins with a scope of their own.
+ * @throws SSE_ERR_INVALID_OPTION when `prefix` is not a string
+ */
 export function splitOptions (given: SSEOptions & Routing): { own: SSEOptions, routing: Routing } {
-  // Whatever else it is, `resolveOptions` refuses it as it was given: a promise spread is an object without options.
+  // Other values are returned unchanged, and `resolveOptions` rejects them. A promise must not be spread: the result has no options.
   if (typeof given !== 'object' || given === null || 'then' in given) return { own: given, routing: {} }
   const { prefix, logLevel, logSerializers, ...own } = given
   if (prefix !== undefined && typeof prefix !== 'string') throw new InvalidOption('prefix', 'must be a string')
   return { own, routing: { ...(prefix !== undefined && { prefix }), ...(logLevel !== undefined && { logLevel }), ...(logSerializers !== undefined && { logSerializers }) } }
 }
 
-/** Names that a client may mean by `subscription`: those of arrays in other query formats, and plurals. */
+/** Query parameters that a client can confuse with `subscription`: plurals, and the array notation of other query formats. */
 const NEARLY_SUBSCRIPTION = /^subscriptions?(?:[_-]?ids?)?(?:\[.*\]|\.\d+)?$/i
 
-/** The ready endpoint: a stream for each client that may connect, with the topics the client asks for, if that is allowed. */
+/**
+ * Registers the ready endpoint: a GET route that opens a stream. Clients choose topics with `?subscription=` if `clientSubscriptions`
+ * allows it.
+ */
 export function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubscriptions, decorators }: ResolvedOptions, { prefix = '', ...logging }: Routing): void {
-  // On the instance of the application, not in a scope: hooks that the application adds later apply as well.
+  // On the instance of the application, not in a scope of its own: hooks that the application adds later apply to the endpoint as well.
   const route: RouteOptions & Record<string, unknown> = {
     ...logging as Partial<RouteOptions>,
     method: 'GET',
     url: prefixed(prefix, path),
     [decorators.reply]: true,
     handler: async (request, reply) => {
-      // Not by a schema: the application may have a validator, or a query parser, of its own.
+      // Parsed from the URL, without a schema: the application can have its own validator or query parser.
       const [, ...query] = request.raw.url!.split('?')
       const subscriptions: string[] = []
       for (const [name, value] of new URLSearchParams(query.join('?'))) {
         if (name === 'subscription') subscriptions.push(value)
-        // Overlooked, it would be a stream that is silent for ever.
+        // Without this error, the stream would open without subscriptions and never receive an event.
         else if (NEARLY_SUBSCRIPTION.test(name)) throw new InvalidSubscription(`parameter ${quote(name)}`, 'is not read: write "subscription", once for each, as in ?subscription=a&subscription=b')
       }
       for (const subscription of subscriptions) {
@@ -48,7 +54,7 @@ export function registerEndpoint (fastify: FastifyInstance, path: string, { clie
   fastify.route(route)
 }
 
-/** As Fastify joins the prefix of a scope and the URL of a route. */
+/** Joins a prefix and a path as Fastify joins the prefix of a scope and the URL of a route. */
 function prefixed (prefix: string, path: string): string {
   if (prefix === '') return path
   const start = prefix.startsWith('/') ? prefix : `/${prefix}`

@@ -11,28 +11,34 @@ import { safeLog } from '../util/logger.js'
 import type { ResolvedOptions } from '../options.js'
 import { composeStrategies, type Strategies } from './strategies.js'
 
-/** What a guard knows of a request. */
+/** The authentication state of one request. */
 interface Identification {
   readonly arrival: Arrival
   readonly requireAuthentication: boolean
-  /** The user at the end of onRequest; null until then. */
+  /** The result of the authentication; null until it starts. */
   found: Promise<SSEUser | null> | null
-  /** What the request carried when `authHandler` found no user; null if it did, or was not asked. */
+  /** Values of the request's properties when `authHandler` found no user; null if it found a user, or was not called. */
   before: readonly unknown[] | null
 }
 
-// `Symbol.for`: the package may be loaded twice, for `import` and for `require`.
+// `Symbol.for`: the package can be loaded twice, by `import` and by `require`.
 const kUser = Symbol.for('fastify-sse-manager.user')
-/** The user that a guard has found, as opposed to the application's hooks: a second manager authenticates by itself. */
+/**
+ * The user that a guard found, as opposed to a user set by a hook. A second manager does not adopt it, and authenticates the request
+ * again.
+ */
 const kFound = Symbol.for('fastify-sse-manager.found')
 type Known = FastifyRequest & { [kUser]: SSEUser | null, [kFound]: SSEUser | null }
 
-/** Authenticates the requests of one manager: each once, in onRequest of its route, or else in `reply.sse()`. */
+/**
+ * Authenticates the requests of one manager. Each request is authenticated once: in `onRequest` of a guarded route, otherwise in
+ * `reply.sse()`.
+ */
 export class Guard {
   readonly #options: ResolvedOptions
   readonly #admission: Admission
   readonly #strategies: Strategies | null
-  /** Where a request keeps its identification. Not a weak map: that costs each stream more than the rest of its authentication. */
+  /** Property of a request that holds its identification. A WeakMap costs each stream more than the rest of its authentication. */
   readonly #identification = Symbol('fastify-sse-manager.identification')
 
   private constructor (fastify: FastifyInstance, options: ResolvedOptions, admission: Admission, strategies: Strategies | null) {
@@ -41,30 +47,34 @@ export class Guard {
     this.#strategies = strategies
     for (const name of [kUser, kFound, this.#identification]) if (!fastify.hasRequestDecorator(name)) fastify.decorateRequest(name, null)
     if (fastify.hasRequestDecorator('sseUser')) return
-    // An accessor: a plain property is missing from the requests of scopes that were made before the plugin was loaded.
+    // An accessor: requests of scopes that were created before the plugin was loaded do not have a plain property.
     fastify.decorateRequest('sseUser', {
       getter () { return (this as Known)[kUser] ?? null },
       setter (user) { (this as Known)[kUser] = user }
     })
   }
 
+  /** Creates the guard of a manager, with the composed `authStrategies`. */
   static async create (fastify: FastifyInstance, options: ResolvedOptions, admission: Admission): Promise<Guard> {
     return new Guard(fastify, options, admission, await composeStrategies(fastify, options))
   }
 
-  /** See `Admission.arrive`: once for each request. */
+  /** Returns the state of a request. The first call for a request registers its arrival, see `Admission.arrive`. */
   arrive (request: FastifyRequest, reply: FastifyReply, requireAuthentication = this.#options.requireAuthentication): Identification {
     const known = request as unknown as Record<symbol, Identification | null | undefined>
     return (known[this.#identification] ??= { arrival: this.#admission.arrive(request.raw, reply.raw, request, request.ip), requireAuthentication, found: null, before: null })
   }
 
-  /** Finds the user of the request, once. Rejects with SSE_ERR_UNAUTHENTICATED if there is none and one is required. */
+  /**
+   * Authenticates a request once, and resolves with its user; null for an unauthenticated client.
+   * @throws SSE_ERR_UNAUTHENTICATED when a user is required, SSE_ERR_INVALID_TICKET, SSE_ERR_AUTHENTICATION_FAILED
+   */
   decide (request: FastifyRequest, reply: FastifyReply, requireAuthentication?: boolean): Promise<SSEUser | null> {
     const identification = this.arrive(request, reply, requireAuthentication)
     return (identification.found ??= this.#admit(identification, request as Known, reply))
   }
 
-  /** Makes the connection of a request, for the user as decided in onRequest, unless a later hook has found another. */
+  /** Creates the connection of a request. The user is that of `onRequest`, unless a later hook has set another user. */
   async connect (request: FastifyRequest, reply: FastifyReply, options: ConnectOptions, managed: boolean): Promise<SSEConnection> {
     const identification = this.arrive(request, reply)
     const isDecided = identification.found !== null
@@ -89,7 +99,7 @@ export class Guard {
   async #identify (identification: Identification, request: Known, reply: FastifyReply): Promise<SSEUser | null> {
     const { requireAuthentication } = identification
     if (request.sseUser !== null && request.sseUser === request[kFound]) request.sseUser = request[kFound] = null
-    // A ticket speaks for the request, and for nobody else: what the cookies say does not matter then.
+    // A ticket alone identifies the user: cookies and other credentials are not read.
     const redeemed = this.#admission.redeem(request)
     if (redeemed !== null) {
       const ticket = await redeemed
@@ -106,7 +116,8 @@ export class Guard {
         isRefused = true
         if (!isRefusal(cause)) safeLog(request.log).info({ err: cause }, 'No authentication strategy passed')
         if (requireAuthentication) throw new Unauthenticated({ cause })
-        // One strategy may have passed, and @fastify/auth has already made it a 401: the stream is anonymous, but it is one.
+        // @fastify/auth has set the status 401, and a strategy may have set a user. Authentication is optional here, so both are
+        // restored.
         request.sseUser = given
         reply.code(statusCode)
       }
@@ -124,8 +135,10 @@ export class Guard {
   }
 
   /**
-   * Hooks after onRequest may have set `request.sseUser`, which counts then; or what `authHandler` reads, such as `request.user`:
-   * if it found no user, it is asked again. A ticket still speaks for its request.
+   * Determines the user again after the hooks that follow `onRequest`. A changed `request.sseUser` is the new user, except for a request
+   * with a ticket. If `authHandler` found no user and a hook has changed the request, such as `request.user`, `authHandler` is called
+   * again.
+   * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_AUTHENTICATION_FAILED
    */
   async #review (identification: Identification, request: Known, found: SSEUser | null): Promise<SSEUser | null> {
     const isOurs = request.sseUser === (request[kFound] ?? null)
@@ -141,7 +154,10 @@ export class Guard {
   }
 }
 
-/** The user that the application has given, if it is one. Throws SSE_ERR_AUTHENTICATION_FAILED. */
+/**
+ * Validates a user that the application has set. Returns null for no user, and for a user whose rights have expired.
+ * @throws SSE_ERR_AUTHENTICATION_FAILED
+ */
 function checked (user: unknown, options: ResolvedOptions): SSEUser | null {
   try {
     return currentUser(user, options)
@@ -150,12 +166,12 @@ function checked (user: unknown, options: ResolvedOptions): SSEUser | null {
   }
 }
 
-/** Whether a hook after onRequest, or another manager, may have found another user. */
+/** Returns whether a hook after `onRequest`, or another manager, may have changed the user. */
 function mayHaveChanged ({ before }: Identification, { sseUser, [kFound]: ours }: Known, found: SSEUser | null): boolean {
   return before !== null || sseUser !== found || sseUser !== (ours ?? null)
 }
 
-/** Whether a hook has left something on the request. Properties with a Symbol are Fastify's own. */
+/** Returns whether a hook has added or changed a property of the request. Properties with symbol keys belong to Fastify. */
 function isChanged (request: object, before: readonly unknown[]): boolean {
   const values = Object.values(request)
   return values.length !== before.length || values.some((value, index) => value !== before[index])

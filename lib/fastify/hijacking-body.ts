@@ -5,8 +5,8 @@ import type { SSEConnection } from '../connections/connection.js'
 import { pinHooks } from './pin-hooks.js'
 
 /**
- * The body Fastify is given, so that its onSend hooks run and its headers are sent. Nothing flows through it: asked to
- * open or to pipe, it hands the destination to the connection.
+ * The body for `reply.send()`. With it, Fastify runs the onSend hooks and sends the headers. No data flows through the body: `open()` and
+ * `pipe()` pass the destination to the connection.
  */
 export class HijackingBody extends Stream {
   readonly #reply: FastifyReply
@@ -18,23 +18,24 @@ export class HijackingBody extends Stream {
     this.#connection = connection
   }
 
-  /** Sends the head of the reply as it is now, and the stream after it. */
+  /** Sends the current headers of the reply, and then the stream. */
   open (): void {
     const reply = this.#reply
-    // A stream has no length, whoever said so; with one beside the chunks the answer would be void (RFC 9112, 6.3).
+    // Removes a length that a hook has set: a chunked response with a content length is invalid (RFC 9112, 6.3).
     reply.removeHeader('content-length')
     this.#connection.open(reply.raw as unknown as Writable, { headers: reply.getHeaders() as OutgoingHttpHeaders })
-    // Takes the reply from Fastify: no handlerTimeout from here on.
+    // From here on Fastify does not control the reply, and `handlerTimeout` does not apply.
     reply.hijack()
   }
 
+  /** Writes the stream to `destination`: the response, or a stream that wraps it, such as a compressor. */
   override pipe<T extends NodeJS.WritableStream> (destination: T, options?: { end?: boolean }): T {
     const reply = this.#reply
     if (isTimedOut(reply)) return destination
     reply.hijack()
     reply.removeHeader('content-length')
     const ends = options?.end !== false
-    // Whoever piped without `end`, as a pipeline does, or Fastify when there are trailers, ends the destination when it hears this.
+    // With `end: false`, as used by `pipeline()` and by Fastify for trailers, the caller ends the destination on these events.
     const finish = (): void => {
       this.emit('end')
       this.emit('close')
@@ -47,29 +48,29 @@ export class HijackingBody extends Stream {
     try {
       this.#connection.open(destination as unknown as Writable, direct ? {} : { end })
     } catch (error) {
-      // The reply is not Fastify's any more: nothing else would end it.
+      // The reply is hijacked: without this call, the response would never end.
       this.#connection.onWriteError(error)
     }
-    // The body has done its work: nobody need watch it for as long as the stream lasts.
+    // The body is not needed any more. Fastify removes its listeners now, not at the end of the stream.
     if (direct) finish()
     return destination
   }
 
-  // What Fastify may ask of a body it does not send: that of a HEAD request, or of a client that has left.
+  // Fastify calls these methods of a body that it does not send: for a HEAD request, or after the client has disconnected.
   resume (): this { return this }
   destroy (): this { return this }
 }
 
-/** Whether handlerTimeout has passed while onSend hooks were at work: its answer has set the status, and is on its way. */
+/** Returns whether `handlerTimeout` has passed during the onSend hooks. Fastify has then set the status, and sends its own response. */
 function isTimedOut ({ statusCode, request }: FastifyReply): boolean {
-  // The status first, as a request that is asked for its signal makes one. Fastify 5.7 has no signals, and no handlerTimeout.
+  // The status is checked first, because reading `request.signal` creates a signal. Fastify 5.7 has no signals and no `handlerTimeout`.
   return statusCode !== 200 && (request as Partial<FastifyRequest>).signal?.reason?.code === 'FST_ERR_HANDLER_TIMEOUT'
 }
 
 /**
- * Sees to it that a body which nobody has wrapped or replaced is opened by the last onSend hook of its route. Fastify would
- * set each header by itself, and watch over body and response for as long as the stream lasts: a seventh of what a stream
- * takes in memory, and of the time to open it.
+ * Adds an onSend hook that stays the last of the route, and opens a body that no other hook has wrapped or replaced. Without it, Fastify
+ * sets each header separately, and listens to body and response during the whole stream. That is a seventh of a stream's memory, and of
+ * the time to open it.
  */
 export function openBodyLast (route: RouteOptions): void {
   pinHooks(route, 'onSend', isLast => (_request, reply, payload, done) => {

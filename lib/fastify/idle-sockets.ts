@@ -8,30 +8,31 @@ const IDLE_CHECK_MS = 100
 const LEAST_SWEPT = 512
 
 /**
- * Connections of a server on which nothing is being answered: browsers open them ahead, and anybody may send half a handshake
- * or half a request. Node takes each for one whose request is on its way, and so a closing server waits for them until
- * `headersTimeout`, for half a handshake two minutes, and for half a body or an idle HTTP/2 session for ever.
+ * Closes the connections of a server that carry no response: unused connections that browsers open in advance, and incomplete handshakes
+ * and requests. Node expects a request on each of them, so a closing server waits for them until `headersTimeout`. It waits two minutes
+ * for an incomplete handshake, and forever for an incomplete body or an idle HTTP/2 session.
  */
 export class IdleSockets {
   readonly #server: Server
-  /** Sockets of HTTP/1, each with the response that is being made on it; idle ones that have closed, too, until they are swept. */
+  /** HTTP/1 sockets, each with its pending response; null for an idle socket. Closed idle sockets are removed by `#sweep()`. */
   readonly #sockets = new Map<Socket, ServerResponse | null>()
-  /** Whose bytes belong to TLS or HTTP/2 on top of them. */
+  /** TCP sockets that carry TLS or HTTP/2. */
   readonly #carriers = new Set<Socket>()
+  /** Open HTTP/2 sessions. */
   readonly #sessions = new Set<Http2Session>()
-  /** Responses that are being made on sessions. */
+  /** Pending responses of HTTP/2 sessions. */
   readonly #responses = new Set<Http2ServerResponse>()
   #sweepAt = LEAST_SWEPT
 
   constructor (server: Server) {
     this.#server = server
-    // TLS and HTTP/2 have their own idea of a connection, on top of the socket.
+    // With TLS or HTTP/2, the connection is another object, above the TCP socket.
     const layered = 'setSecureContext' in server || 'updateSettings' in server
     const { sockets, carriers, sessions, responses } = { sockets: this.#sockets, carriers: this.#carriers, sessions: this.#sessions, responses: this.#responses }
-    // Listeners shared by all: no closure for each.
+    // Shared listeners: a closure for each response or socket would take memory.
     function answered (this: HttpResponse): void {
       if ('stream' in this) responses.delete(this)
-      // What has closed under its response still has it, and whatever that leads to.
+      // A closed socket is removed: the entry would keep the response, and all objects that the response references, in memory.
       else if (this.req.socket.destroyed) sockets.delete(this.req.socket)
       else if (sockets.get(this.req.socket) === this) sockets.set(this.req.socket, null)
     }
@@ -48,7 +49,7 @@ export class IdleSockets {
     server.on('request', (_request: unknown, response: HttpResponse) => {
       if ('stream' in response) responses.add(response)
       else if (sockets.has(response.req.socket)) sockets.set(response.req.socket, response)
-      // Not `once`, which makes an object for each; it comes once all the same. To one that waits for its turn it may never come.
+      // Not `once`, which allocates an object for each listener: `close` is emitted once. A pipelined response may never emit `close`.
       if (socketAhead(response) === null) response.on('close', answered)
       else whenClosed(response, answered.bind(response))
     })
@@ -58,7 +59,7 @@ export class IdleSockets {
     })
   }
 
-  /** Forgets the idle sockets that have closed, when they may be half of all: a listener would cost each stream 160 bytes. */
+  /** Removes closed idle sockets each time the map has doubled. A `close` listener would take 160 bytes for each stream. */
   #sweep (): void {
     const sockets = this.#sockets
     if (sockets.size < this.#sweepAt) return
@@ -67,8 +68,8 @@ export class IdleSockets {
   }
 
   /**
-   * Ends them: what has sent nothing at once, half a handshake or request after `drainMs`. HTTP/2 sessions take no new
-   * streams, and sockets no new requests once those are answered that are at work now.
+   * Closes the connections without a response: those that have sent no byte at once, incomplete handshakes and requests after `drainMs`.
+   * HTTP/2 sessions accept no new streams. Sockets are closed after their pending responses.
    */
   close (drainMs: number): void {
     const server = this.#server
@@ -76,15 +77,15 @@ export class IdleSockets {
     for (const session of this.#sessions) closeSession(session, drainMs)
     for (const socket of [...this.#sockets.keys(), ...this.#carriers]) if (socket.bytesRead === 0) socket.destroy()
     let late = false
-    // After a time in which the loop stood still, timers come before what has arrived meanwhile: that is read first.
+    // After a blocked event loop, timers run before sockets are read. `setImmediate` lets the server read received bytes first.
     const timer = setTimeout(() => setImmediate(() => {
       late = true
       this.#cut()
     }), drainMs).unref()
     const check = setInterval(() => {
-      // Node does this once, when it stops listening; a socket whose request is answered after that is kept alive.
+      // Node closes idle sockets only once, when it stops listening. A socket whose response ends later would stay open.
       if ('closeIdleConnections' in server) server.closeIdleConnections()
-      // Half a request may stand behind one that was at work.
+      // An incomplete request can follow a request that was answered.
       if (late) this.#cut()
     }, IDLE_CHECK_MS).unref()
     server.once('close', () => {
@@ -93,19 +94,19 @@ export class IdleSockets {
     })
   }
 
-  /** Cuts all on which no whole request is being answered. */
+  /** Destroys all sockets and sessions that carry no response to a complete request. */
   #cut (): void {
     for (const [socket, response] of this.#sockets) if (response === null || !isWhole(response.req)) socket.destroy()
     const busy = new Set(Array.from(this.#responses, response => isWhole(response.req) ? response.stream?.session : undefined))
     for (const session of this.#sessions) if (!busy.has(session)) session.destroy()
-    // What carries neither has not got to the end of its handshake.
+    // A TCP socket without a known socket or session above it has not completed its handshake.
     const known = new Set(Array.from(this.#sockets.keys(), peerOf))
     for (const session of this.#sessions) if (!session.destroyed) known.add(peerOf(session.socket))
     for (const carrier of this.#carriers) if (!known.has(peerOf(carrier))) carrier.destroy()
   }
 }
 
-/** What a socket and its carrier have in common. */
+/** Returns a key that a socket and the TCP socket below it have in common. */
 function peerOf ({ remoteAddress, remotePort }: Pick<Socket, 'remoteAddress' | 'remotePort'>): string {
   return `${remoteAddress} ${remotePort}`
 }

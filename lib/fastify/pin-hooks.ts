@@ -1,23 +1,26 @@
 import type { onRequestHookHandler, onSendHookHandler, RouteOptions } from 'fastify'
 import type { RouteOptions as ResolvedRouteOptions } from '../options.js'
 
+/** Values of the route option `sse`, instead of `true`. */
 export interface SSERouteOptions {
-  /** Overrides the plugin's option for this route. */
+  /**
+   * Whether unauthenticated requests are rejected with 401 (SSE_ERR_UNAUTHENTICATED). Default: the plugin option `requireAuthentication`.
+   */
   requireAuthentication?: boolean
-  /** Overrides the plugin's option for this route: `'auto'`, `'status'` or `'stop'`. */
+  /** How stream requests are refused: `'auto'`, `'status'` or `'stop'`. Default: the plugin option `refusals`. */
   refusals?: ResolvedRouteOptions['refusals']
 }
 
-// Plugins add to, wrap and replace the options of a route in their onRoute hooks, before and after this package does. Fastify
-// reads hooks once all plugins are loaded, the rest when the route is declared.
+// Other plugins add, wrap and replace options of a route in their onRoute hooks, before and after this package. Fastify reads the hooks
+// once all plugins are loaded, and the other options when the route is declared.
 
-/** Has a route show `over(value)` as its option, also of a value that another plugin sets later. */
+/** Makes a route option return `over(value)`, also for a value that another plugin sets later. */
 export function overlay<K extends 'errorHandler' | 'logSerializers'> (route: RouteOptions, name: K, over: (value: RouteOptions[K]) => RouteOptions[K]): void {
   let shown = over(route[name])
   Object.defineProperty(route, name, {
     enumerable: true,
     get: () => shown,
-    // What was read and is set again, as by a copy of the options, is covered already.
+    // A value that was read and is set again, as by a copy of the options, is already a result of `over`.
     set: (value: RouteOptions[K]) => { if (value !== shown) shown = over(value) }
   })
 }
@@ -25,8 +28,10 @@ export function overlay<K extends 'errorHandler' | 'logSerializers'> (route: Rou
 interface Hooks { onRequest: onRequestHookHandler, onSend: onSendHookHandler }
 
 /**
- * Keeps a hook the last of its route, and another one the first if there is any between them, whatever other plugins add, wrap or replace.
- * @param lastOf makes the last hook. The hook has to do nothing when `isLast` says that a newer one has replaced it: the old one may be in a wrapping, with others after it.
+ * Keeps one hook the last of a route, whatever other plugins add, wrap or replace. If the route has other hooks, `first` is kept before
+ * all of them.
+ * @param lastOf creates the last hook. The hook must do nothing when `isLast()` returns false: a newer hook has replaced it. The old hook
+ * can be inside a wrapper of another plugin, with other hooks after it.
  */
 export function pinHooks<N extends keyof Hooks> (route: RouteOptions, name: N, lastOf: (isLast: () => boolean) => Hooks[N], first?: Hooks[N]): void {
   let hooks: Hooks[N][] = []
@@ -34,10 +39,10 @@ export function pinHooks<N extends keyof Hooks> (route: RouteOptions, name: N, l
   const give = (given: RouteOptions[N]): void => { hooks = [given ?? []].flat() as Hooks[N][] }
   give(route[name])
   Object.defineProperty(route, name, {
-    // Not configurable: a plugin that deletes the option fails, rather than remove a guard.
+    // Not configurable: a plugin that deletes the option gets an error, and the guard remains.
     enumerable: true,
     get: () => {
-      // The same list each time: others add to it.
+      // Returns the same array each time, because plugins add hooks to it.
       if (last === null || hooks.at(-1) !== last) {
         const at = last === null ? -1 : hooks.indexOf(last)
         if (at >= 0) hooks.splice(at, 1)

@@ -32,8 +32,8 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   const covers = (scope: FastifyInstance): boolean => (scope as unknown as Record<string, unknown>)[names.instance] === manager
   routes.read(createRouteReader(options, guard, covers))
 
-  // Streams end before the server stops listening to them: `onClose` would wait for them for ever. Not
-  // awaited: the sooner the port is closed, the sooner a returning client finds the next server instead of a 503.
+  // Streams end in `preClose`, because the server waits for open streams before `onClose`. The drain is not awaited: once the port is
+  // closed, reconnecting clients reach another server instead of a 503.
   const servers = new Servers(fastify)
   fastify.addHook('preClose', async () => {
     manager.drain()
@@ -54,4 +54,18 @@ function assertFree (fastify: FastifyInstance, names: ResolvedOptions['decorator
   if (fastify.hasReplyDecorator(names.reply)) throw new DecoratorTaken(`reply.${names.reply}`)
 }
 
+/**
+ * The Fastify plugin. It adds `fastify.sse`, `reply.sse()`, `request.sseUser` and the route option `sse`, and opens the event log. For
+ * its options, see `SSEOptions`.
+ * @throws SSE_ERR_INVALID_OPTION, SSE_ERR_ALREADY_REGISTERED, SSE_ERR_DECORATOR_TAKEN, SSE_ERR_IMPORTED_TOO_LATE,
+ * SSE_ERR_UNGUARDED_ROUTE, SSE_ERR_BROKER_UNAVAILABLE
+ * @example
+ * ```ts
+ * await app.register(ssePlugin, { requireAuthentication: true, authHandler: ({ token }) => userOf(token) })
+ *
+ * app.get('/events', { sse: true }, async (request, reply) => {
+ *   await reply.sse({ subscriptions: ['news'] })
+ * })
+ * ```
+ */
 export default fp(ssePlugin, { name: 'fastify-sse-manager', fastify: '5.x' })

@@ -8,11 +8,11 @@ import { streamHeaders } from '../wire/headers.js'
 import { safeLog, type Log } from '../util/logger.js'
 import { discard, hold, isSource, pump, type SourceFactory, type Source } from '../streams/source.js'
 
-/** `reply.sse()`: authenticates unless the route did, lets the connection in, and hands Fastify its body. */
+/** Implements `reply.sse()`: authenticates the request unless its route did, admits the connection, and passes the body to Fastify. */
 export function replySSE (guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
   const { sent } = reply
   const answer = isSource(first) ? stream(guard, request, reply, first, second) : connect(guard, request, reply, true, first)
-  // A handler that neither awaits nor returns this promise must not let any client end the process.
+  // Without this handler, a rejection would end the process if the route handler neither awaits nor returns the promise.
   answer.catch(err => {
     if (reply.sent) {
       if (!sent) warn(request, err, 'as its request was answered meanwhile')
@@ -27,7 +27,11 @@ function warn (request: FastifyRequest, err: unknown, what: string): void {
   safeLog(request.log).warn({ err }, `reply.sse() failed, ${what}: the handler must await or return its promise`)
 }
 
-/** A forgotten `await` would open a stream without its source. */
+/**
+ * Rejects options that are not an object, are a promise, or have unknown names. A source without its `await` would otherwise count as
+ * options.
+ * @throws SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_OPTION
+ */
 function assertOptions (options: unknown, names: readonly string[]): asserts options is ConnectOptions {
   if (typeof options !== 'object' || options === null) throw new InvalidSource(`or options of reply.sse() must be an object, not ${options === null ? 'null' : `a ${typeof options}`}`)
   if ('then' in options) throw new InvalidSource('is still a promise: await it first')
@@ -46,7 +50,9 @@ async function stream (guard: Guard, request: FastifyRequest, reply: FastifyRepl
   await play(connection, source, request.log)
 }
 
-/** Streams the source and ends the connection; a failure is the log's to know, the client is only told that there was one. */
+/**
+ * Streams a source and then closes the connection. If the source fails, its error is logged, and the client receives only that it failed.
+ */
 async function play (connection: SSEConnection, source: Source | SourceFactory, log: Log): Promise<void> {
   if (!connection.isConnected) return discard(source)
   try {
@@ -64,10 +70,10 @@ async function connect (guard: Guard, request: FastifyRequest, reply: FastifyRep
   assertOptions(options, managed ? CONNECT_OPTIONS : SOURCE_OPTIONS)
   if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
   const connection = await guard.connect(request, reply, options, managed)
-  // @fastify/compress leaves such a request alone; a compressor that buffers would hold back every event.
+  // @fastify/compress does not compress the response of a request with this header. A compressor that buffers would delay every event.
   request.raw.headers['x-no-compression'] ??= '1'
   try {
-    // Only 200 opens an EventSource.
+    // An EventSource accepts no other status than 200.
     reply.code(200).headers(streamHeaders(request.raw)).send(new HijackingBody(reply, connection))
     if (!connection.isConnected) await connection.opened()
   } finally {

@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 
-// A browser's EventSource can show who it is in the URL only, and URLs are logged.
+// An EventSource cannot set headers, so credentials can be in the URL. URLs are logged.
 
 type Serializer = (request: FastifyRequest) => unknown
 
@@ -8,7 +8,14 @@ const SECRETS = new Set(['ticket', 'token', 'access_token'])
 const REDACTED = '[redacted]'
 const MAX_DEPTH = 4
 
-/** What Fastify logs of a request, without the values of `ticket`, `token` and `access_token` in its URL. For `logger: { serializers: { req: requestSerializer } }`. */
+/**
+ * Returns what Fastify logs of a request. The values of `ticket`, `token` and `access_token` in the URL are replaced by `[redacted]`.
+ * Routes with the option `sse` are redacted without it; it covers all other routes.
+ * @example
+ * ```ts
+ * const app = fastify({ logger: { serializers: { req: requestSerializer } } })
+ * ```
+ */
 export function requestSerializer (request: FastifyRequest): Record<string, unknown> {
   return {
     method: request.method,
@@ -20,11 +27,12 @@ export function requestSerializer (request: FastifyRequest): Record<string, unkn
   }
 }
 
-/** What the application's own serializer says of a request, without those values. */
+/** Wraps a serializer of the application, and redacts these values in its result. */
 export function redacting (serializer: Serializer): Serializer {
   return request => redact(serializer(request), MAX_DEPTH)
 }
 
+/** Replaces the values of secret query parameters of a URL. */
 export function redactUrl (url: string): string {
   const start = url.indexOf('?') + 1
   if (start === 0) return url
@@ -47,7 +55,7 @@ function redact (value: unknown, depth: number): unknown {
   if (typeof value === 'string') return redactUrl(value)
   if (typeof value !== 'object' || value === null || depth === 0) return value
   if (Array.isArray(value)) return value.map(item => redact(item, depth - 1))
-  // A date, an URL: what the log would make of it.
+  // A date or a URL, for example: the log contains the result of `toJSON()`.
   if ('toJSON' in value && typeof value.toJSON === 'function') return redact(value.toJSON(), depth - 1)
   return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, SECRETS.has(key.toLowerCase()) ? REDACTED : redact(inner, depth - 1)]))
 }

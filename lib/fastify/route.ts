@@ -9,46 +9,60 @@ import { overlay, pinHooks } from './pin-hooks.js'
 import { reasonsOf, safeLog } from '../util/logger.js'
 import { streamRefusal, type Refusal } from '../access/refusal.js'
 
-/** What one manager does for a route whose option asks for it. */
+/** The guard of one manager on a route with its option. */
 export interface RouteGuard {
-  /** The name of the option. */
+  /** Name of the option. */
   readonly option: string
-  /** What it said. */
+  /** The resolved values of the option. */
   readonly wanted: RouteOptionValues
+  /** See `Guard.arrive`. */
   arrive (request: FastifyRequest, reply: FastifyReply): unknown
+  /** See `Guard.decide`. */
   decide (request: FastifyRequest, reply: FastifyReply): Promise<unknown>
+  /** Returns the response to a refused stream request; null if Fastify's error handler answers it. */
   refusal (error: unknown, request: FastifyRequest, reply: FastifyReply): Refusal | null
 }
 
-/** A route as it was declared. Its guards may come later: the plugin is loaded when its turn comes. */
+/** A declared route. Guards are added later if the plugin is loaded after the route was declared. */
 export interface DeclaredRoute {
   readonly options: RouteOptions
   readonly scope: FastifyInstance
   readonly guards: RouteGuard[]
-  /** Whether guards that come later are still heeded by what Fastify reads when a route is declared. */
+  /** Whether later guards take effect: `prepareRoute` has set the options that Fastify reads when a route is declared. */
   readonly isPrepared: boolean
 }
 
-/** A manager's side: reads its option of a declared route, and guards the route. */
+/** Reads the option of one manager on declared routes, and guards these routes. */
 export interface RouteReader {
+  /** Name of the option. */
   readonly option: string
+  /**
+   * Guards the route if it has the option.
+   * @throws SSE_ERR_UNGUARDED_ROUTE, SSE_ERR_INVALID_OPTION
+   */
   read (route: DeclaredRoute): void
-  /** Whether the route is guarded as its option says now, or out of reach. A hook that came after `read` may have set the option, or changed it. */
+  /**
+   * Returns whether the route is guarded as its current option says, or is in another scope. An onRoute hook may have changed the option
+   * after `read`.
+   */
   heeds (route: DeclaredRoute): boolean
 }
 
-/** `POST /publish`, for errors. */
+/** Returns the name of a route for errors, such as `POST /publish`. */
 export function nameOf ({ method, url }: RouteOptions): string {
   return `${[method].flat().join(',')} ${url}`
 }
 
-/** The value of a route's option of this name; undefined also for `false`. */
+/** Returns the value of a route option; undefined if it is absent or `false`. */
 export function wantedOf (options: RouteOptions, name: string): unknown {
   const value = (options as unknown as Record<string, unknown>)[name]
   return value === false ? undefined : value
 }
 
-/** Guards routes that have the option `decorators.reply`: after the hooks of their scope, before their body is read. */
+/**
+ * Creates the reader of a manager. It guards routes that have the option `decorators.reply`. Guards run after the hooks of the scope, and
+ * before the body is read.
+ */
 export function createRouteReader (options: ResolvedOptions, guard: Guard, covers: (scope: FastifyInstance) => boolean): RouteReader {
   const { reply: option } = options.decorators
   return {
@@ -72,7 +86,10 @@ export function createRouteReader (options: ResolvedOptions, guard: Guard, cover
   }
 }
 
-/** Has the guards of a route run in onRequest: they count the client first of all, and decide after the route's own hooks, which may authenticate it. */
+/**
+ * Adds a guard to `onRequest` of a route. A first hook registers the request. A last hook authenticates it, after the route's own hooks,
+ * which can set the user.
+ */
 function guardRoute ({ options, guards }: DeclaredRoute, guard: RouteGuard): void {
   if (guards.push(guard) > 1) return
   openBodyLast(options)
@@ -93,14 +110,17 @@ async function decideAll (guards: readonly RouteGuard[], request: FastifyRequest
   for (const guard of guards) await guard.decide(request, reply)
 }
 
-/** Sets what Fastify reads when a route is declared. Without a guard the route answers and logs as without this package. */
+/**
+ * Sets the options that Fastify reads when a route is declared. Until a guard is added, the route responds and logs as without this
+ * package.
+ */
 export function prepareRoute ({ options, scope, guards }: DeclaredRoute): void {
   overlay(options, 'errorHandler', next => refuseInStream(guards, next))
   overlay(options, 'logSerializers', given => {
     const own = given?.['req'] ?? (scope.log as { [kPinoSerializers]?: Record<string, (value: unknown) => unknown> })[kPinoSerializers]?.['req']
     const guarded = own === undefined ? requestSerializer : redacting(own)
     const req = (request: FastifyRequest): unknown => guards.length > 0 ? guarded(request) : own === undefined ? request : own(request)
-    // Its prototype has those of the scope.
+    // The prototype of the given serializers has those of the scope.
     return Object.assign(Object.create(given === undefined ? null : Object.getPrototypeOf(given)), given, { req })
   })
 }
@@ -109,21 +129,25 @@ const kPinoSerializers = Symbol.for('pino.serializers')
 
 type ErrorHandler = NonNullable<RouteOptions['errorHandler']>
 
-/** Errors before the head that an EventSource should survive are answered here; all others as without this plugin. */
+/**
+ * Returns an error handler that answers refused stream requests as the option `refusals` says. All other errors are handled as without
+ * this package.
+ */
 function refuseInStream (guards: readonly RouteGuard[], next: ErrorHandler | undefined): ErrorHandler {
   return function (error, request, reply) {
     for (const guard of guards) {
       const refusal = guard.refusal(error, request, reply)
       if (refusal === null) continue
       reply.code(refusal.statusCode).headers(refusal.headers).send(refusal.body)
-      // A full node is not a failure; an authentication that could not be completed is.
+      // A reached limit is no failure. An authentication that could not be completed is one.
       const level = error.code === 'SSE_ERR_AUTHENTICATION_FAILED' ? 'error' : 'info'
       // The cause of the error is logged, but not sent.
       safeLog(request.log)[level]({ err: error, retryable: refusal.retryable }, `Stream refused: ${reasonsOf(error)}`)
       return
     }
     if (next !== undefined) return next.call(this, error, request, reply)
-    // Thrown, it goes to the error handler of the route's scope. What is not an error would be sent as a payload, past all handlers.
+    // A thrown error reaches the error handler of the route's scope. Any other thrown value would be sent as a payload, without an error
+    // handler.
     if (error instanceof Error) throw error
     return request.server.errorHandler(error, request, reply)
   }

@@ -3,12 +3,13 @@ import type { Server } from 'node:http'
 import type { FastifyInstance } from 'fastify'
 import { IdleSockets } from './idle-sockets.js'
 
-/** Node publishes each server here that is told to listen, before it has a socket. */
+/** Channel on which Node publishes each server that starts to listen, before the server has a socket. */
 const LISTENING = 'tracing:net.server.listen:asyncStart'
 
 /**
- * The servers of an instance: `listen` on a name with two addresses, as `localhost` has, makes one for each. Fastify
- * shows the first only; the others have its request listener, and are made between its `listening` event and the `onListen` hooks.
+ * The servers of a Fastify instance. `listen` on a host name with two addresses, such as `localhost`, creates a server for each address.
+ * Fastify exposes only the first. The others have the same request listener. They are created between its `listening` event and the
+ * `onListen` hooks.
  */
 export class Servers {
   readonly #idle: IdleSockets[] = []
@@ -31,7 +32,7 @@ export class Servers {
     this.#idle.push(new IdleSockets(server))
   }
 
-  /** See `IdleSockets.close`. */
+  /** Closes the idle connections of all servers, see `IdleSockets.close`. */
   closeIdle (drainMs: number): void {
     for (const idle of this.#idle) idle.close(drainMs)
   }

@@ -3,14 +3,17 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { AuthenticationFailed } from '../errors.js'
 import type { ResolvedOptions } from '../options.js'
 
-/** Resolves when the application's strategies have passed the request, as `authRelation` says; rejects when they have not. */
+/** Runs the strategies of the application. Resolves if they accept the request, as `authRelation` requires; otherwise rejects. */
 export type Strategies = (request: FastifyRequest, reply: FastifyReply) => Promise<void>
 
-/** `authStrategies` as one function, composed by @fastify/auth: the application's, or our own in a scope that shows nothing outside. */
+/**
+ * Composes `authStrategies` into one function; null without the option. The @fastify/auth of the application is used if it is registered.
+ * Otherwise it is registered in an encapsulated scope, where the application does not see it.
+ */
 export async function composeStrategies (fastify: FastifyInstance, { authStrategies, authRelation }: ResolvedOptions): Promise<Strategies | null> {
   if (authStrategies === undefined) return null
   let run: ReturnType<FastifyInstance['auth']> | undefined
-  // Copied with its groups, as @fastify/auth binds the functions in place.
+  // The array and its groups are copied, because @fastify/auth replaces the functions in them.
   const compose = (scope: FastifyInstance) => { run = scope.auth(authStrategies.map(strategy => Array.isArray(strategy) ? [...strategy] : strategy), { relation: authRelation }) }
   if (fastify.hasDecorator('auth')) {
     compose(fastify)
@@ -21,7 +24,7 @@ export async function composeStrategies (fastify: FastifyInstance, { authStrateg
     })
   }
   return (request, reply) => new Promise((resolve, reject) => {
-    // A strategy that answers by itself, or never does, ends with the request.
+    // A strategy can send the response itself, or never call back. The promise then rejects when the response closes.
     const onClose = () => reject(new AuthenticationFailed())
     reply.raw.once('close', onClose)
     ;(run as unknown as (request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void) => void)(request, reply, error => {
