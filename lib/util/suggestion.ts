@@ -1,7 +1,7 @@
-/** Edits between a misspelt name and the one that is meant, at most; fewer for short names. */
+/** Maximum number of edits between a misspelt name and a suggestion. Short names allow fewer. */
 const MAX_EDITS = 3
 
-/** Returns `; did you mean "keepAlive"?` for the nearest of the known names; an empty text if none is near. */
+/** Returns `; did you mean "keepAlive"?` with the nearest known name, or an empty string if none is close enough. */
 export function suggestion (name: string, known: Iterable<string>): string {
   let nearest = ''
   let fewest = Math.min(MAX_EDITS, Math.ceil(name.length / 3)) + 1
@@ -14,7 +14,7 @@ export function suggestion (name: string, known: Iterable<string>): string {
   return nearest === '' ? '' : `; did you mean ${JSON.stringify(nearest)}?`
 }
 
-/** Insertions, deletions, replacements and swaps of neighbours that make one text the other; `limit` for that many or more. */
+/** Returns the number of insertions, deletions, replacements and swaps of neighbours between two texts, at most `limit`. */
 function editsBetween (one: string, other: string, limit: number): number {
   if (Math.abs(one.length - other.length) >= limit) return limit
   let before: number[] = []
