@@ -13,14 +13,14 @@ import { Outbox } from './outbox.js'
 import { Resumption } from './resumption.js'
 
 const PAGE_EVENTS = 128
-/** Of a batch, for each connection that waits with it, when memory is short. */
+/** Bytes of a batch that each other holder justifies when the memory budget is exceeded. */
 const SHARE_BYTES = 1024
-/** A page ends after about as many bytes: no more than a socket takes at once. A client that takes nothing keeps nothing. */
+/** Approximate maximum size of a page. One socket write takes no more, so further events would wait in memory. */
 const PAGE_BYTES = 16 * 1024
 
 /**
- * What one connection has yet to be sent, and its cursor. Usually that is no more than the batch of this turn;
- * a client that is slow, or has come back, has an outbox beside it, which is refilled from the log.
+ * The unsent frames of one connection, and its cursor. Usually they are the batch of this turn. A slow or reconnecting client also has
+ * an outbox, which is refilled from the log.
  */
 export class Backlog {
   readonly #context: ConnectionContext
@@ -28,45 +28,48 @@ export class Backlog {
   #outbox: Outbox | null = null
   #dropped = 0
   #reading = false
-  /** While this node has yet to reach the client's cursor, or to learn that no node has; nothing of the log is taken meanwhile. */
+  /** The resumption from a cursor that this node has not reached; null otherwise. Logged events are not queued until it begins. */
   #awaited: Resumption | null = null
-  /** Bytes a returning client may yet be sent of what it has missed. */
+  /** Bytes of missed events that the client can still receive; Infinity without a limit, and after the replay. */
   #allowance = Infinity
 
   constructor (context: ConnectionContext) {
     this.#context = context
   }
 
+  /** Whether no frames wait and the connection does not lag. */
   get empty (): boolean {
     return this.#outbox === null && this.#batch === null
   }
 
-  /** Whether frames wait in an outbox, or are to be read from the log: then deliveries do not go out as they come. */
+  /** Whether the connection has an outbox: new frames wait behind those that are queued or must be read from the log. */
   get behind (): boolean {
     return this.#outbox !== null
   }
 
+  /** Whether events must be read from the log, or the cursor of the client is ahead of this node. */
   get lagging (): boolean {
     return this.#awaited !== null || (this.#outbox !== null && this.#outbox.lagging !== null)
   }
 
+  /** Memory of the waiting frames in bytes. */
   get bytes (): number {
     return (this.#outbox?.bytes ?? 0) + (this.#batch?.bytes ?? 0)
   }
 
-  /** What the batch of this turn has to write. */
+  /** Size of the text in the batch of this turn, in bytes. */
   get textBytes (): number {
     return this.#batch?.textBytes ?? 0
   }
 
-  /** Ephemeral frames dropped so far. */
+  /** Number of ephemeral frames dropped so far. */
   get dropped (): number {
     return this.#dropped + (this.#outbox?.dropped ?? 0)
   }
 
   /**
-   * The cursor that the client would resume from now; null while a gap event is pending: a client that knew a later cursor
-   * would never hear of the gap.
+   * The cursor from which the client would resume now. Null while a gap event is pending: a client with a later cursor would miss the
+   * gap.
    */
   get cursor (): string | null {
     const { epoch, position } = this.#context.eventLog
@@ -76,17 +79,17 @@ export class Backlog {
     return lanes === null ? null : formatLanes(epoch, lanes)
   }
 
-  /** Whether the frames of this turn are to be written before they are joined by this one. */
+  /** Returns whether the batch of this turn must be written before this frame is added to it. */
   overflows (frame: Frame): boolean {
     const batch = this.#batch
     if (batch === null) return false
-    // Over the memory budget, a batch held by this connection alone is written at once; of a batch held by few, each has a small share.
+    // Over the memory budget, a batch is written early unless many connections share it. A batch with one holder is always written.
     return batch.bytes + frame.bytes > this.#context.outboxBytes || (batch.bytes > (batch.holders - 1) * SHARE_BYTES && this.#context.budget.exceeded)
   }
 
   /**
-   * Takes a frame. False when it was dropped.
-   * @param blocked whether it cannot be written at the end of this turn.
+   * Queues a frame. Returns false if it was dropped.
+   * @param blocked whether the connection cannot write at the end of this turn
    */
   receive (frame: Frame, blocked: boolean): boolean {
     if (blocked) this.spill()
@@ -98,14 +101,15 @@ export class Backlog {
   #queue (frame: Frame): boolean {
     const awaited = this.#awaited
     if (awaited !== null && frame.fromLog) {
-      // What comes before the cursor the client has had; an ephemeral event would have come before the client did, had this node not been late.
+      // This node is behind the cursor: the client has received these logged events. Ephemeral events are dropped, because they are
+      // older than the connection.
       if (awaited.gap !== null) return frame.seq > 0
       this.#begin(awaited, null)
     }
     return this.#createOutbox().push(frame, this.#context.eventLog.position)
   }
 
-  /** The frames of this turn, to be written now. */
+  /** Removes and returns the batch of this turn; null if there is none. */
   takeBatch (): Batch | null {
     const batch = this.#batch
     if (batch === null) return null
@@ -120,13 +124,13 @@ export class Backlog {
     this.#batch = batch
   }
 
-  /** The frames of this turn cannot be written: they wait in the outbox. */
+  /** Moves the frames of this turn to the outbox, because they cannot be written. */
   spill (): void {
     const batch = this.takeBatch()
     if (batch === null) return
     const outbox = this.#createOutbox()
     const frames = batch.frames
-    // Each is pushed as if the log stood where it did when it came.
+    // Each frame is pushed with the position at its delivery: an ephemeral frame must stay behind the events logged before it.
     let position = (frames.find(({ seq }) => seq > 0)?.seq ?? this.#context.eventLog.position + 1) - 1
     for (const frame of frames) {
       outbox.push(frame, position)
@@ -138,19 +142,19 @@ export class Backlog {
     return (this.#outbox ??= new Outbox(this.#context.outboxBytes, this.#context.budget))
   }
 
-  /** The text of the next blocks of the outbox, about `bytes` of them; null when there are none. */
+  /** Removes and returns the next blocks of the outbox, about `bytes` bytes; null if there are none. */
   take (bytes: number): { text: string, frames: readonly Frame[] } | null {
     if (this.#outbox === null) return null
     const taken = this.#outbox.take(bytes, this.#context.eventLog.epoch, this.#context.eventLog.position)
     return taken.frames.length === 0 ? null : taken
   }
 
-  /** Whether there is something to read from the log. */
+  /** Whether a page must be read from the log, and no read is pending. */
   get wantsPage (): boolean {
     return this.lagging && !this.#reading
   }
 
-  /** Rights have changed: what is not for this connection any more does not wait for it either. */
+  /** Removes frames whose target no longer includes this connection. */
   sift (isTarget: (target: Target) => boolean): void {
     this.#outbox?.sift(isTarget)
     const batch = this.takeBatch()
@@ -158,14 +162,15 @@ export class Backlog {
     for (const frame of batch.frames) if (frame.target === null || isTarget(frame.target)) this.#join((this.#batch ?? this.#context.flusher.root).with(frame))
   }
 
-  /** Nothing waits and nothing is missed: what comes next goes out as it comes. */
+  /** Drops the outbox if it is empty and the connection has caught up: further frames are written without it. */
   settle (): void {
     if (this.#awaited !== null || this.#outbox?.idle !== true) return
     this.#dropOutbox()
-    // It is level with the log: from here on it is not a replay.
+    // The replay is complete: `maxReplayBytes` no longer applies.
     this.#allowance = Infinity
   }
 
+  /** Discards all waiting frames. */
   clear (): void {
     this.#awaited = null
     this.takeBatch()
@@ -180,7 +185,7 @@ export class Backlog {
     this.#outbox = null
   }
 
-  /** Begins at a client's cursor, or with the gap that says why that is not possible. */
+  /** Begins at the client's cursor, or with a gap event if that is not possible. */
   resume (lastEventId: string): void {
     const { eventLog: { shared }, options: { maxReplayBytes } } = this.#context
     if (maxReplayBytes > 0) this.#allowance = maxReplayBytes
@@ -189,7 +194,7 @@ export class Backlog {
     const resumption = new Resumption(this.#context, cursor, lastEventId)
     const { gap } = resumption
     if (gap === null || !shared) return this.#begin(resumption, gap)
-    // Another node may have come further than this one: the log is asked.
+    // Another node can be ahead of this one, so the log is read before a gap is reported.
     this.#awaited = resumption
     this.#createOutbox()
   }
@@ -199,7 +204,7 @@ export class Backlog {
     resumption.begin(gap, () => this.#createOutbox())
   }
 
-  /** Resolves when this node has reached the client's cursor, or the log has told that there is no such place. */
+  /** Begins the resumption if the log has reported a gap or this node has reached the cursor. Rejects otherwise, to try again later. */
   async #reach (broker: Broker, awaited: Resumption): Promise<void> {
     const gap = await awaited.ask(broker)
     if (this.#awaited !== awaited) return
@@ -207,18 +212,18 @@ export class Backlog {
     this.#begin(awaited, gap)
   }
 
-  /** The log has lost its continuity: what waits of it is void. */
+  /** Handles lost continuity of the log: waiting logged frames are discarded, and a gap event is queued. */
   fallOut (reason: GapReason): void {
-    // Nothing of it waits here: whether anything is gone that the client has not seen depends on where the log goes on.
+    // No logged frame waits in this state. Whether the client missed events is known when the resumption begins.
     if (this.#awaited !== null) return
     this.spill()
     this.#createOutbox().restart(gapFrame(reason, ''))
   }
 
   /**
-   * Reads the next page of what was missed.
-   * @param turns the time that may be spent on it now; the rest of the page waits for the next turn.
-   * @param wants whether a message is for this connection, as things stand now.
+   * Reads the next page of missed events into the outbox. Rejects if the log cannot be read.
+   * @param turns limits the time in each turn of the event loop; the rest of the page waits for the next turn
+   * @param wants returns whether the connection receives a message
    */
   async readPage (broker: Broker, turns: Turns, wants: (message: Message) => boolean): Promise<void> {
     const { eventLog } = this.#context
@@ -240,18 +245,18 @@ export class Backlog {
     const outbox = this.#outbox
     const { priority } = lane
     let { after } = lane
-    // While the page was read the lane may have been emptied; and `wants` asks the application, which may do anything.
+    // The outbox can change while the page is read. `wants` calls code of the application, which can change it as well.
     const moved = (): boolean => this.#outbox !== outbox || outbox?.isReading(priority, after) !== true
     if (outbox === null || moved()) return
     if (page.gap !== undefined) return outbox.skip(gapFrame(page.gap, this.cursor ?? ''))
     let bytes = 0
     for (const message of page.messages) {
-      // What has not been delivered yet will be.
+      // Later messages are not delivered on this node yet. The connection receives them live.
       if (message.seq > eventLog.position) break
       if (bytes >= PAGE_BYTES) return
       if (turns.over) {
         await turns.next()
-        // The application is not asked about a stream that has ended meanwhile.
+        // Without this check, code of the application would be called for a stream that has ended.
         if (moved()) return
       }
       const wanted = wants(message)

@@ -1,14 +1,14 @@
 import type { Clock } from '../util/clock.js'
 import type { Timed, TimingWheel } from './timing-wheel.js'
 
-/** Slower changes than this in one interval are those of a clock that is adjusted; together they count. */
+/** Lead of the wall clock that counts as a jump. Small adjustments of the clock add up until they reach it. */
 const STEP_MS = 100
-/** The end of a user's rights is kept to half a second: two intervals. */
+/** Interval of the checks. The rights of a user must end within half a second, which is two intervals. */
 const INTERVAL_MS = 200
 
 /**
- * Sees that the wall clock has run ahead of the monotonic one, by which timers go: the machine was suspended, the virtual
- * machine paused, or the clock set. What ends at a time of day has to be looked at then: its timer would be late.
+ * Detects that the wall clock has jumped ahead of the monotonic clock, which timers use. Causes are a suspended machine, a paused virtual
+ * machine, and a clock that was set. Rights that expire at a time of day are then checked, because their timers are late.
  */
 export class ClockJump implements Timed {
   dueAt = Infinity
@@ -17,7 +17,7 @@ export class ClockJump implements Timed {
   readonly #clock: Clock
   readonly #wheel: TimingWheel
   readonly #onAhead: () => void
-  /** How far the wall clock was ahead when last looked at; the least since then. */
+  /** Lead of the wall clock at the last jump, or the smallest lead since then. */
   #ahead: number
 
   constructor (clock: Clock, wheel: TimingWheel, onAhead: () => void) {
@@ -27,6 +27,7 @@ export class ClockJump implements Timed {
     this.#ahead = clock.wall() - clock.monotonic()
   }
 
+  /** Compares the clocks, and calls `onAhead` after a jump. */
   onTime (now: number): void {
     const ahead = this.#clock.wall() - now
     const stepped = ahead - this.#ahead > STEP_MS

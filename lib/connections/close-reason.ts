@@ -1,35 +1,42 @@
 import { InvalidCloseReason } from '../errors.js'
 
 /**
- * Why a stream ended. The application may add words of its own (`closeConnection(clientId, 'kicked')`).
- * - `client`: the client left, or the network did.
- * - `closed`: the application closed it without a reason of its own.
- * - `disconnected`: `disconnectUser`.
- * - `shutdown`: the server is closing; clients come back by themselves.
- * - `max-age`: `maxConnectionAgeMs` is over; clients come back by themselves.
- * - `auth-expired`: `expiresAt` has passed.
- * - `revoked`: rights were taken away while something they had covered was being written; it comes back by itself.
- * - `rights-unknown`: this node has missed a command of another node that may have concerned the user, or `authorizeSubscription` has not answered `reauthorize` within `stallTimeoutMs`; clients come back by themselves.
- * - `stalled`: the socket took no byte for `stallTimeoutMs`.
- * - `source-end`, `source-error`: the source of `reply.sse(source)` ended, or failed.
- * - `head`: it was a HEAD request.
+ * Why a stream ended. Applications can use reasons of their own, as in `closeConnection(clientId, 'kicked')`.
+ * - `client`: the client disconnected, or the network failed.
+ * - `closed`: the application closed the stream without a reason of its own.
+ * - `disconnected`: `disconnectUser()` was called.
+ * - `shutdown`: the server is closing. The client reconnects.
+ * - `max-age`: the stream is older than `maxConnectionAgeMs`. The client reconnects.
+ * - `auth-expired`: the time `expiresAt` of the user has passed. The client reconnects.
+ * - `revoked`: a right was revoked while an event that needed it was being written. The socket is destroyed, and the client reconnects.
+ * - `rights-unknown`: this node has missed a command of another node that may concern the user, or `authorizeSubscription` has not
+ *   answered `reauthorize()` within `stallTimeoutMs`. The client reconnects.
+ * - `stalled`: the socket accepted no byte for `stallTimeoutMs`. The socket is destroyed, and the client reconnects.
+ * - `source-end`: the source of `reply.sse(source)` has ended.
+ * - `source-error`: the source of `reply.sse(source)` has failed. The client reconnects.
+ * - `head`: the request was a HEAD request, which has no stream.
  */
 export type CloseReason = typeof CLOSE_REASONS[number]
+/** The reasons of this package. */
 export const CLOSE_REASONS = ['client', 'closed', 'disconnected', 'shutdown', 'max-age', 'auth-expired', 'revoked', 'rights-unknown', 'stalled', 'source-end', 'source-error', 'head'] as const
 
 const RECONNECT: ReadonlySet<string> = new Set<CloseReason>(['shutdown', 'max-age', 'auth-expired', 'rights-unknown', 'source-error'])
 const FORM = /^[a-z0-9-]{1,64}$/
 
+/** Returns whether a reason is one of this package. */
 export function isCloseReason (reason: string): reason is CloseReason {
   return (CLOSE_REASONS as readonly string[]).includes(reason)
 }
 
-/** Whether a client that is told this reason should come back. */
+/** Returns whether a client that receives this reason should reconnect. */
 export function shouldReconnect (reason: string): boolean {
   return RECONNECT.has(reason)
 }
 
-/** Throws SSE_ERR_INVALID_CLOSE_REASON unless `reason` is 1 to 64 characters of a-z, 0-9 and -. */
+/**
+ * Rejects a reason that is not 1 to 64 characters of `a-z`, `0-9` and `-`.
+ * @throws SSE_ERR_INVALID_CLOSE_REASON
+ */
 export function assertCloseReason (reason: unknown): asserts reason is string {
   if (typeof reason !== 'string' || !FORM.test(reason)) throw new InvalidCloseReason(typeof reason === 'string' ? JSON.stringify(reason) : `a value of type ${typeof reason}`)
 }

@@ -11,32 +11,43 @@ import type { ConnectionContext } from './context.js'
 import { sourceErrorFrame, unsubscribedFrame } from './control-frames.js'
 import { Lifecycle, type StreamSettings } from './lifecycle.js'
 
-/** The client of a connection and what it asked for; fixed before the stream opens. @internal */
+/** The client of a connection and its request, fixed before the stream opens. @internal */
 export interface ConnectionProfile extends StreamSettings {
   readonly clientId: string
   readonly userId: string | null
   readonly claims: unknown
   readonly clientInfo: ClientInfo
   readonly lastEventId: string | null
-  /** The topics and patterns it holds from the start. It is the connection's own from here on. */
+  /** The initial topics and patterns. The connection keeps the set itself, not a copy. */
   readonly held: Set<string>
 }
 
-// A Member of the registry and Timed by the wheel. `implements` would say so in the published types too, which leave out what is internal.
+// It conforms to `Member` and `Timed` without `implements`: internal members are missing in the published types, which would not compile.
 /**
- * One open stream. Made by `reply.sse()` or `createConnection()` only; ended once, by the `close` event of its response.
- * Sending to a connection that has ended returns `false`; it never throws and never waits.
+ * An open stream, created by `reply.sse()` or `createConnection()`. It ends once, with the `close` event of its response. After that,
+ * the methods that send return false; they neither throw nor wait.
+ * @example
+ * ```ts
+ * app.get('/sse', { sse: true }, async (request, reply) => {
+ *   const connection = await reply.sse({ subscriptions: ['news'] })
+ *   connection.sendData('welcome', { userId: connection.userId })
+ *   connection.signal.addEventListener('abort', () => request.log.info(`Stream ended: ${connection.closeReason}`))
+ * })
+ * ```
  */
 export class SSEConnection extends Lifecycle {
-  /** Made for this stream; a client that comes back gets another. */
+  /** The id of the connection. A client that reconnects gets a new id. */
   readonly clientId: string
   /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
-  /** What the application's `authHandler` returned beside the user. */
+  /** The claims that `authHandler` returned with the user; undefined if there are none. */
   readonly claims: unknown
-  /** From where and since when; and what the application gave as `clientInfo`. */
+  /** Address, user agent and time of the connection, and the properties of the option `clientInfo`. */
   readonly clientInfo: ClientInfo
-  /** What the client sent as `Last-Event-ID` (header, or `lastEventId` in the query), null on a first connect. */
+  /**
+   * The cursor of the client: the option `lastEventId`, otherwise the header `Last-Event-ID` or `lastEventId` in the query. Null for a
+   * first connect.
+   */
   readonly lastEventId: string | null
   /** @internal */ readonly held: Set<string>
   /** @internal */ index = -1
@@ -50,21 +61,23 @@ export class SSEConnection extends Lifecycle {
     this.clientInfo = profile.clientInfo
     this.lastEventId = profile.lastEventId
     this.held = profile.held
-    // From here on deliveries may come, head or not: the position in the log is fixed now.
+    // Deliveries can arrive from now on, before the headers are sent. So the position in the log is fixed here.
     if (this.managed && this.lastEventId !== null) this.backlog.resume(this.lastEventId)
   }
 
+  /** Whether the connection has an authenticated user. */
   get isAuthenticated (): boolean {
     return this.userId !== null
   }
 
-  /** The topics and patterns this connection holds. */
+  /** The topics and patterns that the connection holds. */
   get subscriptions (): ReadonlySet<string> {
     return this.held
   }
 
   /**
-   * Whether it holds the topic, or a pattern that covers it and, with `authorizeTopic`, may hear it.
+   * Returns whether the connection receives events of this topic: it holds the topic, or it holds a pattern that covers the topic and
+   * `authorizeTopic` allows it.
    * @throws SSE_ERR_INVALID_TOPIC
    */
   hasSubscription (topic: string): boolean {
@@ -73,9 +86,17 @@ export class SSEConnection extends Lifecycle {
   }
 
   /**
-   * Sends one event to this client only: not logged, no id, not replayed.
-   * @returns false when the connection has ended, or is so slow that the event was dropped at once. One that waits may still be dropped for more urgent ones; `stats()` counts it.
-   * @throws SSE_ERR_INVALID_* when the event cannot be sent to anybody, SSE_ERR_EVENT_TOO_LARGE above `maxEventBytes`.
+   * Sends an event to this client only. The event is not logged, has no id, and is not replayed.
+   * @returns false if the connection has ended, or if the event was dropped because the client is too slow. A queued event can still be
+   * dropped later; `stats()` counts it.
+   * @throws SSE_ERR_INVALID_EVENT, SSE_ERR_INVALID_EVENT_NAME, SSE_ERR_INVALID_ID, SSE_ERR_INVALID_KEY, SSE_ERR_INVALID_RETRY,
+   * SSE_ERR_INVALID_DATA, SSE_ERR_INVALID_PRIORITY, SSE_ERR_INVALID_PAYLOAD, SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE,
+   * SSE_ERR_EVENT_TOO_LARGE
+   * @example
+   * ```ts
+   * const connection = await reply.sse()
+   * connection.sendEvent({ event: 'progress', data: { percent: 40 }, key: 'progress' })
+   * ```
    */
   sendEvent (event: EventInput): boolean {
     if (this.hasEnded()) return false
@@ -84,29 +105,40 @@ export class SSEConnection extends Lifecycle {
     return this.receive(Frame.ofMessage({ ...message, target: { clientIds: [this.clientId] } }, eventLog.epoch))
   }
 
-  /** Sends `{"resource":…,"data":…}` as event `data` to this client only. See `sendEvent`. */
+  /** Sends `{"resource":…,"data":…}` as the event `data` to this client only. Results and errors are those of `sendEvent`. */
   sendData<R extends ResourceName> (resource: R, data: ResourcePayload<R>): boolean {
     return this.sendEvent(createDataEvent(resource, data))
   }
 
-  /** Sends a notification to this client only, with priority HIGH. See `sendEvent`. */
+  /** Sends a notification with priority HIGH to this client only. Results and errors are those of `sendEvent`. */
   sendNotification (notification: NotificationInput): boolean {
     return this.sendEvent(createNotificationEvent(notification))
   }
 
-  /** @see SSEManager.addSubscription */
+  /**
+   * Adds a topic or pattern to this connection. Events that are published from now on are received. Has no effect if the connection
+   * holds it already.
+   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED,
+   * SSE_ERR_TOO_MANY_SUBSCRIPTIONS; SSE_ERR_UNKNOWN_CONNECTION if the connection has ended or streams a source
+   * @see SSEManager.addSubscription
+   */
   async addSubscription (subscription: string): Promise<void> {
     assertSubscription(subscription)
     known(this.clientId, await this.context.subscriptions.add(this.clientId, subscription))
   }
 
-  /** @see SSEManager.removeSubscription */
+  /**
+   * Removes a topic or pattern from this connection. Queued events that it no longer receives are not sent. Resolves with false if the
+   * connection did not hold it.
+   * @throws SSE_ERR_INVALID_SUBSCRIPTION; SSE_ERR_UNKNOWN_CONNECTION if the connection has ended or streams a source
+   * @see SSEManager.removeSubscription
+   */
   async removeSubscription (subscription: string): Promise<boolean> {
     assertSubscription(subscription)
     return known(this.clientId, this.context.subscriptions.remove(this.clientId, subscription))
   }
 
-  // --- Inside ---
+  // --- Internal ---
 
   /** @internal */
   protected override isTarget (target: Target): boolean {
@@ -118,7 +150,7 @@ export class SSEConnection extends Lifecycle {
     this.receive(unsubscribedFrame(subscriptionId, reason))
   }
 
-  /** The source has failed: the client is told no more than that, and the stream ends. @internal */
+  /** Ends the stream after its source has failed. The client does not receive the error. @internal */
   fail (): void {
     if (this.hasEnded()) return
     this.receive(sourceErrorFrame())

@@ -13,7 +13,7 @@ import { KEEP_ALIVE } from './control-frames.js'
 import type { Counted } from './statistics.js'
 import { tickMsFor, TimingWheel, type TimingOptions } from './timing-wheel.js'
 
-/** The options that connections are held to. */
+/** The options that concern connections; see `SSEOptions`. */
 export interface ConnectionOptions extends MessageOptions, TimingOptions {
   readonly outboxBytes: number
   readonly maxQueuedBytes: number
@@ -24,7 +24,7 @@ export interface ConnectionOptions extends MessageOptions, TimingOptions {
   readonly flush: 'immediate' | { readonly intervalMs: number }
 }
 
-/** The rest of the node, as far as connections use it. */
+/** The parts of the node that connections use. */
 interface Surroundings {
   readonly options: ConnectionOptions
   readonly log: Log
@@ -32,32 +32,32 @@ interface Surroundings {
   readonly eventLog: EventLog
   readonly audience: Audience<Receiver>
   readonly subscriptions: Authorization<Holder>
-  /** A connection has ended. */
+  /** Handles the end of a connection. */
   onEnd (connection: Counted, reason: string): void
 }
 
 /**
- * What the connections of a node share: clock, writing, reading of the log, and the account of what waits. A class: an
- * object literal is a dictionary to the engine, which each event would look things up in, for each connection.
+ * The objects that all connections of a node share. It is a class, because V8 would store the object literal as a dictionary, which
+ * makes each read slow.
  */
 export class ConnectionContext {
   readonly options: ConnectionOptions
-  /** Beside `options`, because each event reads it. */
+  /** The option `outboxBytes`. A property of its own, because each event reads it. */
   readonly outboxBytes: number
   readonly eventLog: EventLog
   readonly budget: MemoryBudget
   readonly flusher: Flusher
-  // A source goes on when what it has made is written: an interval would be its speed.
+  /** Flusher of connections with a source. It has no interval: a source waits for each write, so an interval would limit its rate. */
   readonly sourceFlusher = new Flusher(0)
   readonly wheel: TimingWheel
   readonly audience: Audience<Receiver>
   readonly replays: ReplayScheduler
-  /** What has lately been read from the log. */
+  /** Frames of messages that were recently read from the log. */
   readonly frames = new FrameCache()
   readonly subscriptions: Authorization<Holder>
   readonly log: Log
   readonly keepAliveChunk = new Chunk(KEEP_ALIVE)
-  /** First blocks, and blocks that tell a cursor: the same for all connections that open, or are silent, while nothing is published. */
+  /** First blocks, and cursor blocks of idle connections. They are equal for all connections until the next event is published. */
   readonly greetings = new ChunkMemo()
   readonly cursors = new ChunkMemo()
   readonly onEnd: (connection: Counted, reason: string) => void

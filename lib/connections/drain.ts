@@ -4,10 +4,10 @@ import type { TimingOptions } from './timing-wheel.js'
 import type { Registry } from '../subscriptions/registry.js'
 import type { Clock, Timer } from '../util/clock.js'
 
-/** How long after they were cut the streams are waited for whose head was never sent: those have no end of their own here. */
+/** Maximum wait after the cut, for streams whose headers were never sent: `cutShort` does not end them. */
 const HEADLESS_MS = 100
 
-/** The end of all streams of a node. */
+/** Closes all streams of a node. */
 export class Drain {
   readonly #registry: Registry<SSEConnection>
   readonly #drainMs: number
@@ -16,7 +16,7 @@ export class Drain {
   #ending: Promise<void> | null = null
   #onEmpty: (() => void) | null = null
 
-  /** @param loop how long the event loop has run: clients have `drainMs` of that to read. */
+  /** @param loop running time of the event loop in milliseconds. `drainMs` is measured by it, so that a blocked loop does not count. */
   constructor (registry: Registry<SSEConnection>, { clock, drainMs }: TimingOptions, loop: { readonly ran: number }) {
     this.#registry = registry
     this.#drainMs = drainMs
@@ -24,7 +24,10 @@ export class Drain {
     this.#loop = loop
   }
 
-  /** Tells each client its place and when to come back. Resolves when all are gone, after `drainMs` at the latest, and what the event loop stood still. Once or more. */
+  /**
+   * Closes all streams with the reason `shutdown`. Resolves when all have ended, at the latest after `drainMs` plus the time in which
+   * the event loop was blocked. Later calls return the same promise.
+   */
   begin (): Promise<void> {
     return (this.#ending ??= this.#begin())
   }
@@ -43,11 +46,11 @@ export class Drain {
           return
         }
         for (const connection of [...this.#registry.all()]) connection.cutShort()
-        // The ends of those that were cut come in a later turn of the event loop, which must not be overtaken: on a busy
-        // machine a timer that had been set before would be due already.
+        // Destroyed streams end in a later turn of the event loop, so the timer is set after that turn. On a busy machine,
+        // a timer that is set now could fire first.
         setImmediate(() => { if (this.#registry.size > 0) stop = clock.after(HEADLESS_MS, resolve) })
       }
-      // By the millisecond: the wheel may be a tick late.
+      // A timer of its own, because the wheel can be a tick late.
       let cut = clock.after(this.#drainMs, onTime)
       this.#onEmpty = () => {
         clock.cancel(cut)
@@ -57,7 +60,7 @@ export class Drain {
     })
   }
 
-  /** A stream has ended. */
+  /** Handles the end of a stream. */
   left (): void {
     if (this.#registry.size === 0) this.#onEmpty?.()
   }

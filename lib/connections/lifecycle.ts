@@ -9,24 +9,25 @@ import { farewellText, greetingText } from './control-frames.js'
 import { NO_POSITION } from './sender.js'
 import { Timing } from './timing.js'
 
-/** How a stream lives: set before it opens. */
+/** The settings of a stream, fixed before it opens. */
 export interface StreamSettings {
-  /** False for a stream of its own source. */
+  /** Whether broadcasts reach the stream; false for a stream of `reply.sse(source)`. */
   readonly managed: boolean
-  /** A HEAD request: there is no body. */
+  /** Whether the request is a HEAD request, whose response has no body. */
   readonly headOnly: boolean
+  /** Reconnection time of the first block, in milliseconds. */
   readonly retryMs: number
-  /** When the rights end, in milliseconds since the epoch; undefined for never. */
+  /** Expiry of the user's rights in milliseconds since the Unix epoch; undefined for rights that do not expire. */
   readonly expiresAt: number | undefined
 }
 
-/** The life of a stream: how it opens, and how it ends. */
+/** Opens and ends a stream. */
 export abstract class Lifecycle extends Timing {
   readonly #response: HttpResponse
   readonly #retryMs: number
   readonly #headOnly: boolean
   #abort: AbortController | null = null
-  /** Whether the application has it: before, there was no chance to listen to its signal. */
+  /** Whether the application has received the connection. Earlier, no listener of its signal can exist, so it must not abort. */
   #handedOver = false
   #onOpened: ((open: boolean) => void) | null = null
 
@@ -39,8 +40,15 @@ export abstract class Lifecycle extends Timing {
   }
 
   /**
-   * Aborts when the stream ends, whatever ends it. Its reason is an error with the name `AbortError`, the code SSE_ERR_STREAM_ENDED
-   * and the close reason as `closeReason`. It never aborts before the turn in which `reply.sse()` or `createConnection()` resolves is over.
+   * A signal that aborts when the stream ends, for any reason. Its `reason` is an error with the name `AbortError`, the code
+   * SSE_ERR_STREAM_ENDED and the property `closeReason`. It aborts only after the turn of the event loop in which `reply.sse()` or
+   * `createConnection()` resolves.
+   * @example
+   * ```ts
+   * const connection = await reply.sse()
+   * const timer = setInterval(() => connection.sendEvent({ data: Date.now() }), 1_000)
+   * connection.signal.addEventListener('abort', () => clearInterval(timer))
+   * ```
    */
   get signal (): AbortSignal {
     if (this.#abort === null) {
@@ -50,16 +58,20 @@ export abstract class Lifecycle extends Timing {
     return this.#abort.signal
   }
 
-  /** Why the stream ended, or is ending; null while it is open. */
+  /** The reason why the stream has ended or is closing; null while it is open. */
   get closeReason (): string | null {
     return this.reason
   }
 
   /**
-   * Ends the stream: what waits in this turn is written, then the client's cursor and `sse:close` with the reason. Events
-   * that a slow client has not read stay in the log for its return.
-   * @param reason one of `CloseReason`, or the application's own: `a-z`, `0-9` and `-`, at most 64.
+   * Closes the stream. The events of this turn are written, then the cursor and `sse:close` with the reason. Events in the log that a
+   * slow client has not received are replayed when it reconnects. Has no effect on a stream that has ended or is closing.
+   * @param reason a `CloseReason`, or a reason of the application: 1 to 64 characters of `a-z`, `0-9` and `-`. Default `closed`.
    * @throws SSE_ERR_INVALID_CLOSE_REASON
+   * @example
+   * ```ts
+   * for (const connection of app.sse.getConnectionsByUser('ada')) connection.close('kicked')
+   * ```
    */
   override close (reason: string = 'closed'): void {
     assertCloseReason(reason)
@@ -75,31 +87,31 @@ export abstract class Lifecycle extends Timing {
     this.writer.end(farewell, reason === 'shutdown' ? drainMs : null)
   }
 
-  /** The stream has ended. Called once. @internal */
+  /** Handles the end of the stream. Called once. @internal */
   protected abstract onEnd (reason: string): void
 
   // --- From the request to the open stream ---
 
-  /** Resolves with true once the head is sent, with false when that will not happen any more. @internal */
+  /** Resolves with true when the headers are sent, and with false if the stream ends earlier. @internal */
   opened (): Promise<boolean> {
     if (this.state !== 'opening') return Promise.resolve(this.isConnected)
     return new Promise(resolve => { this.#onOpened = resolve })
   }
 
   /**
-   * Sends the head and the first block, and goes live from this moment, or from the client's cursor.
-   * @param destination where to write: the response, or a stream that leads to it, such as a compressor.
+   * Sends the headers and the first block. Deliveries start now, after a replay from the client's cursor if there is one.
+   * @param destination the response, or a stream that is piped to it, such as a compressor
    * @internal
    */
   open (destination: Writable, opening: Opening = {}): void {
-    // The request may have been answered in the meantime, as by a handlerTimeout: then only the end is to come.
+    // Fastify can have answered the request meanwhile, for example after `handlerTimeout`. Then only the end of the response follows.
     if (this.state !== 'opening' || isGone(this.#response)) return
     if (this.#headOnly) return this.#openHead(opening)
     const { eventLog, greetings } = this.context
-    // A client that is behind is told its own cursor, which is not that of the log yet.
+    // A client with a backlog receives its own cursor, which is not the position of the log.
     const position = this.backlog.behind ? NO_POSITION : eventLog.position
     this.writer.open(destination, opening, greetings.of(greetingText(this.#retryMs, this.cursorBlock())))
-    // What wraps the response has thrown: the stream was cut.
+    // A wrapper of the response has thrown, so the stream was destroyed.
     if (!this.#isOpening()) return
     this.state = 'open'
     this.goLive(position)
@@ -112,7 +124,7 @@ export abstract class Lifecycle extends Timing {
     }
   }
 
-  // The compiler does not see that opening the writer may end the stream.
+  // A method, because the compiler does not know that opening the writer can change the state.
   #isOpening (): boolean {
     return this.state === 'opening'
   }
@@ -132,8 +144,8 @@ export abstract class Lifecycle extends Timing {
   }
 
   /**
-   * The application gets the connection. If its stream has ended meanwhile, as that of a HEAD request, the signal aborts a turn
-   * later: whatever listens by then hears of it. @internal
+   * Marks that the application receives the connection. If the stream has already ended, as for a HEAD request, the signal aborts in the
+   * next turn of the event loop. The application can add listeners until then. @internal
    */
   handOver (): void {
     if (this.state !== 'closed') {
@@ -152,14 +164,14 @@ export abstract class Lifecycle extends Timing {
 
   // --- The end ---
 
-  /** Destroys the stream without a close event: the client is not reading, or must not read on. @internal */
+  /** Destroys the stream without `sse:close`, because the client does not read, or must not read further. @internal */
   protected override cut (reason: CloseReason): void {
     this.reason ??= reason
     this.state = 'closing'
     this.destroy()
   }
 
-  /** The time for a graceful end is over. @internal */
+  /** Destroys a stream that is still closing. @internal */
   cutShort (): void {
     if (this.state === 'closing') this.destroy()
   }
@@ -170,7 +182,7 @@ export abstract class Lifecycle extends Timing {
     destroyTransport(this.#response, this.reason === 'shutdown')
   }
 
-  /** The one way out. @internal */
+  /** Ends the connection. Every end of a stream leads here. @internal */
   finish (): void {
     if (this.state === 'closed') return
     const reason = (this.reason ??= (this.#headOnly ? 'head' : 'client') satisfies CloseReason)

@@ -1,32 +1,39 @@
 import type { Frame } from '../delivery/frame.js'
 
-/** One priority's part of an outbox: the frames that wait, and how far this lane of the log has been read and sent. */
+/** The waiting frames of one priority in an outbox, and the positions up to which its events are read and sent. */
 export class OutboxLane {
   readonly #logged = new Set<Frame>()
-  /** Each with the place in the log it was published behind. */
+  /** Ephemeral frames, each with the log position at its delivery. */
   readonly #ephemeral = new Map<Frame, number>()
-  /** The client has seen this lane up to here: where it stands while logged frames wait. */
+  /** Position up to which the client was sent this lane, while logged frames wait. */
   #sent = 0
-  /** The log has been read up to here: where the lane stands while it lags and nothing waits. */
+  /** Position up to which the log was read, while the lane lags. */
   read = 0
 
+  /** Whether no frames wait. */
   get empty (): boolean {
     return this.#logged.size === 0 && this.#ephemeral.size === 0
   }
 
+  /** Whether logged frames wait. */
   get hasLogged (): boolean {
     return this.#logged.size > 0
   }
 
+  /** The waiting logged frames, oldest first. */
   get logged (): Iterable<Frame> {
     return this.#logged
   }
 
+  /** The waiting ephemeral frames, oldest first. */
   get ephemeral (): Iterable<Frame> {
     return this.#ephemeral.keys()
   }
 
-  /** @param position where the log stands: an ephemeral frame comes after what has been logged before it. */
+  /**
+   * Appends a frame.
+   * @param position position of the log. An ephemeral frame is sent after the events that were logged before it.
+   */
   append (frame: Frame, position: number): void {
     if (frame.seq === 0) {
       this.#ephemeral.set(frame, position)
@@ -36,17 +43,22 @@ export class OutboxLane {
     this.#logged.add(frame)
   }
 
+  /** Removes a frame without sending it. */
   remove (frame: Frame): void {
     if (frame.seq === 0) this.#ephemeral.delete(frame)
     else this.#logged.delete(frame)
   }
 
+  /** Removes a frame that is sent now. */
   send (frame: Frame): void {
     this.remove(frame)
     if (frame.seq > 0) this.#sent = frame.seq
   }
 
-  /** The frames that may leave, in the order they were published. While the lane lags, an ephemeral one stays until what was logged before it has been read. */
+  /**
+   * Yields the frames that can be sent, in publishing order. While the lane lags, an ephemeral frame waits until the events logged before
+   * it are read.
+   */
   * ready (lagging: boolean): Generator<Frame> {
     const logged = this.#logged.values()
     let next = logged.next()
@@ -59,14 +71,14 @@ export class OutboxLane {
   }
 
   /**
-   * The position in this lane that the client would resume from now.
-   * @param otherwise where that is when no logged frame waits.
+   * Returns the position in this lane from which the client would resume now.
+   * @param otherwise the position if no logged frame waits
    */
   seen (otherwise: number): number {
     return this.#logged.size > 0 ? this.#sent : otherwise
   }
 
-  /** Logged frames were discarded: ephemeral frames no longer wait for them. */
+  /** Lets ephemeral frames be sent without the logged frames before them, which were discarded. */
   unchain (): void {
     for (const frame of this.#ephemeral.keys()) this.#ephemeral.set(frame, 0)
   }

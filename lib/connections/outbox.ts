@@ -7,20 +7,20 @@ import { FRAME_BYTES, type Frame } from '../delivery/frame.js'
 import { OutboxLane } from './outbox-lane.js'
 
 /**
- * The bounded waiting room of one connection that cannot be written to right now, and its place in the log. Higher
- * priorities leave first. When it is full, ephemeral frames are dropped and logged frames leave for the log they came
- * from, lowest priority first. A priority that has left lags, and all below it: nothing of them is taken as it is delivered,
- * and nothing leaves, before what is more urgent has been read from the log. No sockets here.
+ * The bounded queue of one connection that cannot be written to at present, and its position in the log. Higher priorities are sent
+ * first. If the queue is full, ephemeral frames are dropped. Logged frames are removed and read from the log later, lowest priority first.
+ * A priority whose frames were removed lags, and all lower priorities lag with it. Their frames are not queued at delivery, and are
+ * sent only after more urgent events are read from the log.
  */
 export class Outbox {
   readonly #limit: number
   readonly #budget: MemoryBudget
   readonly #lanes: readonly OutboxLane[] = Array.from({ length: PRIORITIES }, () => new OutboxLane())
-  /** Waiting frames that a newer one with the same key replaces. */
+  /** Waiting frames by key. A newer frame with the same key replaces the older one. */
   readonly #keyed = new Map<string, Frame>()
-  /** Logged frames with a key that were taken while a page is being read: what it has of the same key is older. */
+  /** Newest sequence number per key, queued while a page is read. Frames of the page with a lower one are outdated. */
   #overtaking: Map<string, number> | null = null
-  /** The highest priority that lags; -1 when all are live. */
+  /** The highest priority that lags; -1 if none lags. */
   #level = -1
   /** The pending gap event. No cursor is sent before it: a client with a later cursor would miss the gap. */
   #gap: Frame | null = null
@@ -28,15 +28,15 @@ export class Outbox {
   #dropped = 0
 
   /**
-   * @param limit bytes; a single larger frame is still taken when nothing else waits.
-   * @param budget shared with the other outboxes; what it has no room for is not taken as it is delivered.
+   * @param limit maximum size in bytes; a single larger frame is accepted if nothing else waits
+   * @param budget memory budget of all outboxes; frames that exceed it are not queued at delivery
    */
   constructor (limit: number, budget: MemoryBudget) {
     this.#limit = limit
     this.#budget = budget
   }
 
-  /** Gives back what it holds of the budget: its connection has ended. */
+  /** Removes all frames, and returns their bytes to the budget. */
   discard (): void {
     for (const lane of this.#lanes) {
       for (const frame of lane.logged) this.#remove(frame)
@@ -44,24 +44,25 @@ export class Outbox {
     }
   }
 
+  /** Memory of the waiting frames in bytes. */
   get bytes (): number {
     return this.#bytes
   }
 
-  /** Ephemeral frames dropped so far. */
+  /** Number of ephemeral frames dropped so far. */
   get dropped (): number {
     return this.#dropped
   }
 
-  /** Nothing waits and nothing is to be read from the log. */
+  /** Whether no frames wait, and nothing must be read from the log. */
   get idle (): boolean {
     return this.#level < 0 && this.#gap === null && this.#lanes.every(lane => lane.empty)
   }
 
   /**
-   * As `lagging`, to read a page from there.
-   * @param newest of each priority the newest place in the log: a lane that has been read up to it is level with the log,
-   * however long it waits for those above. What it has not read would fall out of the log otherwise, and there is nothing.
+   * Returns `lagging` for the next page, after an update of the lanes that have nothing left to read.
+   * @param newest newest sequence number of each priority. A lane that is read up to it moves to `position`. Without this, its position
+   * would leave the history while it waits for higher priorities, and cause a gap although the client missed no event.
    */
   ask (newest: readonly number[], position: number): { priority: EventPriority, after: number } | null {
     for (const [priority, lane] of this.#lanes.entries()) if (priority <= this.#level && lane.read >= newest[priority]!) lane.read = Math.max(lane.read, position)
@@ -70,29 +71,30 @@ export class Outbox {
     return this.lagging
   }
 
-  /** The most urgent lane to be read from the log, and from where; null when all are live. */
+  /** The most urgent lane that must be read from the log, and the position after which to read; null if no lane lags. */
   get lagging (): { priority: EventPriority, after: number } | null {
     return this.#level < 0 ? null : { priority: this.#level as EventPriority, after: this.#lanes[this.#level]!.read }
   }
 
+  /** Returns whether the next read is still this lane at this position. */
   isReading (priority: EventPriority, after: number): boolean {
     return this.#level === priority && this.#lanes[priority]!.read === after
   }
 
-  /** What a client that leaves now has seen, when the log stands at `position`; null while it has to hear of a gap first. */
+  /** Returns the lanes from which the client would resume now, with the log at `position`; null while a gap event is pending. */
   place (position: number): Lanes | null {
     return this.#gap === null ? this.#seen(position) : null
   }
 
-  /** Begins at a cursor: from the most urgent lane that is behind `position`, the log is read. */
+  /** Starts at a cursor. The most urgent lane behind `position` and all lower lanes are read from the log. */
   startAt (lanes: Lanes, position: number): void {
     this.#level = lanes.findLastIndex(seq => seq < position)
     for (const [priority, lane] of this.#lanes.entries()) lane.read = lanes[priority]!
   }
 
   /**
-   * Takes a frame as it is delivered. False when it was dropped: it was ephemeral and there was no room.
-   * @param position where the log stood before it.
+   * Queues a frame at its delivery. Returns false if it was dropped, which happens only to ephemeral frames.
+   * @param position position of the log before the frame
    */
   push (frame: Frame, position: number): boolean {
     if (this.#lags(frame)) return true
@@ -107,11 +109,11 @@ export class Outbox {
     return true
   }
 
-  /** Takes a frame read from the log for the lane that lags. False when there is no room: read it again later. */
+  /** Queues a frame that was read from the log for the lagging lane. Returns false if the queue is full; it must be read again later. */
   refill (frame: Frame): boolean {
     if (frame.key === null || this.#newestOf(frame.key) < frame.seq) {
       if (this.#crowded(frame) && this.#hasReady()) return false
-      // Nothing else will make room: what stays behind this lane gives way.
+      // No frame can be sent to free memory, so ephemeral frames are dropped. Without this, the read would never continue.
       this.#shed(frame.priority, () => this.#crowded(frame))
       this.#conflate(frame)
       this.#append(frame, frame.seq)
@@ -120,20 +122,20 @@ export class Outbox {
     return true
   }
 
-  /** The lane has been read up to `seq`; those that have been read up to `position` are live again. */
+  /** Sets the position up to which a lane is read. Lanes that are read up to `position` no longer lag. */
   advance (priority: EventPriority, seq: number, position: number): void {
     const lane = this.#lanes[priority]!
     lane.read = Math.max(lane.read, seq)
     this.#goLive(position)
   }
 
-  /** Lanes that have been read up to `position` do not lag, nor do those above. */
+  /** Ends the lag of lanes that are read up to `position`, from the most urgent one down. */
   #goLive (position: number): void {
     while (this.#level >= 0 && this.#lanes[this.#level]!.read >= position) this.#level--
     if (this.#level < 0) this.#overtaking = null
   }
 
-  /** What the lagging lanes were to read is gone: they go on live, behind the frame that says so. */
+  /** Ends the lag of all lanes without reading, and queues a gap event. Their logged frames are discarded. */
   skip (gap: Frame): void {
     for (const lane of this.#lanes.slice(0, this.#level + 1)) {
       for (const frame of lane.logged) this.#remove(frame)
@@ -143,7 +145,7 @@ export class Outbox {
     this.#gap ??= gap
   }
 
-  /** All that was logged is void, what waits of it as well. */
+  /** Discards the logged frames of all lanes, and queues a gap event. */
   restart (gap: Frame): void {
     this.#level = PRIORITIES - 1
     this.skip(gap)
@@ -158,7 +160,7 @@ export class Outbox {
     }
   }
 
-  /** The text of the next blocks, about `bytes` of them, each logged one with the cursor that holds once it is read. */
+  /** Removes and returns the next blocks, about `bytes` bytes. Each logged block has the cursor that is valid after it is received. */
   take (bytes: number, epoch: string, position: number): { text: string, frames: readonly Frame[] } {
     let text = ''
     const frames: Frame[] = []
@@ -184,7 +186,7 @@ export class Outbox {
     return { text, frames }
   }
 
-  /** Whether something may leave without more of the log being read. */
+  /** Returns whether a frame can be sent before more of the log is read. */
   #hasReady (): boolean {
     return this.#gap !== null || this.#lanes.some((lane, priority) => priority > this.#level ? !lane.empty : priority === this.#level && lane.hasLogged)
   }
@@ -193,7 +195,7 @@ export class Outbox {
     return this.#lanes.map((lane, priority) => lane.seen(priority <= this.#level ? lane.read : position))
   }
 
-  /** Whether it comes from the log. */
+  /** Returns whether the frame will be read from the log later. */
   #lags ({ seq, priority }: Frame): boolean {
     return seq > 0 && priority <= this.#level
   }
@@ -237,14 +239,14 @@ export class Outbox {
     if (older !== undefined) this.#remove(older)
   }
 
-  /** A logged frame may displace what is of its own priority and below, an ephemeral one only what is below. */
+  /** Frees memory for a frame. A logged frame displaces frames of its own priority and below, an ephemeral frame only those below. */
   #makeRoom (frame: Frame, position: number): void {
     const highest = frame.seq > 0 ? frame.priority : frame.priority - 1
     this.#shed(highest, () => this.#full(frame))
     for (let priority = 0; priority <= highest && this.#full(frame); priority++) this.#fallBehind(priority, position)
   }
 
-  /** Drops ephemeral frames while need be, the lowest and oldest first. */
+  /** Drops ephemeral frames while `need` returns true, lowest priority and oldest first. */
   #shed (highest: number, need: () => boolean): void {
     for (let priority = 0; priority <= highest; priority++) {
       for (const frame of this.#lanes[priority]!.ephemeral) {
@@ -255,7 +257,7 @@ export class Outbox {
     }
   }
 
-  /** The logged frames of a priority and below leave for the log. */
+  /** Removes the logged frames of a priority and below. They will be read from the log later. */
   #fallBehind (highest: number, position: number): void {
     const seen = this.#seen(position)
     for (let priority = 0; priority <= highest; priority++) {

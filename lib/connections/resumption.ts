@@ -6,13 +6,13 @@ import { gapFrame } from './control-frames.js'
 import type { Outbox } from './outbox.js'
 
 /**
- * A client that has come back with a cursor, until it is known where its stream begins: there, or with the gap that says why not. That
- * the log no longer keeps what comes after the cursor shows later, when the first page is read (`Ring.read`, `Backlog.readPage`).
+ * The resumption of a client that reconnects with a cursor. It decides whether the stream begins at the cursor or with a gap event.
+ * Whether the history still contains the events after the cursor is known only when the first page is read.
  */
 export class Resumption {
   readonly #context: ConnectionContext
   readonly #cursor: Cursor
-  /** As the client has written it. */
+  /** The cursor as the client sent it. */
   readonly #lastEventId: string
 
   constructor (context: ConnectionContext, cursor: Cursor, lastEventId: string) {
@@ -21,18 +21,19 @@ export class Resumption {
     this.#lastEventId = lastEventId
   }
 
+  /** The cursor in its standard form. */
   get cursor (): string {
     return formatLanes(this.#cursor.epoch, this.#cursor.lanes)
   }
 
-  /** Why this node knows of no such place in the log; null if it does. */
+  /** The reason of a gap as far as this node knows; null if this node has reached the cursor. */
   get gap (): GapReason | null {
     const { epoch, position } = this.#context.eventLog
     if (this.#cursor.epoch !== epoch) return 'epoch'
     return Math.max(...this.#cursor.lanes) > position ? 'unknown' : null
   }
 
-  /** Resolves with the gap before the cursor, or with null when there is reason to look again whether this node knows it. Rejects when the log cannot be asked. */
+  /** Reads the log at the cursor. Resolves with the reason of a gap; null if `gap` must be checked again. Rejects if the read fails. */
   async ask (broker: Broker): Promise<GapReason | null> {
     const { epoch, lanes } = this.#cursor
     const { gap } = await broker.read({ epoch, after: Math.max(...lanes), priority: EventPriority.LOW, limit: 1 })
@@ -40,8 +41,8 @@ export class Resumption {
   }
 
   /**
-   * Begins at the cursor, or with a gap.
-   * @param outbox makes it if there is none: a client that has missed nothing needs none.
+   * Begins the stream at the cursor, or with a gap event if there is a reason for it.
+   * @param outbox returns the outbox, created if needed; a client that has missed nothing does not need it
    */
   begin (gap: GapReason | null, outbox: () => Outbox): void {
     const { eventLog: { position }, options: { maxReplayEvents } } = this.#context

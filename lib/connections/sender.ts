@@ -17,31 +17,31 @@ import type { ConnectionStats } from './statistics.js'
 export type ConnectionState = 'opening' | 'open' | 'closing' | 'closed'
 
 const PUMP_BYTES = 16 * 1024
-/** No sequence number. */
+/** A position that equals no position of the log. */
 export const NO_POSITION = -1
 
-/** The sending half of a connection: receives frames, writes them as fast as the client reads, and reads from the log what the client has missed. */
+/** Sends frames to one client, as fast as it reads, and reads missed events from the log. */
 export abstract class Sender {
-  // What each event touches stands first: side by side in memory, it is fetched together.
+  // Fields that each event uses come first, so that they share cache lines.
   /** @internal */ readonly managed: boolean
   /** @internal */ mark = 0
   /** See `WriterOwner`. @internal */ blocked = true
   /** @internal */ next: Flushable | null = null
-  /** Why the stream ended, or is ending. @internal */ protected reason: string | null = null
+  /** The reason why the stream has ended or is closing; null while it is open. @internal */ protected reason: string | null = null
   /** @internal */ protected state: ConnectionState = 'opening'
   /** @internal */ protected readonly context: ConnectionContext
   /** @internal */ protected readonly writer: Writer
   /** @internal */ protected readonly backlog: Backlog
-  /** The position of the log that the client has been sent. */
+  /** Log position of the last cursor that the client was sent. */
   #sentPosition = 0
   #sent = 0
-  /** By the wheel's clock. @internal */ protected lastWriteAt = 0
-  /** The frames that are being written in pieces, for as long as they are. */
+  /** Time of the last write, by the clock of the wheel. @internal */ protected lastWriteAt = 0
+  /** The frames that are being written in pieces; null if there are none. */
   #unfinished: readonly Frame[] | null = null
   #waiter: (() => void) | null = null
-  /** How many decisions about the user's rights the stream waits for. */
+  /** Number of pending authorizations that delay this stream. */
   #holds = 0
-  /** While it waits for decisions: whether the socket is full. */
+  /** Whether the socket is full, while authorizations are pending. */
   #socketBlocked = false
 
   /** @internal */
@@ -52,24 +52,24 @@ export abstract class Sender {
     this.backlog = new Backlog(context)
   }
 
-  /** What this connection has sent, dropped and queued so far. */
+  /** Returns the counters of this connection. */
   stats (): ConnectionStats {
     const { dropped, bytes, lagging } = this.backlog
     return { sentEvents: this.#sent, droppedEvents: dropped, queuedBytes: bytes + this.writer.queuedBytes, lagging }
   }
 
-  /** True from the first byte of the response until its end has begun. */
+  /** Whether the stream is open: true after the response headers are sent, until the stream closes or ends. */
   get isConnected (): boolean {
     return this.state === 'open'
   }
 
-  // --- What the life of the connection decides ---
+  // --- Implemented by subclasses ---
 
-  /** Whether a message with this target is for the connection, as things stand now. @internal */
+  /** Returns whether the connection currently receives messages with this target. @internal */
   protected abstract isTarget (target: Target): boolean
-  /** The stream waits from now on, for its socket or for a decision about rights. @internal */
+  /** Handles that the stream starts to wait, for its socket or for an authorization. @internal */
   protected abstract onWait (): void
-  /** Destroys the stream without a close event. @internal */
+  /** Destroys the stream without `sse:close`. @internal */
   protected abstract cut (reason: CloseReason): void
   /** See `WriterOwner`. @internal */
   abstract onWriteError (error: unknown): void
@@ -78,7 +78,7 @@ export abstract class Sender {
 
   // --- Frames ---
 
-  // A private getter costs a call into the engine's runtime at each event.
+  // A method, because V8 runs private getters slowly, and each event calls this.
   /** @internal */
   protected hasEnded (): boolean {
     return this.reason !== null
@@ -88,7 +88,7 @@ export abstract class Sender {
     (this.managed ? this.context.flusher : this.context.sourceFlusher).mark(this)
   }
 
-  /** Takes a frame for the end of this turn. False when it was dropped. @internal */
+  /** Queues a frame for the end of this turn. Returns false if it was dropped. @internal */
   receive (frame: Frame): boolean {
     if (this.hasEnded()) return false
     if (!this.blocked && this.backlog.overflows(frame)) this.flush()
@@ -97,7 +97,7 @@ export abstract class Sender {
     return taken
   }
 
-  /** Writes what has come in this turn. @internal */
+  /** Writes the frames of this turn. @internal */
   flush (): void {
     if (this.state !== 'open') return
     if (this.blocked) this.backlog.spill()
@@ -113,7 +113,7 @@ export abstract class Sender {
     this.#pump()
   }
 
-  /** Writes what waits for as long as the socket takes it, and asks for more when there is room. */
+  /** Writes waiting frames until the socket is full. If it is not full, requests the next page of a lagging connection. */
   #pump (): void {
     if (this.state !== 'open') return
     while (!this.blocked) {
@@ -146,7 +146,7 @@ export abstract class Sender {
     if (this.blocked) this.onWait()
   }
 
-  /** The head and the first block have been written, with the cursor of the client or, if it is level with the log, that of the log. @internal */
+  /** Starts deliveries after the first block. `position` is the log position of its cursor, or `NO_POSITION`. @internal */
   protected goLive (position: number): void {
     this.#sentPosition = position
     this.#wrote()
@@ -154,7 +154,7 @@ export abstract class Sender {
     if (this.backlog.behind) this.#marked()
   }
 
-  /** Frames that are written in pieces are checked when rights change: until then they take memory beside the pieces. */
+  /** Keeps frames that are written in pieces, to check them when rights change. The budget counts them beside the pieces. */
   #keepUnfinished (frames: readonly Frame[]): void {
     this.#unfinished = frames
     for (const frame of frames) this.context.budget.hold(frame)
@@ -174,7 +174,7 @@ export abstract class Sender {
 
   // --- The log ---
 
-  /** Reads the next page of what this connection has missed. Rejects when the log cannot be read. @internal */
+  /** Reads the next page of missed events. Rejects if the log cannot be read. @internal */
   async readPage (broker: Broker, turns: Turns): Promise<void> {
     if (this.state !== 'open') return
     try {
@@ -184,22 +184,22 @@ export abstract class Sender {
     }
   }
 
-  /** The log has lost its continuity: what this connection holds of it is void. @internal */
+  /** Handles lost continuity of the log: queued frames of the log are invalid. @internal */
   fallOut (reason: GapReason): void {
     if (!this.managed || this.hasEnded()) return
     this.backlog.fallOut(reason)
-    // A number of another epoch is another position.
+    // The same number in another epoch is another position.
     this.#sentPosition = NO_POSITION
     this.#marked()
   }
 
-  /** The block that tells the client its cursor; empty while no cursor may be told. @internal */
+  /** Returns the block with the cursor of the client; empty while no cursor can be sent. @internal */
   protected cursorBlock (): string {
     const cursor = this.managed ? this.backlog.cursor : null
     return cursor === null ? '' : encodeIdBlock(cursor)
   }
 
-  /** Tells the client the position of the log if that has moved on with nothing for it. Returns whether it had. @internal */
+  /** Sends the cursor if the log has advanced without events for this client. Returns whether it was sent. @internal */
   protected keepCursor (): boolean {
     const { eventLog: { position }, cursors } = this.context
     if (!this.managed || this.#sentPosition === position || !this.backlog.empty) return false
@@ -210,12 +210,12 @@ export abstract class Sender {
 
   // --- Rights ---
 
-  /** Removes the waiting frames that are not for this connection any more. A frame that is being written goes on. @internal */
+  /** Removes waiting frames whose target no longer includes this connection. A frame that is being written continues. @internal */
   sift (): void {
     if (this.state !== 'closed') inNoContext(() => this.backlog.sift(target => this.isTarget(target)))
   }
 
-  /** Rights of this user have changed: what waits is looked at again. @internal */
+  /** Checks waiting frames again after rights of the user have changed. @internal */
   reconsider (): void {
     this.sift()
     const unfinished = this.#unfinished
@@ -225,10 +225,10 @@ export abstract class Sender {
     this.cut('revoked')
   }
 
-  /** Nothing more is written until `letGo`, as if the socket were full. A stream whose rights are still unknown after `stallTimeoutMs` ends. @internal */
+  /** Stops writing until `letGo()`, as if the socket were full. After `stallTimeoutMs` the stream is closed. @internal */
   hold (): void {
     if (++this.#holds > 1) return
-    // A client that is stalled stays so, however often its rights are asked about.
+    // The stall time of a blocked client continues: repeated authorizations must not keep it connected.
     const isStalled = this.blocked
     this.#block()
     if (this.state === 'open' && !isStalled) this.onWait()
@@ -251,20 +251,20 @@ export abstract class Sender {
     if (!this.blocked) this.#marked()
   }
 
-  /** Whether the stream waits for a decision about rights, and for nothing else. @internal */
+  /** Whether the stream waits for an authorization only, and not for its socket. @internal */
   protected get waitsForRights (): boolean {
     return this.#holds > 0 && !this.#socketBlocked
   }
 
   // --- Sources ---
 
-  /** Resolves when everything taken so far is with the HTTP layer, or the connection has ended. @internal */
+  /** Resolves when all queued frames are written, or the connection has ended. @internal */
   drained (): Promise<void> {
     if (this.hasEnded() || !this.#isWaiting()) return Promise.resolve()
     return new Promise(resolve => { this.#waiter = resolve })
   }
 
-  /** Whether a source should wait before it adds this frame: of what a source made, nothing is dropped. @internal */
+  /** Returns whether a source must wait before it adds this frame, so that none of its items is dropped. @internal */
   crowdedFor (frame: Frame): boolean {
     if (this.hasEnded()) return false
     const { behind, textBytes } = this.backlog
@@ -283,7 +283,7 @@ export abstract class Sender {
 
   // --- The end ---
 
-  /** Nothing is taken any more: what waits is dropped, and a source that waits goes on. @internal */
+  /** Discards waiting frames, and wakes a waiting source. @internal */
   protected stopSending (): void {
     this.backlog.clear()
     this.#wake()

@@ -1,17 +1,17 @@
 import type { CloseReason } from './close-reason.js'
 import { Sender } from './sender.js'
 
-/** Cuts a client that is slow for too long: one whose socket has taken nothing for `stallTimeoutMs`. A full queue alone cuts no client. */
+/** Destroys a stream whose socket has accepted no byte for `stallTimeoutMs`. A full queue alone is no reason. */
 export abstract class Stall extends Sender {
   /** @internal */ dueAt = Infinity
   /** @internal */ slot = -1
   /** @internal */ slotIndex = 0
-  /** Since when the stream has waited for its socket, or for a decision about rights, in time that the event loop has run. */
+  /** Start of the wait for the socket or an authorization, in running time of the event loop. */
   #waitingSince = 0
 
-  // --- What the life of the connection decides ---
+  // --- Implemented by subclasses ---
 
-  /** Ends the stream in good order. */
+  /** Closes the stream with `sse:close`. */
   abstract close (reason?: string): void
   /** See `Timed`. @internal */
   abstract onTime (now: number): void
@@ -31,18 +31,18 @@ export abstract class Stall extends Sender {
     if (stallTimeoutMs > 0 && stalledAt < this.dueAt) wheel.schedule(this, stalledAt)
   }
 
-  /** How long the socket has had to take what was written. @internal */
+  /** Returns the time since the wait started, in milliseconds. @internal */
   protected waitedMs (): number {
     return this.context.wheel.ran - this.#waitingSince
   }
 
-  /** When a stream that waits is to be looked at again; Infinity for one that does not. @internal */
+  /** Returns the time of the next stall check; Infinity for a stream that does not wait. @internal */
   protected stalledAt (now: number): number {
     const { stallTimeoutMs } = this.context.options
     return this.blocked && stallTimeoutMs > 0 ? now + stallTimeoutMs - this.waitedMs() : Infinity
   }
 
-  /** Ends the stream if it has waited for too long. Returns whether it has. @internal */
+  /** Ends the stream if it has waited for `stallTimeoutMs`. Returns whether it was ended. @internal */
   protected cutIfStalled (): boolean {
     const { stallTimeoutMs } = this.context.options
     if (!this.blocked || stallTimeoutMs === 0 || this.waitedMs() < stallTimeoutMs) return false

@@ -1,56 +1,63 @@
 import { isCloseReason } from './close-reason.js'
 import type { Member, Registry } from '../subscriptions/registry.js'
 
+/** Counters of one connection, returned by `connection.stats()`. */
 export interface ConnectionStats {
-  /** Events written to this client, replayed ones included. */
+  /** Number of events written to the client, including replayed events. */
   readonly sentEvents: number
-  /** Ephemeral events dropped because the client was too slow. */
+  /** Number of ephemeral events that were dropped because the client was too slow. */
   readonly droppedEvents: number
-  /** Bytes that wait: held here, targets, keys and 400 for each waiting event included, or in Node's own queue; the kernel's buffers are not counted. */
+  /**
+   * Bytes that wait for the client, in this package and in Node's own queue. Buffers of the kernel are not counted. Each waiting event
+   * counts with its text, its target, its key and 400 bytes.
+   */
   readonly queuedBytes: number
-  /** Whether the client reads older events from the log, or waits for this node, which has yet to reach the client's cursor. */
+  /** Whether the client reads older events from the log, or waits until this node reaches its cursor. */
   readonly lagging: boolean
 }
 
+/** Counters of one node, returned by `stats()`. Totals start at 0 with the manager. */
 export interface ManagerStats {
-  /** Open streams of this node, those with a source of their own included. */
+  /** Number of open streams, including streams of `reply.sse(source)`. */
   readonly connections: number
+  /** Number of distinct users with an open stream. */
   readonly users: number
-  /** Distinct topics and patterns held. */
+  /** Number of distinct topics and patterns that connections hold. */
   readonly subscriptions: number
-  /** Messages delivered to this node so far. */
+  /** Total number of messages delivered on this node. A message counts once, for any number of connections. */
   readonly messages: number
-  /** Deliveries: one for each message and connection. */
+  /** Total number of deliveries: one for each message and connection. */
   readonly delivered: number
-  /** Ephemeral events dropped for slow clients. */
+  /** Total number of ephemeral events that were dropped for slow clients. */
   readonly dropped: number
-  /** Connections that read older events from the log, or wait for this node, which has yet to reach their clients' cursors. */
+  /** Number of connections that read older events from the log, or wait until this node reaches their cursor. */
   readonly lagging: number
-  /** Bytes that wait for slow clients, the kernel's own buffers not counted. */
+  /** Bytes that wait for slow clients, without buffers of the kernel. The sum of `queuedBytes` of all connections. */
   readonly queuedBytes: number
-  /** Streams ended so far, by reason; beyond 64 reasons the application's own count as `other`. */
+  /** Total number of ended streams by close reason. After 64 distinct reasons, further reasons of the application count as `other`. */
   readonly closed: Readonly<Record<string, number>>
 }
 
 const MAX_COUNTED_REASONS = 64
 
-/** A connection whose numbers are summed. */
+/** A connection whose counters are summed. */
 export interface Counted extends Member {
+  /** Returns the counters of the connection. */
   stats (): ConnectionStats
 }
 
-/** What the dispatcher has counted. */
+/** The counters of the dispatcher. */
 interface Counters {
   readonly messages: number
   readonly deliveries: number
 }
 
-/** What this node has seen, and what its connections say of themselves. @internal */
+/** Sums the counters of this node and of its connections. @internal */
 export class Statistics {
   readonly #registry: Registry<Counted>
   readonly #counters: Counters
   readonly #closed: Record<string, number> = Object.create(null)
-  /** By those that have ended. */
+  /** Ephemeral events that connections had dropped when they ended. */
   #dropped = 0
 
   constructor (registry: Registry<Counted>, counters: Counters) {
@@ -58,6 +65,7 @@ export class Statistics {
     this.#counters = counters
   }
 
+  /** Counts the end of a connection. */
   ended (connection: Counted, reason: string): void {
     this.#dropped += connection.stats().droppedEvents
     const known = isCloseReason(reason) || reason in this.#closed || Object.keys(this.#closed).length < MAX_COUNTED_REASONS
@@ -65,7 +73,7 @@ export class Statistics {
     this.#closed[counted] = (this.#closed[counted] ?? 0) + 1
   }
 
-  /** As of now. Costs a look at each connection. */
+  /** Returns the current counters. Visits each connection. */
   read (): ManagerStats {
     let lagging = 0
     let queuedBytes = 0

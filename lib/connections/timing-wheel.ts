@@ -1,7 +1,7 @@
 import { inNoContext } from '../util/async-context.js'
 import type { Clock, Timer } from '../util/clock.js'
 
-/** The options that set how often connections are looked at. */
+/** The options from which the tick of the wheel is computed; see `SSEOptions`. */
 export interface TimingOptions {
   readonly clock: Clock
   readonly keepAliveIntervalMs: number
@@ -11,29 +11,32 @@ export interface TimingOptions {
 }
 
 const TICKS_PER_INTERVAL = 10
-// The end of a user's rights is kept to half a second, twice this.
+// Rights must end within half a second, which is two ticks.
 const MAX_TICK_MS = 250
 
-/** The tick of the timing wheel: a fraction of the shortest interval that it serves. */
+/** Returns the tick of the wheel in milliseconds: a tenth of the shortest interval, from 10 to 250. */
 export function tickMsFor (options: TimingOptions): number {
   const intervals = [options.keepAliveIntervalMs, options.stallTimeoutMs, options.maxConnectionAgeMs, options.drainMs].filter(ms => ms > 0)
   return Math.min(MAX_TICK_MS, Math.max(10, Math.floor(Math.min(...intervals) / TICKS_PER_INTERVAL)))
 }
 
-/** What a wheel turns: its own place in the wheel is kept on it, so that moving it allocates nothing. */
+/** An item of a wheel. The item stores its own slot, so that scheduling allocates nothing. */
 export interface Timed {
-  /** When to look at it next, in milliseconds of the wheel's clock; Infinity for never. */
+  /** Time of the next call, in milliseconds of the wheel's clock; Infinity for never. */
   dueAt: number
+  /** Number of the slot; -1 if the item is not scheduled. Only the wheel changes it. */
   slot: number
+  /** Index in the slot. Only the wheel changes it. */
   slotIndex: number
-  /** Called at or shortly after `dueAt`; sets the next time with `wheel.schedule`. */
+  /** Called at or shortly after `dueAt`. Must schedule the item again. */
   onTime (now: number): void
 }
 
 const SLOTS = 512
 
-/** One timer for all connections. An item is found again within two ticks after it is due. */
+/** Replaces the timers of all connections by one. Items are called within two ticks after they are due. */
 export class TimingWheel {
+  /** Duration of a tick in milliseconds. */
   readonly tickMs: number
   readonly #slots: Timed[][] = Array.from({ length: SLOTS }, () => [])
   readonly #clock: Clock
@@ -49,14 +52,14 @@ export class TimingWheel {
     this.#tick = Math.floor(this.#now / tickMs)
   }
 
-  /** The time of its last turn: up to a tick ago, and free. */
+  /** Time of the last turn: cheaper than reading the clock, and up to one tick old. */
   get now (): number {
     return this.#now
   }
 
   /**
-   * How long the event loop has run. A turn that comes more than a tick late shows that it stood still, as in a process that was
-   * stopped or one that computes: what that took counts as two ticks.
+   * Running time of the event loop in milliseconds. If a turn is late because the loop was blocked or the process was stopped, the time
+   * since the last turn counts as two ticks.
    */
   get ran (): number {
     return this.#ran + this.#ranSince(this.#clock.monotonic())
@@ -66,6 +69,7 @@ export class TimingWheel {
     return Math.min(now - this.#now, 2 * this.tickMs)
   }
 
+  /** Starts the timer. */
   start (): void {
     if (this.#timer !== null) return
     inNoContext(() => {
@@ -74,20 +78,21 @@ export class TimingWheel {
     })
   }
 
+  /** Stops the timer. */
   stop (): void {
     this.#clock.cancel(this.#timer)
     this.#timer = null
   }
 
-  /** Looks at everything that has come due. */
+  /** Calls all items that are due. */
   turn (): void {
     const now = this.#clock.monotonic()
     this.#ran += this.#ranSince(now)
     this.#now = now
     const last = Math.floor(now / this.tickMs)
-    // After a stall one round sees every slot; more rounds would see them again.
+    // After a long delay, one round visits every slot once.
     const first = Math.max(this.#tick, last - SLOTS + 1)
-    // Set before: what is scheduled from inside for a time that has passed must not land in a slot already seen.
+    // Set first: an item that is scheduled for a past time during this loop must not be put into a slot that was already visited.
     this.#tick = last
     for (let tick = first; tick <= last; tick++) {
       const items = this.#slots[tick % SLOTS]!
@@ -98,6 +103,7 @@ export class TimingWheel {
     }
   }
 
+  /** Schedules an item, in place of its earlier time. */
   schedule (item: Timed, dueAt: number): void {
     this.cancel(item)
     item.dueAt = dueAt
@@ -108,6 +114,7 @@ export class TimingWheel {
     items.push(item)
   }
 
+  /** Removes an item from the wheel. */
   cancel (item: Timed): void {
     if (item.slot < 0) return
     const items = this.#slots[item.slot]!

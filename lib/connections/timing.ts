@@ -2,13 +2,13 @@ import type { HttpResponse } from '../wire/http.js'
 import type { ConnectionContext } from './context.js'
 import { Stall } from './stall.js'
 
-/** What time does to a stream: keep-alive, the end of a user's rights, of a connection that is too old, and of one that is stalled. */
+/** Schedules the timed actions of a stream: keep-alives, the expiry of rights, the maximum age, and stall checks. */
 export abstract class Timing extends Stall {
-  /** When the stream ends at the latest, in milliseconds of the monotonic clock. */
+  /** Latest end of the stream, in milliseconds of the monotonic clock. */
   readonly #endsAt: number
-  /** Whether the user's rights end then, as opposed to the connection being too old. */
+  /** Whether the rights expire at `#endsAt`; false if the connection reaches its maximum age then. */
   readonly #expires: boolean
-  /** By the wall clock, in milliseconds since the epoch; Infinity for rights without an end. */
+  /** Expiry of the rights in milliseconds since the Unix epoch; Infinity for rights that do not expire. */
   readonly #expiresAt: number
 
   /** @internal */
@@ -17,27 +17,27 @@ export abstract class Timing extends Stall {
     const { clock, maxConnectionAgeMs } = context.options
     const start = clock.monotonic()
     const expiryAt = start + expiresAt - clock.wall()
-    // Spread by a fifth, so that clients that connected together do not return together.
+    // Reduced at random by up to a fifth, so that clients that connected together do not reconnect together.
     const tooOldAt = maxConnectionAgeMs === 0 ? Infinity : start + maxConnectionAgeMs * (0.8 + 0.2 * Math.random())
     this.#expiresAt = expiresAt
     this.#endsAt = Math.min(expiryAt, tooOldAt)
     this.#expires = expiryAt <= tooOldAt
   }
 
-  // --- What the life of the connection decides ---
+  // --- Implemented by subclasses ---
 
-  /** Ends what carries the stream, and with it the stream. @internal */
+  /** Destroys the response or its socket, which ends the stream. @internal */
   protected abstract destroy (): void
 
-  // --- When it is looked at ---
+  // --- Scheduling ---
 
-  /** The stream is open. @internal */
+  /** Starts the timers of an open stream. @internal */
   protected startTiming (): void {
     const { wheel } = this.context
     wheel.schedule(this, this.#nextDue(wheel.now))
   }
 
-  /** The client has `drainMs` to take what was written. @internal */
+  /** Destroys a closing stream after `drainMs`, the time for the client to read the rest. @internal */
   protected startDraining (): void {
     const { options: { clock, drainMs }, wheel } = this.context
     this.startWaiting()
@@ -70,7 +70,7 @@ export abstract class Timing extends Stall {
     return Math.min(this.#endsAt, silentSince + keepAliveIntervalMs, this.stalledAt(now))
   }
 
-  /** The wall clock has run ahead of the wheel's. @internal */
+  /** Ends the stream if its rights have expired by the wall clock, which has jumped ahead. @internal */
   onClockAhead (): void {
     if (this.context.options.clock.wall() >= this.#expiresAt) this.close('auth-expired')
   }
