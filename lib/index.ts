@@ -8,7 +8,7 @@ export { EventPriority } from './events/event-rules.js'
 export { createDataEvent, createNotificationEvent } from './events/message.js'
 export { SSEError } from './errors.js'
 
-// By `export *`, as only through it an application's augmentation of `Register` takes effect.
+// `export *` is required: with named exports, an application's augmentation of `Register` has no effect.
 export type * from './events/event-input.js'
 export type * from '../types/index.js'
 export type { SSEOptions } from '../types/options.js'

@@ -25,16 +25,18 @@ import { known } from './subscriptions/authorization.js'
 import type { NotificationInput, EventInput, ResourcePayload, ResourceName } from './events/event-input.js'
 
 /**
- * Who is connected to this node, and every way to reach them. Decorates Fastify as `fastify.sse`; without Fastify make
- * one with `new SSEManager(options)`.
+ * Manages the connections of one node, and publishes events to the connections of all nodes. The plugin adds it to Fastify as `fastify.sse`. Methods that act
+ * on all nodes also reject with SSE_ERR_TOO_MANY_COMMANDS and SSE_ERR_COMMAND_FAILED.
+ * @example const sse = new SSEManager({ authHandler: ({ token }) => userOf(token) }) // without Fastify
  */
 export class SSEManager {
   /** @internal */
   readonly node: Node
 
   /**
-   * @param options see `SSEOptions`, without those that only the plugin reads: `path`, `clientSubscriptions`, `decorators`, `authStrategies` and `authRelation`.
-   * @param logger where the manager logs; default: errors and warnings become process warnings. A logger that throws stops nothing.
+   * @param options see `SSEOptions`, except those that only the plugin has: `path`, `clientSubscriptions`, `decorators`, `authStrategies`, `authRelation`
+   * @param logger receives the log lines. Default: errors and warnings become process warnings. Exceptions of the logger are ignored.
+   */
    * @throws SSE_ERR_INVALID_OPTION
    */
   constructor (options: SSEOptions = {}, logger: Log = warnings) {
@@ -44,9 +46,10 @@ export class SSEManager {
   // --- Connections ---
 
   /**
-   * Opens a managed stream on a plain HTTP response: the way in without Fastify. Resolves once the head is sent.
-   * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_NOT_ACCEPTABLE,
-   * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_OPTION, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED: the response is untouched; `refuse` answers it.
+   * Opens a managed stream on an HTTP response, without Fastify. Resolves when the headers are sent. If it rejects, nothing was sent: call `refuse()`.
+   * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_AUTHENTICATION_FAILED, SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_NOT_ACCEPTABLE,
+   * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_*, SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_CLIENT_GONE, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
+   * @example sse.createConnection({ request, response, subscriptions: ['news'] }).catch(error => sse.refuse({ request, response }, error))
    */
   async createConnection (options: CreateConnection): Promise<SSEConnection> {
     assertNames(options, CREATE_OPTIONS, 'createConnection()')
@@ -65,8 +68,8 @@ export class SSEManager {
   }
 
   /**
-   * Answers a request whose `createConnection` was rejected, as the option `refusals` says: with a short stream that tells when to come back, or
-   * by status and JSON. Does nothing when the response has begun, or its client has gone.
+   * Answers a request that `createConnection()` has rejected, as the option `refusals` says: with status and JSON, or with a short stream with a
+   * reconnection time. Does nothing if the headers are already sent or the client has disconnected.
    */
   refuse ({ request, response }: Pick<CreateConnection, 'request' | 'response'>, error: unknown): void {
     if (response.headersSent || isGone(response)) return
@@ -77,51 +80,52 @@ export class SSEManager {
   }
 
   /**
-   * A ticket for one stream, to be shown as `?ticket=` within `ttlMs`, on any node that shares log and `ticketSecret`.
+   * Returns a ticket that opens one stream. The client sends it as `?ticket=` within `ttlMs`, to any node with the same log and `ticketSecret`.
    * @throws SSE_ERR_TICKET_NOT_ISSUED, SSE_ERR_INVALID_SUBSCRIPTION
+   * @example app.post('/ticket', async request => ({ ticket: app.sse.issueTicket({ userId: userOf(request) }) }))
    */
   issueTicket (grant: TicketGrant): string {
     return this.node.tickets.issue(grant)
   }
 
-  /** The open stream with this client id, on this node. @throws SSE_ERR_INVALID_TARGET when the id is no string. */
+  /** Returns the connection of this node with a client id; undefined if there is none. @throws SSE_ERR_INVALID_TARGET when the id is not a string */
   getConnection (clientId: string): SSEConnection | undefined {
     assertId(clientId, 'clientId')
     return this.node.registry.client(clientId)
   }
 
-  /** The open streams of a user, on this node. @throws SSE_ERR_INVALID_TARGET when the id is no string. */
+  /** Returns the connections of a user on this node. @throws SSE_ERR_INVALID_TARGET when the id is not a string */
   getConnectionsByUser (userId: string): SSEConnection[] {
     assertId(userId, 'userId')
     return this.node.registry.user(userId)
   }
 
-  /** The open streams of this node that hold exactly this topic or pattern. @throws SSE_ERR_INVALID_SUBSCRIPTION */
+  /** Returns the connections of this node that hold exactly this topic or pattern. @throws SSE_ERR_INVALID_SUBSCRIPTION */
   getConnectionsBySubscription (subscription: string): SSEConnection[] {
     assertSubscription(subscription)
     return this.node.registry.subscription(subscription)
   }
 
-  /** All open streams of this node. */
+  /** Returns an iterator over all connections of this node. */
   connections (): IterableIterator<SSEConnection> {
     return this.node.registry.all()
   }
 
-  /** How many streams are open on this node. */
+  /** Number of connections of this node. */
   get connectionCount (): number {
     return this.node.registry.size
   }
 
-  /** Counts and sums of this node, as of now. Costs a look at each connection. */
+  /** Returns the current counts and sums of this node. The call iterates over all connections. */
   stats (): ManagerStats {
     return this.node.statistics.read()
   }
 
   /**
-   * Adds a topic or pattern to an open stream, on whatever node; events published from now on arrive, nothing that a
-   * returning client has missed. Does nothing when it is held already. The application is asked for the right on the node that has the stream.
-   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_TOO_MANY_SUBSCRIPTIONS;
-   * SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED.
+   * Adds a topic or pattern to a connection on any node. The connection receives events published from now on, and no earlier ones. Does nothing if the
+   * connection holds it already. `authorizeSubscription` is called on the node of the connection.
+   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED,
+   * SSE_ERR_TOO_MANY_SUBSCRIPTIONS, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER: a node has not answered, and may add it later
    */
   async addSubscription (clientId: string, subscription: string): Promise<void> {
     assertId(clientId, 'clientId')
@@ -130,9 +134,10 @@ export class SSEManager {
   }
 
   /**
-   * Takes a topic or pattern from an open stream, on whatever node. Its events that still wait are not sent, unless they are
-   * being written. Resolves with false when it was not held.
-   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION; SSE_ERR_NO_ANSWER when a node that may have it is silent, and may still do it; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED.
+   * Removes a topic or pattern from a connection on any node. Queued events that the connection no longer receives are not sent, except an event that is
+   * being written. Resolves with false if the connection did not hold it.
+   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER: a
+   * node has not answered, and may remove it later
    */
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
     assertId(clientId, 'clientId')
@@ -141,13 +146,12 @@ export class SSEManager {
   }
 
   /**
-   * Takes a topic or pattern from all streams of a user, on all nodes; the user is told with `sse:unsubscribed` and keeps the
-   * rest. What waits for them is looked at again: nothing that is not with the socket yet arrives. Exactly this subscription:
-   * a pattern that covers it stays. See to it first that `authorizeSubscription` refuses it from now on. Resolves with the
-   * number of streams that held it, once all nodes have done it.
-   * @param reason told to the client: `a-z`, `0-9` and `-`, at most 64; default `revoked`.
-   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER, with the `count` so far, when a node has not answered within
-   * `cluster.answerTimeoutMs`: it does it before it delivers anything published after this call; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
+   * Revokes exactly this topic or pattern from all connections of a user on all nodes; a pattern that covers it remains. Clients receive `sse:unsubscribed`,
+   * and no queued events of it. First make `authorizeSubscription` reject the subscription. Resolves with the number of connections that held it.
+   * @param reason 1 to 64 characters of `a-z`, `0-9` and `-`, sent to the client. Default `revoked`.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE: only this node has
+   * revoked it; SSE_ERR_NO_ANSWER, with the `count` so far: a silent node revokes it before it delivers any later event
+   * @example await app.sse.revokeSubscription('ada', 'order:7')
    */
   async revokeSubscription (userId: string, subscription: string, reason: string = 'revoked'): Promise<number> {
     assertId(userId, 'userId')
@@ -157,12 +161,10 @@ export class SSEManager {
   }
 
   /**
-   * The user's rights have changed: each node asks `authorizeSubscription` again about everything the user's streams hold there,
-   * takes away what it does not allow any more, as `revokeSubscription` does, and looks again, with `authorizeTopic`, at what
-   * waits; what is published meanwhile waits for the answers. When it throws, the subscription is taken away and the error logged. Resolves with the number of
-   * subscriptions taken away, once all nodes have done it.
-   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER, with the `count` so far, when a node has not answered within
-   * `cluster.answerTimeoutMs`: it does it before it delivers anything published after this call; SSE_ERR_BROKER_UNAVAILABLE when only this node could do it.
+   * Authorizes all subscriptions of a user again on all nodes, after the user's rights have changed. Subscriptions that `authorizeSubscription` rejects are
+   * revoked. If it throws, the subscription is revoked too, and the error is logged. `authorizeTopic` checks queued events again. Events published meanwhile
+   * wait for the results. Resolves with the number of revoked subscriptions.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_NO_ANSWER: as `revokeSubscription()`
    */
   async reauthorize (userId: string, reason: string = 'revoked'): Promise<number> {
     assertId(userId, 'userId')
@@ -171,9 +173,10 @@ export class SSEManager {
   }
 
   /**
-   * Ends one stream, on whatever node, with `sse:close` and the reason. Resolves with false when no node has it.
-   * @param reason `a-z`, `0-9` and `-`, at most 64; default `closed`.
-   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER when a node that may have it has not answered within `cluster.answerTimeoutMs`, and ends it later; SSE_ERR_BROKER_UNAVAILABLE when this node does not have it and others cannot be asked.
+   * Closes one connection on any node. The client receives `sse:close` with the reason. Resolves with false if no node has the connection.
+   * @param reason 1 to 64 characters of `a-z`, `0-9` and `-`, sent to the client. Default `closed`.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER: a node has not answered, and closes the connection later
+   * if it has it; SSE_ERR_BROKER_UNAVAILABLE: this node does not have the connection, and other nodes cannot be reached
    */
   async closeConnection (clientId: string, reason: string = 'closed'): Promise<boolean> {
     assertId(clientId, 'clientId')
@@ -183,12 +186,12 @@ export class SSEManager {
   }
 
   /**
-   * Ends all streams of a user, on all nodes, and refuses (401) the requests of theirs that were being authenticated before and
-   * have no stream yet. Tickets stay good: see to it first that the user is not recognised any more. Resolves with how many streams there
-   * were, once all nodes have ended theirs. A node that was away also ends streams that were opened on it after this call and before
-   * it has read the command: whether a stream is newer than a command cannot be told from the clocks of two machines.
-   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER, with the `count` so far, when a node has not answered within `cluster.answerTimeoutMs`: it
-   * ends them before it delivers anything published after this call; SSE_ERR_BROKER_UNAVAILABLE when only this node could be asked: its streams have ended.
+   * Closes all connections of a user on all nodes, and rejects (401) requests of the user that are being authenticated. First make `authHandler` reject the
+   * user. Tickets remain valid. An unreachable node later closes its connections too, including those opened before it reads the command. Resolves with the
+   * number of closed connections.
+   * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_CLOSE_REASON, SSE_ERR_CLOSED; SSE_ERR_BROKER_UNAVAILABLE: only this node has closed its connections;
+   * SSE_ERR_NO_ANSWER, with the `count` so far: a silent node closes its connections before it delivers any later event
+   * @example await app.sse.disconnectUser('ada', 'account-deleted')
    */
   async disconnectUser (userId: string, reason: string = 'disconnected'): Promise<number> {
     assertId(userId, 'userId')
@@ -196,26 +199,24 @@ export class SSEManager {
     return this.#counted(await this.node.cluster.ask('disconnectUser', userId, reason))
   }
 
-  // --- All nodes ---
-
-  /** Of this node, made anew at each start. */
+  /** Random id of this node, new at each start. */
   get nodeId (): string {
     return this.node.id
   }
 
   /**
-   * The nodes that live and how much each has to do. This node as of now, the others as of their last word, which is
-   * `cluster.heartbeatIntervalMs` old at most. One that ends says so; one that dies is missing after three and a half intervals.
+   * Returns the running nodes and their load. The values of other nodes are at most `cluster.heartbeatIntervalMs` old. A node that shuts down is removed at
+   * once, a node that crashes after three and a half intervals.
    */
   clusterStats (): ClusterStats {
     return this.node.cluster.stats()
   }
 
   /**
-   * Who holds exactly this topic or pattern, on all nodes, as of now. Asked, not remembered: of a node that does not answer
-   * within `cluster.answerTimeoutMs` nothing is known, and `complete` is false then. Who may come back unannounced, see
-   * `presenceEvents.lingerMs`, is named as well.
-   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE; SSE_ERR_CLOSED once the manager is closed.
+   * Resolves with the users that hold exactly this topic or pattern. Every call asks all nodes. If a node does not answer within `cluster.answerTimeoutMs`,
+   * `complete` is false. Users that may reconnect without a new `sse:join` are included: see `presenceEvents.lingerMs`.
+   * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
+   * @example const { users, complete } = await app.sse.presence('room:lobby')
    */
   async presence (subscription: string): Promise<Presence> {
     assertSubscription(subscription)
@@ -224,73 +225,74 @@ export class SSEManager {
 
   // --- Broadcasts ---
 
-  /** Publishes `{"resource":…,"data":…}` as event `data`. See `broadcastEvent`. */
+  /**
+   * Publishes `{"resource":…,"data":…}` as the event `data`. For errors, see `broadcastEvent()`.
+   * @example await app.sse.broadcastData('orders', order, { subscriptionIds: [`order:${order.id}`] })
+   */
   broadcastData<R extends ResourceName> (resource: R, data: ResourcePayload<R>, options: BroadcastOptions = {}): Promise<Delivery> {
     return this.broadcastEvent(createDataEvent(resource, data), options)
   }
 
-  /** Publishes a notification, with priority HIGH unless told otherwise. See `broadcastEvent`. */
+  /** Publishes a notification. Default priority: HIGH. For errors, see `broadcastEvent()`. */
   broadcastNotification (notification: NotificationInput, options: BroadcastOptions = {}): Promise<Delivery> {
     return this.broadcastEvent(createNotificationEvent(notification), options)
   }
 
-  /** Publishes an event for these users. See `broadcastEvent`. */
+  /** Publishes an event to the connections of these users. For errors, see `broadcastEvent()`. */
   broadcastToUsers (event: EventInput, userIds: readonly string[], options: Omit<BroadcastOptions, 'userIds'> = {}): Promise<Delivery> {
     return this.broadcastEvent(event, { ...options, userIds })
   }
 
-  /** Publishes an event for those who hold one of these topics, or a pattern that covers one. See `broadcastEvent`. */
+  /** Publishes an event to the connections that hold one of these topics, or a pattern that covers one. For errors, see `broadcastEvent()`. */
   broadcastToSubscriptions (event: EventInput, subscriptionIds: readonly string[], options: Omit<BroadcastOptions, 'subscriptionIds'> = {}): Promise<Delivery> {
     return this.broadcastEvent(event, { ...options, subscriptionIds })
   }
 
   /**
-   * Publishes an event: checks it, logs it, and delivers it to all whom the target names. Resolves once this node has
-   * delivered it; what a slow or returning client has missed it reads from the log.
-   * @throws SSE_ERR_INVALID_PAYLOAD, SSE_ERR_UNKNOWN_EVENT, SSE_ERR_UNKNOWN_RESOURCE, SSE_ERR_INVALID_*, SSE_ERR_EVENT_TOO_LARGE,
-   * SSE_ERR_FILTER_NOT_SHARED, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED: nothing was logged or sent.
+   * Validates, logs and delivers an event. All connections that match the options receive it; without a target, every connection does. Resolves when this node
+   * has delivered it. A slow or reconnecting client reads missed events from the log. A rejected event is neither logged nor sent.
+   * @throws SSE_ERR_UNKNOWN_*, SSE_ERR_INVALID_*, SSE_ERR_EVENT_TOO_LARGE, SSE_ERR_FILTER_NOT_SHARED, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
+   * @example await app.sse.broadcastEvent({ event: 'paid', data: { total: 12 } }, { userIds: ['ada'] })
    */
   broadcastEvent (event: EventInput, options: BroadcastOptions = {}): Promise<Delivery> {
     return this.node.publisher.publish(event, options)
   }
 
-  // --- Life ---
+  // --- Lifecycle ---
 
-  /** Whether events can be logged, and why not; without a shared log it is `up` from opening to closing. */
+  /** Returns whether events can be logged, and the reason if not. Without a shared log, the status is `up` from `open()` to `close()`. */
   health (): Health {
     return this.node.eventLog.health
   }
 
   /**
-   * Opens the log. Called by everything that needs it; the plugin calls it at boot.
-   * @throws SSE_ERR_CLOSED after `close()`; SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached.
+   * Opens the event log. The plugin calls it at boot. Without the plugin, the first method that needs the log calls it.
+   * @throws SSE_ERR_CLOSED after `close()`; SSE_ERR_BROKER_UNAVAILABLE when the log cannot be reached
    */
   open (): Promise<void> {
     return this.node.eventLog.open()
   }
 
   /**
-   * Ends all streams: each client is told its place and when to come back. New streams are refused from now on, publishing goes on.
-   * Resolves when all are gone, after `drainMs` at the latest.
+   * Closes all connections and rejects new ones. Publishing remains possible. Clients receive their cursor and a reconnection time. Resolves when all
+   * connections are closed, after `drainMs` at the latest.
    */
   drain (): Promise<void> {
     return this.node.drain()
   }
 
-  /** Drains, then closes the log. A second call waits for the first. */
+  /** Drains, then closes the event log. A second call returns the promise of the first. */
   close (): Promise<void> {
     return this.node.close()
   }
 
-  // --- Inside ---
-
-  /** What the node that has the connection answered. */
+  /** Returns the result of the node that has the connection. @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_NO_ANSWER */
   #owned<R> (clientId: string, { value, complete }: Outcome<R>): R {
     if (value === null && !complete) throw new NoAnswer(this.node.options.cluster.answerTimeoutMs)
     return known(clientId, value)
   }
 
-  /** What the nodes have done together, once all have answered. */
+  /** Returns the combined result of all nodes. @throws SSE_ERR_NO_ANSWER, with `count`, when a node has not answered */
   #counted ({ value, complete }: Outcome<number>): number {
     if (!complete) throw Object.assign(new NoAnswer(this.node.options.cluster.answerTimeoutMs), { count: value! })
     return value!

@@ -19,7 +19,7 @@ import { Authorization } from './subscriptions/authorization.js'
 import { createId } from './util/id.js'
 import type { Log } from './util/logger.js'
 
-/** The parts of one node and how they are connected: the only place that constructs them. @internal */
+/** Constructs the parts of one node and connects them. No other module constructs them. @internal */
 export class Node {
   readonly id = createId()
   readonly options: ResolvedOptions
@@ -45,7 +45,7 @@ export class Node {
     const dispatcher = new Dispatcher(audience)
     this.eventLog = new EventLog(broker, options, {
       opened: () => {
-        // A publish during `close()` may have opened it.
+        // A publish during `close()` can open the log. The node must not start again.
         if (this.#closing !== null) return
         this.#context.wheel.start()
         this.cluster.open()
@@ -90,13 +90,13 @@ export class Node {
     this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#context, this.eventLog)
   }
 
-  /** Ends all streams, and admits no new ones; publishing goes on. */
+  /** Closes all connections and rejects new ones. Publishing remains possible. */
   drain (): Promise<void> {
     this.admission.close()
     return this.#drain.begin()
   }
 
-  /** Drains, then closes the log. A second call waits for the first. */
+  /** Drains, then closes the event log. A second call returns the promise of the first. */
   close (): Promise<void> {
     return (this.#closing ??= this.#close())
   }

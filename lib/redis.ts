@@ -8,9 +8,14 @@ export type { IoredisClient, NodeRedisClient } from './log/redis/client.js'
 export type { RedisStreamsOptions } from '../types/options.js'
 
 /**
- * The log of many nodes, in Redis 6.2 or later, or Valkey. Each node holds two connections of its own, one that publishes and
- * one that waits for new entries, and a third while it fetches entries that are older than it remembers.
+ * Creates a broker for many nodes, with the event log in Redis 6.2 or later, or in Valkey. Each node opens two connections: one to
+ * publish, and one to wait for new entries. A third connection is open while the node reads entries that are older than those in its
+ * memory.
  * @throws SSE_ERR_INVALID_OPTION
+ * @example
+ * ```ts
+ * await app.register(ssePlugin, { broker: redisStreamsBroker({ client: 'redis://127.0.0.1:6379' }) })
+ * ```
  */
 export function redisStreamsBroker (options: RedisStreamsOptions): Broker {
   const resolved = resolveRedisOptions(options)

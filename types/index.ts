@@ -8,22 +8,44 @@ import type { ConnectOptions } from '../lib/access/connect-options.js'
 import type { Source, SourceFactory, SourceOptions } from '../lib/streams/source.js'
 import type { SSERouteOptions } from '../lib/fastify/pin-hooks.js'
 
+/** The type of `reply.sse()`. */
 export interface ReplySSE {
-  /** Streams a source to this client only. Resolves when it has ended, or the client has left. */
+  /**
+   * Streams a source to this client only. Resolves when the source has ended, or the client has disconnected.
+   * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_OPTION, SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*,
+   * SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED
+   * @example
+   * ```ts
+   * app.get('/answer', { sse: true }, (request, reply) => reply.sse(({ signal }) => tokens(request.query, signal)))
+   * ```
+   */
   (source: Source | SourceFactory, options?: SourceOptions): Promise<void>
-  /** Opens a managed stream. Resolves once the head is sent; rejects before it (401, 403, 406, …). */
+  /**
+   * Opens a managed stream, which receives broadcasts. Resolves when the headers are sent. If it rejects, no headers were sent.
+   * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_OPTION,
+   * SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*, SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED
+   * @example
+   * ```ts
+   * const connection = await reply.sse({ subscriptions: ['news'] })
+   * ```
+   */
   (options?: ConnectOptions): Promise<SSEConnection>
 }
 
 declare module 'fastify' {
   interface FastifyInstance {
+    /** The manager of this instance. The option `decorators.instance` changes its name. */
     sse: SSEManager
   }
   interface FastifyReply {
+    /** Opens an event stream. The option `decorators.reply` changes its name. */
     sse: ReplySSE
   }
   interface FastifyRequest {
-    /** The user of the request: set at the end of `onRequest` on a route with `sse`; null for an anonymous client. Hooks of the application may set it before; if they set it later, it counts at `reply.sse()`. */
+    /**
+     * The authenticated user; null for an unauthenticated client. On routes with the option `sse` it is set at the end of `onRequest`.
+     * Hooks of the application can set it before that. A user that they set later is used by `reply.sse()`.
+     */
     sseUser: SSEUser | null
   }
   interface RouteShorthandOptions<
@@ -36,7 +58,10 @@ declare module 'fastify' {
     TypeProvider extends FastifyTypeProvider = FastifyTypeProviderDefault,
     Logger extends FastifyBaseLogger = FastifyBaseLogger
   > {
-    /** Authenticates the request in `onRequest`, after the route's own hooks. Throws at boot: SSE_ERR_UNGUARDED_ROUTE if no plugin in the scope of the route reads it, SSE_ERR_INVALID_OPTION. */
+    /**
+     * Authenticates requests of the route in `onRequest`, after the route's own hooks. `true` uses the options of the plugin. Errors at
+     * boot: SSE_ERR_INVALID_OPTION, and SSE_ERR_UNGUARDED_ROUTE if no plugin in the scope of the route reads the option.
+     */
     sse?: boolean | SSERouteOptions
   }
 }
