@@ -5,34 +5,38 @@ import { EPOCH } from '../log/cursor.js'
 import { ContractNode, flood, HISTORY, message, numbers, texts, within, type Check, type StoreFaults } from './broker-harness.js'
 import { betweenNodes, whenOneNodeLags, whenTheStoreFails } from './shared-broker-contract.js'
 
-// What every Broker promises (see the interface), as tests. For a broker of your own:
-//
-//     import { test } from 'node:test' // or from 'tap'
-//     import { brokerContract } from 'fastify-sse-manager/testing'
-//     brokerContract(test, 'mine', log => myBroker({ log }), { shared: true })
+// Tests of the guarantees that the interface `Broker` describes.
 
-/** `test` of `node:test`, of tap, or of anything that runs a function and reports that it rejected. */
+/** Function that runs a test: `test` of `node:test` or of tap, or any function that runs `run` and reports a rejection. */
 export type RunTest = (name: string, run: () => Promise<void>) => unknown
 
 /**
- * Makes a broker, unopened, on the log of this name; for a broker that shares nothing, on a log of its own. The suite closes it.
- * @param node 0 for the first broker on this log, 1 for the second: see `StoreFaults`.
+ * Creates a broker on the log with this name, and does not open it. A broker without a shared log creates its own. The suite closes the
+ * broker.
+ * @param node 0 for the first broker of a log, 1 for the second: see `StoreFaults`
  */
 export type CreateBroker = (log: string, node: number) => Broker
 
 /** Options of `brokerContract()`. */
 export interface BrokerContractOptions {
-  /** Whether nodes share the log: then what holds between them is tested as well. Default false. */
+  /** Whether several nodes share the log. `true` adds the tests with two nodes. Default false. */
   shared?: boolean
-  /** How to break the store. Default: what a broker does when its store fails is not tested. */
+  /** Breaks the connections to the store. Absent: failures of the store are not tested. */
   faults?: StoreFaults
 }
 
 let counter = 0
 
 /**
- * Runs the promises of `Broker` as tests.
- * @param name begins the name of each test.
+ * Tests a broker against the guarantees of the interface `Broker`.
+ * @param name prefix of the name of each test
+ * @example
+ * ```ts
+ * import { test } from 'node:test'
+ * import { brokerContract } from 'fastify-sse-manager/testing'
+ *
+ * brokerContract(test, 'mine', log => myBroker({ log }), { shared: true })
+ * ```
  */
 export function brokerContract (test: RunTest, name: string, create: CreateBroker, { shared = false, faults }: BrokerContractOptions = {}): void {
   const check: Check = (what, run, history = HISTORY) => test(`${name}: ${what}`, async () => {
@@ -56,6 +60,7 @@ export function brokerContract (test: RunTest, name: string, create: CreateBroke
   if (faults !== undefined && shared) whenOneNodeLags(check, faults)
 }
 
+/** The tests for every broker. */
 function ofEachNode (check: Check, shared: boolean): void {
   check('delivers each message once, in order, with sequence numbers that grow by one', async join => {
     const node = await join()
@@ -103,7 +108,7 @@ function ofEachNode (check: Check, shared: boolean): void {
   check('carries a message whole', async join => {
     const node = await join()
     const sent = message('{"ü":"\\n🎉"}', { event: 'chat', priority: EventPriority.CRITICAL, retry: 500, key: 'k', target: { userIds: ['a'], subscriptionIds: ['b:c'], clientIds: ['d'], exceptClientIds: ['f'] } })
-    // What is published is the broker's own, to add to: what it was is known by a copy.
+    // The published object belongs to the broker, which can add properties. The expected value is a copy.
     const whole = structuredClone(sent)
     const { seq } = await node.broker.publish(sent)
     await node.has(1)

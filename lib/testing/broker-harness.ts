@@ -4,25 +4,29 @@ import { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { Broker, GapReason, History, Page, Published } from '../log/broker.js'
 
-// What the checks of the broker contract run on: opened brokers that remember what they have reported.
+// Helpers of the broker contract: open brokers whose reports are recorded.
 
+/** The default history of the tests. */
 export const HISTORY: History = { maxEvents: 100, maxAgeMs: 60_000, maxBytes: 1 << 20 }
-/** Within this time a broker does what it promises. Long, as machines that run tests are busy. */
+/** Deadline of each wait in milliseconds. It is long, because machines that run tests can be busy. */
 export const DEADLINE_MS = 15_000
 
-/** A gap as a broker has reported it. */
+/** A gap that a broker has reported, see `Sink.gap`. */
 export interface ReportedGap {
   readonly reason: GapReason
   readonly commandsKept: boolean | undefined
 }
 
-/** An open broker, and all that it has reported. */
+/** An open broker whose reports are recorded. */
 export class ContractNode {
   readonly broker: Broker
+  /** Delivered messages, in order. */
   readonly delivered: Message[] = []
+  /** Reported gaps, in order. */
   readonly gaps: ReportedGap[] = []
+  /** Reported states, in order, without repetitions. */
   readonly states: string[] = []
-  /** Called inside each delivery. */
+  /** Called inside each delivery; null for no call. */
   onDeliver: ((message: Message) => void) | null = null
   #inside = false
 
@@ -50,48 +54,51 @@ export class ContractNode {
     return await this.broker.publish(message(data, more))
   }
 
-  /** The page of NORMAL messages after `after`. */
+  /** Reads the page of NORMAL messages that follow `after`. */
   read (after: number, epoch = this.broker.epoch): Promise<Page> {
     return this.broker.read({ epoch, after, priority: EventPriority.NORMAL, limit: 10 })
   }
 
+  /** Data of the delivered messages, in order. */
   get texts (): string[] {
     return texts(this.delivered)
   }
 
-  /** Messages of `flood` that were received from the channel of nodes, sorted, each as often as it was delivered. */
+  /** Data of the delivered messages that `flood` has published on the channel `node`, sorted. Duplicates are included. */
   get told (): string[] {
     return this.texts.filter(text => text.startsWith('told ')).sort()
   }
 
+  /** Waits until this number of messages of `flood` on the channel `node` is delivered. */
   hasTold (count: number): Promise<void> {
     return within(() => this.told.length >= count, () => `${count} messages between nodes are delivered, there are ${this.told.length}`)
   }
 
+  /** Waits until this number of messages is delivered. */
   has (count: number): Promise<void> {
     return within(() => this.delivered.length >= count, () => `${count} messages are delivered, there are ${this.delivered.length}`)
   }
 
-  /** Waits until the broker has reported this state last. */
+  /** Waits until this state is the last one that the broker has reported. */
   isIn (state: 'up' | 'down'): Promise<void> {
     return within(() => this.states.at(-1) === state, () => `the broker reports ${state}, it has reported ${this.states}`)
   }
 }
 
-/** Runs a test on a log of its own; `join` opens one more node on it. */
+/** Runs a test on its own log. `join` opens another node on this log. */
 export type Check = (what: string, run: (join: () => Promise<ContractNode>) => Promise<void>, history?: History) => unknown
 
-/** Breaks the connection between a node and its store, for example by `slowRedis()`. Each may return a promise. */
+/** Breaks the connection between a node and its store, for example with `slowRedis()`. Each method can return a promise. */
 export interface StoreFaults {
-  /** From now on this node cannot reach the store. */
+  /** Disconnects a node from the store until `heal()`. */
   cut (node: number): unknown
-  /** From now on what the store sends to this node waits. */
+  /** Delays everything that the store sends to a node, until `heal()`. */
   hold (node: number): unknown
-  /** The node reaches the store again, and receives what has waited. */
+  /** Ends `cut()` and `hold()`: the node reaches the store again, and receives what was delayed. */
   heal (node: number): unknown
 }
 
-/** Waits until the condition holds; fails after `DEADLINE_MS`. */
+/** Waits until the condition is true. Rejects after `DEADLINE_MS` with the text of `what`. */
 export async function within (condition: () => boolean | Promise<boolean>, what: () => string): Promise<void> {
   const deadline = Date.now() + DEADLINE_MS
   while (!await condition()) {
@@ -100,25 +107,30 @@ export async function within (condition: () => boolean | Promise<boolean>, what:
   }
 }
 
+/** Returns a message with default properties. */
 export function message (data: string, more: Partial<OutgoingMessage> = {}): OutgoingMessage {
   return { event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, ...more }
 }
 
+/** Returns the data of messages. */
 export function texts (messages: readonly Message[]): string[] {
   return messages.map(({ data }) => data)
 }
 
-/** `0` up to, and without, `count`. */
+/** Returns the numbers from 0 to `count - 1`, as strings. */
 export function numbers (count: number): string[] {
   return Array.from({ length: count }, (_, i) => String(i))
 }
 
-/** Publishes messages between nodes, logged and ephemeral ones, in a flood of ephemeral events. Resolves with their texts, sorted. */
+/**
+ * Publishes logged and ephemeral messages on the channel `node` among many ephemeral events. Resolves with the data of the messages,
+ * sorted.
+ */
 export async function flood (node: ContractNode): Promise<string[]> {
   const noise = 'x'.repeat(500)
   const told: string[] = []
   for (let i = 0; i < 12; i++) {
-    // It may be lost, and its publish rejected.
+    // An ephemeral event can be lost, and its publish can be rejected.
     for (let n = 0; n < 100; n++) node.publish(noise, { ephemeral: true }).catch(() => {})
     told.push(`told ${i}`)
     await node.publish(told.at(-1)!, { channel: 'node', ephemeral: i % 2 === 0 })

@@ -1,30 +1,32 @@
-/** An event as a client dispatches it. */
+/** An event as a client receives it. */
 export interface ReceivedEvent {
-  /** Name of the event: `message` when the stream had no `event:` line. Control events of this package begin with `sse:`. */
+  /** Name of the event; `message` without an `event:` line. Names of control events start with `sse:`. */
   readonly event: string
-  /** The text of the `data:` lines, joined by line feeds. */
+  /** Text of the `data:` lines, joined by line feeds. */
   readonly data: string
-  /** The same parsed as JSON; undefined when it is not JSON. */
+  /** The data parsed as JSON; undefined if it is not JSON. */
   readonly json: any
-  /** The `id:` line of this event; null when it had none. `stream.lastEventId` has the newest. */
+  /** Value of the `id:` line of this event; null without one. `stream.lastEventId` has the newest id of the stream. */
   readonly id: string | null
 }
 
-/** What a parser has read so far. */
+/** Receives what a parser has read. */
 export interface EventSink {
+  /** Called for each event. */
   event (event: ReceivedEvent): void
+  /** Called for each comment, without its colon. */
   comment (text: string): void
-  /** Each `retry:` line that counts, in milliseconds. */
+  /** Called for each valid `retry:` line, with its value in milliseconds. */
   retry (ms: number): void
-  /** A block has ended that had an `id:` line, with or without data. */
+  /** Called at the end of each block with an `id:` line, also without data. */
   lastEventId (id: string): void
 }
 
 const LINE_END = /\r\n|\n|\r(?!$)/g
 
 /**
- * Reads an event stream by WHATWG HTML 9.2.6, from text cut anywhere. Shares no code with the encoder. `eventsource-parser` is not
- * used: it leaves out the `id:` of a block without data, by which a silent client's cursor moves.
+ * Parses an event stream (WHATWG HTML, 9.2.6) that arrives in parts of any size. It shares no code with the encoder. `eventsource-parser`
+ * is not used: it ignores the `id:` of a block without data, which moves the cursor of a client that receives no events.
  */
 export class EventParser {
   readonly #sink: EventSink
@@ -38,6 +40,7 @@ export class EventParser {
     this.#sink = sink
   }
 
+  /** Parses the next part of the stream. */
   push (text: string): void {
     if (this.#atStart && text !== '') {
       this.#atStart = false
@@ -45,7 +48,7 @@ export class EventParser {
     }
     const all = this.#rest + text
     let from = 0
-    // A CR at the very end may be the first half of a CRLF.
+    // A CR at the end of the text is not yet a line end: it can be the first half of a CRLF.
     for (const { 0: end, index } of all.matchAll(LINE_END)) {
       this.#line(all.slice(from, index))
       from = index + end.length

@@ -5,28 +5,35 @@ interface Waiter {
   look (): void
 }
 
+/** Options of an inbox. */
 export interface InboxOptions {
-  /** Whether what arrives is an event stream. */
+  /** Whether the body is an event stream. */
   readonly isStream: boolean
-  /** Deadline of each wait. */
+  /** Deadline of each wait, in milliseconds. */
   readonly timeoutMs: number
-  /** The cursor that the client has come with. */
+  /** The cursor that the client has sent; empty for none. */
   readonly lastEventId: string
-  /** For a wait that fails: what the stream is, and what has become of it. */
+  /** Returns the stream's name and state, for the error of a failed wait. */
   describe (): string
 }
 
 const SHOWN_EVENTS = 5
 const SHOWN_LETTERS = 80
 
-/** What a client has received, and the waits for more. Each wait has a deadline, and rejects with a message that says what was received instead. */
+/**
+ * Holds what a client has received, and the pending waits. Each wait has a deadline. A failed wait rejects with a message that says what
+ * was received instead.
+ */
 export class Inbox {
   readonly events: ReceivedEvent[] = []
   readonly comments: string[] = []
+  /** The client's current cursor; empty for none. */
   lastEventId: string
+  /** The last reconnection time received, in milliseconds; null for none. */
   retryMs: number | null = null
+  /** Bytes of the body received. */
   receivedBytes = 0
-  /** Events that no wait has returned yet. */
+  /** Events that no wait has returned. */
   readonly #unread: ReceivedEvent[] = []
   readonly #waiters = new Set<Waiter>()
   readonly #parser: EventParser | null
@@ -52,7 +59,7 @@ export class Inbox {
       })
   }
 
-  /** Text has arrived. */
+  /** Adds received text. */
   push (text: string): void {
     this.receivedBytes += Buffer.byteLength(text)
     this.#texts.push(text)
@@ -60,21 +67,24 @@ export class Inbox {
     this.look()
   }
 
-  /** Nothing arrives any more. */
+  /** Ends the inbox: pending waits that are not fulfilled reject. */
   close (): void {
     this.#isClosed = true
     this.look()
   }
 
+  /** The received text. */
   get text (): string {
     if (this.#texts.length > 1) this.#texts = [this.#texts.join('')]
     return this.#texts[0] ?? ''
   }
 
+  /** See `TestStream.named`. */
   named (name: string): ReceivedEvent[] {
     return this.events.filter(({ event }) => event === name)
   }
 
+  /** See `TestStream.next`. */
   next (name?: string): Promise<ReceivedEvent> {
     return this.wait(name === undefined ? 'an event' : `event ${JSON.stringify(name)}`, () => {
       const index = name === undefined ? 0 : this.#unread.findIndex(({ event }) => event === name)
@@ -82,6 +92,7 @@ export class Inbox {
     })
   }
 
+  /** See `TestStream.collect`. */
   collect (until: number | ((event: ReceivedEvent) => boolean), name?: string): Promise<ReceivedEvent[]> {
     if (typeof until === 'number') return this.wait(`${until} events${name === undefined ? '' : ` ${JSON.stringify(name)}`}`, () => this.#take(until, name))
     return this.wait(`an event for which ${until} is true`, () => {
@@ -97,7 +108,10 @@ export class Inbox {
     return events
   }
 
-  /** Waits until `look`, called whenever something arrives, finds something. */
+  /**
+   * Waits until `look` returns a value other than undefined. It is called at once, and each time text is received.
+   * @throws SSE_ERR_TEST_TIMEOUT, SSE_ERR_TEST_STREAM_ENDED
+   */
   wait<T> (what: string, look: () => T | undefined): Promise<T> {
     const wait = new Promise<T>((resolve, reject) => {
       const settle = (result: () => void) => {
@@ -116,21 +130,22 @@ export class Inbox {
           }
         }
       }
-      // It keeps the process alive: the sockets do not.
+      // The timer keeps the process alive, because the sockets do not.
       const timer = setTimeout(() => settle(() => reject(new TestTimeout(this.#timeoutMs, `${what}. ${this.summary()}`))), this.#timeoutMs)
       this.#waiters.add(waiter)
       waiter.look()
     })
-    // A test that failed meanwhile awaits it no more.
+    // A test that has failed meanwhile does not await the promise: without this handler, its rejection would be unhandled.
     wait.catch(() => {})
     return wait
   }
 
+  /** Checks all pending waits. */
   look (): void {
     for (const waiter of this.#waiters) waiter.look()
   }
 
-  /** What was received. */
+  /** Returns a summary of what was received, for errors. */
   summary (): string {
     const { events, comments, lastEventId } = this
     const shown = events.slice(-SHOWN_EVENTS).map(({ event, data }) => `${event} ${data.length > SHOWN_LETTERS ? `${data.slice(0, SHOWN_LETTERS)}…` : data}`)

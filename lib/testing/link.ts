@@ -8,30 +8,35 @@ import { TestMisuse } from '../errors.js'
 import { MemorySocket } from './memory-socket.js'
 import { expectedAt, ServerSide } from './server-side.js'
 
-/** A Fastify instance, of whatever server and type provider. */
+/** A Fastify instance with any server and type provider. */
 export type App = FastifyInstance<any, any, any, any, any>
 
-/** What a test connects to: an application, a server of `node:http` or `node:https`, or the base URL of a server. */
+/** The target of a connection: a Fastify instance, a server of `node:http` or `node:https`, or the base URL of a server. */
 export type Target = App | Server | string
 
+/** The options of `openStream()` that affect the connection. See `OpenStreamOptions`. */
 export interface LinkOptions {
   readonly user?: string | SSEUser | undefined
   readonly socket?: boolean | undefined
 }
 
-/** One connection of a test to a server, and what the test can do to it. */
+/** A connection of a test to a server. */
 export interface Link {
+  /** The client's end. */
   readonly socket: Socket | MemorySocket
   /** Value of the `host` header. */
   readonly host: string
-  /** The server's end; null when the server is not in this process. */
+  /** The server's end; null for a server of another process. */
   readonly serverSide: ServerSide | null
 }
 
-/** Of each open connection whether bytes are on their way to its client, which reads. */
+/** One function for each open connection. It returns whether bytes are in transit to the client, which reads them. */
 const connections = new Set<() => boolean>()
 
-/** Whether bytes are on their way to a client. One that is frozen receives none, nor does one with TLS: how much is on its way there is not known. */
+/**
+ * Returns whether bytes are in transit to any client. Frozen clients are ignored, and so are clients with TLS, whose number of bytes in
+ * transit is unknown.
+ */
 export function isArriving (): boolean {
   for (const isArriving of connections) if (isArriving()) return true
   return false
@@ -42,7 +47,10 @@ function observe (socket: Socket | MemorySocket, isArriving: () => boolean): voi
   socket.once('close', () => connections.delete(isArriving))
 }
 
-/** Connects to an application or a server in this process, or to the server of a URL. Resolves once the connection is established. */
+/**
+ * Connects to an application or server of this process, or to the server of a URL. Resolves when the connection is established.
+ * @throws SSE_ERR_TEST_MISUSE
+ */
 export async function connectTo (target: Target, { user, socket }: LinkOptions): Promise<Link> {
   if (typeof target === 'string') {
     if (user !== undefined) throw new TestMisuse('Option "user" needs the Fastify instance or the server, not a URL: to a server of another process send credentials in "headers"')
@@ -75,7 +83,7 @@ async function connectByPort (target: App | Server, server: Server, secure: bool
   if (!isOnPort(server)) {
     if ('server' in target) await target.listen({ host: '127.0.0.1', port: 0 })
     else await once(target.listen(0, '127.0.0.1'), 'listening')
-    // A test that fails before it closes the application must not keep the process alive.
+    // If a test fails before it closes the application, the server must not keep the process alive.
     server.unref()
   }
   const { address, port } = server.address() as { address: string, port: number }
@@ -90,7 +98,7 @@ function isOnPort (server: Server): boolean {
   return server.listening && typeof server.address() === 'object'
 }
 
-/** A test's server has a certificate of its own making. */
+/** Resolves with a connected socket. Certificates are not verified, because test servers have self-signed ones. */
 function established (address: { host: string, port: number }, secure: boolean): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = secure ? connectTLS({ ...address, rejectUnauthorized: false, ALPNProtocols: ['http/1.1'] }) : connect(address)

@@ -3,30 +3,32 @@ import { TestConnectionCut } from '../errors.js'
 
 type Done = (error?: Error | null) => void
 
-/** As much as a side keeps that its reader has not asked for: little, so that a client that reads nothing is felt at once. */
+/** Buffer size of each end. It is small, so that a client that does not read causes backpressure soon. */
 const BUFFER_BYTES = 16 * 1024
-/** A limited rate is kept in steps of this length. */
+/** Interval between two parts of a rate-limited transfer. */
 const STEP_MS = 10
 const FIRST_PORT = 100_000
 
 let ports = FIRST_PORT
 
 /**
- * One end of a connection that exists in this process only: HTTP servers accept such a stream by their `connection` event.
- * Nothing is buffered between the ends, so `stop()` and `limit()` of the reader hold from the next byte on.
+ * One end of a connection in memory. HTTP servers accept it as a socket, through their `connection` event. No bytes are buffered between
+ * the ends, so that `stop()` and `limit()` take effect with the next byte.
  */
 export class MemorySocket extends Duplex {
   readonly remoteAddress = '127.0.0.1'
   readonly remoteFamily = 'IPv4'
   readonly localAddress = '127.0.0.1'
-  /** Above all ports of TCP: no socket of a network has it. */
+  /** A number above all TCP ports, so that no network socket has the same port. */
   readonly remotePort = ++ports
+  /** Bytes that this end has received. */
   bytesRead = 0
   #peer: MemorySocket | null = null
-  /** What the other end has written and this one has not delivered yet. */
+  /** Bytes that the other end has written and this end has not delivered; null for none. */
   #arriving: Buffer | null = null
+  /** Callback of the other end's pending write; null without one. */
   #taken: Done | null = null
-  /** Whether the reader has asked for bytes and not received any since. */
+  /** Whether the reader has requested bytes and not received any since then. */
   #asked = false
   #timer: NodeJS.Timeout | null = null
   #turn: NodeJS.Immediate | null = null
@@ -37,7 +39,7 @@ export class MemorySocket extends Duplex {
     super({ highWaterMark: BUFFER_BYTES })
   }
 
-  /** The client's end and the server's. */
+  /** Creates a connection, and returns the ends of client and server. */
   static pair (): [client: MemorySocket, server: MemorySocket] {
     const pair: [MemorySocket, MemorySocket] = [new MemorySocket(), new MemorySocket()]
     pair[0].#peer = pair[1]
@@ -45,22 +47,23 @@ export class MemorySocket extends Duplex {
     return pair
   }
 
-  /** Whether bytes of the other end arrive in the next turn. */
+  /** Whether bytes of the other end arrive in the next turn of the event loop. */
   get isArriving (): boolean {
     return this.#turn !== null
   }
 
-  /** Takes no byte from the other end until `start()`. */
+  /** Stops reading from the other end until `start()`. */
   stop (): void {
     this.#stopped = true
   }
 
+  /** Continues to read from the other end. */
   start (): void {
     this.#stopped = false
     this.#next()
   }
 
-  /** Bounds what this end takes from the other. */
+  /** Limits the rate at which this end reads from the other. */
   limit (bytesPerSecond: number): void {
     this.#bytesPerSecond = bytesPerSecond
   }
@@ -79,7 +82,7 @@ export class MemorySocket extends Duplex {
   }
 
   override _final (done: Done): void {
-    // Behind what was written: that has been taken by now.
+    // All written bytes are received by now, so the end follows them.
     setImmediate(() => {
       this.#peer?.push(null)
       done()
@@ -93,7 +96,7 @@ export class MemorySocket extends Duplex {
     if (this.#turn !== null) clearImmediate(this.#turn)
     const taken = this.#taken
     this.#arriving = this.#taken = null
-    // The other end learns of it as from a network: later, by the end of what it reads, or by a reset.
+    // The other end notices later, as with a network: by the end of the data, or by a reset.
     setImmediate(() => {
       taken?.(reset())
       if (peer === null || peer.destroyed) return
@@ -104,7 +107,9 @@ export class MemorySocket extends Duplex {
     done(error)
   }
 
-  /** In a turn of its own, as bytes of a network arrive: never from inside the write that sent them. */
+  /**
+   * Schedules the next delivery in a later turn of the event loop. Bytes of a network also never arrive inside the write that sent them.
+   */
   #next (): void {
     if (this.#timer !== null || this.#turn !== null || !this.#canDeliver) return
     const step = this.#bytesPerSecond * STEP_MS / 1000
@@ -142,7 +147,7 @@ export class MemorySocket extends Duplex {
     taken?.()
   }
 
-  // --- What HTTP asks of a socket ---
+  // --- Methods of a socket that HTTP calls ---
 
   destroySoon (): void {
     if (this.writable) this.end()
@@ -163,6 +168,6 @@ export class MemorySocket extends Duplex {
 }
 
 function reset (): Error {
-  // By this code an HTTP server knows that there is nobody to answer.
+  // HTTP servers recognize a disconnect by this code.
   return Object.assign(new TestConnectionCut(), { code: 'ECONNRESET' })
 }

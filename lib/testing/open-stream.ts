@@ -8,44 +8,56 @@ import { TestStream, type ReconnectOptions } from './test-stream.js'
 /** Options of `openStream()`, all optional. */
 export interface OpenStreamOptions {
   /**
-   * The user of the stream. Neither `authHandler` nor `authStrategies` is asked; `authorizeSubscription` and limits apply. Only for an
-   * application or server of this process, and never set by anything that arrives from a network. Default: the application authenticates the request.
+   * The authenticated user, or its id. `authHandler` and `authStrategies` are not called; `authorizeSubscription` and limits apply. Only
+   * for a Fastify instance or server of this process: a request from a network cannot set it. Absent: the application authenticates the
+   * request.
    */
   user?: string | SSEUser
-  /** Headers of the request. Default `accept: text/event-stream`, as an `EventSource` sends. */
+  /** Headers of the request, in addition to `accept: text/event-stream`, which they can replace. */
   headers?: Record<string, string>
-  /** The cursor to resume after, sent as `Last-Event-ID`. Default: none. */
+  /** Cursor to resume after, sent as `Last-Event-ID`. Absent or null: none. */
   lastEventId?: string | null
-  /** Method of the request. Default `GET`, with a `body` `POST`. */
+  /** Method of the request. Default `GET`, or `POST` with a `body`. */
   method?: string
-  /** Body of the request: text or bytes as they are, anything else as JSON. */
+  /** Body of the request. A string or Uint8Array is sent unchanged, any other value as JSON. Absent: no body. */
   body?: unknown
   /**
-   * Whether to connect by TCP. False: in memory, also when the application listens. True: by TCP; an application that does not listen is
-   * made to, on a free port of 127.0.0.1. Default: by TCP when the application listens. A server with TLS always gets a socket.
+   * Whether to connect by TCP. `true`: an application that does not listen starts to listen on a free port of 127.0.0.1. `false`: in
+   * memory, even if the application listens. Absent: by TCP if the application listens. A server with TLS always uses TCP.
    */
   socket?: boolean
-  /** Bytes per second that the client reads. Exact in memory; over TCP the kernel takes several megabytes first. Default: no limit. */
+  /**
+   * Read rate of the client in bytes per second. Exact in memory. Over TCP, the kernel buffers several megabytes first. Absent: no limit.
+   */
   readRate?: number
   /** Deadline of `openStream()` and of each wait of the stream, in milliseconds. Default 5,000. */
   timeoutMs?: number
-  /** Resolve also when the server answers anything but a stream; `status`, `headers` and `body` have the answer. Default false. */
+  /**
+   * Whether `openStream()` also resolves if the response is not a stream. `status`, `headers` and `body` then have the response. Default
+   * false.
+   */
   allowRefusal?: boolean
   /**
-   * The test that the stream belongs to: the stream is closed when the test ends, and keeps the process alive until then. Default: none; then
-   * close it yourself, for example by `await using`.
+   * The test that the stream belongs to. The stream is closed when the test ends, and keeps the process alive until then. Absent: close
+   * the stream yourself, for example with `await using`.
    */
   test?: TestContext
 }
 
 /**
- * Opens an event stream of an application under test and resolves once the server has the connection: what is broadcast from then on is
- * received. A client whose cursor has left the history receives what is broadcast after its `sse:gap`. A stream with the option `test`
- * keeps the process alive until it ends, one without does not.
- * @param app the Fastify instance, a server of `node:http` or `node:https`, or the base URL of a server.
- * @param url path and query of the route.
- * @throws SSE_ERR_TEST_REFUSED, with `statusCode` and `body`, when the answer is not a stream; SSE_ERR_TEST_TIMEOUT when there is none
- * within `timeoutMs`; SSE_ERR_TEST_MISUSE.
+ * Opens an event stream of an application under test. Resolves when the server has registered the connection: the stream receives all
+ * later broadcasts. If its cursor is no longer in the history, the stream receives the broadcasts that follow its `sse:gap`. A stream
+ * with the option `test` keeps the process alive until it ends; a stream without it does not.
+ * @param app the Fastify instance, a server of `node:http` or `node:https`, or the base URL of a server
+ * @param url path and query of the route
+ * @throws SSE_ERR_TEST_REFUSED, with `statusCode` and `body`, when the response is not a stream; SSE_ERR_TEST_TIMEOUT without a response
+ * within `timeoutMs`; SSE_ERR_TEST_MISUSE
+ * @example
+ * ```ts
+ * const stream = await openStream(app, '/events', { user: 'ada', test: t })
+ * await app.sse.broadcastToUsers({ event: 'paid', data: { total: 12 } }, ['ada'])
+ * assert.deepEqual((await stream.next('paid')).json, { total: 12 })
+ * ```
  */
 export async function openStream (app: Target, url: string, options: OpenStreamOptions = {}): Promise<TestStream> {
   const { timeoutMs = 5_000, readRate = Infinity, lastEventId = null } = options
@@ -53,7 +65,7 @@ export async function openStream (app: Target, url: string, options: OpenStreamO
   const label = `${method} ${path}`
   const link = await connectTo(app, options)
   whenTestEnds(options.test, () => { link.socket.destroy() })
-  // Nothing else does: the sockets are unreferenced, and so are the timers of the server.
+  // Keeps the process alive: the sockets and the timers of the server are unreferenced.
   const alive = options.test === undefined ? undefined : setInterval(() => {}, 2 ** 30)
   try {
     const response = await answer(link, { method, path, headers: { host: link.host, connection: 'keep-alive', ...headers } }, body, label, timeoutMs)
@@ -98,7 +110,7 @@ function toRequest (url: string, { headers = {}, lastEventId, method, body }: Op
   }
 }
 
-/** Sends the request. Resolves with the head of the answer. */
+/** Sends the request. Resolves when the headers of the response are received. */
 function answer (link: Link, request: { method: string, path: string, headers: Record<string, string> }, body: Request['body'], label: string, timeoutMs: number): Promise<IncomingMessage> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new TestTimeout(timeoutMs, `an answer to ${label}: the server has sent no headers`)), timeoutMs)
@@ -115,7 +127,7 @@ function answer (link: Link, request: { method: string, path: string, headers: R
   })
 }
 
-/** Waits for what proves that the server has the connection: the first block of the stream is written after it is registered. */
+/** Waits for the first block of the stream, which the server writes after it has registered the connection. */
 async function opened (stream: TestStream, label: string, { method, allowRefusal = false }: OpenStreamOptions): Promise<void> {
   if (method === 'HEAD' || !stream.isStream) await stream.ended
   else await stream.comment()
@@ -126,7 +138,7 @@ async function opened (stream: TestStream, label: string, { method, allowRefusal
   throw new TestRefused(label, `by a stream that ends, ${json?.code ?? ''} ${json?.message ?? ''}`, stream.status, json, stream.headers)
 }
 
-/** Whether the answer is the short stream that a client that may retry is refused with: see the option `refusals`. */
+/** Returns whether the response is the short stream that refuses a client that can retry: see the option `refusals`. */
 function isRefusal ({ comments, events }: TestStream): boolean {
   return comments.length === 0 && events[0]?.event === 'sse:error'
 }

@@ -6,19 +6,24 @@ import type { App } from './link.js'
 
 /** Options of `restart()`. */
 export interface RestartOptions {
-  /** Whether the connections are cut first, so that no client receives `sse:close`, as when the process is killed. Default false. */
+  /** Whether the connections are destroyed first. As after a killed process, clients then receive no `sse:close`. Default false. */
   crash?: boolean
 }
 
-/** Messages that are published at once, so that a shared log is not asked one by one. */
+/** Number of concurrent publishes. One at a time would be slow on a shared log. */
 const AT_ONCE = 500
-/** Bytes that cost about as much as one more message. */
+/** Bytes that take about as much time as one more message. */
 const BYTES_PER_MESSAGE = 1_000
 
 /**
- * Closes the application and replaces it by a new one at the same address. Events are kept only in a log that `build` gives to both, such as
- * `testLog()` or Redis: with the log in memory every returning client receives a gap (`epoch`).
- * @param build makes the new application, with its routes.
+ * Closes an application, and starts a new one at the same address. Resolves with the new application. Events are kept only if both have
+ * the same log, such as `testLog()` or Redis. With the default log in memory, every reconnecting client receives a gap (`epoch`).
+ * @param build creates the new application, with its routes
+ * @example
+ * ```ts
+ * const next = await restart(app, build)
+ * const stream = await before.reconnect({ app: next })
+ * ```
  */
 export async function restart<A extends App> (app: A, build: () => A | Promise<A>, { crash = false }: RestartOptions = {}): Promise<A> {
   const server = app.server as Server
@@ -33,9 +38,10 @@ export async function restart<A extends App> (app: A, build: () => A | Promise<A
 }
 
 /**
- * Pushes everything out of the history: each cursor from before has a gap (`trimmed`). Connected clients notice nothing. Publishes
- * `history.maxEvents` events that no client receives, or fewer that fill `history.maxBytes`; `testLog().trim()` is immediate.
- * @param target the application, or the manager when it has a name other than `sse`.
+ * Removes all events from the history: every earlier cursor has a gap (`trimmed`). Connected clients receive nothing. The function
+ * publishes events without receivers until `history.maxEvents` or `history.maxBytes` is reached. `testLog().trim()` is faster.
+ * @param target the application, or its manager if the manager is not `app.sse`
+ * @throws SSE_ERR_TEST_MISUSE
  */
 export async function forceGap (target: App | SSEManager): Promise<void> {
   const manager = managerOf(target)

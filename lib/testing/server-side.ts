@@ -4,6 +4,7 @@ import { kTestUser, type SSEUser } from '../access/authentication.js'
 
 /** The server's end of a stream that a test has opened in the same process. */
 export class ServerSide {
+  /** The user of the request; undefined if the application authenticates it. */
   readonly user: SSEUser | undefined
   #socket: Socket | null = null
   #corked = false
@@ -13,14 +14,14 @@ export class ServerSide {
     this.user = typeof user === 'string' ? { userId: user } : user
   }
 
-  /** Called when the request arrives, before the application sees it. */
+  /** Called when the request arrives, before the application receives it. */
   arrived (request: IncomingMessage): void {
     const socket = this.#socket = request.socket
     if (this.user !== undefined) (request as unknown as Record<symbol, unknown>)[kTestUser] = this.user
-    // A test that fails before it closes the stream must not keep the process alive.
+    // If a test fails before it closes the stream, the socket must not keep the process alive.
     request.socket.unref?.()
     if (this.#corked) this.cork()
-    // One turn later: the application has seen the end as well.
+    // One turn later, when the application has received the event as well.
     this.#closed = new Promise(resolve => { socket.once('close', () => setImmediate(resolve)) })
   }
 
@@ -29,19 +30,17 @@ export class ServerSide {
     return this.#socket?.bytesWritten ?? 0
   }
 
-  /**
-   * Keeps everything that is written to the socket in the server, its end included: the kernel's buffers, of several megabytes, take
-   * none of it.
-   */
+  /** Keeps all written bytes, and the end of the socket, in the server. The kernel would otherwise buffer several megabytes. */
   cork (): void {
     this.#corked = true
     const socket = this.#socket
     if (socket === null) return
     socket.cork()
-    // `end()` and HTTP uncork a socket as well.
+    // `end()` and HTTP also call `uncork()`, which must have no effect here.
     socket.uncork = () => {}
   }
 
+  /** Ends `cork()`, and writes the kept bytes. */
   uncork (): void {
     this.#corked = false
     const socket = this.#socket
@@ -50,18 +49,18 @@ export class ServerSide {
     while (socket.writableCorked > 0) socket.uncork()
   }
 
-  /** Resolves once the server has seen the end of the connection, at once if no request has arrived. */
+  /** Resolves when the server has noticed the end of the connection, and at once if no request has arrived. */
   async closed (): Promise<void> {
     await this.#closed
   }
 }
 
-/** The requests that tests are about to send to one server, by the port they come from. */
+/** The expected requests of tests to one server, by their client port. */
 class Expected {
   readonly #sides = new Map<number, ServerSide>()
 
   constructor (server: Server) {
-    // Before Fastify's own listener, which runs the application's hooks.
+    // Prepended: Fastify's own listener runs the application's hooks, and the user must be set before them.
     server.prependListener('request', (request: IncomingMessage) => {
       const port = request.socket.remotePort ?? -1
       const side = this.#sides.get(port)
@@ -80,7 +79,7 @@ class Expected {
 
 const expected = new WeakMap<Server, Expected>()
 
-/** What is known of the requests that tests send to this server. */
+/** Returns the expected requests of a server. */
 export function expectedAt (server: Server): Expected {
   let all = expected.get(server)
   if (all === undefined) expected.set(server, all = new Expected(server))

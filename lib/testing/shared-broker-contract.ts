@@ -2,10 +2,11 @@ import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { HISTORY, numbers, texts, within, type Check, type StoreFaults } from './broker-harness.js'
 
-// The part of the contract that needs several nodes, or a store that fails.
+// The part of the broker contract that needs several nodes, or a failing store.
 
 const UNAVAILABLE = { code: 'SSE_ERR_BROKER_UNAVAILABLE' }
 
+/** The tests with two nodes on one log. */
 export function betweenNodes (check: Check): void {
   check('a key is claimed by one node', async join => {
     const nodes = [await join(), await join()]
@@ -63,6 +64,7 @@ export function betweenNodes (check: Check): void {
   }, { ...HISTORY, maxEvents: 5 })
 }
 
+/** The tests with one node and a failing store. */
 export function whenTheStoreFails (check: Check, faults: StoreFaults): void {
   check('without the store every call rejects, and the state says so; afterwards nothing is missing', async join => {
     const node = await join()
@@ -86,6 +88,7 @@ export function whenTheStoreFails (check: Check, faults: StoreFaults): void {
   })
 }
 
+/** The tests with two nodes, one of which lags or is disconnected from the store. */
 export function whenOneNodeLags (check: Check, faults: StoreFaults): void {
   check('a cursor that is ahead of a node waits for the node, and is no gap', async join => {
     const [one, other] = [await join(), await join()]

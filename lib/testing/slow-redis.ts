@@ -8,18 +8,18 @@ export interface SlowRedisOptions {
   port?: number
   /** Host of the server. Default 127.0.0.1. */
   host?: string
-  /** Time that each piece takes in each direction, in milliseconds. Default 0. */
+  /** Delay of each chunk in each direction, in milliseconds. Default 0. */
   delayMs?: number
-  /** Bytes per second from the server, for each connection. Default: no limit. */
+  /** Bytes per second from the server, for each connection. Absent: no limit. */
   bytesPerSecond?: number
-  /** The test that the proxy belongs to: it is closed when the test ends. */
+  /** The test that the proxy belongs to. The proxy is closed when the test ends. Absent: call `close()`. */
   test?: TestContext
 }
 
-/** What a lane keeps before its source has to wait. */
+/** Bytes that a lane queues before it pauses its source. */
 const QUEUE_BYTES = 64 * 1024
 
-/** One direction of one connection: pieces leave it in order, each when its time has come. */
+/** One direction of one connection. It forwards chunks in order, each at its due time. */
 class Lane {
   readonly #from: Socket
   readonly #to: Socket
@@ -27,7 +27,7 @@ class Lane {
   #queued = 0
   #freeAt = 0
   #timer: NodeJS.Timeout | null = null
-  /** Whether pieces wait until `release()`. */
+  /** Whether chunks wait until `release()`. */
   #held = false
 
   constructor (from: Socket, to: Socket) {
@@ -78,19 +78,22 @@ interface Connection {
   readonly client: Socket
   readonly server: Socket
   readonly replies: Lane
-  /** What the client has sent last. */
+  /** The last chunk that the client has sent. */
   asked: Buffer
-  /** Whether the reply to what it has sent is to be lost. */
+  /** Whether the reply to that chunk is dropped, and the connection closed. */
   loses: boolean
-  /** Whether bytes of it were dropped: what follows makes no sense to the other side. */
+  /** Whether bytes were dropped. The other side cannot parse what follows. */
   hasDropped: boolean
 }
 
-/** A TCP proxy in front of Redis, or of any server that answers commands, that a test can slow down and break. Made by `slowRedis()`. */
+/**
+ * A TCP proxy in front of Redis, or of any server that replies to commands. Tests use it to delay, drop and close connections.
+ * `slowRedis()` creates it.
+ */
 export class SlowRedis {
-  /** Time that each piece takes in each direction, in milliseconds. */
+  /** Delay of each chunk in each direction, in milliseconds. Can be changed at any time. */
   delayMs: number
-  /** Bytes per second from the server, for each connection. */
+  /** Bytes per second from the server, for each connection; Infinity for no limit. Can be changed at any time. */
   bytesPerSecond: number
   readonly #server: Server
   readonly #connections = new Set<Connection>()
@@ -110,38 +113,48 @@ export class SlowRedis {
     })
   }
 
+  /** Port of the proxy on 127.0.0.1. */
   get port (): number {
     return (this.#server.address() as AddressInfo).port
   }
 
-  /** For the option `client` of `redisStreamsBroker`. */
+  /** URL of the proxy, for the option `client` of `redisStreamsBroker()`. */
   get url (): string {
     return `redis://127.0.0.1:${this.port}`
   }
 
-  /** Lets the replies wait until `release()`: all, or those to commands that contain the text. */
+  /**
+   * Delays replies until `release()`.
+   * @param text delays only replies to commands that contain this text. Default: all replies.
+   */
   hold (text = ''): void {
     this.#held = text
     for (const connection of this.#connections) if (connection.asked.includes(text)) connection.replies.hold()
   }
 
-  /** Sends the replies that have waited since `hold()`. */
+  /** Sends the replies that `hold()` has delayed. */
   release (): void {
     this.#held = null
     for (const { replies } of this.#connections) replies.release()
   }
 
-  /** Loses the reply to the next command that contains the text, and cuts its connection: Redis has done it, and the node does not know. Resolves when that has happened. */
+  /**
+   * Drops the reply to the next command that contains the text, and closes its connection. Redis has executed the command, and the node
+   * does not know. Resolves when the reply is dropped.
+   */
   loseReply (text: string): Promise<void> {
     return new Promise(resolve => { this.#lost = { text, resolve } })
   }
 
-  /** Drops what is sent, without a word: connections stay open, as to a machine that has lost power. Until `heal()`. */
+  /**
+   * Drops all bytes until `heal()`. Connections stay open, as to a machine that has lost power.
+   * @param what drops commands, replies or both. Default `both`.
+   */
   drop (what: 'commands' | 'replies' | 'both' = 'both'): void {
     this.#drops = what
   }
 
-  /** Cuts all connections and refuses new ones until `heal()`. */
+  /** Closes all connections, and refuses new ones until `heal()`. */
   cut (): void {
     this.#refuses = true
     for (const { client, server } of this.#connections) {
@@ -150,7 +163,7 @@ export class SlowRedis {
     }
   }
 
-  /** Ends `cut()`, `drop()` and `hold()`. Connections that have lost bytes are cut, so that both sides begin anew. */
+  /** Ends `cut()`, `drop()` and `hold()`. Connections with dropped bytes are closed, so that both sides start a new connection. */
   heal (): void {
     this.#refuses = false
     this.#drops = null
@@ -158,7 +171,7 @@ export class SlowRedis {
     this.release()
   }
 
-  /** Cuts all connections and stops listening. */
+  /** Closes all connections and stops listening. */
   async close (): Promise<void> {
     this.cut()
     if (!this.#server.listening) return
@@ -202,7 +215,15 @@ export class SlowRedis {
   }
 }
 
-/** Starts a TCP proxy in front of Redis, on a free port of 127.0.0.1. The proxy does not keep the process alive. */
+/**
+ * Starts a TCP proxy in front of Redis, on a free port of 127.0.0.1. The proxy does not keep the process alive.
+ * @example
+ * ```ts
+ * const proxy = await slowRedis({ delayMs: 20, test: t })
+ * await app.register(ssePlugin, { broker: redisStreamsBroker({ client: proxy.url }) })
+ * proxy.cut()
+ * ```
+ */
 export async function slowRedis (options: SlowRedisOptions = {}): Promise<SlowRedis> {
   const server = createServer()
   const proxy = new SlowRedis(server, options)

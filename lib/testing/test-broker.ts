@@ -5,35 +5,43 @@ import type { Broker, GapReason, History, Page, Published, ReadRequest, Sink } f
 import { systemClock } from '../util/clock.js'
 import { inTime } from '../util/timeout.js'
 
-/** How long a read waits for a node that lags behind its client's cursor. */
+/** Time that a read waits for a node that lags behind the client's cursor, in milliseconds. */
 const PATIENCE_MS = 5_000
 
-/** A message on its way to one node. */
+/** A message that is queued for one node. */
 export interface Delivery {
   readonly message: Message
-  /** Of the publish on this node that the message comes from. */
+  /** Resolves the publish of the message; absent on nodes that have not published it. */
   readonly resolve?: (published: Published) => void
 }
 
-/** What the brokers of one `TestLog` share. */
+/** The log that the brokers of one `TestLog` share. */
 export interface SharedLog {
+  /** See `Broker.epoch`. */
   readonly epoch: string
+  /** Sequence number of the newest logged message; 0 for an empty log. */
   readonly position: number
-  /** @param now the clock of the node. */
+  /** Adds a node to the log. @param now returns the time of the node */
   join (node: TestBroker, history: History, now: () => number): void
+  /** Removes a node from the log. */
   leave (node: TestBroker): void
+  /** Appends a message, and delivers it on each node. */
   append (message: OutgoingMessage, publisher: TestBroker): Promise<Published>
-  /** Whether everything after this position is in the history. */
+  /** Returns whether all messages after this position are in the history. */
   reachesBackTo (position: number): boolean
+  /** See `Broker.read`. */
   read (request: { after: number, priority: EventPriority, limit: number }): Page
+  /** See `Broker.claim`. */
   claim (key: string, ttlMs: number): boolean
 }
 
-/** A node's broker on a `TestLog`. */
+/** The broker of one node on a `TestLog`. Tests use it to make the node lag, or to disconnect it from the log. */
 export class TestBroker implements Broker {
+  /** See `Broker.shared`. */
   readonly shared = true
-  /** As the node knows them: a node that lags is behind the log. */
+  /** See `Broker.epoch`. */
   epoch: string
+  /** See `Broker.position`. While the node lags, it is behind `TestLog.position`. */
   position = 0
   readonly #log: SharedLog
   readonly #waiting = new Set<() => void>()
@@ -42,7 +50,7 @@ export class TestBroker implements Broker {
   #delivering = false
   #lags = false
   #outage: Error | null = null
-  /** Why the log has lost its continuity during an outage: the node learns of it when it reaches the store again. */
+  /** Reason of a gap during an outage; null for none. `restore()` reports it to the node. */
   #lost: GapReason | null = null
   #closed = false
 
@@ -52,20 +60,20 @@ export class TestBroker implements Broker {
     this.epoch = log.epoch
   }
 
-  /** Lets the node fall behind: the messages of the log, its own included, wait until `catchUp()`. */
+  /** Makes the node lag: all messages of the log, the node's own included, wait until `catchUp()`. */
   lag (): void {
     this.#lags = true
   }
 
-  /** Delivers what has waited since `lag()`. */
+  /** Ends `lag()`, and delivers the messages that have waited. */
   catchUp (): void {
     this.#lags = false
     this.deliver()
   }
 
   /**
-   * This node cannot reach the store from now on: publishing, reading and claiming are rejected with SSE_ERR_BROKER_UNAVAILABLE, and
-   * nothing is delivered.
+   * Disconnects this node from the log until `restore()`. Publish, read and claim reject with SSE_ERR_BROKER_UNAVAILABLE, and nothing is
+   * delivered.
    */
   fail (): void {
     if (this.#outage !== null) return
@@ -73,18 +81,18 @@ export class TestBroker implements Broker {
     this.#sink?.state('down', this.#outage)
   }
 
-  /** The node reaches the store again. What it has missed is delivered, or reported as a gap (`trimmed`; `epoch` after a `wipe()`). */
+  /** Ends `fail()`. Missed messages are delivered, or reported as a gap: `trimmed`, or `epoch` after a `wipe()`. */
   restore (): void {
     if (this.#outage === null) return
     this.#outage = null
-    // Before `up`, after which the node publishes, and so delivers what has waited.
+    // Before `up`: the node publishes after `up`, which delivers queued messages.
     if (this.#lost !== null) this.lose(this.#lost)
     else if (!this.#log.reachesBackTo(this.position)) this.#skip()
     this.#sink?.state('up')
     this.deliver()
   }
 
-  /** What this node has not delivered has left the history. */
+  /** Reports a gap: messages that this node has not delivered are no longer in the history. */
   #skip (): void {
     const lostCommands = this.#queue.some(({ message: { channel, ephemeral } }) => channel === 'node' && !ephemeral)
     this.#forget()
@@ -92,6 +100,7 @@ export class TestBroker implements Broker {
     this.#sink?.gap('trimmed', undefined, !lostCommands)
   }
 
+  /** See `Broker.open`. @throws SSE_ERR_INVALID_OPTION when the broker is or was open, SSE_ERR_BROKER_UNAVAILABLE */
   async open (sink: Sink, history: History, now = systemClock.wall): Promise<void> {
     if (this.#sink !== null || this.#closed) throw new InvalidOption('broker', 'is open already: each manager needs one of its own, made by broker()')
     this.#assertReachable()
@@ -102,19 +111,21 @@ export class TestBroker implements Broker {
     sink.state('up')
   }
 
+  /** See `Broker.publish`. @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED */
   async publish (message: OutgoingMessage): Promise<Published> {
     this.#assertReachable()
     return await this.#log.append(message, this)
   }
 
+  /** See `Broker.read`. @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED */
   async read (request: ReadRequest): Promise<Page> {
     this.#assertReachable()
     if (request.epoch !== this.#log.epoch) return { messages: [], next: this.position, gap: 'epoch' }
-    // The log has reached the cursor, and this node has not: no gap.
+    // A cursor that the log has reached and this node has not is no gap.
     if (request.after > this.position && request.after <= this.#log.position) await inTime(this.#reaches(request.after), PATIENCE_MS)
     this.#assertReachable()
     const page = this.#log.read(request)
-    // What the node has not delivered yet is delivered later.
+    // Messages that this node has not delivered yet are omitted: the node delivers them later.
     return page.next <= this.position ? page : { ...page, messages: page.messages.filter(({ seq }) => seq <= this.position), next: this.position }
   }
 
@@ -129,11 +140,13 @@ export class TestBroker implements Broker {
     })
   }
 
+  /** See `Broker.claim`. @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED */
   async claim (key: string, ttlMs: number): Promise<boolean> {
     this.#assertReachable()
     return this.#log.claim(key, ttlMs)
   }
 
+  /** See `Broker.close`. */
   async close (): Promise<void> {
     this.#closed = true
     this.#sink = null
@@ -146,12 +159,12 @@ export class TestBroker implements Broker {
     if (this.#outage !== null) throw this.#outage
   }
 
-  /** @internal */
+  /** Queues a message for this node. @internal */
   enqueue (delivery: Delivery): void {
     this.#queue.push(delivery)
   }
 
-  /** Delivers what is queued; what is published meanwhile comes after it. @internal */
+  /** Delivers the queued messages. Messages published meanwhile follow them. @internal */
   deliver (): void {
     if (this.#delivering || this.#lags || this.#outage !== null) return
     this.#delivering = true
@@ -165,7 +178,7 @@ export class TestBroker implements Broker {
     for (const look of this.#waiting) look()
   }
 
-  /** The log has lost its continuity. @internal */
+  /** Reports a gap: the log has lost its continuity. @internal */
   lose (reason: GapReason): void {
     this.#forget()
     this.#lost = this.#outage === null ? null : reason
@@ -175,7 +188,7 @@ export class TestBroker implements Broker {
     this.#sink?.gap(reason)
   }
 
-  /** What waits is not delivered any more. */
+  /** Drops the queued messages, and resolves their publishes. */
   #forget (): void {
     for (const { message, resolve } of this.#queue.splice(0)) resolve?.({ seq: message.ephemeral ? null : message.seq, delivered: 0 })
     for (const look of this.#waiting) look()

@@ -6,21 +6,21 @@ import { isArriving } from './link.js'
 
 interface TestTimer extends Timer {
   dueAt: number
-  /** 0 for one that fires once. */
+  /** Interval in milliseconds; 0 for a timer that fires once. */
   readonly everyMs: number
   run (): unknown
-  /** By real time; see `#after`. */
+  /** The timer in real time, see `#after`; undefined for none. */
   real: NodeJS.Timeout | undefined
 }
 
-/** What a timer has begun, such as a write after a write, is with the sockets after so many turns of the event loop. */
+/** Turns of the event loop after which the writes that a timer has caused are in the sockets. */
 const TURNS = 4
-/** Real time that one call of `advance()` waits at most for sockets, and each timer for the log. */
+/** Real time in milliseconds that one `advance()` waits for sockets at most, and that each timer waits for the log at most. */
 const PATIENCE_MS = 100
 
-/** A clock that stands still until `advance()` moves it. Made by `testClock()`. */
+/** A clock that only `advance()` moves. `testClock()` creates it. */
 export class TestClock {
-  /** Options that give the clock to the plugin, or to an `SSEManager`: `{ ...options, ...clock.options }`. */
+  /** Options that pass the clock to the plugin or to an `SSEManager`: `{ ...options, ...clock.options }`. */
   readonly options: SSEOptions
   /** @internal */ readonly clock: Clock
   readonly #startedAt = Date.now()
@@ -41,22 +41,29 @@ export class TestClock {
     this.options = options as SSEOptions
   }
 
-  /** The time of the clock, in milliseconds since the epoch. At first that of the machine. */
+  /** Time of the clock, in milliseconds since the Unix epoch. The clock starts at the current time. */
   get now (): number {
     return this.#startedAt + this.#elapsed
   }
 
   /**
-   * Moves the clock. Everything that falls due happens at its time and in its order; between two times the event loop turns, so that
-   * clients receive what was sent. Resolves when all of it has happened.
-   * @param ms a whole number.
+   * Moves the clock forward. Timers fire in order, each at its due time. Between two due times, the event loop runs, so that clients
+   * receive what was sent. Resolves when all due timers have fired.
+   * @param ms an integer of 0 or more, in milliseconds
+   * @throws SSE_ERR_TEST_MISUSE
+   * @example
+   * ```ts
+   * const clock = testClock()
+   * await app.register(ssePlugin, { keepAliveIntervalMs: 15_000, ...clock.options })
+   * await clock.advance(15_000)
+   * ```
    */
   async advance (ms: number): Promise<void> {
     if (!Number.isSafeInteger(ms) || ms < 0) throw new TestMisuse(`advance() needs a whole number of milliseconds, not ${ms}`)
     await this.#inTurn(() => this.#moveTo(this.#elapsed + ms))
   }
 
-  /** After the calls before it. */
+  /** Runs a move after all earlier ones. */
   #inTurn (move: () => Promise<void>): Promise<void> {
     const moved = this.#moving.then(move)
     this.#moving = moved.catch(() => {})
@@ -85,13 +92,13 @@ export class TestClock {
   }
 
   /**
-   * Something waits for a timer that keeps the process alive, such as the end of `app.close()` while a client hangs. If the test does not
-   * move the clock, real time does.
+   * Adds a timer that fires once. If the test does not advance the clock, the timer fires in real time. Otherwise a test without
+   * `advance()` would wait forever, for example for `app.close()` with a client that does not read.
    */
   #after (ms: number, run: () => unknown): Timer {
     const timer = this.#add(ms, 0, run)
     timer.real = setTimeout(() => {
-      // What the timer throws is uncaught, as without this clock.
+      // An exception of the timer is uncaught, as without this clock.
       this.#inTurn(async () => { if (this.#timers.has(timer)) await this.#moveTo(timer.dueAt) }).catch((error: unknown) => { setImmediate(() => { throw error }) })
     }, ms)
     return timer
@@ -109,7 +116,7 @@ export class TestClock {
   }
 }
 
-/** Lets the event loop turn until clients have received what is on its way to them. */
+/** Runs the event loop until clients have received the bytes in transit. */
 async function settle (waiting: { restMs: number }): Promise<void> {
   await turns(TURNS)
   const startedAt = performance.now()
@@ -124,7 +131,7 @@ function turns (count: number): Promise<void> {
   })
 }
 
-/** A clock for one test, and for all its nodes. It stands still until `advance()` moves it. */
+/** Creates a clock for one test and all its nodes. Only `advance()` moves it. */
 export function testClock (): TestClock {
   return new TestClock()
 }

@@ -6,10 +6,10 @@ import { systemClock } from '../util/clock.js'
 import { createId } from '../util/id.js'
 import { TestBroker } from './test-broker.js'
 
-// A SharedLog. `implements` would say so in the published types too, which leave out what is internal.
+// The class has the members of SharedLog. It has no `implements`: the published types omit internal members, and would not compile.
 /**
- * A log in memory that several nodes of this process share, and that outlives each of them: a two-node test, or a restart that keeps
- * the log, without Redis.
+ * A log in memory that several nodes of this process share. It remains when a node is closed. Use it for tests with two nodes or with a
+ * restart, without Redis.
  */
 export class TestLog {
   /** @internal */ epoch = newEpoch()
@@ -17,25 +17,28 @@ export class TestLog {
   readonly #claims = new Map<string, number>()
   #history: History | null = null
   #ring: Ring | null = null
-  /** The time of the first node. */
+  /** Returns the time of the first node. */
   #now = systemClock.wall
 
-  /** A broker on this log for one node: option `broker` of the plugin. */
+  /** Creates a broker on this log for one node, for the option `broker` of the plugin. */
   broker (): TestBroker {
     return new TestBroker(this)
   }
 
-  /** Position of the newest logged event. */
+  /** Sequence number of the newest logged event; 0 for an empty log. */
   get position (): number {
     return this.#ring?.last ?? 0
   }
 
-  /** Forgets the history: each cursor from before has a gap (`trimmed`). Connected clients notice nothing. */
+  /** Removes all events from the history: every earlier cursor has a gap (`trimmed`). Connected clients receive nothing. */
   trim (): void {
     if (this.#history !== null) this.#ring = new Ring(this.#history, this.#now, this.position)
   }
 
-  /** Loses everything, as a wiped store does. All connected and returning clients receive a gap (`epoch`); those of a node that has failed, after its `restore()`. */
+  /**
+   * Removes everything and starts a new epoch, as a wiped store does. Connected and reconnecting clients receive a gap (`epoch`). Clients
+   * of a node that has failed receive it after `restore()`.
+   */
   wipe (): void {
     this.epoch = newEpoch()
     this.#claims.clear()
@@ -43,17 +46,17 @@ export class TestLog {
     for (const node of this.#nodes) node.lose('epoch')
   }
 
-  /** Calls `fail()` of all nodes: the store cannot be reached from now on. */
+  /** Disconnects all nodes from the log, see `TestBroker.fail()`. */
   fail (): void {
     for (const node of this.#nodes) node.fail()
   }
 
-  /** The store can be reached again. */
+  /** Reconnects all nodes to the log, see `TestBroker.restore()`. */
   restore (): void {
     for (const node of this.#nodes) node.restore()
   }
 
-  /** @internal */
+  /** Adds a node. @internal */
   join (node: TestBroker, history: History, now: () => number): void {
     if (this.#history === null) this.#now = now
     this.#history ??= history
@@ -61,23 +64,23 @@ export class TestLog {
     this.#nodes.add(node)
   }
 
-  /** @internal */
+  /** Removes a node. @internal */
   leave (node: TestBroker): void {
     this.#nodes.delete(node)
   }
 
-  /** Appends the message, and delivers it on each node. @internal */
+  /** Appends a message, and delivers it on each node. @internal */
   append (outgoing: OutgoingMessage, publisher: TestBroker): Promise<Published> {
     const message: Message = { ...outgoing, seq: outgoing.ephemeral ? 0 : this.position + 1 }
     if (!message.ephemeral) this.#ring!.append(message)
     return new Promise(resolve => {
-      // To all first: a publish from inside a delivery follows this one on each node.
+      // Queued on all nodes before the first delivery: a message published during a delivery follows this one on each node.
       for (const node of this.#nodes) node.enqueue(node === publisher ? { message, resolve } : { message })
       for (const node of this.#nodes) node.deliver()
     })
   }
 
-  /** Whether everything after this position is in the history. @internal */
+  /** Returns whether all messages after this position are in the history. @internal */
   reachesBackTo (position: number): boolean {
     return this.#ring!.read({ after: position, priority: EventPriority.NORMAL, limit: 1 }).gap === undefined
   }
@@ -96,7 +99,15 @@ export class TestLog {
   }
 }
 
-/** A log in memory that nodes share: see `TestLog`. */
+/**
+ * Creates a log in memory that several nodes share, see `TestLog`.
+ * @example
+ * ```ts
+ * const log = testLog()
+ * await one.register(ssePlugin, { broker: log.broker() })
+ * await other.register(ssePlugin, { broker: log.broker() })
+ * ```
+ */
 export function testLog (): TestLog {
   return new TestLog()
 }

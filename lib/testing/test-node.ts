@@ -11,22 +11,22 @@ import { tie } from './tie.js'
 export interface StartNodeOptions {
   /** Arguments of the script. Default: none. */
   args?: readonly string[]
-  /** Environment variables beside those of this process and `PORT`. */
+  /** Environment variables, added to those of this process and `PORT`. Default: none. */
   env?: Readonly<Record<string, string>>
-  /** Arguments of Node, such as `--import` of a loader. Default: those of this process. */
+  /** Arguments of Node.js, such as `--import`. Default: those of this process. */
   execArgv?: readonly string[]
   /** Time to start, in milliseconds. Default 30,000. */
   timeoutMs?: number
-  /** The test that the process belongs to: it is killed when the test ends. */
+  /** The test that the process belongs to. The process is killed when the test ends. Absent: call `kill()` or `stop()`. */
   test?: TestContext
 }
 
-/** The last letters of what a process has written that an error shows. */
+/** Number of characters of the output that an error shows. */
 const SHOWN_LETTERS = 2_000
 
-/** One node of an application, as a process of its own that a test can kill, freeze and restart. Made by `startNode()`. */
+/** A node of an application in a separate process, which a test can kill, stop, freeze and restart. `startNode()` creates it. */
 export class TestNode {
-  /** The port that the script finds as `PORT`. The process keeps it when it is restarted. */
+  /** Port of the node, which the script reads from `PORT`. A restarted process has the same port. */
   readonly port: number
   readonly #script: string
   readonly #options: StartNodeOptions
@@ -45,21 +45,25 @@ export class TestNode {
     return `http://127.0.0.1:${this.port}`
   }
 
-  /** Id of the process; null when it does not run. */
+  /** Id of the process; null if it is not running. */
   get pid (): number | null {
     return this.isRunning ? this.#child!.pid! : null
   }
 
+  /** Whether the process is running. */
   get isRunning (): boolean {
     return this.#child !== null && this.#child.exitCode === null && this.#child.signalCode === null
   }
 
-  /** What the process has written to its standard output and standard error. */
+  /** Standard output and standard error of all processes of this node so far. */
   get output (): string {
     return this.#output
   }
 
-  /** Starts the process again, at the same port, once it has ended. Resolves when it is ready. */
+  /**
+   * Starts the process again on the same port, after it has ended. Resolves when it is ready. Does nothing while the process is running.
+   * @throws SSE_ERR_TEST_NODE
+   */
   async start (): Promise<void> {
     if (this.isRunning) return
     const { args = [], env = {}, execArgv = process.execArgv, timeoutMs = 30_000 } = this.#options
@@ -85,19 +89,19 @@ export class TestNode {
       const fail = (what: string) => reject(new TestNodeError(`${what}; it has written: ${this.#output.slice(-SHOWN_LETTERS)}`))
       const timer = setTimeout(() => fail(`has not called process.send() within ${timeoutMs} ms`), timeoutMs)
       child.once('message', () => resolve())
-      // After `exit`, when all that it has written is here.
+      // `close` comes after `exit`, when all output is received.
       child.once('close', (code, signal) => fail(`has ended with ${signal ?? `code ${code}`} before it called process.send()`))
       child.once('error', error => fail(`did not start: ${error.message}`))
       child.once('close', () => clearTimeout(timer)).once('message', () => clearTimeout(timer))
     })
   }
 
-  /** Kills the process (SIGKILL): nothing is closed, and no client receives `sse:close`. Resolves when it has ended. */
+  /** Kills the process (SIGKILL). Clients receive no `sse:close`. Resolves when the process has ended. */
   async kill (): Promise<void> {
     await this.#end('SIGKILL')
   }
 
-  /** Asks the process to end (SIGTERM). Resolves with its exit code, null when a signal ended it. */
+  /** Terminates the process (SIGTERM). Resolves with its exit code; null if a signal has ended it. */
   async stop (): Promise<number | null> {
     await this.#end('SIGTERM')
     return this.#child?.exitCode ?? null
@@ -109,17 +113,20 @@ export class TestNode {
     child.ref()
     const exit = once(child, 'exit')
     child.kill(signal)
-    // A stopped process acts on no other signal before it goes on.
+    // A frozen process handles no other signal until it continues.
     child.kill('SIGCONT')
     await exit
   }
 
-  /** Stops the process where it stands (SIGSTOP): its sockets stay open and nothing answers. Not on Windows. */
+  /**
+   * Freezes the process (SIGSTOP): its sockets stay open, and it does not respond. Not available on Windows.
+   * @throws SSE_ERR_TEST_NODE when the process is not running
+   */
   freeze (): void {
     this.#signal('SIGSTOP')
   }
 
-  /** Lets a frozen process go on (SIGCONT). */
+  /** Continues a frozen process (SIGCONT). @throws SSE_ERR_TEST_NODE when the process is not running */
   thaw (): void {
     this.#signal('SIGCONT')
   }
@@ -131,9 +138,16 @@ export class TestNode {
 }
 
 /**
- * Starts a script as a process of its own and resolves when the script calls `process.send()`, with any message. The script listens on
- * 127.0.0.1 at the port in `PORT`. The process ends with this one, however this one ends, and does not keep it alive.
- * @throws SSE_ERR_TEST_NODE, with what the process has written
+ * Starts a script in a separate process. The script must listen on 127.0.0.1 at the port in `PORT`, and then call `process.send()` with
+ * any message. Resolves at that message. The process ends when the current process ends, even if that is killed. It does not keep the
+ * current process alive.
+ * @throws SSE_ERR_TEST_NODE, with the output of the process
+ * @example
+ * ```ts
+ * const node = await startNode(new URL('./node.js', import.meta.url), { test: t })
+ * const stream = await openStream(node.url, '/events', { test: t })
+ * await node.kill()
+ * ```
  */
 export async function startNode (script: string | URL, options: StartNodeOptions = {}): Promise<TestNode> {
   const node = new TestNode(script instanceof URL ? fileURLToPath(script) : script, await freePort(), options)

@@ -8,54 +8,51 @@ import { MemorySocket } from './memory-socket.js'
 
 /** How a stream ended. */
 export interface StreamEnd {
-  /**
-   * Who ended the stream: `server` completed the response, `network` stands for a connection that broke before that, `test` for
-   * `close()` and `cut()`.
-   */
+  /** Which side ended the stream. `server`: the response is complete. `network`: the connection broke before that. `test`: `close()` or `cut()`. */
   readonly by: 'server' | 'network' | 'test'
-  /** The reason of the last `sse:close` event; null when there was none. */
+  /** Reason of the last `sse:close` event; null without one. */
   readonly reason: string | null
-  /** Whether that event asks the client to reconnect; null when there was none. */
+  /** Whether that event asks the client to reconnect; null without one. */
   readonly reconnect: boolean | null
 }
 
-/** What `reconnect()` changes. Everything else is as in the `openStream()` call of the stream. */
+/** Changes of `reconnect()` to the options of the stream's `openStream()` call. */
 export interface ReconnectOptions {
-  /** Where to connect instead: another node, or the application that replaced the first one. */
+  /** The application, server or URL to connect to, such as another node or a restarted application. Default: as before. */
   app?: Target
-  /** Cursor to send instead of the stream's own; null for none. */
+  /** Cursor to send; null for none. Default: the cursor of the stream. */
   lastEventId?: string | null
-  /** Headers to send instead. */
+  /** Headers to send. Default: as before. */
   headers?: Record<string, string>
 }
 
-/** What a stream needs of the call that opened it. */
+/** Data of the `openStream()` call that a stream needs. */
 export interface StreamRequest {
-  /** Method and path, for messages. */
+  /** Method and path, for error messages. */
   readonly label: string
   readonly timeoutMs: number
-  /** Bytes per second that the client reads. */
+  /** Read rate of the client in bytes per second; Infinity for no limit. */
   readonly readRate: number
   /** Called once, when the stream has ended. */
   onEnd (): void
   reopen (change: ReconnectOptions): Promise<TestStream>
 }
 
-/** Ended streams and servers that do not answer hold up no `close()` longer than this. */
+/** Time in milliseconds that `close()` and `cut()` wait for the server at most. */
 const CLOSE_MS = 1_000
-/** A limited rate over TCP is kept in steps of at least this length. */
+/** Minimum interval between two parts of a rate-limited read over TCP, in milliseconds. */
 const STEP_MS = 10
 
 /**
- * One open stream, as its client sees it. Made by `openStream()`. Every wait has a deadline, and rejects with a message that says what
- * was received instead.
+ * An event stream, as its client receives it. `openStream()` creates it. Every wait has a deadline: option `timeoutMs`. A failed wait rejects with a
+ * message that says what was received instead.
  */
 export class TestStream implements AsyncDisposable {
-  /** Status of the answer. */
+  /** Status of the response. */
   readonly status: number
-  /** Headers of the answer. */
+  /** Headers of the response. */
   readonly headers: Readonly<Record<string, string | string[] | undefined>>
-  /** Whether the answer is an event stream: false with `allowRefusal` when it is refused by its status. */
+  /** Whether the response is an event stream. False for a request that was refused by status, see `allowRefusal`. */
   readonly isStream: boolean
   readonly #link: Link
   readonly #request: StreamRequest
@@ -86,12 +83,12 @@ export class TestStream implements AsyncDisposable {
     response.on('error', () => {})
     response.on('close', () => {
       this.#finish(response.complete ? 'server' : 'network')
-      // A client keeps no connection for another request.
+      // The client does not reuse the connection.
       this.#link.socket.destroy()
     })
   }
 
-  /** Takes the text in steps, and reads on after the last one. */
+  /** Processes the text in parts at the limited rate, and then continues to read. */
   #takeSlowly (text: string, bytesPerSecond: number, take: (text: string) => void): void {
     const response = this.#response.pause()
     const letters = Math.max(1, Math.floor(bytesPerSecond * STEP_MS / 1000))
@@ -115,73 +112,73 @@ export class TestStream implements AsyncDisposable {
     this.#inbox.close()
   }
 
-  /** All events received, in order, control events (`sse:…`) included. */
+  /** All events received, in order, including control events (`sse:…`). */
   get events (): readonly ReceivedEvent[] {
     return this.#inbox.events
   }
 
-  /** All comments received, such as `keep-alive`, in order. */
+  /** All comments received, in order, such as `keep-alive`. */
   get comments (): readonly string[] {
     return this.#inbox.comments
   }
 
-  /** The cursor that a reconnecting client would send; empty when the server has sent none. */
+  /** The cursor that a reconnecting client would send; empty if the server has sent none. */
   get lastEventId (): string {
     return this.#inbox.lastEventId
   }
 
-  /** The reconnection time that the server has sent last, in milliseconds; null when it has sent none. */
+  /** The last reconnection time received, in milliseconds; null for none. */
   get retryMs (): number | null {
     return this.#inbox.retryMs
   }
 
-  /** Bytes of the body received. */
+  /** Number of bytes of the body received. */
   get receivedBytes (): number {
     return this.#inbox.receivedBytes
   }
 
-  /** The body as it was received, decoded as UTF-8. */
+  /** The body received so far, decoded as UTF-8. */
   get text (): string {
     return this.#inbox.text
   }
 
-  /** Body of an answer that is not a stream, parsed when it is JSON; null for a stream, and until all of it is received. See `allowRefusal`. */
+  /** Body of a response that is not a stream, parsed if it is JSON; null for a stream and for an incomplete body. See `allowRefusal`. */
   get body (): any {
     return this.isStream || this.#end === null ? null : parsed(this.#inbox.text)
   }
 
-  /** Whether the stream has not ended. */
+  /** Whether the stream is open. */
   get isOpen (): boolean {
     return this.#end === null
   }
 
   /**
-   * Resolves with the first event that no `next()` or `collect()` has returned before; with a name, with the first of that name, and
-   * events of other names stay unread.
-   * @throws SSE_ERR_TEST_TIMEOUT when the event is not received within `timeoutMs`; SSE_ERR_TEST_STREAM_ENDED when the stream ends before it.
+   * Resolves with the first unread event: one that no `next()` or `collect()` has returned.
+   * @param name returns the first unread event with this name; other events stay unread. Default: any name.
+   * @throws SSE_ERR_TEST_TIMEOUT when the event is not received within `timeoutMs`; SSE_ERR_TEST_STREAM_ENDED when the stream ends before it
    */
   next (name?: string): Promise<ReceivedEvent> {
     return this.#inbox.next(name)
   }
 
   /**
-   * Resolves with the next unread events: with a number, with that many, of any name or this one; with a function, with all up to and
-   * including the first for which it returns true. To show that an event is not received, broadcast a last event and collect up to that.
-   * @throws SSE_ERR_TEST_TIMEOUT, SSE_ERR_TEST_STREAM_ENDED
+   * Resolves with the next unread events: up to and including the first for which `until` returns true. To verify that an event
+   * is not received, broadcast a last event and collect up to it. @throws SSE_ERR_TEST_TIMEOUT, SSE_ERR_TEST_STREAM_ENDED
    */
   collect (until: (event: ReceivedEvent) => boolean): Promise<ReceivedEvent[]>
+  /** Resolves with the next `count` unread events, or with those of this name. @throws SSE_ERR_TEST_TIMEOUT, SSE_ERR_TEST_STREAM_ENDED */
   collect (count: number, name?: string): Promise<ReceivedEvent[]>
   collect (until: number | ((event: ReceivedEvent) => boolean), name?: string): Promise<ReceivedEvent[]> {
     return this.#inbox.collect(until, name)
   }
 
-  /** All events of this name received, in order. Reads none of them: `next()` and `collect()` return them all the same. */
+  /** Returns all events received with this name, in order. They stay unread for `next()` and `collect()`. */
   named (name: string): ReceivedEvent[] {
     return this.#inbox.named(name)
   }
 
   /**
-   * Resolves when the condition holds. It is checked at once and whenever something is received: for what is not an event, such as
+   * Resolves when the condition is true. It is checked at once, and each time data is received. Use it for what is not an event, such as
    * `stream.comments.includes('keep-alive')` or a change of `stream.lastEventId`.
    * @throws SSE_ERR_TEST_TIMEOUT, SSE_ERR_TEST_STREAM_ENDED
    */
@@ -190,29 +187,29 @@ export class TestStream implements AsyncDisposable {
   }
 
   /**
-   * Resolves when the stream ends, with who ended it and the reason of `sse:close`. Each access has a deadline of its own.
+   * Resolves when the stream ends, with the side that ended it and the reason of `sse:close`. Each access starts a new deadline.
    * @throws SSE_ERR_TEST_TIMEOUT
    */
   get ended (): Promise<StreamEnd> {
     return this.#inbox.wait('the end of the stream', () => this.#end ?? undefined)
   }
 
-  /** Resolves with the first comment, or the first event when there is no comment, received ones included; or with the end of the stream. @internal */
+  /** Resolves with the first comment; if there is none, with the first event or the end of the stream. @internal */
   comment (): Promise<string | ReceivedEvent | StreamEnd> {
     return this.#inbox.wait('the first comment', () => this.comments[0] ?? this.events[0] ?? this.#end ?? undefined)
   }
 
-  /** What the stream is, and what has become of it. */
+  /** Describes the request and the state of the stream, for error messages. */
   #describe (): string {
     const state = this.#end === null ? this.#frozen ? 'frozen' : 'open' : `ended by ${this.#end.by}${this.#end.reason === null ? '' : ` (${this.#end.reason})`}`
     return `${this.#request.label}: status ${this.status}, ${state}`
   }
 
-  // --- Misfortune ---
+  // --- Faults ---
 
   /**
-   * Takes no byte any more, as a client that hangs: the server's next write waits, and so does the end of the response. Over a socket to
-   * another process the kernel takes several megabytes first. Takes effect before it returns.
+   * Stops reading, as a client that hangs: the server's next write waits, and so does the end of the response. Takes effect immediately. For a server
+   * in another process, the kernel first buffers several megabytes. @throws SSE_ERR_TEST_MISUSE when the stream has ended
    */
   freeze (): void {
     this.#assertOpen('freeze')
@@ -225,7 +222,7 @@ export class TestStream implements AsyncDisposable {
     serverSide?.cork()
   }
 
-  /** Reads on after `freeze()`. */
+  /** Continues to read after `freeze()`. */
   thaw (): void {
     if (!this.#frozen) return
     this.#frozen = false
@@ -236,48 +233,53 @@ export class TestStream implements AsyncDisposable {
     this.#response.resume()
   }
 
-  /** Cuts the connection, as a network that breaks: with a reset (RST), with TLS by closing it. Resolves once a server of this process has noticed. */
+  /**
+   * Breaks the connection with a reset (RST), as a failing network does; a TLS connection is closed. Resolves when a server of this process has
+   * noticed. @throws SSE_ERR_TEST_MISUSE when the stream has ended
+   */
   async cut (): Promise<void> {
     this.#assertOpen('cut')
     this.#finish('test')
     const { socket } = this.#link
-    // Node cannot reset the connection below TLS.
+    // Node.js cannot reset the TCP connection below TLS.
     if (socket instanceof TLSSocket) socket.destroy()
     else socket.resetAndDestroy()
     await this.#gone()
   }
 
-  /** Ends the client's half of the connection (FIN), as a client that has nothing more to say. The test still reads. */
+  /** Ends the client's half of the connection (FIN), and continues to read. @throws SSE_ERR_TEST_MISUSE when the stream has ended */
   halfClose (): void {
     this.#assertOpen('halfClose')
     this.#link.socket.end()
   }
 
   /**
-   * Closes the stream and opens it again as its client would: with the cursor as `Last-Event-ID`. The result is a stream of its own,
-   * with no events yet.
+   * Closes the stream, and opens it again with its cursor as `Last-Event-ID`. Resolves with a new stream, which has only the events received since
+   * then.
+   * @throws as `openStream()`
    */
   async reconnect (change: ReconnectOptions = {}): Promise<TestStream> {
     await this.close()
     return await this.#request.reopen({ lastEventId: this.lastEventId === '' ? null : this.lastEventId, ...change })
   }
 
-  /** Disconnects, as a client that leaves. Resolves once a server of this process has noticed; a second call does nothing. */
+  /** Disconnects. Resolves when a server of this process has noticed. A second call does nothing. */
   async close (): Promise<void> {
     this.#finish('test')
     this.#link.socket.destroy()
     await this.#gone()
   }
 
+  /** Calls `close()`, for `await using`. */
   async [Symbol.asyncDispose] (): Promise<void> {
     await this.close()
   }
 
   async #gone (): Promise<void> {
     let timer: NodeJS.Timeout | undefined
-    // A server that is stopped does not notice.
+    // A server of a frozen process does not notice.
     const late = new Promise<void>(resolve => { timer = setTimeout(resolve, CLOSE_MS) })
-    // Bytes that were kept for a frozen client hold up the end of the connection.
+    // Bytes that `freeze()` keeps in the server would delay the end of the connection.
     if (this.#frozen) this.#link.serverSide?.uncork()
     await Promise.race([this.#link.serverSide?.closed(), late])
     clearTimeout(timer)
