@@ -1,13 +1,14 @@
-// The address of a client as a trusted proxy or the socket names it, reduced to what is counted as one client.
+// Reduces the address of a client, from the socket or a trusted proxy, to the part that `maxConnectionsPerIp` counts.
 
 const IPV4 = /^(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}$/
 const WITH_PORT = /^(?:\[([^\]]*)\]|([\d.]+))(?::\d+)?$/
 const GROUP = /^[0-9a-f]{1,4}$/i
 
 /**
- * What counts as one address. Of IPv6 the first 64 bits, since a subscriber has all addresses within them; IPv4 written as IPv6 is IPv4. A port,
- * which Azure adds in X-Forwarded-For, brackets and a zone are no part of it. An empty string for what is no address: a Unix socket, a client
- * that has disconnected, the `unknown` of a proxy. All of these count as one, or any text would be a way around the limit.
+ * Returns the address that is counted: an IPv4 address, or the first 64 bits of an IPv6 address, within which one subscriber has all
+ * addresses. IPv4 addresses in IPv6 notation become IPv4. Brackets, a zone and a port, which Azure adds to `X-Forwarded-For`, are
+ * removed. Returns an empty string for anything else, such as a Unix socket, a disconnected client, or `unknown` of a proxy. These
+ * count as one address, because arbitrary text would otherwise bypass the limit.
  */
 export function addressOf (text: string | undefined): string {
   const [, bracketed, plain] = WITH_PORT.exec(text ?? '') ?? []
@@ -19,14 +20,14 @@ export function addressOf (text: string | undefined): string {
   return `${groups.slice(0, 4).map(group => group.toString(16)).join(':')}::/64`
 }
 
-/** The eight numbers of an IPv6 address; null for anything else. */
+/** Returns the eight numbers of an IPv6 address, or null for any other text. */
 function groupsOf (ip: string): number[] | null {
   const [address] = ip.split('%', 1)
   const halves = address!.split('::')
   if (halves.length > 2 || !address!.includes(':')) return null
   const parts = halves.map(half => half === '' ? [] : half.split(':'))
   const last = parts.at(-1)!
-  // The last four bytes may be written as IPv4.
+  // The last four bytes can be in IPv4 notation.
   if (last.length > 0 && IPV4.test(last.at(-1)!)) {
     const [a, b, c, d] = last.pop()!.split('.').map(Number)
     last.push((a! << 8 | b!).toString(16), (c! << 8 | d!).toString(16))

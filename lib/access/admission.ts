@@ -19,12 +19,13 @@ import { assertSubscription } from '../events/topic.js'
 import { ownText } from '../util/text.js'
 import { isTaken } from '../wire/writer.js'
 
+/** The options that concern new streams; see `SSEOptions`. */
 export interface AdmissionOptions extends AuthenticationOptions, CapacityOptions {
   readonly retryMs: number
   readonly maxSubscriptionsPerConnection: number
 }
 
-/** Everything that can refuse a stream, in order, before its headers are sent. @internal */
+/** Runs all checks that can refuse a stream, in order, before its headers are sent. @internal */
 export class Admission {
   readonly #options: AdmissionOptions
   readonly #registry: Registry<SSEConnection>
@@ -34,7 +35,7 @@ export class Admission {
   readonly #context: ConnectionContext
   readonly #eventLog: EventLog
   readonly #capacity: Capacity
-  /** Where a response keeps its arrival. Not a weak map: that costs each stream more than the rest of its admission. */
+  /** Key under which a response stores its arrival. A WeakMap would cost each stream more than the rest of its admission. */
   readonly #arrival = Symbol('fastify-sse-manager.arrival')
   #closed = false
 
@@ -55,7 +56,8 @@ export class Admission {
   }
 
   /**
-   * Before anything slow is done for a request, once: checks its origin, and counts a client that expects a stream until its response closes or it is refused.
+   * Handles a request before authentication. Checks its origin, and counts a client that expects a stream until the response closes or
+   * the request is refused. Later calls for the same response return the same arrival.
    * @throws SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_ORIGIN_FORBIDDEN, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
   arrive (request: HttpRequest, response: HttpResponse, subject: AnyRequest = request, ip = request.socket.remoteAddress ?? ''): Arrival {
@@ -72,39 +74,40 @@ export class Admission {
   #reserve (arrival: Arrival): void {
     const { response } = arrival
     if (isGone(response)) return
-    // Not of the arrival: the listener lasts as long as the stream, and would keep the request.
+    // The listener lives as long as the stream. It must not refer to the arrival, which would keep the request in memory.
     const reservation = arrival.reservation = this.#capacity.take(arrival.ip)
     if (reservation !== null) whenClosed(response, () => reservation.leave())
   }
 
   /**
-   * The user that the ticket in the request's URL names; null when there is none, or there are no tickets here. A ticket is
-   * for an EventSource, which asks by GET: what issues tickets, or publishes, does not take one. See `Tickets.redeem`.
+   * Resolves with the user of the ticket in the URL. Returns null without a ticket, and without the option `ticketSecret`. Only GET
+   * requests can use tickets, so that a ticket cannot be exchanged for a new ticket or used to publish. See `Tickets.redeem`.
+   * @throws SSE_ERR_INVALID_TICKET, SSE_ERR_BROKER_UNAVAILABLE
    */
   redeem (request: AnyRequest): Promise<SSEUser> | null {
     const testUser = testUserOf(request)
     if (testUser !== null) return Promise.resolve(testUser)
-    // A ticket is good once: it is not spent on a request that does not take a stream.
+    // A ticket is valid once, so a request that does not accept an event stream must not use it up.
     if (!this.#tickets.enabled || request.method !== 'GET' || !isAcceptable(request.headers.accept)) return null
     const ticket = ticketOf(request)
     return ticket === null ? null : this.#tickets.redeem(ticket)
   }
 
   /**
-   * A request with a ticket is its user's, or refused: a ticket that is neither redeemed here nor recognised by the application does not make an anonymous client.
+   * Rejects a request with a ticket for which no user was found: it would become an anonymous connection.
    * @throws SSE_ERR_INVALID_TICKET
    */
   assertRecognised (request: AnyRequest, user: SSEUser | null): void {
     if (user === null && ticketOf(request) !== null) throw new InvalidTicket()
   }
 
-  /** Admits a plain request: `arrive`, authentication, `enter`. */
+  /** Admits a request of plain Node: calls `arrive`, authenticates, and calls `enter`. Rejects with the errors of all three. */
   async admit (options: CreateConnection): Promise<SSEConnection> {
     const { request, response, user, authData } = options
     this.#assertOpen()
     const arrival = this.arrive(request, response)
     try {
-      // Before the application is asked about a client that is refused all the same.
+      // Checked first, so that `authHandler` is not called for a request that is refused in any case.
       arrival.assertAcceptable()
       return await this.enter(arrival, user === undefined ? await this.#recognise(request, authData) : this.#vouched(user), options)
     } catch (error) {
@@ -119,7 +122,7 @@ export class Admission {
     return user
   }
 
-  /** The user that the caller names, held to the same rules as one that `authHandler` returns. */
+  /** Checks a user from the caller of `createConnection` by the same rules as a user from `authHandler`. */
   #vouched (user: SSEUser | null): SSEUser | null {
     const current = currentUser(user, this.#options)
     if (current === null && this.#options.requireAuthentication) throw new Unauthenticated()
@@ -127,17 +130,20 @@ export class Admission {
   }
 
   /**
-   * Makes the connection of an authenticated request, or refuses it. The connection is counted, and receives, from here on; what is missing is `connection.open()`.
-   * @throws SSE_ERR_CLOSED, SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_UNAUTHENTICATED,
-   * SSE_ERR_AUTHENTICATION_FAILED, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLIENT_GONE, SSE_ERR_HEAD_ALREADY_SENT
+   * Creates the connection of an authenticated request, after all checks. The connection receives events from now on. The caller must
+   * call `connection.open()`.
+   * @throws SSE_ERR_CLOSED, SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_USER_CONNECTIONS,
+   * SSE_ERR_TOO_MANY_IP_CONNECTIONS, SSE_ERR_TOO_MANY_SUBSCRIPTIONS, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN,
+   * SSE_ERR_UNAUTHENTICATED, SSE_ERR_AUTHENTICATION_FAILED, SSE_ERR_INVALID_RETRY, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLIENT_GONE,
+   * SSE_ERR_HEAD_ALREADY_SENT
    */
   async enter (arrival: Arrival, user: SSEUser | null, options: ConnectOptions, managed = true): Promise<SSEConnection> {
     try {
       this.#assertOpen()
       arrival.assertAcceptable()
-      // Nothing is limited, or the client did not say that it expects a stream, or the application tries again after a refusal.
+      // There is no reservation yet if the request did not announce a stream, or if an earlier attempt was refused.
       this.#keepReservation(arrival)
-      // Cut from a header or an URL, what is kept with the connection would keep all of it.
+      // Copied: a substring of a header or a URL would keep all of it in memory.
       const userId = user === null ? null : ownText(user.userId)
       arrival.reservation?.assign(userId)
       const granted = user instanceof Ticket ? user.subscriptions : []
@@ -147,7 +153,7 @@ export class Admission {
       const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
       const entered = this.#subscriptions.grant({ request: arrival.subject, userId, claims: user?.claims }, asked, () => {
         if (userId !== null && this.#disconnections.hit(userId, arrival.since)) {
-          // A 401 would be final for an EventSource whose user may never have been disconnected.
+          // Without certainty the answer is 503: an EventSource stops after 401, and its user may not have been disconnected.
           throw this.#disconnections.isUnsure(userId, arrival.since) ? new BrokerUnavailable('has lost messages of other nodes while the request was authenticated; try again') : new Unauthenticated()
         }
         return this.#connect(arrival, user, userId, subscriptions, options, managed)
@@ -159,12 +165,12 @@ export class Admission {
     }
   }
 
-  /** Unless the reservation was freed, as by a second call for the same request that was refused. */
+  /** Makes a reservation if there is none, or if it was released by a refused second call for the same request. */
   #keepReservation (arrival: Arrival): void {
     if (arrival.reservation === null || arrival.reservation.left) this.#reserve(arrival)
   }
 
-  /** A second call for the same request does not take the reservation from the stream of the first. */
+  /** Releases the reservation of a refused request, unless an earlier call for the same request has opened its stream. */
   #refuse (arrival: Arrival): void {
     if (!arrival.hasEntered) arrival.reservation?.leave()
   }
@@ -173,9 +179,9 @@ export class Admission {
     const { request, response } = arrival
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
-    // Rights may have ended while the application was asked.
+    // The rights can have expired during the authorization.
     if (user !== null && currentUser(user, this.#options) === null) throw new Unauthenticated()
-    // Begun while the application was asked, or by a second call beside this one.
+    // The response can have been started during the authorization, also by a second call for it.
     if (isTaken(response)) throw new HeadAlreadySent()
     this.#keepReservation(arrival)
     arrival.reservation?.assign(userId)
@@ -188,21 +194,21 @@ export class Admission {
       clientInfo: { ...options.clientInfo, ip: ownText(arrival.ip), userAgent: request.headers['user-agent'] ?? '', connectedAt: this.#options.clock.wall() },
       lastEventId: lastEventId ? ownText(lastEventId) : null,
       managed,
-      // Broadcasts do not reach a stream of its own source: whatever its ticket grants, there is nothing to take away.
+      // Broadcasts do not reach a stream of a source, so it holds no subscriptions, whatever its ticket grants.
       held: managed ? held : new Set(),
       headOnly: request.method === 'HEAD',
       retryMs: options.retryMs ?? this.#options.retryMs
     })
     this.#registry.add(connection)
     arrival.hasEntered = true
-    // The request of the framework is not kept for as long as the stream lasts.
+    // Otherwise the response would keep the framework's request in memory as long as the stream is open.
     ;(response as unknown as Record<symbol, Arrival | null>)[this.#arrival] = null
     return connection
   }
 
-  /** The subscriptions asked for and granted, each once. */
+  /** Validates the subscriptions of the request and of its ticket, and returns each once. */
   #checked (asked: readonly string[] | undefined, granted: readonly string[]): Set<string> {
-    // A string is iterable too: its letters would be the subscriptions.
+    // A string is iterable too: its characters would become subscriptions.
     if (asked !== undefined && !Array.isArray(asked)) throw new InvalidSubscription(`list of type ${typeof asked}`, 'must be an array')
     const { maxSubscriptionsPerConnection } = this.#options
     const checked = new Set<string>()

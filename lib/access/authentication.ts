@@ -5,49 +5,80 @@ import { quote } from '../util/quote.js'
 import { ownText } from '../util/text.js'
 import type { Clock } from '../util/clock.js'
 
-/** What a request brings that an authentication may rest on. */
+/** The data of a request for authentication, the first argument of `authHandler`. */
 export interface AuthData {
-  /** The token of `Authorization: Bearer …`, or null. */
+  /** The token of the header `Authorization: Bearer …`; null if there is none. */
   readonly token: string | null
+  /** The cookies: those of `@fastify/cookie` if it is registered, otherwise parsed from the header. */
   readonly cookies: Readonly<Record<string, string | undefined>>
+  /** The query: `request.query` of Fastify, otherwise the first value of each parameter of the URL. */
   readonly query: Readonly<Record<string, unknown>>
+  /** The request headers, with names in lower case. */
   readonly headers: Readonly<Record<string, string | string[] | undefined>>
-  /** What the application's `extractAuthData` adds. */
+  /** Properties that the option `extractAuthData` returns. */
   readonly [key: string]: unknown
 }
 
-/** Who a request is from. */
+/** The user of a request. */
 export interface SSEUser {
+  /** The user id. Must not be empty. */
   readonly userId: string
-  /** When the rights end, in milliseconds since the epoch; the stream ends then. Absent or null: they do not end by themselves. */
+  /**
+   * Expiry of the user's rights in milliseconds since the Unix epoch. The stream is then closed with the reason `auth-expired`. Null or
+   * absent: the rights do not expire. `undefined` and times in seconds are rejected.
+   */
   readonly expiresAt?: number | null
-  /** Whatever the application wants to find again on the connection. */
+  /** Any value of the application; it becomes `connection.claims`. */
   readonly claims?: unknown
 }
 
-/** The user that a test gives a request of its own process (`fastify-sse-manager/testing`). A symbol: nothing that arrives from a network can set it. */
+/**
+ * Key of the user that a test assigns to a request (`fastify-sse-manager/testing`). It is a symbol, because input from the network
+ * cannot set symbols.
+ */
 export const kTestUser = Symbol.for('fastify-sse-manager.test-user')
 
 type Marked = { readonly [kTestUser]?: SSEUser }
 
-/** See `kTestUser`; null for every request of production. */
+/** Returns the user that a test has assigned to a request; null in production. */
 export function testUserOf (request: AnyRequest): SSEUser | null {
   return ((request as { readonly raw?: Marked }).raw ?? request as Marked)[kTestUser] ?? null
 }
 
+/** The result of `authHandler`: a user id, a user, or null for an unauthenticated client. */
 export type AuthResult = string | SSEUser | null
 
+/**
+ * The option `authHandler`: returns the user of a request, or null if the client is unauthenticated. An exception with the `statusCode`
+ * 401 or 403 has the effect of null. With any other exception, the request is rejected with SSE_ERR_AUTHENTICATION_FAILED.
+ * @example
+ * ```ts
+ * import ssePlugin, { type AuthHandler } from 'fastify-sse-manager'
+ *
+ * const authHandler: AuthHandler = async ({ cookies }) => {
+ *   const session = await findSession(cookies.session)
+ *   return session === null ? null : { userId: session.userId, expiresAt: session.expiresAt }
+ * }
+ * await app.register(ssePlugin, { authHandler })
+ * ```
+ */
 export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | PromiseLike<AuthResult>
 
+/** The options that concern authentication. */
 export interface AuthenticationOptions {
+  /** The clock of the node. */
   readonly clock: Clock
+  /** See `SSEOptions`. */
   readonly requireAuthentication: boolean
+  /** See `SSEOptions`. */
   readonly authHandler?: AuthHandler | undefined
+  /** See `SSEOptions`. */
   readonly extractAuthData?: ((request: AnyRequest) => Record<string, unknown>) | undefined
+  /** See `SSEOptions`. */
   readonly allowedOrigins: '*' | readonly string[]
 }
 
-/** What the request brings: bearer token, cookies, query, headers, and what the application extracts. */
+/** Returns bearer token, cookies, query and headers of a request, and the properties that `extract` adds. */
 export function authDataOf (request: AnyRequest, extract?: AuthenticationOptions['extractAuthData']): AuthData {
   const { headers } = request
   const token = /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1] ?? null
@@ -56,24 +87,24 @@ export function authDataOf (request: AnyRequest, extract?: AuthenticationOptions
   return { token, cookies, query, headers, ...extract?.(request) }
 }
 
-/** What a framework has made of the request; null before it has: `@fastify/cookie` decorates requests with `null` until its hook runs. */
+/** Returns a property that the framework has added to the request, or null: `@fastify/cookie` sets `null` until its hook has run. */
 function decoration<N extends 'cookies' | 'query'> (request: AnyRequest, name: N): AuthData[N] | null {
   const value: unknown = name in request ? (request as Partial<Record<N, unknown>>)[name] : null
   return typeof value === 'object' && value !== null ? value as AuthData[N] : null
 }
 
-/** The first value of a parameter of a request's URL; null when there is none. */
+/** Returns the first value of a query parameter of a request; null if there is none. */
 export function parameterOf ({ url = '' }: { url?: string | undefined }, name: string): string | null {
   const start = url.indexOf('?')
-  // Most requests do not have it, which is seen without taking the query apart.
+  // Most requests do not have the parameter. This check avoids parsing their query.
   if (start < 0 || !url.includes(name, start)) return null
   return new URLSearchParams(url.slice(start)).get(name)
 }
 
-/** The query of a plain request; the first value of each name. */
+/** Returns the query of a plain request, with the first value of each parameter. */
 export function queryOf (request: { url?: string | undefined }): Record<string, string> {
   const url = request.url ?? ''
-  // No prototype: a parameter may be called `constructor`.
+  // Without a prototype, because a parameter can be named `constructor`.
   const query: Record<string, string> = Object.create(null)
   const start = url.indexOf('?')
   if (start < 0) return query
@@ -82,8 +113,9 @@ export function queryOf (request: { url?: string | undefined }): Record<string, 
 }
 
 /**
- * Asks the application who this is; null for nobody. How long it may take is the application's to say, as by Fastify's `handlerTimeout`.
- * @throws SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
+ * Calls `authHandler`. Returns its user, or null if the client is unauthenticated. There is no time limit here; an application can use
+ * Fastify's `handlerTimeout`.
+ * @throws SSE_ERR_AUTHENTICATION_FAILED, with the cause, if code of the application fails
  */
 export function findUser (options: AuthenticationOptions, request: AnyRequest, extra?: Record<string, unknown>): SSEUser | null | Promise<SSEUser | null> {
   const { authHandler, extractAuthData } = options
@@ -97,15 +129,15 @@ export function findUser (options: AuthenticationOptions, request: AnyRequest, e
   }
 }
 
-/** What the application threw may mean that it knows nobody. */
+/** Returns null for an exception that means "unauthenticated", and throws for any other. */
 function nobody (cause: unknown): null {
   if (isRefusal(cause)) return null
   throw new AuthenticationFailed({ cause })
 }
 
 /**
- * Asks the application who this is.
- * @throws SSE_ERR_UNAUTHENTICATED when nobody and somebody is required; SSE_ERR_AUTHENTICATION_FAILED, with the cause, when the application's code fails.
+ * Calls `authHandler`, and applies `requireAuthentication`. Resolves with null for an unauthenticated client if that is allowed.
+ * @throws SSE_ERR_UNAUTHENTICATED; SSE_ERR_AUTHENTICATION_FAILED, with the cause, if code of the application fails
  */
 export async function authenticate (options: AuthenticationOptions, request: AnyRequest, extra?: Record<string, unknown>): Promise<SSEUser | null> {
   const user = await findUser(options, request, extra)
@@ -114,37 +146,41 @@ export async function authenticate (options: AuthenticationOptions, request: Any
 }
 
 /**
- * Throws SSE_ERR_ORIGIN_FORBIDDEN for a page of another origin that is not allowed; before anything else, as cookies come
- * along by themselves. What the browser says of itself counts most; an older one, which does not say, names the page's
- * origin at most: then its host must be the one that was asked. What names neither is no page.
+ * Rejects requests of pages whose origin is not allowed. It runs before all other checks, because browsers send cookies to other origins
+ * too. The header `Sec-Fetch-Site` decides. Without it, as in older browsers, the host of `Origin` must be the host of the request.
+ * A request with neither header does not come from a page.
+ * @throws SSE_ERR_ORIGIN_FORBIDDEN
  */
 export function assertOrigin ({ allowedOrigins }: Pick<AuthenticationOptions, 'allowedOrigins'>, request: AnyRequest): void {
   if (allowedOrigins === '*') return
   const { origin, 'sec-fetch-site': site } = request.headers
   if (origin !== undefined && allowedOrigins.includes(origin)) return
-  // `none` was typed into the address bar.
+  // `none`: the user has entered the URL in the address bar.
   if (site === undefined ? origin === undefined || isOwnOrigin(origin, request) : site === 'same-origin' || site === 'none') return
   throw new OriginForbidden(origin === undefined ? `another origin (Sec-Fetch-Site: ${quote(site)})` : `origin ${quote(origin)}`)
 }
 
-/** By host and port only: where a proxy ends TLS, the scheme that arrives here is not the browser's. */
+/** Compares an origin with the request by host and port. Behind a proxy that terminates TLS, the scheme is not that of the browser. */
 function isOwnOrigin (origin: string, request: AnyRequest): boolean {
-  // Fastify's heeds X-Forwarded-Host when, and only when, `trustProxy` says so.
+  // Fastify's `host` uses `X-Forwarded-Host` only with `trustProxy`.
   const asked = 'host' in request ? request.host : request.headers.host ?? request.headers[':authority']
   if (typeof asked !== 'string' || !URL.canParse(origin)) return false
   const { protocol, host } = new URL(origin)
-  // An application or an extension may have the same host in a scheme of its own.
+  // Mobile applications and browser extensions can have the same host with a scheme of their own.
   if (protocol !== 'https:' && protocol !== 'http:') return false
   const defaultPort = protocol === 'https:' ? ':443' : ':80'
   return asked.toLowerCase() === host || asked.toLowerCase() === host + defaultPort
 }
 
-/** Whether an error of the application or of an authentication plugin means "not this one", rather than "it broke". */
+/** Returns whether an error means "unauthenticated": its `statusCode` is 401 or 403. Any other error is a failure. */
 export function isRefusal (error: unknown): boolean {
   return error instanceof Error && 'statusCode' in error && (error.statusCode === 401 || error.statusCode === 403)
 }
 
-/** A user as the application gave it, if it is one; null for nobody, and for rights that have ended. Throws SSE_ERR_INVALID_USER. */
+/**
+ * Validates a user from the application. Returns null for an unauthenticated client, and for expired rights.
+ * @throws SSE_ERR_INVALID_USER
+ */
 export function currentUser (result: unknown, { clock }: { readonly clock: Clock }): SSEUser | null {
   const user = toUser(result)
   return typeof user?.expiresAt === 'number' && user.expiresAt <= clock.wall() ? null : user
@@ -160,7 +196,7 @@ function toUser (result: unknown): SSEUser | null {
   throw new InvalidUser(describe(result))
 }
 
-/** What is wrong with a user, for the error. */
+/** Returns the fault of an invalid user for the error message. */
 function describe (result: unknown): string {
   if (typeof result !== 'object' || result === null) return result === '' ? 'an empty string' : `a ${typeof result}`
   if (result instanceof Promise) return 'a promise: await it first'
@@ -169,12 +205,12 @@ function describe (result: unknown): string {
   return `an object whose expiresAt is ${typeof expiresAt === 'number' ? `${expiresAt}${expiresAt > 1e9 ? ', which looks like seconds' : ''}` : `of type ${typeof expiresAt}`}`
 }
 
-/** Whether the end of rights is a time, or null or absent for none. `undefined` would be rights without an end by mistake: see `util/schema`. */
+/** Returns whether `expiresAt` is a time, null or absent. `undefined` is invalid: a misspelt variable would give rights without end. */
 export function isEnd (rights: { readonly expiresAt?: unknown }): boolean {
   return !('expiresAt' in rights) || rights.expiresAt === null || isTime(rights.expiresAt)
 }
 
-/** Whether it is a time in milliseconds. What would be one of 1970 to 1973 is the `exp` of a token, which counts in seconds. */
+/** Returns whether a value is a time in milliseconds. Numbers from 1e9 to 1e11 are times in seconds, such as `exp` of a token. */
 function isTime (value: unknown): value is number {
   return Number.isFinite(value) && !((value as number) >= 1e9 && (value as number) < 1e11)
 }
@@ -190,7 +226,7 @@ function parseCookies (header: string | undefined): Record<string, string> {
     try {
       cookies[name] = decodeURIComponent(value)
     } catch {
-      // Not percent-encoded: the value is what it is.
+      // The value is not percent-encoded.
       cookies[name] = value
     }
   }

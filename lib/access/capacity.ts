@@ -1,16 +1,19 @@
 import { addressOf } from './address.js'
 import { TooManyConnections, TooManyIpConnections, TooManyUserConnections } from '../errors.js'
 
+/** The limits of connections; see `SSEOptions`. */
 export interface CapacityOptions {
   readonly maxConnections: number
   readonly maxConnectionsPerUser: number
   readonly maxConnectionsPerIp: number
 }
 
-/** How many may be connected, or wait to be admitted: in total, of one user, from one address. Limits that are 0 are not counted. */
+/** Counts open streams and requests that are being admitted: in total, per user and per address. A limit of 0 is not counted. */
 export class Capacity {
   readonly limits: CapacityOptions
+  /** Number of reservations by user id. */
   readonly perUser = new Map<string, number>()
+  /** Number of reservations by address; see `addressOf`. */
   readonly perAddress = new Map<string, number>()
   #taken = 0
 
@@ -18,13 +21,13 @@ export class Capacity {
     this.limits = limits
   }
 
-  /** Reservations taken. */
+  /** Number of current reservations. */
   get taken (): number {
     return this.#taken
   }
 
   /**
-   * A reservation for a client that nothing is known of but its address; null when nothing is limited.
+   * Returns a reservation for a client that is not authenticated yet; null if there are no limits.
    * @throws SSE_ERR_TOO_MANY_CONNECTIONS, SSE_ERR_TOO_MANY_IP_CONNECTIONS
    */
   take (ip: string | undefined): Reservation | null {
@@ -43,7 +46,7 @@ export class Capacity {
   }
 }
 
-/** The place of one client, from before it is authenticated until its response has closed. */
+/** The count of one client in the limits, from before its authentication until its response closes. */
 export class Reservation {
   readonly #capacity: Capacity
   readonly #address: string | null
@@ -55,12 +58,13 @@ export class Reservation {
     this.#address = address
   }
 
+  /** Whether the reservation was released. */
   get left (): boolean {
     return this.#left
   }
 
   /**
-   * Assigns the authenticated user.
+   * Counts the client for its user; null for an anonymous client.
    * @throws SSE_ERR_TOO_MANY_USER_CONNECTIONS
    */
   assign (userId: string | null): void {
@@ -71,7 +75,7 @@ export class Reservation {
     this.#userId = userId
   }
 
-  /** Once or more. */
+  /** Releases the reservation. Can be called more than once. */
   leave (): void {
     if (this.#left) return
     this.#left = true

@@ -5,35 +5,37 @@ import type { SSEUser } from './authentication.js'
 
 /** Options of `reply.sse()`. */
 export interface ConnectOptions {
-  /** Topics and patterns to hold from the start. */
+  /** Topics and patterns that the connection holds from the start, in addition to those of its ticket. */
   subscriptions?: readonly string[]
-  /** What the application wants to find again in `clientInfo`. */
+  /** Properties to add to `connection.clientInfo`. */
   clientInfo?: Record<string, unknown>
-  /** Reconnection time told to this client, 100 to 3,600,000 milliseconds. Default: option `retryMs`. */
+  /** Reconnection time for this client in milliseconds, 100 to 3,600,000. Default: option `retryMs`. */
   retryMs?: number
-  /** The cursor to resume after, in place of the request's own; null for none. */
+  /** Cursor after which the client resumes; replaces that of the request. Null: no resume. Default: the cursor of the request. */
   lastEventId?: string | null
 }
 
-/** What `createConnection` is given: a request and response of `node:http` or `node:http2`, also as Express or Koa wrap them. */
+/** Options of `createConnection()`. */
 export interface CreateConnection extends ConnectOptions {
+  /** The request of `node:http` or `node:http2`; requests of Express and `ctx.req` of Koa are such requests. */
   request: HttpRequest
+  /** The response of the request. */
   response: HttpResponse
-  /** Who this is, when the application knows already; null for nobody. Absent: `authHandler` is asked. */
+  /** The authenticated user, or null for an anonymous connection. Absent: `authHandler` is called. `undefined` is rejected. */
   user?: SSEUser | null
-  /** Added to what `authHandler` is given. */
+  /** Properties to add to the first argument of `authHandler`. */
   authData?: Record<string, unknown>
 }
 
-/** Options of `reply.sse(source, options)`. */
+/** Names of the options of `reply.sse(source, options)`. */
 export const SOURCE_OPTIONS: readonly string[] = ['clientInfo', 'retryMs', 'lastEventId']
-/** Options of `reply.sse(options)`. */
+/** Names of the options of `reply.sse(options)`. */
 export const CONNECT_OPTIONS: readonly string[] = ['subscriptions', ...SOURCE_OPTIONS]
-/** Options of `createConnection(options)`. */
+/** Names of the options of `createConnection(options)`. */
 export const CREATE_OPTIONS: readonly string[] = ['request', 'response', 'user', 'authData', ...CONNECT_OPTIONS]
 
 /**
- * Rejects unknown names: a misspelt `subscriptions` would open a stream that receives nothing, a misspelt `user` an anonymous stream.
+ * Rejects unknown names. A misspelt `subscriptions` would open a stream that receives no event, a misspelt `user` an anonymous one.
  * @throws SSE_ERR_INVALID_OPTION
  */
 export function assertNames (options: object, names: readonly string[], method: string): void {

@@ -2,20 +2,21 @@ import { ownText } from '../util/text.js'
 
 const MAX_REMEMBERED = 10_000
 
-/** Order of `disconnectUser()` calls: a request whose authentication began before the call for its user is rejected. */
+/** Tracks the order of `disconnectUser()` calls: a request whose authentication began before the call for its user is rejected. */
 export class DisconnectedUsers {
   readonly #lastOf = new Map<string, number>()
   #count = 0
-  /** The last one that is not known: it was forgotten, or never heard of, and may have been anybody's. */
+  /** Number of the last call whose user is not known, because it was forgotten or missed. It can concern any user. */
   #forgotten = 0
 
-  /** Read before authentication starts; users disconnected later are rejected. */
+  /** Number of the last call. Read before authentication starts; users that are disconnected later are rejected. */
   get moment (): number {
     return this.#count
   }
 
+  /** Records a call. */
   add (userId: string): void {
-    // Last in line, wherever it was.
+    // Deleted first, so that the user moves to the end of the map: the oldest entry is forgotten first.
     this.#lastOf.delete(userId)
     this.#lastOf.set(ownText(userId), ++this.#count)
     if (this.#lastOf.size <= MAX_REMEMBERED) return
@@ -24,17 +25,17 @@ export class DisconnectedUsers {
     this.#forgotten = at
   }
 
-  /** Users may have been disconnected without this node having heard of it. */
+  /** Records that calls on other nodes may have been missed. */
   miss (): void {
     this.#forgotten = ++this.#count
   }
 
-  /** Whether the user has been disconnected since that moment; true, too, when so many have been that it cannot be known. */
+  /** Returns whether the user was disconnected after `since`. Also true if that is not known. */
   hit (userId: string, since: number): boolean {
     return since < Math.max(this.#lastOf.get(userId) ?? 0, this.#forgotten)
   }
 
-  /** Whether that is only because it cannot be known. */
+  /** Returns whether `hit` is true only because it is not known whether the user was disconnected. */
   isUnsure (userId: string, since: number): boolean {
     return since >= (this.#lastOf.get(userId) ?? 0) && since < this.#forgotten
   }

@@ -3,18 +3,19 @@ import { encodeControl, encodeRetry } from '../wire/event-stream.js'
 import { namesEventStream, streamHeaders } from '../wire/headers.js'
 import { phraseOf, type HttpRequest } from '../wire/http.js'
 
-// Every status but 200 is final for an EventSource: told 503 because the server is busy just now, it never
-// comes back. So what time may change is told in a stream that carries the time to come back, and ends.
+// An EventSource does not reconnect after an error status. So a temporary refusal is sent as a short stream with status 200: it
+// contains the reconnection time and `sse:error`, and ends.
 
-/** How an error before the head is answered. */
+/** The response to a request that is refused before its headers are sent. */
 export interface Refusal {
   readonly statusCode: number
   readonly headers: Readonly<Record<string, string>>
   readonly body: string
-  /** Whether coming back may help. */
+  /** Whether a later request can succeed. */
   readonly retryable: boolean
 }
 
+/** The options that concern refusals; see `SSEOptions`. */
 export interface RefusalOptions {
   readonly refusals: 'auto' | 'status' | 'stop'
   readonly retryMs: number
@@ -24,8 +25,8 @@ export interface RefusalOptions {
 const MAX_RETRY_MS = 3_600_000
 
 /**
- * The answer to a client that asks for an event stream and cannot have one now; null when it is the usual one, by status.
- * @param retryAfter the `Retry-After` that others have set, in seconds.
+ * Returns the short stream, or the response 204, for a client that expects an event stream; null if the error is answered by its status.
+ * @param retryAfter header `Retry-After` that other plugins have set, in seconds
  */
 export function streamRefusal (error: unknown, request: HttpRequest, { refusals, retryMs, drainMs }: RefusalOptions, retryAfter?: unknown): Refusal | null {
   // An EventSource sends GET requests only; any other client reads the status.
@@ -33,14 +34,14 @@ export function streamRefusal (error: unknown, request: HttpRequest, { refusals,
   const { statusCode, code, message } = factsOf(error)
   if (isRetryable(statusCode, code)) {
     const least = Math.max(retryMs, code === 'SSE_ERR_CLOSED' ? drainMs : 0, Number(retryAfter) * 1000 || 0)
-    // Spread, so that those who were refused together do not come back together.
+    // Random, so that clients that were refused together do not reconnect together.
     const retry = encodeRetry(Math.min(Math.round(least * (1 + Math.random())), MAX_RETRY_MS))
     return { statusCode: 200, headers: streamHeaders(request), body: retry + encodeControl('error', { ...(code !== '' && { code }), message, retryable: true }), retryable: true }
   }
   return refusals === 'stop' && statusCode >= 400 && statusCode < 500 ? { statusCode: 204, headers: {}, body: '', retryable: false } : null
 }
 
-/** The answer to any client, as Fastify would give it. An error that is not from this package is a 500 without its words. */
+/** Returns the response to any client, as Fastify would send it. For an error of other code it is a 500 without the message. */
 export function refusalOf (error: unknown, request: HttpRequest, options: RefusalOptions): Refusal {
   const known = error instanceof SSEError ? error : null
   const refusal = streamRefusal(known, request, options)
@@ -55,7 +56,7 @@ export function refusalOf (error: unknown, request: HttpRequest, options: Refusa
   }
 }
 
-/** Busy, closing or out of reach; and an authentication that could not be completed, which says neither yes nor no. */
+/** Returns whether a later request can succeed: the server is busy, closing or without its log, or authentication has failed. */
 function isRetryable (statusCode: number, code: string): boolean {
   return statusCode === 429 || statusCode === 503 || code === 'SSE_ERR_AUTHENTICATION_FAILED'
 }
@@ -68,7 +69,7 @@ interface Facts {
 
 const UNKNOWN: Facts = { statusCode: 500, code: '', message: 'Something went wrong' }
 
-/** What a client may know of an error. Message and code of an error that is not from this package may tell anything: of it only the status is told. */
+/** Returns the parts of an error that a client can see. Errors of other code can contain secrets, so only their status is used. */
 function factsOf (error: unknown): Facts {
   const status: unknown = typeof error === 'object' && error !== null && 'statusCode' in error ? error.statusCode : null
   const statusCode = typeof status === 'number' ? status : 500

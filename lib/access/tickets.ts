@@ -5,24 +5,29 @@ import { InvalidTicket, TicketNotIssued } from '../errors.js'
 import { assertSubscription } from '../events/topic.js'
 import type { Clock } from '../util/clock.js'
 
-/** What a ticket is to say. It is signed, not encrypted: its holder can read it. */
+/** The content of a ticket, the argument of `issueTicket()`. A ticket is signed, not encrypted: the client can read it. */
 export interface TicketGrant {
+  /** The user of the stream. Must not be empty. */
   readonly userId: string
-  /** Found again on the connection; what JSON keeps of it. */
+  /** Any JSON value of the application; it becomes `connection.claims`. */
   readonly claims?: unknown
-  /** When the rights of the stream end, in milliseconds since the epoch. Absent or null: they do not end by themselves. */
+  /**
+   * Expiry of the stream's rights in milliseconds since the Unix epoch. Null or absent: the rights do not expire. `undefined` and times in
+   * seconds are rejected.
+   */
   readonly expiresAt?: number | null
-  /** How long the ticket is good, in milliseconds, 1,000 to 600,000; default: option `ticketTtlMs`. */
+  /** Lifetime of the ticket in milliseconds, 1,000 to 600,000. Default: option `ticketTtlMs`. */
   readonly ttlMs?: number
-  /** Topics and patterns that the stream holds from the start. The ticket grants them: `authorizeSubscription` is not asked. */
+  /** Topics and patterns that the stream holds from the start. The ticket grants them: `authorizeSubscription` is not called for them. */
   readonly subscriptions?: readonly string[]
 }
 
-/** A ticket that was shown: who its holder is. */
+/** The user of a ticket that was accepted. */
 export class Ticket implements SSEUser {
   readonly userId: string
   readonly claims: unknown
   declare readonly expiresAt?: number
+  /** Topics and patterns that the ticket grants. */
   readonly subscriptions: readonly string[]
 
   constructor ({ user, claims, rights, subscriptions }: Content) {
@@ -35,27 +40,29 @@ export class Ticket implements SSEUser {
 
 interface Content {
   readonly id: string
-  /** The log that remembers which tickets were shown: with another one this ticket might be shown again. */
+  /** Epoch of the log, which remembers used tickets. In another epoch the ticket could be used again, so it is rejected. */
   readonly log: string
   readonly user: string
-  /** When the ticket ends, in milliseconds since the epoch. */
+  /** Expiry of the ticket in milliseconds since the Unix epoch. */
   readonly until: number
   readonly claims?: unknown
+  /** Expiry of the user's rights; absent if they do not expire. */
   readonly rights?: number
   readonly subscriptions?: readonly string[] | undefined
 }
 
 const GRANT = ['userId', 'claims', 'expiresAt', 'ttlMs', 'subscriptions']
-// A URL with more is refused on its way.
+// Servers and proxies can reject longer URLs.
 const MAX_LENGTH = 4096
 const MIN_TTL_MS = 1_000
 const MAX_TTL_MS = 600_000
 const FORM = /^([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{43})$/
-// The key may have other uses.
+// Part of the signed text, because the secret can have other uses.
 const PURPOSE = 'fastify-sse-manager ticket 1\n'
-/** That it was shown is remembered for longer than any node's clock may think it good. */
+/** Used tickets are remembered for this time beyond their expiry, because the clocks of nodes differ. */
 const CLOCK_SKEW_MS = 60_000
 
+/** The options that concern tickets; see `SSEOptions`. */
 export interface TicketOptions {
   readonly clock: Clock
   readonly ticketSecret?: string | readonly string[] | undefined
@@ -63,28 +70,31 @@ export interface TicketOptions {
   readonly maxSubscriptionsPerConnection: number
 }
 
-/** Tickets that open one stream each: for browsers, whose EventSource sends no headers. */
+/** Issues and redeems tickets, which open one stream each. Pages need them because an EventSource cannot set headers. */
 export class Tickets {
   readonly #secrets: readonly string[]
   readonly #options: TicketOptions
   readonly #broker: Pick<Broker, 'epoch' | 'claim'>
 
-  /** @param broker tells, on all nodes that share it, the first to show a ticket from all others. */
+  /** @param broker its `claim` succeeds once for each ticket on all nodes */
   constructor (options: TicketOptions, broker: Pick<Broker, 'epoch' | 'claim'>) {
     this.#secrets = [options.ticketSecret ?? []].flat()
     this.#options = options
     this.#broker = broker
   }
 
-  /** Whether there are tickets here at all. */
+  /** Whether the option `ticketSecret` is set. */
   get enabled (): boolean {
     return this.#secrets.length > 0
   }
 
-  /** Throws SSE_ERR_TICKET_NOT_ISSUED. */
+  /**
+   * Returns a new ticket.
+   * @throws SSE_ERR_TICKET_NOT_ISSUED, SSE_ERR_INVALID_SUBSCRIPTION
+   */
   issue (grant: TicketGrant): string {
     const refuse = (reason: string): never => { throw new TicketNotIssued(reason) }
-    // A misspelt expiresAt would be rights that never end.
+    // With a misspelt `expiresAt`, the rights would never expire.
     for (const name of Object.keys(grant)) if (!GRANT.includes(name)) refuse(`it has no ${JSON.stringify(name.slice(0, 80))}, only ${GRANT.join(', ')}`)
     const { userId, claims, expiresAt, ttlMs = this.#options.ticketTtlMs, subscriptions } = grant
     const [secret = refuse('it needs the option ticketSecret')] = this.#secrets
@@ -102,15 +112,15 @@ export class Tickets {
   }
 
   /**
-   * Takes a ticket, once.
-   * @throws SSE_ERR_INVALID_TICKET for one that is forged, too old or was shown before, SSE_ERR_BROKER_UNAVAILABLE when that cannot be known.
+   * Redeems a ticket. Succeeds once for each ticket, on any node.
+   * @throws SSE_ERR_INVALID_TICKET if the ticket is forged, expired or used; SSE_ERR_BROKER_UNAVAILABLE if that is not known
    */
   async redeem (ticket: string): Promise<Ticket> {
     const content = this.#read(ticket)
     if (content === null) throw new InvalidTicket()
     const remainingMs = content.until - this.#options.clock.wall()
     if (remainingMs <= 0 || !await this.#broker.claim(`ticket:${content.id}`, remainingMs + CLOCK_SKEW_MS)) throw new InvalidTicket()
-    // Compared only now: before the log is reached its epoch is not known, and the claim has failed.
+    // Compared after the claim: the epoch is known only when the log is reached, and before that the claim rejects.
     if (content.log !== this.#broker.epoch) throw new InvalidTicket()
     return new Ticket(content)
   }
