@@ -6,43 +6,63 @@ import { encodeId, encodeEvent } from '../wire/event-stream.js'
 import { Frame } from '../delivery/frame.js'
 import type { ConnectOptions } from '../access/connect-options.js'
 
+/** Options of `reply.sse(source, options)`. */
 export type SourceOptions = Omit<ConnectOptions, 'subscriptions'>
 
-/** An event of a stream of its own; `id` is the application's. Strings go as they are, anything else as JSON. */
+/** An event of a source. */
 export interface SourceEvent {
+  /** Name of the event. Default: `message`, which is sent without a name. */
   event?: string
+  /** The data: a string is sent as it is, any other value as JSON. */
   data: unknown
+  /** Id of the event, chosen by the application: printable ASCII, up to 1,024 characters. A client that reconnects sends the last one. */
   id?: string
+  /** Reconnection time for the client in milliseconds, 100 to 3,600,000. Absent: unchanged. */
   retry?: number
 }
 
+/** An item of a source: the data of an event without a name, as a string or as UTF-8 bytes, or an event. */
 export type SourceItem = string | Uint8Array | SourceEvent
 
-/** An iterable or async iterable, which Node and web streams are; or a function that makes one. */
+/** A source of `reply.sse(source)`: an iterable, an async iterable, a Node.js stream or a web stream. */
 export type Source = Iterable<SourceItem> | AsyncIterable<SourceItem> | ReadableStream<SourceItem>
 
+/**
+ * A function that returns a source, or a promise of it. `signal` aborts when the stream ends. `lastEventId` is the last id that a
+ * reconnecting client received; null if there is none.
+ * @example
+ * ```ts
+ * import type { SourceFactory } from 'fastify-sse-manager'
+ *
+ * const count: SourceFactory = async function * ({ lastEventId }) {
+ *   for (let n = Number(lastEventId ?? 0) + 1; n <= 100; n++) yield { id: String(n), data: n }
+ * }
+ * app.get('/count', { sse: true }, (request, reply) => reply.sse(count))
+ * ```
+ */
 export type SourceFactory = (context: { signal: AbortSignal; lastEventId: string | null }) => Source | Promise<Source>
 
-// After this many events without waiting, the rest of the program gets a turn: a source that never waits must not stop it.
+// After this many events, the source waits for one turn of the event loop. A source that never waits would block the process.
 const EVENTS_PER_TURN = 256
 
-/** Whether the first argument of `reply.sse()` is something to stream. */
+/** Returns whether the first argument of `reply.sse()` is a source. */
 export function isSource (value: unknown): value is Source | SourceFactory {
   if (typeof value === 'function') return true
   return typeof value === 'object' && value !== null && (Symbol.asyncIterator in value || Symbol.iterator in value || 'getReader' in value)
 }
 
-/** A source being read. */
+/** A source that is being read. */
 interface Reading {
   next (): Result | Promise<Result>
-  /** Tells it that nobody reads it any more, also while `next` is waiting. */
+  /** Stops the source, also while `next` is pending. */
   cancel (): unknown
 }
 type Result = { done?: boolean | undefined, value?: unknown }
 
 /**
- * Writes a source to one connection, as fast as its client reads. Returns when the source has ended or the client has
- * left; then the source is told so, which runs its `finally`. Throws what the source throws.
+ * Writes a source to one connection, as fast as the client reads. Resolves when the source or the stream has ended. The source is then
+ * stopped, so that its `finally` runs. Rejects with the error of the source.
+ * @throws SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_EVENT_NAME, SSE_ERR_INVALID_ID, SSE_ERR_INVALID_RETRY, SSE_ERR_INVALID_DATA
  */
 export async function pump (connection: SSEConnection, source: Source | SourceFactory): Promise<void> {
   const { signal, lastEventId } = connection
@@ -74,23 +94,23 @@ export async function pump (connection: SSEConnection, source: Source | SourceFa
   }
 }
 
-/** Keeps a Node stream that fails before or after it is read from ending the process. */
+/** Adds an error listener to a Node.js stream. Without it, an error before or after the read would crash the process. */
 export function hold (source: Source | SourceFactory): void {
   if (isNodeStream(source)) source.on('error', () => {})
 }
 
-/** Tells a source that was never read that it will not be. */
+/** Stops a source that was never read. */
 export function discard (source: Source | SourceFactory): void {
   if (typeof source === 'function') return
   hold(source)
   try {
     cancel(read(source))
   } catch {
-    // No source at all, or locked by somebody else: not ours to end.
+    // The value is no source, or another reader has locked it. There is nothing to stop.
   }
 }
 
-/** Never waits for the source: it may be waiting itself. */
+/** Stops a source without waiting for it: its pending operation may never complete. */
 function cancel (reading: Reading): void {
   try {
     Promise.resolve(reading.cancel()).catch(() => {})
@@ -101,7 +121,7 @@ function cancel (reading: Reading): void {
 
 function read (source: Source): Reading {
   if (typeof source === 'object' && source !== null) {
-    // The iterators of streams, told to return, first wait for what they are waiting for: the streams themselves do not.
+    // Streams are stopped themselves: `return()` of their iterators would first wait for the pending read.
     if ('getReader' in source) {
       const reader = source.getReader()
       return { next: () => reader.read(), cancel: () => reader.cancel() }
@@ -119,8 +139,8 @@ function isNodeStream (source: unknown): source is Readable {
 const GONE = Symbol('gone')
 
 /**
- * The client's leaving, to be waited for beside a source that does not notice it. Not `Promise.race`: that
- * leaves a reaction on the longer lived promise for each item of the stream.
+ * Waits for a source and for the end of the stream at the same time. `Promise.race` would leak memory: it adds a reaction to the
+ * longer-lived promise for each item.
  */
 class Departure {
   #left = false
@@ -154,11 +174,11 @@ const YIELDS = 'it yields strings, bytes or { event?, data, id?, retry? }'
 function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): Frame | null {
   if (typeof item === 'string') return new Frame('', encodeEvent('message', serialize(item)), EventPriority.NORMAL)
   if (item instanceof Uint8Array) {
-    // A character may be cut by the end of a buffer: its rest comes with the next.
+    // A character can be split between two buffers, so the decoder keeps its first part.
     return frameOfText(decoder.decode(item, { stream: true }))
   }
   if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : item === undefined ? 'undefined' : `a ${typeof item}`}: ${YIELDS}`)
-  // A misspelt name would send something else.
+  // With a misspelt name, the event would lack its name, id or reconnection time.
   for (const key of Object.keys(item)) if (!EVENT_KEYS.has(key)) throw new InvalidSource(`yielded an object with an unknown property ${JSON.stringify(key.slice(0, 80))}: ${YIELDS}`)
   const { event = 'message', data, id, retry } = item as SourceEvent
   assertEventName(event)
