@@ -432,7 +432,7 @@ t.test('started as a program, it listens on loopback, and ends by SIGTERM', { ti
 async function openPage (browser: Browser, url: string, complaints: string[], options: BrowserContextOptions): Promise<Page> {
   const context = await browser.newContext({ viewport: { width: 1440, height: 1000 }, ...options })
   const page = await context.newPage()
-  page.setDefaultTimeout(10_000)
+  page.setDefaultTimeout(60_000)
   page.on('console', message => { if (message.type() === 'error' || message.type() === 'warning') complaints.push(`${message.type()}: ${message.text()} ${message.location().url}`) })
   page.on('pageerror', error => { complaints.push(`uncaught: ${error.stack ?? error.message}`) })
   await page.goto(url)
@@ -453,7 +453,7 @@ t.test('two nodes in a browser: the one that serves you is killed, and the strea
   const two = await openPage(browser, url, complaints, { viewport: { width: 390, height: 844 }, colorScheme: 'dark' })
   const number = async (page: Page, name: string) => Number(await page.locator(`#count-${name}`).textContent())
   for (const page of [one, two]) {
-    page.setDefaultTimeout(30_000)
+    page.setDefaultTimeout(120_000)
     await page.locator('#state[data-state=live]').waitFor()
     await page.locator('.node:not([data-gone])').nth(1).waitFor()
     await until(async () => await number(page, 'received') >= 6)
@@ -532,7 +532,7 @@ async function say (page: Page, place: string, text: string): Promise<void> {
 }
 
 /** Waits for what no locator can say. */
-async function until (condition: () => Promise<boolean>, deadlineMs = 10_000): Promise<void> {
+async function until (condition: () => Promise<boolean>, deadlineMs = 60_000): Promise<void> {
   const deadline = Date.now() + deadlineMs
   while (!await condition()) {
     if (Date.now() > deadline) throw new Error(`Not within ${deadlineMs} ms: ${String(condition)}`)

@@ -5,160 +5,185 @@ import type { ResolvedOptions } from '../lib/options.js'
 
 /** Options of the plugin and of `SSEManager`, all optional. */
 export interface SSEOptions {
-  /** No stream without a user: 401 otherwise. Default `false`. */
+  /** Whether a stream requires an authenticated user. Requests without a user are answered with 401. Default `false`. */
   requireAuthentication?: ResolvedOptions['requireAuthentication']
-  /** `(authData, request)` → user id, `{ userId, expiresAt?, claims? }` or `null`. */
+  /**
+   * Function `(authData, request)` that returns, or resolves with, a user id, `{ userId, expiresAt?, claims? }`, or `null`
+   * for an anonymous client.
+   */
   authHandler?: ResolvedOptions['authHandler']
-  /** `(request)` → properties added to `authData`. */
+  /** Function `(request)` that returns properties to add to `authData`. */
   extractAuthData?: ResolvedOptions['extractAuthData']
-  /** Functions of `@fastify/auth`, run before `authHandler`; they may set `request.sseUser`. */
+  /** Functions of `@fastify/auth`, called before `authHandler`. They can set `request.sseUser`. */
   authStrategies?: ResolvedOptions['authStrategies']
-  /** Whether one of `authStrategies` must pass, or all. Default `'or'`. */
+  /** Whether one of `authStrategies` must succeed (`or`) or all of them (`and`). Default `'or'`. */
   authRelation?: ResolvedOptions['authRelation']
   /**
-   * Signs tickets; at least 32 characters of a random generator. Of several the first signs and all are good: add a new one
-   * in front, and drop the old one a `ticketTtlMs` later. Absent: there are no tickets.
+   * Secret that signs tickets: at least 32 characters from a random generator. In an array, the first secret signs and all
+   * are accepted. To rotate, add the new secret in front, and remove the old one after `ticketTtlMs`. Absent: tickets are
+   * disabled.
    */
   ticketSecret?: ResolvedOptions['ticketSecret']
-  /** How long a ticket is good, in milliseconds. Integer, 1_000 to 600_000. Default `30_000`. */
+  /** Time for which a ticket is valid, in milliseconds. Integer, 1_000 to 600_000. Default `30_000`. */
   ticketTtlMs?: ResolvedOptions['ticketTtlMs']
   /**
-   * `({ request, userId, claims, subscriptionId })` → whether the user may hold the subscription; asked at connect and when
-   * one is added. Absent: what the application subscribes is allowed.
+   * Function `({ request, userId, claims, subscriptionId })` that returns, or resolves with, `true` if the user can hold the
+   * subscription. It is called at connect, when a subscription is added, and by `reauthorize()`. Absent: the application
+   * decides alone.
    */
   authorizeSubscription?: ResolvedOptions['authorizeSubscription']
   /**
-   * `({ userId, claims, topic, connection })` → whether an event of this topic is for a connection that holds only a pattern
-   * of it; asked at each delivery and replay, so it answers at once. Absent: what a pattern covers is allowed with it.
+   * Function `({ userId, claims, topic, connection })` that returns `true` if the connection receives events of the topic
+   * although it holds only a pattern of it. It is called at each delivery and replay, and must be synchronous. Absent: a
+   * pattern allows all topics that it covers.
    */
   authorizeTopic?: ResolvedOptions['authorizeTopic']
   /**
-   * Origins whose pages may open streams beside those of this server's own, such as `https://app.example` or
-   * `capacitor://localhost`; others get 403. `'*'`: all. Default `[]`.
+   * Origins whose pages can open streams, in addition to the origin of this server. Examples: `https://app.example`,
+   * `capacitor://localhost`. Pages of other origins are answered with 403. `'*'`: all origins. Default `[]`.
    */
   allowedOrigins?: ResolvedOptions['allowedOrigins']
-  /** Whether a silent stream carries comments that keep proxies and clients awake. Default `true`. */
+  /** Whether an idle stream sends comments, so that proxies and clients do not time out. Default `true`. */
   keepAlive?: ResolvedOptions['keepAlive']
   /** Silence after which a keep-alive is sent, in milliseconds. Integer from 10. Default `15_000`. */
   keepAliveIntervalMs?: ResolvedOptions['keepAliveIntervalMs']
-  /** Reconnection time told to clients, in milliseconds. Integer, 100 to 3_600_000. Default `3_000`. */
+  /** Reconnection time that is sent to clients, in milliseconds. Integer, 100 to 3_600_000. Default `3_000`. */
   retryMs?: ResolvedOptions['retryMs']
   /**
-   * Age at which a stream is ended for the client to come back, in milliseconds, less a random fifth; 0 for never. Integer
-   * from 0. Default `0`.
+   * Age at which a stream is ended and the client reconnects, in milliseconds, minus a random part of up to 20 percent. 0:
+   * no limit. Integer from 0. Default `0`.
    */
   maxConnectionAgeMs?: ResolvedOptions['maxConnectionAgeMs']
   /**
-   * Time without a byte taken by the socket after which a stream is ended, in milliseconds; 0 for never. Integer from 0.
-   * Default `30_000`.
+   * Time after which a stream is ended if its client reads no bytes of the data that waits for it, in milliseconds. 0: no
+   * limit. Integer from 0. Default `30_000`.
    */
   stallTimeoutMs?: ResolvedOptions['stallTimeoutMs']
-  /** Catalogue made by `defineEvents`. Absent: anything that has a JSON form may be sent. */
+  /** Catalogue from `defineEvents`. Events that do not match it are rejected. Absent: all data with a JSON form can be sent. */
   events?: ResolvedOptions['events']
-  /** How much of the log is kept. */
+  /** Bounds of the part of the log that is kept for replay. Older events are removed when one bound is exceeded. */
   history?: {
-    /** Events kept for replay. Integer, 1 to 67_108_864. Default `10_000`. */
+    /** Maximum number of events kept for replay. Integer, 1 to 67_108_864. Default `10_000`. */
     maxEvents?: ResolvedOptions['history']['maxEvents']
     /** Age to which events are kept for replay, in milliseconds. Integer from 1. Default `300_000`. */
     maxAgeMs?: ResolvedOptions['history']['maxAgeMs']
     /**
-     * Bytes of events kept for replay: texts, keys, the ids in their targets, 16 KB for each filter. The objects of each
-     * event, some 300 bytes, come on top: `maxEvents` bounds them. Integer from 1_024. Default `67_108_864`.
+     * Maximum size of the events kept for replay, in bytes: names, data, keys, the ids in their targets, and 16 KB for each
+     * filter. About 300 bytes for the objects of each event are not counted: `maxEvents` bounds them. Integer from 1_024.
+     * Default `67_108_864`.
      */
     maxBytes?: ResolvedOptions['history']['maxBytes']
   }
   /**
-   * Bytes that wait for one slow client: texts, keys, ids of targets, 400 for each event, 16 KB for each filter; beyond that
-   * it reads on from the log. Integer from 1_024. Default `1_048_576`.
+   * Maximum size of the events queued for one slow client, in bytes: texts, keys, the ids in targets, 400 bytes for each
+   * event, and 16 KB for each filter. Above it, logged events are read from the log later, and ephemeral events are dropped.
+   * Integer from 1_024. Default `1_048_576`.
    */
   outboxBytes?: ResolvedOptions['outboxBytes']
   /**
-   * Bytes that wait for all clients of this node together, what several wait for counted once; beyond that logged events are
-   * read from the log later, and others are dropped. What is being written, one event for each client at most, comes on top.
-   * Integer from 1_024. Default `268_435_456`.
+   * Maximum size of the events queued for all clients of this node, in bytes. Events that several clients wait for are
+   * counted once. Above it, logged events are read from the log later, and ephemeral events are dropped. Data that is being
+   * written, at most one event for each client, is not counted. Integer from 1_024. Default `268_435_456`.
    */
   maxQueuedBytes?: ResolvedOptions['maxQueuedBytes']
   /**
-   * `'immediate'`: one write per connection and turn of the event loop; `{ intervalMs }`: one per interval. Default
-   * `'immediate'`.
+   * When events are written. `'immediate'`: in one write per connection and turn of the event loop. `{ intervalMs }`: in one
+   * write per connection and interval of 1 to 10_000 milliseconds. Default `'immediate'`.
    */
   flush?: ResolvedOptions['flush']
-  /** Streams on this node, those that are being let in included; 0 for no limit. Beyond: 503. Integer from 0. Default `0`. */
+  /**
+   * Maximum number of streams on this node, including requests that are not authenticated yet. Further requests are answered
+   * with 503. 0: no limit. Integer from 0. Default `0`.
+   */
   maxConnections?: ResolvedOptions['maxConnections']
-  /** Streams of one user on this node; 0 for no limit. Beyond: 429. Integer from 0. Default `0`. */
+  /**
+   * Maximum number of streams of one user on this node. Further requests are answered with 429. 0: no limit. Integer from 0.
+   * Default `0`.
+   */
   maxConnectionsPerUser?: ResolvedOptions['maxConnectionsPerUser']
   /**
-   * Streams from one address on this node, of IPv6 from one /64; 0 for no limit. Beyond: 429. Behind a proxy it needs
-   * `trustProxy`. Integer from 0. Default `0`.
+   * Maximum number of streams from one address on this node. IPv6 addresses of one /64 network count as one address. Further
+   * requests are answered with 429. Behind a proxy, `trustProxy` of Fastify is required. 0: no limit. Integer from 0.
+   * Default `0`.
    */
   maxConnectionsPerIp?: ResolvedOptions['maxConnectionsPerIp']
-  /** Subscriptions one connection may hold. Integer, 1 to 100_000. Default `128`. */
+  /**
+   * Maximum number of subscriptions of one connection. Further ones are rejected with `SSE_ERR_TOO_MANY_SUBSCRIPTIONS`.
+   * Integer, 1 to 100_000. Default `128`.
+   */
   maxSubscriptionsPerConnection?: ResolvedOptions['maxSubscriptionsPerConnection']
   /**
-   * Bytes of one event: its data as it is written, with six more for each line after the first, its name, its key, and the
-   * ids in its target, 32 added for each. Items of `reply.sse(source)` are not limited: they wait in the source. Integer
-   * from 1. Default `1_048_576`.
+   * Maximum size of one event, in bytes: its name, its encoded data with six bytes for each line after the first, its key,
+   * and the ids in its target with 32 bytes for each. Larger events are rejected with `SSE_ERR_EVENT_TOO_LARGE`. Items of
+   * `reply.sse(source)` are not limited. Integer from 1. Default `1_048_576`.
    */
   maxEventBytes?: ResolvedOptions['maxEventBytes']
   /**
-   * Events of the log a returning client may be behind; beyond, it gets a gap instead of a replay; 0 for no limit but the
-   * history. Integer from 0. Default `0`.
+   * Maximum number of events in the log after the cursor of a reconnecting client. Above it, the client receives `sse:gap`
+   * instead of a replay. 0: only the history is a limit. Integer from 0. Default `0`.
    */
   maxReplayEvents?: ResolvedOptions['maxReplayEvents']
   /**
-   * Bytes of the log that a returning client is sent; beyond, it gets a gap instead of the rest; 0 for no limit but the
-   * history. Integer from 0. Default `0`.
+   * Maximum size of the replay to a reconnecting client, in bytes. Above it, the client receives `sse:gap` instead of the
+   * remaining events. 0: only the history is a limit. Integer from 0. Default `0`.
    */
   maxReplayBytes?: ResolvedOptions['maxReplayBytes']
   /**
-   * Pages of the log read at the same time in one turn of the event loop, for clients of this node that return or are slow;
-   * others wait for the next turn. Integer, 1 to 10_000. Default `32`.
+   * Maximum number of pages of the log that are read at the same time in one turn of the event loop, for reconnecting and
+   * slow clients of this node. Other reads wait for the next turn. Integer, 1 to 10_000. Default `32`.
    */
   maxConcurrentReplays?: ResolvedOptions['maxConcurrentReplays']
   /**
-   * How a GET request that asks for `text/event-stream` is refused. `'auto'`: when coming back may help (429, 503, an
-   * authentication that failed to answer), with a stream that tells when to, and ends; otherwise by status. `'status'`: by
-   * status. `'stop'`: as `'auto'`, and with 204 in place of any other 4xx. Default `'auto'`.
+   * How a rejected GET request for `text/event-stream` is answered. `'auto'`: if a retry can help (429, 503, an
+   * authentication that could not be completed), with a short stream that sets the reconnection time; otherwise with the
+   * error status. `'status'`: with the error status. `'stop'`: as `'auto'`, but with 204 instead of any other 4xx status.
+   * Default `'auto'`.
    */
   refusals?: ResolvedOptions['refusals']
   /**
-   * Whether clients of `path` may choose their topics with `?subscription=`; `'patterns'` lets them use wildcards too. Needs
-   * `authorizeSubscription`. Default `false`.
+   * Whether clients of `path` can choose topics with `?subscription=`. `'patterns'`: wildcards are allowed too. Requires
+   * `path` and `authorizeSubscription`. Default `false`.
    */
   clientSubscriptions?: ResolvedOptions['clientSubscriptions']
   /**
-   * Time that closing waits for clients to read what they were sent, in milliseconds; the reconnection time told at shutdown
-   * is at least this. Integer, 0 to 3_600_000. Default `5_000`.
+   * Time for which a shutdown waits for clients to read their last bytes, in milliseconds. The reconnection time that is
+   * sent at shutdown is at least this time. Integer, 0 to 3_600_000. Default `5_000`.
    */
   drainMs?: ResolvedOptions['drainMs']
-  /** How nodes that share a log know each other. */
+  /** Settings of nodes that share a log. */
   cluster?: {
-    /** What `clusterStats()` calls this node, beside its id. */
+    /** Name of this node in `clusterStats()`, in addition to its id. Absent: no name. */
     nodeName?: ResolvedOptions['cluster']['nodeName']
     /**
-     * How often a node tells the others that it lives, in milliseconds; one that misses three is gone. Integer, 100 to 60_000.
-     * Default `2_000`.
+     * Interval at which a node sends heartbeats to the others, in milliseconds. A node that misses three heartbeats is
+     * considered down. Integer, 100 to 60_000. Default `2_000`.
      */
     heartbeatIntervalMs?: ResolvedOptions['cluster']['heartbeatIntervalMs']
-    /** Time that other nodes have to answer, in milliseconds. Integer, 100 to 60_000. Default `2_000`. */
+    /**
+     * Time limit for answers of other nodes, in milliseconds. When it is exceeded, a call that needs all answers is rejected
+     * with `SSE_ERR_NO_ANSWER`. Integer, 100 to 60_000. Default `2_000`.
+     */
     answerTimeoutMs?: ResolvedOptions['cluster']['answerTimeoutMs']
   }
-  /** Who is told who comes and who leaves. */
+  /** Events about users who join and leave a topic. */
   presenceEvents?: {
-    /** Topics, or patterns of them, whose hearers are sent `sse:join` and `sse:leave`. Default `[]`. */
+    /** Topics and patterns of topics whose subscribers receive `sse:join` and `sse:leave`: at most 100. Default `[]`. */
     topics?: ResolvedOptions['presenceEvents']['topics']
-    /** Time that a user who has left has to come back unnoticed, in milliseconds. Integer from 0. Default `5_000`. */
+    /**
+     * Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent.
+     * Integer from 0. Default `5_000`.
+     */
     lingerMs?: ResolvedOptions['presenceEvents']['lingerMs']
   }
-  /** The log that nodes share. Absent: `memoryBroker()`. */
+  /** Event log. Nodes with the same log form a cluster. Absent: `memoryBroker()`, for a single node. */
   broker?: ResolvedOptions['broker']
-  /** Registers a ready GET endpoint at this path. */
+  /** Path of a GET endpoint that the plugin registers. Absent: no endpoint is registered. */
   path?: ResolvedOptions['path']
   /** Names of the decorators. */
   decorators?: {
     /** Name of the manager on the Fastify instance. Default `'sse'`. */
     instance?: ResolvedOptions['decorators']['instance']
-    /** Name of the method on replies, and of the route option. Default `'sse'`. */
+    /** Name of the method on replies and of the route option. Default `'sse'`. */
     reply?: ResolvedOptions['decorators']['reply']
   }
 }
@@ -166,30 +191,42 @@ export interface SSEOptions {
 /** Options of `redisStreamsBroker`, all but `client` optional. */
 export interface RedisStreamsOptions {
   /**
-   * Client of `ioredis` (also `fastify.redis`) or node-redis for one server, or, with `ioredis` installed, a URL. It is
-   * copied, not used.
+   * Client of `ioredis` (also `fastify.redis`) or node-redis for a single server. With `ioredis` installed, also a URL:
+   * `redis://`, `rediss://` or `unix://`. The client is duplicated and not used itself.
    */
   client: ResolvedRedisOptions['client']
-  /** What the keys begin with, in braces: one log for each prefix. Default `'sse'`. */
+  /**
+   * Prefix of all keys, written in braces: 1 to 128 characters without braces and white space. Each prefix is a separate
+   * log. Default `'sse'`.
+   */
   keyPrefix?: ResolvedRedisOptions['keyPrefix']
-  /** Database to use. Absent: the client's. Integer from 0. */
+  /** Number of the Redis database. Absent: the database of the client. Integer from 0. */
   database?: ResolvedRedisOptions['database']
   /**
-   * Time that Redis has for an answer, or to take a connection, in milliseconds; then the connection is given up. It begins
-   * anew while bytes of an answer arrive. Integer, 100 to 60_000. Default `2_000`.
+   * Time limit for a reply and for a new connection, in milliseconds. When it is exceeded, the connection is closed and a
+   * new one is made. The time starts again while bytes of a reply arrive. Integer, 100 to 60_000. Default `2_000`.
    */
   replyTimeoutMs?: ResolvedRedisOptions['replyTimeoutMs']
-  /** Time after which a publish that is not confirmed is rejected, in milliseconds. Integer, 100 to 60_000. Default `2_000`. */
+  /**
+   * Time limit for the confirmation of a publish, in milliseconds. When it is exceeded, the publish is rejected with
+   * `SSE_ERR_BROKER_UNAVAILABLE`. Integer, 100 to 60_000. Default `2_000`.
+   */
   publishTimeoutMs?: ResolvedRedisOptions['publishTimeoutMs']
   /**
-   * Whether a publish waits up to `publishTimeoutMs` for a lost connection to come back, instead of being rejected at once.
-   * Default `false`.
+   * Whether a publish waits up to `publishTimeoutMs` for a new connection while Redis is unreachable. With `false`, it is
+   * rejected at once. Default `false`.
    */
   waitWhenDown?: ResolvedRedisOptions['waitWhenDown']
-  /** Bytes of publishes that are not confirmed yet; beyond that they are rejected. Integer from 1_024. Default `16_777_216`. */
+  /**
+   * Maximum size of all publishes that are not confirmed yet, in bytes. When it is exceeded, further publishes are rejected
+   * with `SSE_ERR_BROKER_UNAVAILABLE`. Integer from 1_024. Default `16_777_216`.
+   */
   maxPendingBytes?: ResolvedRedisOptions['maxPendingBytes']
-  /** Time that boot waits for Redis, in milliseconds. Integer, 100 to 60_000. Default `4_000`. */
+  /** Time for which the start of the application waits for Redis, in milliseconds. Integer, 100 to 60_000. Default `4_000`. */
   startTimeoutMs?: ResolvedRedisOptions['startTimeoutMs']
-  /** Whether the application starts all the same when Redis is not reached in that time. Default `false`. */
+  /**
+   * Whether the application starts without Redis if Redis is not reached within `startTimeoutMs`. With `false`, the start
+   * fails. Default `false`.
+   */
   startDegraded?: ResolvedRedisOptions['startDegraded']
 }

@@ -81,7 +81,7 @@ export const DRIVERS: Drivers = {
   },
 
   async 'testing-vitest' (t) {
-    const { code, output } = await runAsTest('testing-vitest', 'sample.test.js', process.execPath, join(ROOT, 'node_modules/vitest/vitest.mjs'), 'run', '--root', '.', '--reporter=json')
+    const { code, output } = await runAsTest('testing-vitest', 'sample.test.js', process.execPath, join(ROOT, 'node_modules/vitest/vitest.mjs'), 'run', '--root', '.', '--reporter=json', '--testTimeout=60000')
     t.equal(code, 0, output)
     t.match(output, /"numPassedTests":2/)
   },

@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import type { TestStream } from '../../lib/testing/index.js'
+import { testClock, type TestStream } from '../../lib/testing/index.js'
 import { tie } from '../../lib/testing/tie.js'
 import type { SSEConnection, SSEOptions } from '../../lib/index.js'
 import { openURL, payloads, serve, type Joined, type Service } from '../helpers/app.js'
@@ -215,7 +215,9 @@ async function fill ({ client, connection }: JoinedBySocket): Promise<void> {
 t.test('a client that is always behind and always makes progress is no stalled one: only its age ends it', async t => {
   const stallTimeoutMs = 2_000
   const outboxBytes = 50_000
-  const { app, url, check } = await scene(t, { stallTimeoutMs, outboxBytes, maxConnectionAgeMs: 9_000, drainMs: 5_000, history: { maxEvents: 50 } }, openBySocket)
+  // By the real clock it would depend on the machine how much the client reads in its time.
+  const clock = testClock()
+  const { app, url, check } = await scene(t, { ...clock.options, stallTimeoutMs, outboxBytes, maxConnectionAgeMs: 40_000, history: { maxEvents: 50 } }, openBySocket)
   const slow = await joinBySocket(t, app, url)
   const read: number[] = []
   const controls: string[] = []
@@ -244,9 +246,9 @@ t.test('a client that is always behind and always makes progress is no stalled o
     slow.client.resume()
     await until(() => slow.connection.stats().sentEvents > sentEvents || slow.connection.closeReason !== null)
     slow.client.pause()
-    await sleep(stallTimeoutMs / 5)
+    await clock.advance(stallTimeoutMs * 0.9)
     return slow.connection.closeReason !== null
-  })
+  }, 240_000)
   t.equal(slow.connection.closeReason, 'max-age')
   slow.client.resume()
   await slow.client.waitForEnd()

@@ -103,6 +103,7 @@ export class CursorAhead {
     const waitMs = this.#askedAt + ASK_INTERVAL_MS - performance.now()
     // Without a wait, the request is shared only by callers of this turn.
     await (waitMs > 0 ? sleep(waitMs, undefined, { ref: false, signal }).catch(() => { throw signal.reason }) : Promise.resolve())
+    signal.throwIfAborted()
     this.#asking = null
     this.#askedAt = performance.now()
     return await this.#askRedis()
