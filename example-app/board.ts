@@ -8,9 +8,9 @@ import type { Sessions } from './sessions.js'
 import { Tail } from './tail.js'
 import type { User } from './users.js'
 
-/** What the parts of the app share: the things it watches and what was said. */
+/** The shared state of the app: measurements, log file, messages and sessions. */
 export class Board {
-  /** One life of this process: numbering starts again with each. */
+  /** Id of this process run. Sequence numbers restart with each run. */
   readonly run = randomBytes(6).toString('base64url')
   readonly machine = new Machine()
   readonly tail: Tail | null
@@ -22,13 +22,13 @@ export class Board {
     this.tail = logFile === null ? null : new Tail(logFile)
   }
 
-  /** Throws unless `user` has not posted too much of late. */
+  /** Counts a post of a user. Throws TooFast if the user exceeds the rate limit. */
   post (user: User): void {
     if (!this.#posts.take(user.id)) throw new TooFast()
   }
 }
 
-/** The name of the conversation of two users, the same for both. */
+/** Returns the name of the conversation of two users. The order of the users does not matter. */
 export function conversationOf (a: string, b: string): string {
   return [a, b].sort().join('+')
 }

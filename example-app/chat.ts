@@ -7,7 +7,7 @@ import { findRoom, findUser, mayHear, type User } from './users.js'
 const Message = Type.Object({ text: Type.String({ minLength: 1, maxLength: 2_000, pattern: '\\S' }) })
 interface Post { Params: { id: string }, Body: Static<typeof Message> }
 
-/** Rooms, and private messages between two users. */
+/** Adds the routes of chat rooms and of private messages between two users. */
 export function chatRoutes (app: FastifyInstance, board: Board): void {
   app.post<Post>('/rooms/:id/messages', { schema: { body: Message } }, async (request, reply) => {
     const user = board.sessions.user(request)
@@ -29,7 +29,7 @@ export function chatRoutes (app: FastifyInstance, board: Board): void {
     board.post(user)
     const conversation = conversationOf(user.id, other.id)
     const data = board.privateMessages.add(conversation, { conversation, from: user.id, to: other.id, text: request.body.text })
-    // The sender's other tabs hear it too.
+    // The sender is a receiver too, for the sender's other tabs.
     const { delivered } = await app.sse.broadcastEvent({ event: 'private_message', data }, { subscriptionIds: [user, other].map(topicOf) })
     reply.code(201)
     return { seq: data.seq, delivered }

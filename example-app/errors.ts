@@ -1,6 +1,6 @@
 import createError from '@fastify/error'
 
-// What the board's own routes answer with; the plugin brings its SSE_ERR_ codes.
+// Errors of the board's own routes. The plugin has its own SSE_ERR_ codes.
 export const SignInFirst = createError('BOARD_SIGN_IN_FIRST', 'Sign in first', 401)
 export const NotAllowed = createError<[string]>('BOARD_NOT_ALLOWED', '%s', 403)
 export const NotFound = createError<[string]>('BOARD_NOT_FOUND', '%s', 404)

@@ -1,8 +1,8 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { defineEvents } from '../lib/index.js'
 
-// Everything the board ever sends. What can be missed carries `seq`, counted without holes for each stream of its own
-// (machine, log, every room and conversation), and `at`, the server's clock: with these the page proves that a cut lost nothing.
+// All events that the board sends. Logged events have `seq`, a sequence number without gaps for the machine, the log, and each chat room
+// and conversation. They also have `at`, the time of the server. With both, the page verifies that no event was lost during a disconnect.
 
 const Seq = Type.Integer({ minimum: 1 })
 const At = Type.Integer({ minimum: 0 })

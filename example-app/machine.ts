@@ -5,8 +5,9 @@ import type { Sample } from './events.js'
 const RESOLUTION_MS = 10
 const KEPT_SAMPLES = 180
 
-/** The machine this process runs on, read on demand: processor, load, memory, and how late the event loop is. */
+/** Measures the machine of this process: processor, load, memory and event-loop delay. */
 export class Machine {
+  /** The last samples, oldest first. */
   readonly recent: Sample[] = []
   readonly #delay = monitorEventLoopDelay({ resolution: RESOLUTION_MS })
   #times = processorTimes()
@@ -20,6 +21,7 @@ export class Machine {
     this.#delay.disable()
   }
 
+  /** Takes a sample of the time since the last one, and returns it. */
   read (): Sample {
     const before = this.#times
     const now = this.#times = processorTimes()
@@ -53,7 +55,10 @@ function processorTimes (): { busy: number, total: number } {
   return { busy, total }
 }
 
-/** The histogram holds whole intervals of its own timer; what is above the timer's period is delay. */
+/**
+ * Converts a value of the histogram to the delay in milliseconds. The histogram contains whole timer intervals, so the interval is
+ * subtracted.
+ */
 function lateness (nanoseconds: number): number {
   return round(Math.max(0, nanoseconds / 1e6 - RESOLUTION_MS))
 }

@@ -5,17 +5,14 @@ const MOST_TOKENS = 160
 const ENOUGH_TOKENS = 70
 const TOKEN_MS = 35
 
-/**
- * The smallest language model there is: it has read one text and says, word by word, what followed the last two words
- * there. Slow on purpose, like the big ones.
- */
+/** A minimal language model: a Markov chain of order 2, built from one text. It is slow on purpose, to resemble a large model. */
 export class Model {
   readonly #next = new Map<string, string[]>()
   readonly #starts: string[] = []
 
   constructor (text: string) {
     const read = text.split(/\s+/).filter(word => word !== '')
-    // The text begins again after its end: no state is without a next word.
+    // The text is continued with its own start, so that every state has a next token.
     const words = [...read, ...read.slice(0, ORDER)]
     for (let i = 0; i + ORDER < words.length; i++) {
       const state = words.slice(i, i + ORDER).join(' ')
@@ -26,7 +23,7 @@ export class Model {
     }
   }
 
-  /** Words, each with the space before it, until the text ends or `signal` aborts. */
+  /** Yields tokens, with the space before each, and returns their number. It ends with a sentence, or when `signal` aborts. */
   async * stream (prompt: string, signal: AbortSignal): AsyncGenerator<string, number> {
     let state = this.#start(prompt)
     let tokens = 0
@@ -46,7 +43,7 @@ export class Model {
     return tokens
   }
 
-  /** A beginning that has to do with the prompt, if the text has one. */
+  /** Returns a start that contains a term of the prompt; a random start if the text has none. */
   #start (prompt: string): string {
     const asked = prompt.toLowerCase().match(/\p{L}{4,}/gu) ?? []
     const fitting = [...this.#next.keys()].filter(state => asked.some(word => state.toLowerCase().includes(word)))

@@ -10,15 +10,15 @@ const Notice = Type.Object({
   title: Line,
   message: Type.String({ minLength: 1, maxLength: 500, pattern: '\\S' }),
   level: Type.Optional(Type.Union([Type.Literal('info'), Type.Literal('success'), Type.Literal('warning'), Type.Literal('error')])),
-  /** A user; everyone without it. */
+  /** The user that receives the notification. Absent: everyone. */
   to: Type.Optional(Type.String({ maxLength: 32 })),
-  /** Whether the page offers a button that answers. */
+  /** Whether the page shows a button to acknowledge the notification. */
   acknowledge: Type.Optional(Type.Boolean())
 })
 
 const Acknowledgement = Type.Object({ title: Line })
 
-/** Notifications of all levels, to everyone or to one user. */
+/** Adds the routes of notifications, to everyone or to one user. */
 export function noticeRoutes (app: FastifyInstance, board: Board): void {
   app.post<{ Body: Static<typeof Notice> }>('/notify', { schema: { body: Notice } }, async (request, reply) => {
     const user = board.sessions.user(request)

@@ -5,7 +5,7 @@ import type { Roster } from './roster.js'
 const SAMPLE_MS = 1_000
 const TAIL_MS = 400
 
-/** Publishes what the board watches for as long as the app is up. */
+/** Publishes measurements and log lines while the app is running. */
 export function publish (app: FastifyInstance, board: Board, roster: Roster): void {
   const timers: NodeJS.Timeout[] = []
   let reading: Promise<void> | null = null
@@ -28,7 +28,7 @@ export function publish (app: FastifyInstance, board: Board, roster: Roster): vo
   })
 
   function readLog (): Promise<void> {
-    // A slow disk must not make two readers of one file.
+    // With a slow disk, the next read must not start before the last one has ended.
     reading ??= readOnce().finally(() => { reading = null })
     return reading
   }

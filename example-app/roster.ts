@@ -5,7 +5,10 @@ const SETTLE_MS = 200
 const REFRESH_MS = 2_000
 const ROWS = 50
 
-/** Who is connected, told to the pages soon after it changes, and every two seconds for the counters. */
+/**
+ * Publishes the connected users and the table of connections: shortly after each change, and every two seconds for the counters of the
+ * table.
+ */
 export class Roster {
   readonly #app: FastifyInstance
   #settling: NodeJS.Timeout | null = null
@@ -24,7 +27,7 @@ export class Roster {
     if (this.#settling !== null) clearTimeout(this.#settling)
   }
 
-  /** Many changes close together are told once. */
+  /** Publishes a change. Changes within 200 ms are published together. */
   changed (): void {
     this.#settling ??= setTimeout(() => {
       this.#settling = null
@@ -33,12 +36,14 @@ export class Roster {
     }, SETTLE_MS)
   }
 
+  /** Returns the ids of the connected users, sorted. */
   users (): string[] {
     const present = new Set<string>()
     for (const { userId } of this.#app.sse.connections()) if (userId !== null) present.add(userId)
     return [...present].sort()
   }
 
+  /** Returns the rows of the connection table, oldest connection first. */
   rows (): ConnectionRow[] {
     const rows: ConnectionRow[] = []
     for (const connection of this.#app.sse.connections()) {
@@ -63,14 +68,17 @@ export class Roster {
     this.#publish('connections', { rows: this.rows(), total: this.#app.sse.connectionCount })
   }
 
-  /** A state, not a history: nobody needs the last one after a cut, and of two waiting ones only the newer counts. */
+  /**
+   * Publishes a state as an ephemeral event with a conflation key: a reconnecting client needs no old state, and a slow client only the
+   * newest.
+   */
   #publish (resource: 'presence' | 'connections', data: object): void {
     this.#app.sse.broadcastData(resource, data, { subscriptionIds: [resource], ephemeral: true, key: resource })
       .catch((error: unknown) => { this.#app.log.warn({ err: error }, `${resource} could not be published`) })
   }
 }
 
-/** The part of a User-Agent a person recognises. */
+/** Returns name and version of the program in a User-Agent header. */
 function programOf (userAgent: string): string {
   for (const name of ['Edg', 'OPR', 'Firefox', 'Chrome', 'Safari', 'curl']) {
     const version = userAgent.match(new RegExp(`\\b(?:Headless)?${name}/(\\d+)`))?.[1]

@@ -16,20 +16,22 @@ import { streamRoutes } from './streams.js'
 import { tokenRoutes } from './tokens.js'
 import { findUser, mayHear } from './users.js'
 
+/** Options of the app. */
 export interface Options {
-  /** A file whose end the board shows. */
+  /** Path of a file whose end the board shows. Absent: none. */
   logFile?: string
-  /** A file that keeps the sign-ins. Default: none, so a restart signs everyone out. */
+  /** Path of a file that keeps the sign-ins. Absent: a restart signs out all users. */
   sessionFile?: string
-  /** Names of this server beside those of loopback. */
+  /** Allowed host names beside those of loopback. Default: none. */
   hosts?: readonly string[]
+  /** Whether Fastify logs to standard output. Default false. */
   logger?: boolean
 }
 
 const DRAIN_MS = 1_000
 const PAGE_POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
-/** The whole app, not yet listening. */
+/** Creates the app, which does not listen yet. */
 export async function build ({ logFile, sessionFile, hosts = [], logger = false }: Options = {}): Promise<FastifyInstance> {
   const app = fastify({ logger, ajv: { customOptions: { removeAdditional: false, coerceTypes: 'array' } } })
   allowSameOrigin(app, hosts)
@@ -64,7 +66,7 @@ export async function build ({ logFile, sessionFile, hosts = [], logger = false 
     reply.header('referrer-policy', 'no-referrer')
   })
 
-  // Browsers open connections in advance; one that has not asked for anything would keep a closing server for a minute.
+  // Browsers open connections in advance. Without this, an unused connection delays `close()` by a minute.
   app.addHook('preClose', async () => { setTimeout(() => { app.server.closeAllConnections() }, DRAIN_MS).unref() })
 
   const roster = new Roster(app)
@@ -88,7 +90,7 @@ async function main (): Promise<void> {
     ...(sessionFile === undefined ? {} : { sessionFile: resolve(sessionFile) })
   })
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    // The second one ends the process the hard way.
+    // A second signal ends the process immediately.
     process.once(signal, () => { app.close().catch((error: unknown) => { console.error(error); process.exitCode = 1 }) })
   }
   const url = await app.listen({ host: process.env.HOST || '127.0.0.1', port: Number(process.env.PORT || 3000) })

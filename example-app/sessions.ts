@@ -7,20 +7,21 @@ import { findUser, rooms, users, type User } from './users.js'
 export const COOKIE = 'board_session'
 const DEMO_TOKEN = /^demo-(\w+)$/
 
+/** An authenticated caller. */
 export interface Caller {
   readonly user: User
-  /** Null for a bearer token. */
+  /** The sign-in of a browser; null for a bearer token. */
   readonly signIn: SignIn | null
 }
 
-/** What a stream remembers of its sign-in: the entry of the list, and not the secret of its cookie. */
+/** The claims of a connection: the entry of its sign-in, without the secret in the cookie. */
 export interface Claims {
   readonly signIn: SignIn | null
 }
 
 const Body = Type.Object({ user: Type.String({ minLength: 1, maxLength: 32 }) })
 
-/** Who is calling: the cookie of a sign-in from a browser, or the demo token of a script. */
+/** Authenticates callers: browsers by the cookie of a sign-in, scripts by the token of a demo user. */
 export class Sessions {
   readonly #signIns: SignIns
 
@@ -28,16 +29,18 @@ export class Sessions {
     this.#signIns = new SignIns(file)
   }
 
+  /** Signs a user in, and returns the value of the cookie. */
   open (user: User): { cookie: string, expiresAt: number } {
     const { id, expiresAt } = this.#signIns.open(user.id)
     return { cookie: id, expiresAt }
   }
 
-  /** The cookie of the request is worthless from here on. */
+  /** Signs out: the cookie of the request is no longer valid. */
   end (request: FastifyRequest): void {
     this.#signIns.end(request.cookies[COOKIE] ?? '')
   }
 
+  /** Returns the caller with this token or cookie; null for an unauthenticated caller. */
   identify ({ token, cookie = '' }: { token: string | null, cookie: string | undefined }): Caller | null {
     const named = token?.match(DEMO_TOKEN)?.[1]
     const guest = named === undefined ? undefined : findUser(named)
@@ -48,13 +51,13 @@ export class Sessions {
     return user === undefined ? null : { user, signIn }
   }
 
-  /** The caller of a request, if it has one. */
+  /** Returns the caller of a request; null for an unauthenticated request. */
   find (request: FastifyRequest): Caller | null {
     const token = request.headers.authorization?.match(/^Bearer (\S+)$/i)?.[1] ?? null
     return this.identify({ token, cookie: request.cookies[COOKIE] })
   }
 
-  /** The user of a request that needs one. */
+  /** Returns the user of a request. Throws SignInFirst for an unauthenticated request. */
   user (request: FastifyRequest): User {
     const caller = this.find(request)
     if (caller === null) throw new SignInFirst()
@@ -62,7 +65,7 @@ export class Sessions {
   }
 }
 
-/** Signing in and out, and what a page shows before that. */
+/** Adds the routes to sign in and out, and the data of the sign-in page. */
 export function sessionRoutes (app: FastifyInstance, sessions: Sessions, facts: { run: string, logFile: string | null }): void {
   const cookieOptions = { path: '/', httpOnly: true, sameSite: 'strict' } as const
 
@@ -83,9 +86,9 @@ export function sessionRoutes (app: FastifyInstance, sessions: Sessions, facts: 
     const caller = sessions.find(request)
     reply.clearCookie(COOKIE, cookieOptions)
     if (caller === null || caller.signIn === null) return { closed: 0 }
-    // First, so that no stream is opened while the open ones end.
+    // Before the streams are closed, so that no new stream opens meanwhile.
     sessions.end(request)
-    // Only the streams of this sign-in: the same user may be signed in elsewhere.
+    // Only the streams of this sign-in are closed: the same user can be signed in elsewhere.
     const streams = app.sse.getConnectionsByUser(caller.user.id).filter(({ claims }) => (claims as Claims).signIn === caller.signIn)
     for (const stream of streams) await app.sse.closeConnection(stream.clientId, 'logout')
     return { closed: streams.length }

@@ -4,12 +4,16 @@ import { readFileSync, renameSync, writeFileSync } from 'node:fs'
 const LIFETIME_MS = 8 * 3_600_000
 const REMEMBERED = 1_000
 
+/** A sign-in of a user. */
 export interface SignIn {
   readonly userId: string
   readonly expiresAt: number
 }
 
-/** Every sign-in that has not ended, by the secret in its cookie. With a file it outlives a restart. Beyond a thousand the oldest end. */
+/**
+ * Keeps the active sign-ins, by the secret in their cookies. With a file, they remain after a restart. With more than a thousand, the
+ * oldest end.
+ */
 export class SignIns {
   readonly #file: string | null
   readonly #all: Map<string, SignIn>
@@ -19,6 +23,7 @@ export class SignIns {
     this.#all = new Map(file === null ? [] : read(file))
   }
 
+  /** Adds a sign-in, and returns its secret. */
   open (userId: string): { id: string, expiresAt: number } {
     const now = Date.now()
     for (const [id, { expiresAt }] of this.#all) if (expiresAt <= now) this.#all.delete(id)
@@ -30,16 +35,21 @@ export class SignIns {
     return { id, expiresAt }
   }
 
+  /** Returns the sign-in with this secret; null if there is none or it has expired. */
   find (id: string): SignIn | null {
     const signIn = this.#all.get(id)
     return signIn === undefined || signIn.expiresAt <= Date.now() ? null : signIn
   }
 
+  /** Removes the sign-in with this secret. */
   end (id: string): void {
     if (this.#all.delete(id)) this.#write()
   }
 
-  /** At once, so that no crash brings back what has ended; whole, by the rename. Only the owner may read it: it holds what cookies hold. */
+  /**
+   * Writes the file synchronously, so that an ended sign-in does not return after a crash. The rename makes the change atomic. Only the
+   * owner can read the file, because it contains the secrets of the cookies.
+   */
   #write (): void {
     if (this.#file === null) return
     const next = `${this.#file}.next`

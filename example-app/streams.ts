@@ -9,9 +9,9 @@ import { Tabs } from './tabs.js'
 import { mayHear, rooms, users } from './users.js'
 
 const Page = Type.Object({
-  /** The name a page gave itself. */
+  /** Random name of the browser tab. */
   tab: Type.Optional(Type.String({ pattern: '^[a-z0-9]{8,32}$' })),
-  /** What to listen to instead of the board's choice; handy with curl. */
+  /** Subscriptions of the stream. Absent: those of the tab. Useful with curl. */
   topic: Type.Optional(Type.Array(Type.String({ maxLength: 100 }), { maxItems: 20 }))
 })
 const Cut = Type.Object({ seconds: Type.Number({ minimum: 0, maximum: 60 }) })
@@ -19,7 +19,7 @@ const Cut = Type.Object({ seconds: Type.Number({ minimum: 0, maximum: 60 }) })
 interface OfConnection { Params: { clientId: string } }
 interface OfSubscription { Params: { clientId: string, topic: string } }
 
-/** The one stream of each page, and what a page does to it while it is open. */
+/** Adds the stream of a page, and the routes that change or close an open stream. */
 export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster): void {
   const tabs = new Tabs()
   const closing = new AbortController()
@@ -30,16 +30,16 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     const { tab: name, topic: chosen } = request.query
     const tab = tabs.of(user, name ?? request.id)
     const cutMs = tab.cutUntil - Date.now()
-    // A cut lasts: the browser is back at once, and its request stays unanswered for as long as the line is "down".
+    // The browser reconnects at once. To simulate a longer interruption, the request is not answered before the interruption is over.
     if (cutMs > 0) {
       await wait(cutMs, undefined, { signal: closing.signal }).catch(() => {})
-      // Signed out meanwhile: the stream was not open yet, and so was not ended.
+      // The user can have signed out meanwhile, which did not close this stream because it was not open.
       board.sessions.user(request)
     }
 
     const connection = await reply.sse({ subscriptions: chosen ?? [...tab.topics], clientInfo: { tab: name ?? null } })
     const data = { clientId: connection.clientId, run: board.run, at: connection.clientInfo.connectedAt, topics: [...connection.subscriptions] }
-    // Before any replay: by its time the page tells what is one.
+    // Sent before a replay: the page compares event times with the time of connection to detect replayed events.
     connection.sendEvent({ event: 'data', data: { resource: 'welcome', data }, priority: EventPriority.CRITICAL })
     roster.changed()
     connection.signal.addEventListener('abort', () => { roster.changed() }, { once: true })
@@ -47,7 +47,7 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
 
   app.put<OfSubscription>('/connections/:clientId/subscriptions/:topic', async request => {
     const connection = own(request)
-    // The plugin asks authorizeSubscription, as it did when the stream began.
+    // The plugin calls `authorizeSubscription`, as for a new stream.
     await app.sse.addSubscription(connection.clientId, request.params.topic)
     return remember(request, connection)
   })
@@ -74,7 +74,7 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     return { closed: 1 }
   })
 
-  /** What a page that has just come, or has lost its place, shows before the next event. */
+  /** Returns the current state, for a newly loaded page and after a gap. */
   app.get('/snapshot', (request, reply) => {
     const user = board.sessions.user(request)
     reply.header('cache-control', 'no-store')
@@ -93,7 +93,7 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     return connection
   }
 
-  /** The connection of a path, if it is the caller's. */
+  /** Returns the connection of a path. Throws NotAllowed if it is not the caller's. */
   function own (request: FastifyRequest<OfConnection>): SSEConnection {
     const connection = find(request)
     if (connection.userId !== board.sessions.user(request).id) throw new NotAllowed('Not your stream')

@@ -2,17 +2,18 @@ import { firstTopics, type User } from './users.js'
 
 const REMEMBERED_TABS = 1_000
 
-/** One page: what it listens to now, so that it comes back to the same after a cut. */
+/** A browser tab. Its subscriptions are kept, so that they are the same after a reconnect. */
 export interface Tab {
   readonly topics: Set<string>
-  /** Until when it may not come back: the cut it asked for. */
+  /** End of the interruption that the page has requested, in milliseconds since the Unix epoch; 0 for none. */
   cutUntil: number
 }
 
-/** The pages of late, by user and the name each page gave itself; the longest unseen are forgotten first. */
+/** Keeps the last thousand tabs, by user and name. The least recently used tab is removed first. */
 export class Tabs {
   readonly #tabs = new Map<string, Tab>()
 
+  /** Returns the tab with this name. A new tab has the first subscriptions of the user. */
   of (user: User, name: string): Tab {
     const key = `${user.id}/${name}`
     const tab = this.#tabs.get(key) ?? { topics: new Set(firstTopics(user)), cutUntil: 0 }

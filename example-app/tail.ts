@@ -7,34 +7,35 @@ const CHUNK_BYTES = 64 << 10
 const LINE_CHARACTERS = 2_000
 const LINES_PER_EVENT = 200
 const KEPT_LINES = 200
-// Terminal colours, and what would not show.
+// Terminal colours and control characters.
 // eslint-disable-next-line no-control-regex
 const UNPRINTABLE = /\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]/g
 
 /**
- * The end of a growing file, read by asking for its size: works for files that do not exist yet, are truncated, or are
- * replaced by rotation. When a writer is faster than the reader it skips ahead and says how many bytes.
+ * Reads the end of a growing file by polling its size. It handles a missing, truncated or rotated file. If the writer is faster than the
+ * reader, bytes are skipped and counted.
  */
 export class Tail {
+  /** The last lines, oldest first. */
   readonly recent: string[] = []
   #handle: FileHandle | null = null
   #inode = 0
   #position = 0
   #decoder = new StringDecoder('utf8')
   #rest = ''
-  /** Whether reading began in the middle of a line. */
+  /** Whether the read started in the middle of a line. */
   #midLine = false
   #seq = 0
   #first = true
 
   constructor (readonly path: string) {}
 
-  /** Sequence number of the newest event. */
+  /** Sequence number of the newest event; 0 before the first. */
   get seq (): number {
     return this.#seq
   }
 
-  /** What was written since the last call. */
+  /** Returns the lines written since the last call, as events. */
   async read (): Promise<LogLines[]> {
     const found = await stat(this.path).catch(() => null)
     const events: LogLines[] = []
@@ -58,7 +59,7 @@ export class Tail {
     this.#handle = await open(this.path, 'r')
     const { ino, size } = await this.#handle.stat()
     this.#inode = ino
-    // Of a file that was there before us only the end is of interest; a file that replaced it is read from its start.
+    // Only the end is read of a file that already exists. A file that replaces it is read from its start.
     this.#position = this.#first ? Math.max(0, size - FIRST_BYTES) : 0
     this.#restart(this.#position > 0)
     this.#first = false

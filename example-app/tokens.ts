@@ -5,7 +5,7 @@ import { Model } from './model.js'
 
 const Prompt = Type.Object({ prompt: Type.String({ default: '', maxLength: 500 }) })
 
-/** A stream of its own per request: the words of a small model as they come, until it ends or the page stops listening. */
+/** Adds a route that streams the tokens of a model to one client, until the answer ends or the client disconnects. */
 export async function tokenRoutes (app: FastifyInstance): Promise<void> {
   const model = new Model(await readFile(new URL('corpus.txt', import.meta.url), 'utf8'))
 

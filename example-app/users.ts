@@ -6,7 +6,7 @@ export interface User {
   readonly role: Role
 }
 
-/** The demo users. There are no passwords: this is a demo, on loopback unless you say otherwise. */
+/** The demo users. They have no passwords: the demo listens on loopback by default. */
 export const users: readonly User[] = [
   { id: 'ada', name: 'Ada', role: 'admin' },
   { id: 'grace', name: 'Grace', role: 'operator' },
@@ -35,15 +35,15 @@ export function findRoom (id: string): Room | undefined {
   return rooms.find(room => room.id === id)
 }
 
-/** What each user's stream begins with. */
+/** Returns the first subscriptions of a user. */
 export function firstTopics (user: User): string[] {
   const wanted = ['machine', 'presence', 'log', 'connections', 'chat:general', 'chat:deploys', `user:${user.id}:**`]
   return wanted.filter(topic => mayHear(user, topic))
 }
 
 /**
- * The one rule of who may hear what; both the stream and the routes ask it. A subscription is allowed by its exact
- * text, so a pattern such as `chat:*` or `**` is nobody's.
+ * Returns whether a user can hold a subscription. Streams and routes both use this function. A subscription is compared as text, so that
+ * no user can hold a pattern such as `chat:*` or `**`.
  */
 export function mayHear (user: User, subscription: string): boolean {
   if (subscription === `user:${user.id}:**` || subscription === `user:${user.id}:messages`) return true

@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 
-/** One port for all nodes: each connection goes to one of them, in turn, and ends with it. It knows nothing of HTTP. */
+/** A TCP proxy in front of all nodes. It forwards each connection to the next node, and closes the connection when the node does. */
 export class Front {
   readonly #server = createServer(client => this.#forward(client))
   readonly #ports: () => readonly number[]
@@ -12,6 +12,7 @@ export class Front {
     this.#ports = ports
   }
 
+  /** Starts to listen. Resolves with the port. */
   async listen (host: string, port: number): Promise<number> {
     this.#server.listen(port, host)
     await once(this.#server, 'listening')

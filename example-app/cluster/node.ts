@@ -8,7 +8,7 @@ import { redisStreamsBroker } from '../../lib/redis.js'
 import ssePlugin, { EventPriority } from '../../lib/index.js'
 import { allowedHosts, allowSameOrigin } from '../same-origin.js'
 
-// One node of the cluster, a process like any other. What makes it one of many are the option `broker` and its name.
+// One node of the cluster. It differs from a single-node application only by the option `broker` and its name.
 
 const [name, redisUrl] = process.argv.slice(2) as [string, string]
 const TICK_MS = 500
@@ -20,32 +20,32 @@ const Visitor = Type.Object({ user: Type.String({ pattern: '^[a-z]{2,12}-[0-9]{1
 const Saying = Type.Object({ user: Visitor.properties.user, text: Type.String({ minLength: 1, maxLength: 300 }) })
 const Victim = Type.Object({ name: Type.String({ maxLength: 32 }) })
 
-// Without a supervisor there is nobody to end this process.
+// Without its supervisor, this process would run forever.
 process.once('disconnect', () => process.exit())
 
 const app = fastify()
-// Kills, too, are for the page of this cluster only. The supervisor's environment is that of its nodes.
+// Only the page of this cluster can kill a node. Nodes inherit the environment of the supervisor.
 allowSameOrigin(app, allowedHosts(process.env))
 
 await app.register(ssePlugin, {
   broker: redisStreamsBroker({ client: redisUrl }),
   cluster: { nodeName: name, heartbeatIntervalMs: 500 },
   presenceEvents: { topics: ['room:*'], lingerMs: LINGER_MS },
-  // Everybody is who they say they are: a demo has no secrets.
+  // The demo trusts the user id of the client.
   authHandler: ({ query }) => typeof query['user'] === 'string' ? query['user'] : null,
   retryMs: 500,
   drainMs: 500
 })
 
 app.addHook('onSend', async (request, reply) => { reply.header('content-security-policy', PAGE_POLICY) })
-// Browsers open connections in advance; one that has not asked for anything would keep a closing server for a minute.
+// Browsers open connections in advance. Without this, an unused connection delays `close()` by a minute.
 app.addHook('preClose', async () => { setTimeout(() => { app.server.closeAllConnections() }, 500).unref() })
 
 app.get<{ Querystring: Static<typeof Visitor> }>('/sse', { sse: true, schema: { querystring: Visitor } }, async (request, reply) => {
   const connection = await reply.sse({ subscriptions: ['ticks', ROOM] })
-  // Before any replay: by its time the page tells what is one.
+  // Sent before a replay: the page compares event times with the time of connection to detect replayed events.
   connection.sendEvent({ event: 'welcome', data: { node: name, clientId: connection.clientId, at: connection.clientInfo.connectedAt }, priority: EventPriority.CRITICAL })
-  // Also users who were cut and are not back yet: nobody will be told that they have come, as nobody was told that they left.
+  // The list includes users that are reconnecting: they have caused no `sse:leave`, and will cause no `sse:join`.
   const { users } = await app.sse.presence(ROOM)
   connection.sendEvent({ event: 'present', data: users.map(({ userId }) => userId) })
 })
@@ -55,7 +55,7 @@ app.post<{ Body: Static<typeof Saying> }>('/say', { schema: { body: Saying } }, 
   return { id, node: name }
 })
 
-// Whatever node is asked, the one that is named dies; the supervisor starts it again.
+// Any node can receive the request. The supervisor kills the named node, and starts it again.
 app.post<{ Params: Static<typeof Victim> }>('/nodes/:name/kill', { schema: { params: Victim } }, async (request, reply) => {
   process.send!({ kill: request.params.name })
   return reply.code(202).send({ killed: request.params.name })
@@ -68,21 +68,21 @@ app.get('/health', async (request, reply) => {
 
 await app.register(fastifyStatic, { root: [new URL('public', import.meta.url), new URL('../public', import.meta.url)].map(url => fileURLToPath(url)) })
 
-// Each node counts, and whoever listens hears both counts: a hole in one would be a loss.
+// Each node numbers its own events. Clients receive the events of both nodes, and detect a lost event by a missing number.
 const run = randomBytes(4).toString('hex')
 let seq = 0
 const ticking = setInterval(() => {
   app.sse.broadcastToSubscriptions({ event: 'tick', data: { node: name, run, seq: ++seq, at: Date.now() } }, ['ticks']).catch(() => {
-    // Not logged, so nobody is to miss it.
+    // The event was not logged, so its number is used again.
     seq--
   })
-  // What this node knows of the others is for those who are here.
+  // The view of this node is only for clients of this node.
   app.sse.broadcastEvent({ event: 'nodes', data: app.sse.clusterStats().nodes, key: 'nodes' }, { local: true }).catch(() => {})
 }, TICK_MS)
 
 app.addHook('preClose', async () => { clearInterval(ticking) })
 process.once('SIGTERM', () => { app.close().then(() => process.exit()) })
-// A terminal sends it to all processes: the supervisor ends its nodes by itself.
+// A terminal sends SIGINT to all processes. The supervisor ends its nodes.
 process.on('SIGINT', () => {})
 
 await app.listen({ host: '127.0.0.1', port: 0 })

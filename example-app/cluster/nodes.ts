@@ -6,11 +6,11 @@ const RESTART_MS = 4_000
 
 interface Running {
   readonly process: ChildProcess
-  /** Where it listens; null until it does. */
+  /** Port of the node; null until it listens. */
   port: number | null
 }
 
-/** The processes of the nodes, by name. One that ends is started again, a little later. */
+/** Supervises the processes of the nodes, by name. A process that ends is started again after four seconds. */
 export class Nodes {
   readonly #redisUrl: string
   readonly #running = new Map<string, Running>()
@@ -21,7 +21,7 @@ export class Nodes {
     this.#redisUrl = redisUrl
   }
 
-  /** Resolves once it listens. */
+  /** Starts a node. Resolves when it listens. */
   async start (name: string): Promise<void> {
     const child = fork(fileURLToPath(new URL('node.ts', import.meta.url)), [name, this.#redisUrl], { execArgv: ['--import=@tapjs/typescript/import'] })
     const node: Running = { process: child, port: null }
@@ -38,16 +38,17 @@ export class Nodes {
     })
   }
 
-  /** As when a machine loses power: nobody is told. */
+  /** Kills a node with SIGKILL, as a crash: clients and other nodes are not notified. */
   kill (name: string): void {
     this.#running.get(name)?.process.kill('SIGKILL')
   }
 
-  /** Of the nodes that listen. */
+  /** Returns the ports of the nodes that listen. */
   ports (): number[] {
     return Array.from(this.#running.values(), ({ port }) => port).filter(port => port !== null)
   }
 
+  /** Ends all nodes. Resolves when their processes have ended. */
   async stop (): Promise<void> {
     this.#stopped = true
     for (const timer of this.#restarts) clearTimeout(timer)

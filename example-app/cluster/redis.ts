@@ -5,12 +5,12 @@ import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
-/** A redis-server of our own, on a free port, that keeps nothing. */
+/** Starts a redis-server on a free port, without persistence. */
 export async function startRedis (): Promise<{ url: string, stop (): Promise<void> }> {
   const port = await freePort()
   const directory = await mkdtemp(join(tmpdir(), 'sse-cluster-'))
   const server = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--dir', directory, '--save', '', '--loglevel', 'warning'], { stdio: ['ignore', 'ignore', 'pipe'] })
-  // Not inherited: should this process be killed, a server that is left behind does not hold its standard error open.
+  // Piped, not inherited: if this process is killed, the remaining server does not keep the standard error open.
   server.stderr.pipe(process.stderr)
   try {
     await once(server, 'spawn')
@@ -18,7 +18,7 @@ export async function startRedis (): Promise<{ url: string, stop (): Promise<voi
     await rm(directory, { recursive: true })
     throw new Error('redis-server is not installed. Install it, or set REDIS_URL to one that runs.')
   }
-  // Whether it answers yet is the nodes' to find out: they wait for it at boot.
+  // The server may not accept connections yet. The nodes wait for it at boot.
   return {
     url: `redis://127.0.0.1:${port}`,
     async stop () {

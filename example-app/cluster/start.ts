@@ -3,6 +3,7 @@ import { Front } from './front.js'
 import { startRedis } from './redis.js'
 import { Nodes } from './nodes.js'
 
+/** A running cluster. */
 export interface Cluster {
   url: string
   close (): Promise<void>
@@ -10,7 +11,7 @@ export interface Cluster {
 
 const NAMES = ['amber', 'teal']
 
-/** Redis, two nodes on one log, and one port in front of them. Throws when redis-server is not installed. */
+/** Starts Redis, two nodes on one log, and a proxy in front of them. Rejects if redis-server is not installed. */
 export async function startCluster ({ host = '127.0.0.1', port = 3000 } = {}): Promise<Cluster> {
   const redis = process.env.REDIS_URL === undefined ? await startRedis() : { url: process.env.REDIS_URL, stop: async () => {} }
   const nodes = new Nodes(redis.url)
@@ -32,7 +33,7 @@ export async function startCluster ({ host = '127.0.0.1', port = 3000 } = {}): P
 async function main (): Promise<void> {
   const starting = startCluster({ host: process.env.HOST || '127.0.0.1', port: Number(process.env.PORT || 3000) })
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    // Also while it starts, so that no process is left behind.
+    // Also during the start, so that no process remains.
     process.once(signal, () => { starting.then(cluster => cluster.close()).catch(() => { process.exitCode = 1 }) })
   }
   console.log(`Two nodes, one log: ${(await starting).url}`)

@@ -13,7 +13,7 @@ const BRIEFS = {
   connections: ({ total }) => `${total} open`
 }
 
-/** The stream's account: what came, a button to cut it, and what the return brought. */
+/** Shows the counters of the stream, a button to interrupt it, and the result of the reconnect. */
 export class AccountPanel {
   #stream
   #awaySince = null
@@ -54,7 +54,7 @@ export class AccountPanel {
     if (this.#awaySince !== null) return
     this.#awaySince = performance.now()
     $('cut').querySelector('button').disabled = true
-    // The seconds are for the eye only: a screen reader should not count along.
+    // Hidden from screen readers, which would otherwise read every change of the seconds.
     const seconds = h('span', { 'aria-hidden': 'true' })
     this.#say('away', 'Cut off. The server goes on without you; the browser is coming back. ', seconds)
     const tick = () => { seconds.textContent = `${((performance.now() - this.#awaySince) / 1000).toFixed(1)} s` }

@@ -12,7 +12,7 @@ import { TokenPanel } from './tokens.js'
 const STATES = { connecting: 'Connecting', live: 'Live', reconnecting: 'Reconnecting', closed: 'Closed', offline: 'Signed out' }
 const PARTINGS = { logout: 'You signed out.', kicked: 'Somebody closed this stream.', disconnected: 'The server closed this stream.' }
 
-/** The stream of this page while somebody is signed in. */
+/** The stream of this page; null while no user is signed in. */
 let stream = null
 let tokens = null
 
@@ -32,7 +32,7 @@ function signIn ({ users }, note) {
   $('who').hidden = true
   $('sign-in').hidden = false
   $('sign-in-note').textContent = note
-  // Cookies belong to a host name, and this machine has two.
+  // Cookies belong to a host name. With the second name of this machine, another user can sign in.
   $('other-name').hidden = !['127.0.0.1', 'localhost'].includes(location.hostname)
   const other = new URL(location.href)
   other.hostname = location.hostname === '127.0.0.1' ? 'localhost' : '127.0.0.1'
@@ -63,7 +63,7 @@ function board (session) {
   $('who-role').textContent = user.role
   snippets(user)
 
-  // One stream for everything: browsers allow six to a host.
+  // One stream for all events, because browsers allow six HTTP/1.1 connections to a host.
   const tab = Array.from(crypto.getRandomValues(new Uint8Array(8)), byte => byte.toString(16).padStart(2, '0')).join('')
   stream = new Stream(`/sse?tab=${tab}`)
   const failed = error => notices.toast({ title: 'That did not work', message: error.message, level: 'error' })
@@ -97,7 +97,7 @@ function board (session) {
     .on('received', event => account.received(event))
     .on('resumed', resumed => {
       account.resumed(resumed)
-      // The account is told again with every event that is replayed; the charts need it once.
+      // `resumed` is dispatched for each replayed event. The charts need it only once.
       if (marked !== resumed.at) machine.cut(resumed.at - resumed.awayMs, resumed.at)
       marked = resumed.at
     })
@@ -117,7 +117,7 @@ function board (session) {
     .on('log', lines => log.show(lines))
   stream.open()
 
-  /** What was there before the first event, or after a gap. */
+  /** Loads the current state, before the first event and after a gap. */
   async function fill () {
     const snapshot = await call('GET', '/snapshot')
     machine.fill(snapshot.samples)
@@ -126,7 +126,7 @@ function board (session) {
     log.fill(snapshot.log)
   }
 
-  /** Starts or stops listening to a topic, on the open stream. */
+  /** Adds a topic to the open stream, or removes it. */
   async function subscribe (topic, wanted) {
     const { topics } = await call(wanted ? 'PUT' : 'DELETE', `/connections/${stream.clientId}/subscriptions/${encodeURIComponent(topic)}`)
     stream.ledger.forget(topic)
@@ -140,7 +140,7 @@ function board (session) {
   }
 }
 
-/** The stream was refused, and tries again by itself; unless nobody is signed in any more. */
+/** Called when the stream was rejected. It retries, unless the session has ended. */
 async function whetherSignedIn () {
   const session = await call('GET', '/session')
   if (session.user === null) signIn(session, 'Your session has ended, or the server was restarted. Sign in again.')
@@ -151,7 +151,7 @@ function state (name, reason = null) {
   $('state-text').textContent = reason === null ? STATES[name] : `${STATES[name]} (${reason})`
 }
 
-/** What a shell needs to take part. */
+/** Shows curl commands for the user. */
 function snippets (user) {
   const json = "-H 'content-type: application/json'"
   const bearer = `-H 'authorization: Bearer demo-${user.id}'`
@@ -167,7 +167,7 @@ function snippets (user) {
 }
 
 async function copyText (text, button) {
-  // Only a secure context has a clipboard: loopback is one, another host over HTTP is not.
+  // The clipboard is available only in a secure context, such as loopback, and not on other hosts over HTTP.
   const copied = await navigator.clipboard?.writeText(text).then(() => true, () => false)
   button.textContent = copied === true ? 'Copied' : 'Select it instead'
   setTimeout(() => { button.textContent = 'Copy' }, 2_000)

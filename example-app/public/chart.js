@@ -2,10 +2,10 @@
 import { svg } from './dom.js'
 
 const WINDOW_MS = 120_000
-/** A longer step than this between two points is a hole: nothing is drawn across it. */
+/** Points that are further apart than this, in milliseconds, are not connected by a line. */
 const HOLE_MS = 2_500
 
-/** The last two minutes of one number, drawn as a line; what was replayed after a cut has a colour of its own. */
+/** Draws the last two minutes of a value as a line. Replayed points have another colour. */
 export class Sparkline {
   #points = []
   #cuts = []
@@ -14,7 +14,7 @@ export class Sparkline {
   #ceiling
   #format
 
-  /** @param ceiling the least top of the scale; @param format for the spoken label */
+  /** Creates the chart. @param ceiling minimum of the upper end of the scale @param format formats values of the ARIA label */
   constructor (container, { label, ceiling, format }) {
     this.#label = label
     this.#ceiling = ceiling
@@ -31,7 +31,7 @@ export class Sparkline {
     while (this.#points[0].at < oldest) this.#points.shift()
   }
 
-  /** Marks the time this page was away. */
+  /** Marks a time during which the page was disconnected. */
   cut (from, to) {
     this.#cuts.push({ from, to })
     if (this.#cuts.length > 10) this.#cuts.shift()
@@ -74,12 +74,12 @@ export class Sparkline {
 }
 
 function path (points, x, y) {
-  // One point alone still shows, as a dot of the line's width.
+  // A single point is drawn as a dot.
   const steps = points.length === 1 ? [points[0], points[0]] : points
   return 'M' + steps.map(({ at, value }) => `${x(at)} ${y(value)}`).join('L')
 }
 
-/** The points in runs of neighbours that belong together. */
+/** Splits the points into runs of adjacent points for which `together` returns true. */
 function runs (points, together) {
   const found = [[points[0]]]
   for (let i = 1; i < points.length; i++) {

@@ -2,7 +2,7 @@ import { $, atEnd, avatar, call, clock, h } from './dom.js'
 
 const SHOWN_MESSAGES = 200
 
-/** Rooms and private conversations: one list to choose from, one place shown, one line to write. */
+/** Shows chat rooms and private conversations: a list of both, the messages of the selected one, and an input field. */
 export class ChatPanel {
   #me
   #users
@@ -10,7 +10,7 @@ export class ChatPanel {
   #current
   #subscribe
 
-  /** @param subscribe (topic, wanted) => Promise */
+  /** Creates the panel. @param subscribe (topic, wanted) => Promise */
   constructor ({ user, users, rooms }, { subscribe, failed }) {
     this.#me = user
     this.#users = users
@@ -43,7 +43,7 @@ export class ChatPanel {
     this.#render()
   }
 
-  /** What this page listens to has changed. */
+  /** Updates the panel after a change of the subscriptions. */
   topics (topics) {
     for (const [name, place] of this.#places) if (place.room) place.joined = topics.has(name)
     this.#render()
@@ -78,7 +78,7 @@ export class ChatPanel {
     this.#render()
   }
 
-  /** The name of the place a message belongs to, or null if it is there already. */
+  /** Adds a message, and returns the name of its room or conversation; null for a duplicate. */
   #add (message) {
     const name = message.room === undefined ? `private:${message.conversation}` : `chat:${message.room}`
     const { messages } = this.#places.get(name)
@@ -139,7 +139,7 @@ export class ChatPanel {
     if (follow) list.scrollTop = list.scrollHeight
   }
 
-  /** One more at the end; a screen reader hears only this one. */
+  /** Appends one message without rendering the others again, so that a screen reader reads only the new one. */
   #append (message) {
     const place = this.#places.get(this.#current)
     const list = $('messages')

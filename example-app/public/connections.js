@@ -1,7 +1,7 @@
 /* global CSS */
 import { $, avatar, call, h } from './dom.js'
 
-/** Who is connected, from where, and what for. */
+/** Shows the table of connections, with their users, addresses and subscriptions. */
 export class ConnectionsPanel {
   #me
   #failed
@@ -23,7 +23,7 @@ export class ConnectionsPanel {
 
   show ({ rows, total }) {
     $('table-count').textContent = String(total)
-    // The row a keyboard is at stays where it is.
+    // Keeps the keyboard focus, because all rows are replaced.
     const focused = document.activeElement?.dataset?.clientId
     $('connections').replaceChildren(...rows.map(row => this.#row(row)))
     if (focused !== undefined) $('connections').querySelector(`[data-client-id="${CSS.escape(focused)}"]`)?.focus()

@@ -1,8 +1,8 @@
-// The little that is needed to write pages by hand. Text always goes in as text, never as HTML.
+// Functions to create DOM elements. Text is always inserted as text, never as HTML.
 
 export const $ = id => document.getElementById(id)
 
-/** An element: h('p', { class: 'note' }, 'text', otherElement). */
+/** Creates an element: h('p', { class: 'note' }, 'text', otherElement). */
 export function h (name, attributes = {}, ...children) {
   const element = document.createElement(name)
   for (const [key, value] of Object.entries(attributes)) {
@@ -37,12 +37,12 @@ export function plural (count, one, many = one + 's') {
   return `${count} ${count === 1 ? one : many}`
 }
 
-/** Whether the element shows its end, and so should go on showing it. */
+/** Returns whether the element is scrolled to its end. */
 export function atEnd (element) {
   return element.scrollHeight - element.scrollTop - element.clientHeight < 40
 }
 
-/** One request to the board's routes; throws what the server said. */
+/** Sends a request to the board, and returns the JSON of the response. Throws an error with the server's message. */
 export async function call (method, path, body) {
   const response = await fetch(path, {
     method,

@@ -1,4 +1,4 @@
-/** Counts what came: every sequence is numbered without holes, so a hole is a loss and a step back a repetition. */
+/** Counts received events. The numbers of a sequence have no gaps: a missing number is a lost event, a lower number is a duplicate. */
 export class Ledger {
   received = 0
   replayed = 0
@@ -6,7 +6,7 @@ export class Ledger {
   repeated = 0
   #last = new Map()
 
-  /** False when this one has been here before. */
+  /** Counts an event. Returns false for a duplicate. */
   take (sequence, seq) {
     const last = this.#last.get(sequence)
     if (last !== undefined && seq <= last) {
@@ -18,11 +18,12 @@ export class Ledger {
     return true
   }
 
-  /** What comes next of this sequence does not follow on what came before: it was not listened to. */
+  /** Forgets the last number of a sequence, after a time without a subscription for it. */
   forget (sequence) {
     this.#last.delete(sequence)
   }
 
+  /** Forgets the last numbers of all sequences. */
   forgetAll () {
     this.#last.clear()
   }

@@ -2,12 +2,12 @@ import { $, atEnd, h, plural } from './dom.js'
 
 const SHOWN_LINES = 300
 
-/** The end of the file that was named on the command line. */
+/** Shows the end of the file that was given on the command line. */
 export class LogPanel {
   #box = $('log')
   /** Sequence number of the newest event shown. */
   #shown = 0
-  /** Events of late: some of them may be in a snapshot that was made before they were, and arrives after them. */
+  /** The last events. A snapshot can be older than an event that was received before the snapshot. */
   #late = []
 
   constructor ({ user, logFile }) {
@@ -17,7 +17,7 @@ export class LogPanel {
     else this.#say('Nothing written yet.')
   }
 
-  /** What was in the file at event `seq`. */
+  /** Shows a snapshot of the file at event `seq`. */
   fill ({ seq, lines }) {
     if (lines.length === 0) return
     const later = this.#late.filter(event => event.seq > seq)

@@ -36,7 +36,7 @@ const METRICS = {
   }
 }
 
-/** Four numbers of the server's machine, each with the line of its last two minutes. */
+/** Shows four values of the server's machine, each with a chart of the last two minutes. */
 export class MachinePanel {
   #tiles = []
   #seen = new Set()
@@ -50,7 +50,7 @@ export class MachinePanel {
     }
   }
 
-  /** Samples of before, of which some may have come already. */
+  /** Adds earlier samples. Samples that were already received are ignored. */
   fill (samples) {
     for (const sample of samples) this.#add(sample)
     this.#draw()
@@ -61,7 +61,7 @@ export class MachinePanel {
     this.#draw()
   }
 
-  /** The page was away, by the server's clock. */
+  /** Marks a time during which the page was disconnected, by the clock of the server. */
   cut (from, to) {
     for (const { chart } of this.#tiles) chart.cut(from, to)
     this.#draw()

@@ -5,7 +5,7 @@ const QUESTION_MS = 30_000
 const MOST_TOASTS = 4
 const KEPT_NOTICES = 30
 
-/** Notifications: a form to send them, toasts as they come, and a list of what came. */
+/** Shows a form to send notifications, a toast for each received notification, and a list of them. */
 export class NoticePanel {
   #failed
   #form = $('notify')
@@ -42,7 +42,7 @@ export class NoticePanel {
     }
     toasts.append(toast)
     while (toasts.childElementCount > MOST_TOASTS) toasts.firstElementChild.remove()
-    // Who points at it, or has it focused, is still reading.
+    // A toast with the pointer or the focus stays visible.
     const fade = () => {
       if (toast.matches(':hover, :focus-within')) setTimeout(fade, TOAST_MS)
       else toast.remove()

@@ -3,7 +3,7 @@ import { Ledger } from './ledger.js'
 
 const RETRY_MS = 2_000
 
-/** The name of the numbered sequence an event belongs to, by its event or resource name. */
+/** Returns the name of an event's numbered sequence, by event or resource name. */
 const SEQUENCES = {
   machine: () => 'machine',
   log: () => 'log',
@@ -12,11 +12,11 @@ const SEQUENCES = {
 }
 
 /**
- * The one EventSource of this page, and the account of what came through it. The browser reconnects by itself and names
- * the last id it saw; this class only watches, and starts anew where the browser gives up.
+ * The EventSource of this page, and the counters of its events. The browser reconnects with the last event id. This class observes the
+ * reconnects, and creates a new EventSource when the browser does not retry.
  *
- * Events of its own: 'state' { state, reason }, 'received' { name, data, replayed }, 'resumed' { at, awayMs, replayed, lost, repeated, gap }, 'gap'.
- * Whatever the server sends is dispatched by its name, or by its resource: on('machine', data => …).
+ * Its own events: 'state' { state, reason }, 'received' { name, data, replayed }, 'resumed' { at, awayMs, replayed, lost, repeated, gap
+ * }, 'gap'. Events of the server are dispatched by event or resource name: on('machine', data => …).
  */
 export class Stream extends EventTarget {
   ledger = new Ledger()
@@ -29,7 +29,7 @@ export class Stream extends EventTarget {
   #lastEventId = ''
   #awaySince = null
   #closeReason = null
-  /** Server time of the connection's beginning: what is older has been replayed. Null until the server has said it. */
+  /** Server time of the connection: events that are older are replayed. Null until the server has sent it. */
   #connectedAt = null
   #liveSeen = false
   #waiting = []
@@ -48,7 +48,7 @@ export class Stream extends EventTarget {
   open () {
     this.close()
     const url = new URL(this.#url, location.href)
-    // A new EventSource knows nothing of the last one: the place goes along in the query.
+    // A new EventSource sends no Last-Event-ID, so the cursor is sent in the query.
     if (this.#lastEventId !== '') url.searchParams.set('lastEventId', this.#lastEventId)
     const source = this.#source = new EventSource(url)
     this.#begin()
@@ -75,7 +75,7 @@ export class Stream extends EventTarget {
 
   #farewell ({ reason, reconnect }) {
     this.#closeReason = reason
-    // The page asked for the cut, to see itself come back.
+    // The page has requested the reason `cut` to show the reconnect.
     if (reconnect || reason === 'cut') return
     this.close()
     this.#tell('state', { state: 'closed', reason })
@@ -86,7 +86,7 @@ export class Stream extends EventTarget {
     if (this.run !== null) this.#awaySince ??= performance.now()
     this.#tell('state', { state: 'reconnecting', reason: this.#closeReason })
     if (this.#source.readyState !== EventSource.CLOSED) return
-    // The answer was not a stream: for the browser that is final.
+    // The response was not a stream, so the browser does not retry.
     this.close()
     this.#tell('refused', {})
     this.#retry = setTimeout(() => this.open(), RETRY_MS)
@@ -101,7 +101,7 @@ export class Stream extends EventTarget {
   #take (event, name, data) {
     this.#lastEventId = event.lastEventId
     if (name === 'welcome') return this.#welcome(data)
-    // Until the server has said when this connection began, nobody can tell what is a replay.
+    // Without the time of the connection, replayed events cannot be detected.
     if (this.#connectedAt === null) this.#waiting.push([name, data])
     else this.#deliver(name, data)
   }
@@ -127,7 +127,7 @@ export class Stream extends EventTarget {
     const sequence = SEQUENCES[name]?.(data)
     const numbered = sequence !== undefined
     if (numbered && data.at >= this.#connectedAt) this.#liveSeen = true
-    // A notification carries no time: in a replay it comes before whatever is live.
+    // A notification has no time. After a reconnect, notifications that precede the first live event are replayed.
     const replayed = numbered ? data.at < this.#connectedAt : name === 'notification' && this.#resume !== null && !this.#liveSeen
     this.ledger.received++
     if (numbered && !this.ledger.take(sequence, data.seq)) return this.#account()

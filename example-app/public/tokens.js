@@ -1,8 +1,8 @@
 import { $, plural } from './dom.js'
 
 /**
- * A stream of its own, read with fetch: it begins with a question, ends by itself, and ends at once when the reader has
- * had enough. An EventSource would ask again after the end.
+ * Reads the token stream of one request with fetch. Stop aborts the request. An EventSource would send the prompt again after the end of
+ * the stream.
  */
 export class TokenPanel {
   #running = null
@@ -56,7 +56,7 @@ export class TokenPanel {
   }
 }
 
-/** The blocks of an event stream. What the server writes ends its lines with LF, so that is all this reads. */
+/** Yields the events of a stream. The server ends lines with LF, so other line ends are not parsed. */
 async function * blocks (body) {
   let text = ''
   for await (const piece of pieces(body.pipeThrough(new TextDecoderStream()))) {
@@ -74,7 +74,7 @@ async function * blocks (body) {
   }
 }
 
-/** Not every browser iterates a stream by itself. */
+/** Yields the chunks of a stream. Not every browser has an async iterator for streams. */
 async function * pieces (stream) {
   const reader = stream.getReader()
   try {

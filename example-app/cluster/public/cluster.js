@@ -12,10 +12,10 @@ $('me').textContent = me
 
 const ledger = new Ledger()
 const present = new Set()
-/** Users who have come or left on this stream: a list of those present may have been made before. */
+/** Users that have joined or left on this stream. A list of present users can be older than these changes. */
 const changes = new Map()
 let node = null
-/** When this stream began, by the server: what is older is a replay. */
+/** Server time of the connection: events that are older are replayed. */
 let began = 0
 let away = null
 
@@ -103,7 +103,7 @@ function account () {
   if (away?.to === undefined) return
   $('resumed').dataset.state = 'whole'
   $('resumed').textContent = `From ${away.from} to ${away.to} in ${(away.ms / 1000).toFixed(1)} s: ${ledger.replayed - away.replayed} events replayed, ${ledger.lost} lost, ${ledger.repeated} twice.`
-  // The replay comes in one piece; the next cut has an account of its own.
+  // The replay arrives at once. The next disconnect is counted separately.
   clearTimeout(account.timer)
   account.timer = setTimeout(() => { away = null }, 1_000)
 }
@@ -132,7 +132,7 @@ function lobby () {
 
 function kill (name) {
   return call('POST', `/nodes/${name}/kill`).catch(() => {
-    // The node that was asked may have been the one that died.
+    // The node that received the request can be the one that was killed.
   })
 }
 
