@@ -1,8 +1,9 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { defineEvents } from '../lib/index.js'
 
-// All events that the board sends. Logged events have `seq`, a sequence number without gaps for the machine, the log, and each chat room
-// and conversation. They also have `at`, the time of the server. With both, the page verifies that no event was lost during a disconnect.
+// All events that the board sends. Samples, log lines and messages have `seq`, a sequence number without gaps. The machine, the log, and
+// each chat room and conversation have their own sequence. `at` is the time of the server. With both, the page verifies that no event was
+// lost during a disconnect.
 
 const Seq = Type.Integer({ minimum: 1 })
 const At = Type.Integer({ minimum: 0 })
