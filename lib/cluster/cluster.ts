@@ -14,38 +14,41 @@ import { PresenceList, type PresenceOptions } from './presence.js'
 import type { Member, Registry } from '../subscriptions/registry.js'
 import { ScatterGather, type Outcome } from './scatter-gather.js'
 
-/** One node, as it said of itself; this one as it is now, the others as of `heardAt`. */
+/** The state of one node: this node at present, other nodes at the time of their last report. */
 export interface NodeStats {
-  /** Made anew at each start. */
+  /** The id of the node, new at each start. */
   readonly nodeId: string
-  /** Option `cluster.nodeName`, or null. */
+  /** The option `cluster.nodeName` of the node; null if it is not set. */
   readonly name: string | null
-  /** By that node's clock, in milliseconds since the epoch. */
+  /** Start of the node in milliseconds since the Unix epoch, by its own clock. */
   readonly startedAt: number
-  /** Open streams. */
+  /** Number of open streams. */
   readonly connections: number
+  /** Number of distinct users with an open stream. */
   readonly users: number
-  /** Distinct topics and patterns held. */
+  /** Number of distinct topics and patterns that connections hold. */
   readonly subscriptions: number
-  /** See `health()`. */
+  /** Status of `health()` on the node. */
   readonly status: Health['status']
+  /** Why the status is `degraded`; absent for `up`. */
   readonly reason?: string
-  /** By this node's clock, in milliseconds since the epoch. */
+  /** Time of the report in milliseconds since the Unix epoch, by the clock of this node. */
   readonly heardAt: number
 }
 
+/** The living nodes and the sums of their counts, returned by `clusterStats()`. */
 export interface ClusterStats {
-  /** The nodes that live, this one first. */
+  /** The living nodes, this node first. */
   readonly nodes: readonly NodeStats[]
-  /** Open streams on all of them. */
+  /** Number of open streams on all nodes. */
   readonly connections: number
-  /** The sum of the nodes' counts: a user with streams on two nodes counts twice. */
+  /** Sum of the users of each node: a user with streams on two nodes counts twice. */
   readonly users: number
-  /** The sum of the nodes' counts: a topic that is held on two nodes counts twice. */
+  /** Sum of the subscriptions of each node: a topic on two nodes counts twice. */
   readonly subscriptions: number
 }
 
-/** The rest of the node, as far as the cluster uses it. */
+/** The parts of the node that the cluster uses. */
 interface Surroundings {
   readonly nodeId: string
   readonly options: { readonly clock: Clock, readonly cluster: ClusterOptions, readonly presenceEvents: PresenceOptions }
@@ -54,22 +57,23 @@ interface Surroundings {
   readonly eventLog: EventLog
   readonly dispatcher: Dispatcher<FrameReceiver>
   readonly log: Log
-  /** This node has missed a command that may have taken rights away. */
+  /** Handles that this node may have missed a command that revoked rights. */
   onMissed (): void
 }
 
-/** A new node has been greeted by all others by then. */
+/** Time within which all other nodes answer a greeting. */
 const SETTLE_MS = 500
-/** Many nodes may greet at once: they are answered together. */
+/** Delay of the answer to a greeting, so that several greetings are answered together. */
 const ANSWER_DELAY_MS = 20
 
+/** The options of the cluster; see `SSEOptions`. */
 export interface ClusterOptions {
   readonly nodeName?: string | undefined
   readonly heartbeatIntervalMs: number
   readonly answerTimeoutMs: number
 }
 
-/** This node among the others: what they tell each other, and what comes of it. @internal */
+/** Connects this node with the other nodes: exchanges reports, commands and presence. @internal */
 export class Cluster {
   readonly #clock: Clock
   readonly #nodeId: string
@@ -83,12 +87,12 @@ export class Cluster {
   readonly #presence: PresenceList | null
   readonly #commands = new MissedCommands()
   readonly #startedAt: number
-  /** When it will have heard of all others, by `performance.now()`. */
+  /** Time from which all other nodes are known, by `performance.now()`. */
   #settledAt = Infinity
   #open = false
   #closed = false
   #answering: NodeJS.Timeout | null = null
-  /** Whether a change of the presence list was not sent: the other nodes may hold as many entries, and find nothing missing. */
+  /** Whether a presence change could not be sent. Then the full list is sent, because other nodes may not notice the difference. */
   #unsent = false
 
   constructor ({ nodeId, options: { clock, cluster: options, presenceEvents }, commands, registry, eventLog, dispatcher, log, onMissed }: Surroundings) {
@@ -130,7 +134,7 @@ export class Cluster {
     }, log)
   }
 
-  /** Joins the others. The log is open. */
+  /** Joins the other nodes. The log must be open. */
   open (): void {
     if (!this.#eventLog.shared || this.#closed) return
     this.#open = true
@@ -140,7 +144,7 @@ export class Cluster {
     this.#greet()
   }
 
-  /** Leaves the others, with a word when that is possible. */
+  /** Leaves the other nodes, and notifies them if the log is reachable. */
   async close (): Promise<void> {
     this.#closed = true
     this.#presence?.close()
@@ -149,24 +153,24 @@ export class Cluster {
     this.#open = false
     this.#membership.stop()
     this.#scatter.close()
-    // A log that does not answer must not hold up the end.
+    // Limited in time: a log that does not answer must not delay the shutdown.
     await inTime(this.#say({ kind: 'bye' }, 'apart'), this.#options.answerTimeoutMs).catch(() => {})
   }
 
-  /** The log is reached, or not; or it goes on elsewhere. */
+  /** Handles that the log has become reachable or unreachable, or has lost its continuity. */
   onLog (state: 'up' | 'down'): void {
     if (!this.#open) return
     this.#membership.listen(state === 'up')
-    // Others may have given this node up, or have come and gone.
+    // Other nodes may have removed this node from their lists, and may have started or ended.
     if (state === 'up') this.#greet()
   }
 
-  /** The log has lost its continuity. See `Sink.gap`. */
+  /** Handles lost continuity of the log. See `Sink.gap`. */
   onGap (reason: GapReason, commandsKept: boolean | undefined): void {
     if (!this.#open) return
     const { epoch, position } = this.#eventLog
     if (this.#commands.moved(epoch, position, reason, commandsKept)) this.#missed()
-    // With the log went what was said there and is not answered yet.
+    // Unanswered commands may have been lost with the log, so they are sent again.
     this.#scatter.again()
   }
 
@@ -175,7 +179,7 @@ export class Cluster {
     this.#onMissed()
   }
 
-  /** Takes a message that a node, maybe this one, has published. */
+  /** Handles a message of any node, including this one. */
   receive (text: string, seq: number): void {
     if (seq > 0) this.#commands.heard(seq)
     const message = decodeNodeMessage(text)
@@ -186,10 +190,10 @@ export class Cluster {
       if (!own) this.#hear(message)
       return
     }
-    // Also of this node, so that all read the same list in the same order.
+    // Presence changes of this node are applied too, so that all nodes apply the same changes in the same order.
     if (!own) this.#membership.noticed(from)
     if (message.kind === 'presence') this.#presence?.changed(message)
-    // Clients that are here already have asked who is present, and were not told of these users.
+    // Clients of this node may have read the list without these users, so the users are announced.
     else this.#presence?.listed(message, this.#membership.established || performance.now() > this.#settledAt)
   }
 
@@ -217,7 +221,7 @@ export class Cluster {
 
   /** See `ScatterGather.ask`. */
   async ask<N extends keyof Commands> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
-    // Its own answer would be all there is: no connections, on nodes that are not asked.
+    // After `close()`, only this node would answer, and connections of other nodes would seem not to exist.
     if (this.#closed) throw new Closed()
     return await this.#scatter.ask(name, ...args)
   }
@@ -228,6 +232,7 @@ export class Cluster {
     return withAnnounced({ ...value!, complete: complete && value!.complete }, this.#presence?.usersOf(subscription) ?? [])
   }
 
+  /** See `SSEManager.clusterStats`. */
   stats (): ClusterStats {
     const { everyMs, present, left, ...own } = this.#report()
     const nodes: NodeStats[] = [{ ...own, heardAt: this.#clock.wall() }]
@@ -263,13 +268,13 @@ export class Cluster {
     return this.#tell({ kind, report: this.#report() })
   }
 
-  /** Something that another node has said has not arrived here: it is asked to say all again. */
+  /** Greets again if presence changes of another node were lost, so that it sends its full list. */
   #compare ({ nodeId, present }: Report): void {
     const settled = performance.now() > this.#settledAt
     if (settled && present !== null && this.#presence?.misses(nodeId, present) === true) this.#greet()
   }
 
-  /** Says something that is said again later, or will be missed by nobody. */
+  /** Publishes a message that is repeated later or may be lost. */
   #tell (saying: Saying): Promise<void> {
     return this.#say(saying, 'apart').catch(err => {
       if (saying.kind === 'presence' || saying.kind === 'present') this.#unsent = true

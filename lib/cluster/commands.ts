@@ -7,27 +7,27 @@ import type { Registry } from '../subscriptions/registry.js'
 import type { Authorization } from '../subscriptions/authorization.js'
 
 /**
- * What an operation does:
- * - `ask`: it changes nothing, and may be done again.
- * - `change`: it changes what a connection holds; done once, in the order of what was published before and after.
- * - `revoke`: it takes rights away; as above, and logged, so that a node that was away does it before it delivers what came after it.
+ * The effect of an operation.
+ * - `ask`: it changes nothing, and can be repeated.
+ * - `change`: it changes the subscriptions of a connection. It runs once, in order with events published before and after it.
+ * - `revoke`: it revokes rights. As `change`, and logged: a node that was disconnected runs it before it delivers later events.
  */
 type Effect = 'ask' | 'change' | 'revoke'
 
 /**
- * Something that any node can ask all nodes to do. What one does with its own connections is `run`; null is "not mine".
- * Arguments and results are data, and checked where they arrive.
+ * An operation that any node can request from all nodes. `run` applies it to the connections of one node; null means that the node does
+ * not have the connection. Arguments and results are JSON, and are validated by the node that receives them.
  */
 export interface Command<A extends unknown[] = unknown[], R = unknown> {
   readonly effect: Effect
   readonly args: TypeCheck<TSchema>
   readonly result: TypeCheck<TSchema>
   run (...args: A): R | null | Promise<R | null>
-  /** How the answers of two nodes become one. Null: one node decides, and the first that does not say null has. */
+  /** Combines the results of two nodes. Null: at most one node has the connection, and its result counts. */
   readonly merge: ((one: R, other: R) => R) | null
 }
 
-/** Users that one node names at most. */
+/** Maximum number of users that one node lists. */
 const MAX_NAMED_USERS = 1_000
 
 const Text = Type.String()
@@ -40,23 +40,23 @@ const PresenceSchema = Type.Object({
   complete: Type.Boolean()
 })
 
-/** Who holds a subscription. */
+/** The holders of a topic or pattern, returned by `presence()`. */
 export interface Presence {
-  /** Streams that hold it. */
+  /** Number of streams that hold it. */
   connections: number
-  /** Those among them that are nobody's. */
+  /** Number of these streams without an authenticated user. */
   anonymous: number
   /**
-   * Each user once, with the number of streams; of one node the first 1,000. In a topic of `presenceEvents` also who has no stream
-   * at the moment but may come back unannounced, with 0: these are the users that `sse:join` and `sse:leave` tell of.
+   * Each user once, with the number of its streams. A node lists at most 1,000 users. In a topic of `presenceEvents`, users who have no
+   * stream but may return unannounced are included, with 0 connections. So the list agrees with `sse:join` and `sse:leave`.
    */
-  users: { userId: string, connections: number }[]
-  /** Whether every node has answered, and has named all its users. */
+  users: { /** The user id. */ userId: string, /** Number of streams of the user. */ connections: number }[]
+  /** Whether every node has answered, and has listed all its users. */
   complete: boolean
 }
 const add = (one: number, other: number) => one + other
 
-/** The closed list of what nodes do for each other. An operation is its line here, and its name in the manager. @internal */
+/** Returns the operations that nodes run for each other. @internal */
 export function createCommands (registry: Registry<SSEConnection>, subscriptions: Authorization<SSEConnection>, disconnections: DisconnectedUsers) {
   return {
     closeConnection: ofOne('revoke', [Text, Text], Type.Literal(true), (clientId, reason) => {
@@ -85,8 +85,8 @@ export function createCommands (registry: Registry<SSEConnection>, subscriptions
 }
 
 /**
- * This node may have missed a command. Streams that belong to a user end, and those on the way in are asked about again: they
- * come back with today's subscriptions. Commands name users, or take nothing from an anonymous client that it could not have again.
+ * Handles that this node may have missed a command. Closes the streams of all users, who reconnect with their current rights, and makes
+ * pending authorizations run again. Anonymous streams stay open: a command cannot permanently revoke a right of an anonymous client.
  * @internal
  */
 export function endUncertain (registry: Registry<SSEConnection>, subscriptions: Authorization<SSEConnection>, disconnections: DisconnectedUsers): void {
@@ -94,27 +94,27 @@ export function endUncertain (registry: Registry<SSEConnection>, subscriptions: 
   subscriptions.disturb(() => true)
   for (const connection of [...registry.all()]) {
     if (connection.userId === null) continue
-    // Without it, `close` would send what was published in this turn, perhaps after the right was taken away.
+    // Without `hold`, `close` would send the events of this turn, which may have been published after a right was revoked.
     connection.hold()
     connection.close('rights-unknown' satisfies CloseReason)
   }
 }
 
-/** @internal */
+/** The operations by name. @internal */
 export type Commands = ReturnType<typeof createCommands>
-/** @internal */
+/** The arguments of an operation. @internal */
 export type ArgumentsOf<N extends keyof Commands> = Parameters<Commands[N]['run']>
-/** @internal */
+/** The result of an operation. @internal */
 export type ResultOf<N extends keyof Commands> = NonNullable<Awaited<ReturnType<Commands[N]['run']>>>
 
 type Values<T extends TSchema[]> = { [I in keyof T]: Static<T[I]> }
 
-/** An operation on something that at most one node has. */
+/** Defines an operation on a connection, which at most one node has. */
 function ofOne<A extends TSchema[], R extends TSchema> (effect: Effect, args: [...A], result: R, run: (...args: Values<A>) => Static<R> | null | Promise<Static<R> | null>): Command<Values<A>, Static<R>> {
   return { effect, args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge: null }
 }
 
-/** An operation that each node has a part in. */
+/** Defines an operation that every node runs. */
 function ofAll<A extends TSchema[], R extends TSchema> (effect: Effect, args: [...A], result: R, run: (...args: Values<A>) => Static<R> | Promise<Static<R>>, merge: (one: Static<R>, other: Static<R>) => Static<R>): Command<Values<A>, Static<R>> {
   return { effect, args: TypeCompiler.Compile(Type.Tuple(args)), result: TypeCompiler.Compile(result), run, merge }
 }
@@ -130,7 +130,7 @@ function holdersOf (connections: readonly SSEConnection[]): Presence {
   return { connections: connections.length, anonymous, users: users.slice(0, MAX_NAMED_USERS), complete: users.length <= MAX_NAMED_USERS }
 }
 
-/** Adds the users of whom the connections of this node have been told that they came, and not that they left. @internal */
+/** Adds announced users without a stream: `sse:join` was sent for them, and `sse:leave` was not. @internal */
 export function withAnnounced ({ users, complete, ...counts }: Presence, announced: Iterable<string>): Presence {
   const known = new Set(users.map(({ userId }) => userId))
   const missing = [...announced].filter(userId => !known.has(userId))

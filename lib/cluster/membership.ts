@@ -1,32 +1,34 @@
 import { MAX_BEAT_MS, type Report } from './node-message.js'
 import type { Clock, Timer } from '../util/clock.js'
 
-/** A node that is not heard of for this many of its own beats is gone. */
+/** A node is removed after this number of its heartbeat intervals without a report. */
 const MISSED_BEATS = 3.5
-/** Beats are spread by a fifth to both sides, so that nodes do not all speak at once. */
+/** Random part of the heartbeat interval in both directions, so that nodes do not report at the same time. */
 const SPREAD = 0.2
 
 interface Member {
   report: Report
-  /** By this node's clock, in milliseconds since the epoch. */
+  /** Time of the last report in milliseconds since the Unix epoch, by the clock of this node. */
   heardAt: number
-  /** Time for which this node has listened and not heard of it, in milliseconds. */
+  /** Time without a report in milliseconds, while this node could receive reports. */
   silentMs: number
 }
 
+/** Receives the events of a membership. */
 export interface MembershipEvents {
-  /** It is time to tell the others that this node lives. Resolves once it has been said. */
+  /** Sends a heartbeat to the other nodes. Resolves when it is sent. */
   beat (): Promise<void>
+  /** Handles the removal of a node. */
   gone (nodeId: string): void
 }
 
-/** The other nodes that live, as far as this one has heard. */
+/** Tracks the other living nodes by their reports. */
 export class Membership {
   readonly #clock: Clock
   readonly #everyMs: number
   readonly #events: MembershipEvents
   readonly #members = new Map<string, Member>()
-  /** Nodes that were noticed without a report, and how long ago, in milliseconds for which this node has listened. */
+  /** Nodes that sent a message but no report, with the time since then in milliseconds, while this node could receive reports. */
   readonly #strangers = new Map<string, number>()
   #timer: Timer | null = null
   #listening = true
@@ -38,6 +40,7 @@ export class Membership {
     this.#events = events
   }
 
+  /** Starts the heartbeats. */
   start (): void {
     const ms = Math.round(this.#everyMs * (1 - SPREAD + 2 * SPREAD * Math.random()))
     this.#timer = this.#clock.after(ms, () => {
@@ -49,58 +52,62 @@ export class Membership {
     this.#timer.unref()
   }
 
+  /** Stops the heartbeats. */
   stop (): void {
     this.#clock.cancel(this.#timer)
     this.#timer = null
   }
 
-  /** Whether what the others say arrives here. While it does not, their silence says nothing. */
+  /** Sets whether this node can receive reports. While it cannot, missing reports do not count. */
   listen (listening: boolean): void {
     this.#listening = listening
     if (listening) for (const member of this.#members.values()) member.silentMs = 0
   }
 
-  /** A node that has not reported, or was taken for dead, has said something. Unless it reports, it is gone in the end. */
+  /** Records a message of a node without a report, for example of a node that was removed. It is removed later unless it reports. */
   noticed (nodeId: string): void {
     if (!this.#members.has(nodeId)) this.#strangers.set(nodeId, 0)
   }
 
-  /** Takes what a node says of itself. */
+  /** Records the report of a node. */
   heard (report: Report): void {
     this.#strangers.delete(report.nodeId)
     this.#members.set(report.nodeId, { report, heardAt: this.#clock.wall(), silentMs: 0 })
   }
 
+  /** Removes a node, and calls `gone` if it was known. */
   remove (nodeId: string): void {
     const known = [this.#members, this.#strangers].filter(nodes => nodes.delete(nodeId)).length > 0
     if (known) this.#events.gone(nodeId)
   }
 
-  /** Whether this node has listened for so long that each other that lived has been heard: one that is new here has come, or come back. */
+  /** Whether this node has listened so long that every living node has reported. A node that appears later has started or returned. */
   get established (): boolean {
     return this.#listenedMs > this.#everyMs * MISSED_BEATS
   }
 
+  /** Iterates over the ids of the living nodes, without this one. */
   ids (): IterableIterator<string> {
     return this.#members.keys()
   }
 
+  /** Iterates over the living nodes, without this one. */
   all (): IterableIterator<Member> {
     return this.#members.values()
   }
 
-  /** Counts this node's own beats, not the clock: for a process that was frozen no time has passed in which it could have heard. */
+  /** Adds one interval instead of clock time: while a process is frozen, it cannot receive reports. */
   #age (ms: number): void {
     if (!this.#listening) return
     this.#listenedMs += ms
     for (const [nodeId, member] of this.#members) {
       member.silentMs += ms
-      // Time passes here in steps of this node's own interval.
+      // Time advances in steps of this node's own interval, so a shorter interval of the other node cannot be measured.
       if (member.silentMs > Math.max(member.report.everyMs, this.#everyMs) * MISSED_BEATS) this.remove(nodeId)
     }
     for (const [nodeId, silentMs] of this.#strangers) {
       this.#strangers.set(nodeId, silentMs + ms)
-      // How often it reports is not known.
+      // The interval of the node is not known, so the longest one is assumed.
       if (silentMs + ms > MAX_BEAT_MS * MISSED_BEATS) this.remove(nodeId)
     }
   }

@@ -1,47 +1,49 @@
 import type { GapReason } from '../log/broker.js'
 import type { Report } from './node-message.js'
 
-/** What this node had read of an epoch that it has left. */
+/** The commands that this node had read of an earlier epoch. */
 interface Left {
   readonly epoch: string
-  /** The newest command that a node is known to have read there. */
+  /** Sequence number of the newest command in it that any node is known to have read. */
   command: number
   /** See `MissedCommands.#since`. */
   readonly since: number
 }
 
 /**
- * Up to where this node has read the commands in the log: what tells whether one that takes rights away may have been lost.
- * Within an epoch the broker knows, and often after one. Otherwise nodes that come from the old epoch tell each other what
- * they had read there. They know a command by its number: of two with one number, of which the log has lost one before all of it was lost, this tells nothing.
+ * Tracks the commands that this node has read in the log, to detect the loss of a command that revokes rights. Within an epoch the broker
+ * reports a loss, and often for a new epoch too. Otherwise nodes compare the newest command that each had read in the old epoch.
+ * Commands are compared by sequence number. So a loss is not detected if the log had reused the number of the lost command.
  */
 export class MissedCommands {
   #epoch = ''
-  /** This node read on from here: what was logged before concerns none of its connections. */
+  /** Position from which this node reads. Earlier commands do not concern its connections. */
   #since = 0
   #newest = 0
-  /** Null if it is known whether a command was lost with the last epoch. */
+  /** The last epoch; null if the broker has reported whether a command was lost with it. */
   #left: Left | null = null
   #missed = false
 
-  /** What this node tells the others. */
+  /** The part of the report that other nodes compare with their own; undefined if there is nothing to compare. */
   get left (): Report['left'] {
     return this.#left === null ? undefined : { epoch: this.#left.epoch, command: this.#left.command, into: this.#epoch }
   }
 
+  /** Starts at a position of an epoch. */
   open (epoch: string, position: number): void {
     this.#epoch = epoch
     this.#since = position
     this.#newest = 0
   }
 
+  /** Records the sequence number of a command that was read. */
   heard (seq: number): void {
     this.#newest = seq
   }
 
   /**
-   * The log goes on at `position`. Returns whether a command may have been lost.
-   * @param kept see `Sink.gap`.
+   * Handles lost continuity of the log, which continues at `position`. Returns whether a command may have been lost.
+   * @param kept see `Sink.gap`
    */
   moved (epoch: string, position: number, reason: GapReason, kept: boolean | undefined): boolean {
     if (reason === 'epoch') {
@@ -54,17 +56,17 @@ export class MissedCommands {
     return kept !== true
   }
 
-  /** Another node says what it had read when it left an epoch. Returns whether this node has missed a command there; once. */
+  /** Compares with the report of another node. Returns true, once for each epoch, if this node has missed a command. */
   missed (other: Report['left']): boolean {
     const own = this.#left
-    // A node in another epoch is late, or this one is: the other says it again when both are in the same. An older version does
-    // not say into which epoch it has gone: such a report is ignored.
+    // If the current epochs differ, one node is late, and the report is repeated later. Reports of older versions do not contain
+    // the current epoch and are ignored.
     if (other === undefined || own === null || other.into !== this.#epoch) return false
     if (other.epoch === own.epoch) {
       if (other.command <= Math.max(own.command, own.since)) return false
       own.command = other.command
     }
-    // If the epochs differ, one of the two nodes has skipped an epoch, and nobody knows which of them.
+    // If the earlier epochs differ, one of the two nodes has skipped an epoch, and it is not known which one.
     const first = !this.#missed
     this.#missed = true
     return first

@@ -2,44 +2,46 @@ import type { MessageOf, Saying } from './node-message.js'
 import { covers, isPattern } from '../events/topic.js'
 import type { Clock, Timer } from '../util/clock.js'
 
-/** Entries of one message between nodes. */
+/** Maximum number of entries in one message between nodes. */
 const ENTRIES_PER_MESSAGE = 500
 
+/** The options of presence events; see `SSEOptions`. */
 export interface PresenceOptions {
   readonly topics: readonly string[]
   readonly lingerMs: number
 }
 
-/** What the list needs of its node. */
+/** The functions of the node that the list uses. */
 export interface PresenceHost {
+  /** Publishes a message to all nodes. */
   say (saying: Saying): void
-  /** Tells those connections of this node that hear the topic. */
+  /** Sends `sse:join` or `sse:leave` to the connections of this node that receive events of the topic. */
   announce (event: 'join' | 'leave', topic: string, userId: string): void
 }
 
-/** A place is a user in a topic; its key is both, apart by a line end, which no topic has. */
+/** Key of an entry, which is a user in a topic: both, separated by a line end. Topics do not contain line ends. */
 type Key = string
 
 /**
- * Which users are in which of the watched topics, on all nodes. Every node keeps the whole list and reads the changes to it
- * in the order of the log, so all agree who came first and who left last, and each tells its own connections.
+ * The users in the watched topics, on all nodes. Every node keeps the full list and applies all changes in log order. So all nodes agree
+ * when a user joins and leaves, and each node announces it to its own connections.
  */
 export class PresenceList {
   readonly #clock: Clock
   readonly #topics: readonly string[]
   readonly #lingerMs: number
   readonly #host: PresenceHost
-  /** Connections of this node at each place. */
+  /** Number of connections of this node for each entry. */
   readonly #here = new Map<Key, number>()
-  /** What the other nodes have not been told yet. */
+  /** Changes of this node that are not published yet. */
   readonly #changes = new Map<Key, boolean>()
-  /** By topic and user, the nodes that hold the place: those who are announced, and whose leaving is not. */
+  /** By topic and user, the nodes with a connection. Users stay in the map until their leave is announced. */
   readonly #places = new Map<string, Map<string, Set<string>>>()
-  /** Places that nobody holds any more, and until when somebody may come back, in order. */
+  /** Entries without a node, with the time at which the leave is announced, oldest first. */
   readonly #leaving = new Map<Key, number>()
-  /** Nodes that have told all they have, and of how many places each is one. */
+  /** Nodes that have sent their full list, with the number of their entries. */
   readonly #nodes = new Map<string, number>()
-  /** Of a node that is telling all it has: what it has not told again so far. */
+  /** By node that is sending its full list: earlier entries that the new list does not contain so far. */
   readonly #stale = new Map<string, Set<Key>>()
   #timer: Timer | null = null
   #scheduled = false
@@ -52,13 +54,14 @@ export class PresenceList {
     this.#nodes.set(nodeId, 0)
   }
 
-  /** How many places this node holds. */
+  /** Number of entries of this node. */
   get size (): number {
     return this.#here.size
   }
 
-  // --- This node's connections, told by the registry ---
+  // --- Connections of this node: the observer of the registry ---
 
+  /** Handles that a connection holds a subscription. */
   held ({ userId }: { readonly userId: string | null }, subscription: string): void {
     if (userId === null || !this.#watches(subscription)) return
     const key = keyOf(subscription, userId)
@@ -67,6 +70,7 @@ export class PresenceList {
     if (count === 0) this.#change(key, true)
   }
 
+  /** Handles that a connection no longer holds a subscription. */
   left ({ userId }: { readonly userId: string | null }, subscription: string): void {
     if (userId === null || !this.#watches(subscription)) return
     const key = keyOf(subscription, userId)
@@ -79,7 +83,7 @@ export class PresenceList {
     }
   }
 
-  /** Who holds a pattern hears a topic, but is not in it. */
+  /** Returns whether a subscription is a watched topic. The holder of a pattern receives events of a topic, but is not present in it. */
   #watches (subscription: string): boolean {
     return !isPattern(subscription) && this.#topics.some(pattern => covers(pattern, subscription))
   }
@@ -91,7 +95,7 @@ export class PresenceList {
     setImmediate(() => this.flush())
   }
 
-  /** Tells all nodes what has changed. */
+  /** Publishes the changes of this node. */
   flush (): void {
     this.#scheduled = false
     const changes = Array.from(this.#changes, ([key, present]): [string, string, boolean] => [...partsOf(key), present])
@@ -99,7 +103,7 @@ export class PresenceList {
     for (let i = 0; i < changes.length; i += ENTRIES_PER_MESSAGE) this.#host.say({ kind: 'presence', changes: changes.slice(i, i + ENTRIES_PER_MESSAGE) })
   }
 
-  /** Tells all nodes all that this one has. */
+  /** Publishes the full list of this node. */
   tellAll (): void {
     this.flush()
     const entries = Array.from(this.#here.keys(), partsOf)
@@ -108,13 +112,14 @@ export class PresenceList {
     }
   }
 
-  // --- All nodes, in the order of the log ---
+  // --- All nodes, in log order ---
 
-  /** Who is in a topic by what the connections of this node have been told. */
+  /** Returns the announced users of a topic: `sse:join` was sent for them on this node, and `sse:leave` was not. */
   usersOf (topic: string): Iterable<string> {
     return this.#places.get(topic)?.keys() ?? []
   }
 
+  /** Applies changes of a node. */
   changed ({ from, changes }: MessageOf<'presence'>): void {
     for (const [topic, userId, present] of changes) {
       if (present) this.#add(from, keyOf(topic, userId), true)
@@ -123,8 +128,8 @@ export class PresenceList {
   }
 
   /**
-   * A node tells all it has. That is no news to a node that has just come: the users were there before. To others it is,
-   * also of a node that they do not know: it was taken for dead, and its users have left.
+   * Applies a part of the full list of a node. Entries of an unknown node are announced only if `established` is true: the node was
+   * removed before, and its users were announced as left. Otherwise the users were present before this node started.
    */
   listed ({ from, first, more, entries }: MessageOf<'present'>, established: boolean): void {
     const known = this.#nodes.has(from)
@@ -141,17 +146,19 @@ export class PresenceList {
     if (!known) this.#nodes.set(from, this.#of(from).size)
   }
 
-  /** Whether a node that says it holds so many places has told something that did not arrive. */
+  /** Returns whether changes of a node were lost: it reports another number of entries than this node has counted. */
   misses (nodeId: string, count: number): boolean {
     return this.#nodes.get(nodeId) !== count
   }
 
+  /** Removes the entries of a node that has ended. */
   gone (nodeId: string): void {
     for (const key of this.#of(nodeId)) this.#remove(nodeId, key)
     this.#nodes.delete(nodeId)
     this.#stale.delete(nodeId)
   }
 
+  /** Stops announcements. */
   close (): void {
     this.#clock.cancel(this.#timer)
     this.#leaving.clear()
@@ -197,7 +204,7 @@ export class PresenceList {
   #wait (): void {
     const [due] = this.#leaving.values()
     if (this.#timer !== null || due === undefined) return
-    // Whoever came back while the event loop stood still has yet to be read.
+    // `setImmediate`: after a blocked event loop, messages about users who have returned are read first.
     this.#timer = this.#clock.after(Math.max(1, due - this.#clock.monotonic()), () => setImmediate(() => {
       this.#timer = null
       const now = this.#clock.monotonic()

@@ -4,45 +4,49 @@ import type { Log } from '../util/logger.js'
 import type { NodeWay } from '../log/event-log.js'
 import type { MessageOf, Saying } from './node-message.js'
 
-/** Commands of this node that wait for answers, at most. */
+/** Maximum number of commands of this node that wait for answers. */
 const MAX_PENDING = 1_000
-/** A node that has not answered is asked this often within the time it has. */
+/** Number of times that a command is sent to a node within the answer timeout. */
 const ATTEMPTS = 4
-/** Commands that are on their way once more, at most: to ask again must not be what holds up the answers. */
+/** Maximum number of repeated commands that are being sent: repeats must not delay the answers. */
 const MAX_REPEATS = 32
-/** Answers that are kept for nodes that ask again, at most. */
+/** Maximum number of answers that are kept for repeated commands. */
 const MAX_ANSWERS = 10_000
 
+/** The functions of the node that this file uses. */
 export interface ScatterHost {
-  /** Whether there can be other nodes. */
+  /** Whether other nodes can exist. */
   readonly shared: boolean
+  /** Option `cluster.answerTimeoutMs`. */
   readonly answerTimeoutMs: number
-  /** The other nodes that live. */
+  /** Returns the ids of the other living nodes. */
   others (): Iterable<string>
-  /** Time in which all that live will have been heard of, in milliseconds. */
+  /** Returns the time in milliseconds until all other living nodes are known. */
   settlesInMs (): number
-  /** Rejects when the others cannot be reached. */
+  /** Publishes a message to all nodes. Rejects if the log is unreachable. */
   say (saying: Saying, way: NodeWay): Promise<void>
 }
 
-/** What the nodes answered, together, and whether all have that were to. */
+/** The combined results of the nodes. */
 export interface Outcome<R> {
+  /** The result; null if no node has the connection. */
   readonly value: R | null
+  /** Whether all nodes have answered, or the result is decided without the others. */
   readonly complete: boolean
 }
 
 type Answer = { value: unknown } | { error: { code: string, message: string } }
 
 /**
- * Has something done by this node and by all others, and gathers what they answer. Others are asked again until they have
- * answered, or time is up; they know a command that they have done by its sender and id, and do it once.
+ * Runs operations on this node and on all others, and gathers the results. Commands are repeated until all nodes have answered or time
+ * is up. A node runs a command once: it recognises a repeated one by sender and id.
  */
 export class ScatterGather {
   readonly #operations: Commands
   readonly #host: ScatterHost
   readonly #log: Log
   readonly #pending = new Map<number, Gathering>()
-  /** What this node has done for others and may be asked again, oldest first. */
+  /** Answers of this node to commands that may be repeated, oldest first. */
   readonly #answers = new Map<string, Promise<Answer>>()
   #asked = 0
   #repeats = 0
@@ -54,14 +58,14 @@ export class ScatterGather {
   }
 
   /**
-   * Asks this node first, and the others when that does not decide it; where each node has a part, without waiting for this
-   * one. Resolves as soon as it is decided; with what there is when a node has not answered in time.
-   * @throws what the operation throws, here or elsewhere; SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_TOO_MANY_COMMANDS
+   * Runs an operation. An operation on one connection runs on this node first, and on the others only if this node does not have it. All
+   * other operations run on all nodes at the same time. Resolves when the result is decided, or with `complete: false` after the timeout.
+   * @throws the errors of the operation on any node, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_TOO_MANY_COMMANDS, SSE_ERR_CLOSED
    */
   async ask<N extends keyof Commands> (name: N, ...args: ArgumentsOf<N>): Promise<Outcome<ResultOf<N>>> {
     const operation = this.#operations[name] as unknown as Command
     const running = operation.run(...args)
-    // Where each has a part in it, the others begin at once: the application may take its time here.
+    // The other nodes start at once, because code of the application can take long on this node.
     const asked = this.#host.shared && operation.merge !== null ? this.#askOthers(name, operation, args) : null
     asked?.catch(() => {})
     const own = await running
@@ -81,7 +85,7 @@ export class ScatterGather {
     const say = (): Promise<void> => this.#host.say(command, WAYS[operation.effect])
     const gathering = new Gathering(operation, this.#host.others(), say)
     this.#pending.set(id, gathering)
-    // What is in the log is read there; what is lost is the answer.
+    // A repeated `revoke` is not logged again: the node reads the first one in the log, so only its answer can be missing.
     const timer = setInterval(() => {
       const to = gathering.awaited
       if (to.length === 0 || this.#repeats >= MAX_REPEATS) return
@@ -97,12 +101,12 @@ export class ScatterGather {
     }
   }
 
-  /** The log has lost what was said there: commands that are not answered yet are said again. */
+  /** Sends unanswered logged commands again, after the log has lost its continuity. */
   again (): void {
     for (const gathering of this.#pending.values()) gathering.again()
   }
 
-  /** Does what another node asks for, once, and answers. */
+  /** Runs a command of another node once, and sends the answer. */
   async obey (command: MessageOf<'command'>): Promise<void> {
     const { from: to, id, operation: name } = command
     const answer = this.#answer(command)
@@ -112,7 +116,7 @@ export class ScatterGather {
     })
   }
 
-  /** Null for what is asked again and has yet to be read in the log. */
+  /** Returns the answer to a command; null for a repeated `revoke` that this node has not read in the log yet. */
   #answer ({ from, id, operation: name, args, to }: MessageOf<'command'>): Promise<Answer> | null {
     const operation = Object.hasOwn(this.#operations, name) ? this.#operations[name as keyof Commands] as unknown as Command : null
     if (operation?.args.Check(args) !== true) {
@@ -134,12 +138,13 @@ export class ScatterGather {
     try {
       return { value: await operation.run(...args) }
     } catch (err) {
-      // The cause stays here: it may be anything, and is for this node's log only.
+      // The cause is logged here and not sent: it can contain secrets.
       if (!(err instanceof SSEError) || err.statusCode >= 500) this.#log.error({ err, operation: name }, 'A command of another node failed')
       return failed(err instanceof SSEError ? err : new CommandFailed())
     }
   }
 
+  /** Handles the answer of another node. */
   answered ({ from, id, value = null, error }: MessageOf<'answer'>): void {
     const gathering = this.#pending.get(id)
     if (gathering === undefined) return
@@ -147,11 +152,12 @@ export class ScatterGather {
     else gathering.answered(from, value)
   }
 
-  /** A node is gone: nobody waits for it any more. */
+  /** Stops waiting for a node that has ended. */
   gone (nodeId: string): void {
     for (const gathering of this.#pending.values()) gathering.gone(nodeId)
   }
 
+  /** Rejects all pending commands with SSE_ERR_CLOSED. */
   close (): void {
     for (const gathering of this.#pending.values()) gathering.abort(new Closed())
   }
@@ -159,11 +165,11 @@ export class ScatterGather {
 
 const WAYS = { ask: 'apart', change: 'ordered', revoke: 'logged' } as const satisfies Record<Command['effect'], NodeWay>
 
-/** The answers to one command. */
+/** Gathers the answers to one command. */
 class Gathering {
   readonly #operation: Command
   readonly #awaited: Set<string>
-  /** Whose part is counted: a node that was asked again may answer twice. */
+  /** Nodes whose result is included: a node can answer a repeated command twice. */
   readonly #answered = new Set<string>()
   #value: unknown = null
   #error: Error | null = null
@@ -183,13 +189,15 @@ class Gathering {
     return [...this.#awaited]
   }
 
+  /** Sends a logged command again. */
   again (): void {
     if (this.#operation.effect === 'revoke') this.#say().catch(() => {})
   }
 
+  /** Adds the result of a node. */
   answered (from: string, value: unknown): void {
     const { merge, result } = this.#operation
-    // A node without the connection has no result. Any other result is of another version: what was done there is not known.
+    // Null: the node does not have the connection. An invalid result is from another version, and its effect there is not known.
     if (!(value === null && merge === null) && !result.Check(value)) return this.fail(from, new CommandFailed())
     if (value !== null && !this.#answered.has(from)) {
       this.#answered.add(from)
@@ -198,18 +206,19 @@ class Gathering {
     this.gone(from)
   }
 
-  /** The node is not waited for any more. */
+  /** Stops waiting for a node. */
   gone (from: string): void {
     this.#awaited.delete(from)
     this.#decide()
   }
 
+  /** Records the error of a node. */
   fail (from: string, error: Error): void {
     if (this.#error === null || this.#error instanceof CommandFailed) this.#error = error
     this.gone(from)
   }
 
-  /** Waits until it is decided, or time is up. */
+  /** Waits until the result is decided, or time is up. */
   async end (timeoutMs: number, settlesInMs: number): Promise<Outcome<unknown>> {
     const timers = [setTimeout(() => this.#decided(), timeoutMs)]
     const settle = () => {
@@ -218,7 +227,7 @@ class Gathering {
     }
     await new Promise<void>(resolve => {
       this.#decided = resolve
-      // Until this node has been greeted by those that were there before it, it does not know for whom to wait.
+      // A new node does not know yet for which nodes to wait.
       if (settlesInMs > 0) timers.push(setTimeout(settle, settlesInMs))
       else this.#settled = true
       this.#decide()
@@ -228,19 +237,19 @@ class Gathering {
     return { value: this.#value, complete: !this.#waiting }
   }
 
-  /** Nothing is waited for any more. */
+  /** Ends the wait with an error. */
   abort (error: Error): void {
     this.#error = error
     this.#decided()
   }
 
-  /** Whether the node that has the connection has answered. */
+  /** Returns whether the node that has the connection has answered. */
   #isDecided (): boolean {
     return this.#operation.merge === null && this.#value !== null
   }
 
   #decide (): void {
-    // A node that does not know the operation says nothing of the node that has the connection.
+    // SSE_ERR_COMMAND_FAILED of one node does not decide: another node can have the connection.
     const refused = this.#operation.merge === null && this.#error !== null && !(this.#error instanceof CommandFailed)
     if (!refused && !this.#isDecided() && !(this.#settled && this.#awaited.size === 0)) return
     this.#waiting = false
