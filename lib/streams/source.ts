@@ -28,8 +28,7 @@ export type SourceItem = string | Uint8Array | SourceEvent
 export type Source = Iterable<SourceItem> | AsyncIterable<SourceItem> | ReadableStream<SourceItem>
 
 /**
- * A function that returns a source, or a promise of it. `signal` aborts when the stream ends. `lastEventId` is the last id that a
- * reconnecting client received; null if there is none.
+ * A function that returns a source, or a promise of it. It is called once for each stream, and not for HEAD requests.
  * @example
  * ```ts
  * import type { SourceFactory } from 'fastify-sse-manager'
@@ -40,7 +39,12 @@ export type Source = Iterable<SourceItem> | AsyncIterable<SourceItem> | Readable
  * app.get('/count', { sse: true }, (request, reply) => reply.sse(count))
  * ```
  */
-export type SourceFactory = (context: { signal: AbortSignal; lastEventId: string | null }) => Source | Promise<Source>
+export type SourceFactory = (context: {
+  /** Aborts when the stream ends. */
+  signal: AbortSignal;
+  /** The last id that a reconnecting client received; null if there is none. */
+  lastEventId: string | null
+}) => Source | Promise<Source>
 
 // After this many events, the source waits for one turn of the event loop. A source that never waits would block the process.
 const EVENTS_PER_TURN = 256
