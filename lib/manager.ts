@@ -36,7 +36,6 @@ export class SSEManager {
   /**
    * @param options see `SSEOptions`, except those that only the plugin has: `path`, `clientSubscriptions`, `decorators`, `authStrategies`, `authRelation`
    * @param logger receives the log lines. Default: errors and warnings become process warnings. Exceptions of the logger are ignored.
-   */
    * @throws SSE_ERR_INVALID_OPTION
    */
   constructor (options: SSEOptions = {}, logger: Log = warnings) {
