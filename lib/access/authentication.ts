@@ -146,7 +146,7 @@ export async function authenticate (options: AuthenticationOptions, request: Any
 }
 
 /**
- * Rejects requests of pages whose origin is not allowed. It runs before all other checks, because browsers send cookies to other origins
+ * Rejects requests of pages whose origin is not allowed. It runs before authentication, because browsers send cookies to other origins
  * too. The header `Sec-Fetch-Site` decides. Without it, as in older browsers, the host of `Origin` must be the host of the request.
  * A request with neither header does not come from a page.
  * @throws SSE_ERR_ORIGIN_FORBIDDEN
