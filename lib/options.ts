@@ -64,7 +64,7 @@ export const OptionsSchema = Type.Object({
   }, { default: {}, additionalProperties: false, description: 'Settings of nodes that share a log.' }),
   presenceEvents: Type.Object({
     topics: Type.Array(Type.String(), { default: [], maxItems: 100, description: 'Topics and patterns of topics whose subscribers receive `sse:join` and `sse:leave`: at most 100.' }),
-    lingerMs: durationMs('Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent.', 5_000)
+    lingerMs: durationMs('Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent. After a shutdown clients return within twice `drainMs`.', 15_000)
   }, { default: {}, additionalProperties: false, description: 'Events about users who join and leave a topic.' }),
   // wiring
   broker: any<Broker>('Event log. Nodes with the same log form a cluster. Absent: `memoryBroker()`, for a single node.'),

@@ -50,7 +50,12 @@ export interface Presence {
    * Each user once, with the number of its streams. A node lists at most 1,000 users. In a topic of `presenceEvents`, users who have no
    * stream but may return unannounced are included, with 0 connections. So the list agrees with `sse:join` and `sse:leave`.
    */
-  users: { /** The user id. */ userId: string, /** Number of streams of the user. */ connections: number }[]
+  users: {
+    /** User id. */
+    userId: string
+    /** Number of streams of the user. */
+    connections: number
+  }[]
   /** Whether every node has answered, and has listed all its users. */
   complete: boolean
 }

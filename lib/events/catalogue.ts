@@ -93,7 +93,12 @@ export function isCatalogue (value: unknown): value is Catalogue {
  * ```
  */
 export function defineEvents<const E extends Schemas = Record<never, TSchema>, const R extends Schemas = Record<never, TSchema>> (
-  definition: { events?: E, resources?: R } = {}
+  definition: {
+    /** Schemas of the payloads, by event name. */
+    events?: E
+    /** Schemas of the payloads of `broadcastData` and `sendData`, by resource name. */
+    resources?: R
+  } = {}
 ): Catalogue<E, R> {
   for (const key of Object.keys(definition)) if (key !== 'events' && key !== 'resources') throw new InvalidCatalogue(key, 'belongs into `events` or `resources`')
   const { events = {} as E, resources = {} as R } = definition

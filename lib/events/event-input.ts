@@ -43,10 +43,44 @@ export interface EventOptions {
   key?: string
 }
 
-type AnyEvent = { event?: string, data: unknown }
-type CatalogueEvent = { [N in keyof Events & string]: N extends 'message' ? { event?: N, data: Events[N] } : { event: N, data: Events[N] } }[keyof Events & string]
-type DataEvent = { [N in ResourceName]: { event: 'data', data: { resource: N, data: Resources[N] } } }[ResourceName]
-type NotificationEvent = { event: 'notification', data: NotificationInput }
+interface AnyEvent {
+  /** Event name. Default `message`. */
+  event?: string
+  /** A string is sent as it is, everything else as JSON. */
+  data: unknown
+}
+
+type CatalogueEvent = { [N in keyof Events & string]: N extends 'message' ? UnnamedEvent<N> : NamedEvent<N> }[keyof Events & string]
+
+interface NamedEvent<N extends keyof Events> {
+  /** Event name of the catalogue. */
+  event: N
+  /** Payload, checked by the schema of the event. */
+  data: Events[N]
+}
+
+interface UnnamedEvent<N extends keyof Events> extends Partial<Pick<NamedEvent<N>, 'event'>>, Pick<NamedEvent<N>, 'data'> {}
+
+type DataEvent = { [N in ResourceName]: ResourceEvent<N> }[ResourceName]
+
+interface ResourceEvent<N extends ResourceName> {
+  /** The built-in event of `broadcastData` and `sendData`. */
+  event: 'data'
+  /** The data of the event. */
+  data: {
+    /** Resource name. */
+    resource: N
+    /** Payload, checked by the schema of the resource. */
+    data: Resources[N]
+  }
+}
+
+interface NotificationEvent {
+  /** The built-in event of `broadcastNotification` and `sendNotification`. */
+  event: 'notification'
+  /** The notification. */
+  data: NotificationInput
+}
 
 /**
  * An event to send: `{ event, data, priority?, retry?, key? }`. An absent `event` means `message`. With a registered catalogue,

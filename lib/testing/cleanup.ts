@@ -1,8 +1,8 @@
 /** A test that runs functions when it ends: the test context of `node:test` (`after`), tap (`teardown`) or vitest (`onTestFinished`). */
 export type TestContext =
-  | { after (run: () => unknown): unknown }
-  | { teardown (run: () => unknown): unknown }
-  | { onTestFinished (run: () => unknown): unknown }
+  | { /** Of `node:test`. */ after (run: () => unknown): unknown }
+  | { /** Of tap. */ teardown (run: () => unknown): unknown }
+  | { /** Of vitest. */ onTestFinished (run: () => unknown): unknown }
 
 /** Runs the function when the test ends, whether it passes or fails. Does nothing without a test. */
 export function whenTestEnds (test: TestContext | undefined, run: () => unknown): void {

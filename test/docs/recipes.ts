@@ -124,12 +124,14 @@ function slowModel (): { model: object, signals: AbortSignal[], feed (...tokens:
     model: {
       async * stream (prompt: string, { signal }: { signal: AbortSignal }) {
         signals.push(signal)
-        for (let next = 0; !isEnded || next < tokens.length;) {
+        for (let next = 0; ;) {
           signal.throwIfAborted()
           const token = tokens[next]
           if (token instanceof Error) throw token
-          if (token === undefined) await sleep(5)
-          else {
+          if (token === undefined) {
+            if (isEnded) return
+            await sleep(5)
+          } else {
             next++
             yield `${prompt}${token}`
           }

@@ -4,15 +4,21 @@ import { inTime } from '../../util/timeout.js'
 
 /** The application's `ioredis` client, or the decorator of `@fastify/redis`. It is only duplicated, never used for commands. */
 export interface IoredisClient {
+  /** State of the client's own connection. Not read. */
   readonly status: string
+  /** Sends a command. Called on duplicates only. */
   call (command: string, ...args: string[]): Promise<unknown>
+  /** Returns a client with the same address and credentials. */
   duplicate (override?: object): object
 }
 
 /** The application's node-redis client (`redis` or `@redis/client`). It is only duplicated, never used for commands. */
 export interface NodeRedisClient {
+  /** State of the client's own connection. Its presence tells a client for one server from a pool or a cluster. */
   readonly isReady: boolean
+  /** Sends a command. Called on duplicates only. */
   sendCommand (args: string[]): Promise<unknown>
+  /** Returns a client with the same address and credentials. */
   duplicate (overrides?: object): object
 }
 
