@@ -171,7 +171,7 @@ export interface SSEOptions {
     topics?: ResolvedOptions['presenceEvents']['topics']
     /**
      * Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent.
-     * Integer from 0. Default `5_000`.
+     * After a shutdown clients return within twice `drainMs`. Integer from 0. Default `15_000`.
      */
     lingerMs?: ResolvedOptions['presenceEvents']['lingerMs']
   }
