@@ -205,7 +205,7 @@ export class SSEManager {
 
   /**
    * Returns the running nodes and their load. The values of other nodes are at most `cluster.heartbeatIntervalMs` old. A node that shuts down is removed at
-   * once, a node that crashes after three and a half intervals.
+   * once, a node that crashes within five intervals.
    */
   clusterStats (): ClusterStats {
     return this.node.cluster.stats()

@@ -35,7 +35,7 @@ export class Arrival {
     if (!isAcceptable(this.request.headers.accept)) throw new NotAcceptable()
   }
 
-  /** Whether the client expects a stream. Other requests, such as one that publishes, are counted only if they open a stream. */
+  /** Whether the client expects a stream. Other requests, such as a request that publishes, are counted only if they open a stream. */
   get expectsStream (): boolean {
     const { method, headers: { accept } } = this.request
     return method === 'GET' || method === 'HEAD' ? isAcceptable(accept) : namesEventStream(accept)

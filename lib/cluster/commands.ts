@@ -47,8 +47,9 @@ export interface Presence {
   /** Number of these streams without an authenticated user. */
   anonymous: number
   /**
-   * Each user once, with the number of its streams. A node lists at most 1,000 users. In a topic of `presenceEvents`, users who have no
-   * stream but may return unannounced are included, with 0 connections. So the list agrees with `sse:join` and `sse:leave`.
+   * Each user once, with the number of its streams. A node lists at most 1,000 users. In a topic of `presenceEvents`, users who may
+   * return unannounced are included, so that the list agrees with `sse:join` and `sse:leave`. 0 connections: the user has no stream, or,
+   * if `complete` is false, its streams were not reported.
    */
   users: {
     /** User id. */
@@ -135,7 +136,7 @@ function holdersOf (connections: readonly SSEConnection[]): Presence {
   return { connections: connections.length, anonymous, users: users.slice(0, MAX_NAMED_USERS), complete: users.length <= MAX_NAMED_USERS }
 }
 
-/** Adds announced users without a stream: `sse:join` was sent for them, and `sse:leave` was not. @internal */
+/** Adds announced users that no node has listed: `sse:join` was sent for them, and `sse:leave` was not. @internal */
 export function withAnnounced ({ users, complete, ...counts }: Presence, announced: Iterable<string>): Presence {
   const known = new Set(users.map(({ userId }) => userId))
   const missing = [...announced].filter(userId => !known.has(userId))

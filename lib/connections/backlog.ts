@@ -15,7 +15,7 @@ import { Resumption } from './resumption.js'
 const PAGE_EVENTS = 128
 /** Bytes of a batch that each other holder justifies when the memory budget is exceeded. */
 const SHARE_BYTES = 1024
-/** Approximate maximum size of a page. One socket write takes no more, so further events would wait in memory. */
+/** Approximate maximum size of a page in bytes. A socket write is not larger, so further events would wait in memory. */
 const PAGE_BYTES = 16 * 1024
 
 /**

@@ -3,10 +3,10 @@ import { InvalidCloseReason } from '../errors.js'
 /**
  * Why a stream ended. Applications can use reasons of their own, as in `closeConnection(clientId, 'kicked')`.
  * - `client`: the client disconnected, or the network failed.
- * - `closed`: the application closed the stream without a reason of its own.
+ * - `closed`: the application closed the stream without a reason of its own, or a plugin that wraps the response threw.
  * - `disconnected`: `disconnectUser()` was called.
  * - `shutdown`: the server is closing. The client reconnects.
- * - `max-age`: the stream is older than `maxConnectionAgeMs`. The client reconnects.
+ * - `max-age`: the stream has reached `maxConnectionAgeMs`, minus up to a fifth at random. The client reconnects.
  * - `auth-expired`: the time `expiresAt` of the user has passed. The client reconnects.
  * - `revoked`: a right was revoked while an event that needed it was being written. The socket is destroyed, and the client reconnects.
  * - `rights-unknown`: this node has missed a command of another node that may concern the user, or `authorizeSubscription` has not

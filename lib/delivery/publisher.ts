@@ -35,7 +35,7 @@ export class Publisher<R extends FrameReceiver> {
     const log = this.#log
     const local = options.local === true
     if (message.target.filter !== undefined && log.shared && !local) throw new FilterNotShared()
-    // Local broadcasts are asynchronous too: one that is published during a delivery must be delivered after it.
+    // Local broadcasts are asynchronous too: an event that is published during a delivery must be delivered after it.
     if (local || !log.isOpen) await log.open()
     if (local) {
       log.assertOpen()

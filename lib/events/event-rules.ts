@@ -44,7 +44,7 @@ function faultOfName (name: unknown): string | null {
 
 /**
  * Rejects a reconnection time that is not an integer from 100 to 3,600,000 milliseconds. Smaller values would cause reconnection
- * storms, larger ones would keep clients away.
+ * storms, and with larger values clients would stay disconnected for too long.
  * @throws SSE_ERR_INVALID_RETRY
  */
 export function assertRetry (retry: unknown): asserts retry is number {

@@ -41,7 +41,7 @@ export interface Message extends OutgoingMessage {
 }
 
 const MAX_KEY_LENGTH = 256
-/** A longer conflation key is kept as its digest: with a target of thousands it would take as much again as the target, wherever it is looked up. */
+/** Longer conflation keys are stored as a digest. Otherwise the key of an event with thousands of ids would use as much memory as its target. */
 const MAX_CONFLATION_LENGTH = 128
 const KEYS = new Set(['event', 'data', 'priority', 'retry', 'key'])
 

@@ -63,7 +63,7 @@ export class TestClock {
     await this.#inTurn(() => this.#moveTo(this.#elapsed + ms))
   }
 
-  /** Runs a move after all earlier ones. */
+  /** Runs a move of the clock after all earlier moves. */
   #inTurn (move: () => Promise<void>): Promise<void> {
     const moved = this.#moving.then(move)
     this.#moving = moved.catch(() => {})

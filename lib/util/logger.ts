@@ -89,6 +89,6 @@ function warnOnce (error: unknown, message: string): void {
   try {
     process.emitWarning(`The application's logger failed: ${fault}. Not logged: ${message}. Further failures of loggers are not reported.`, { type: 'SSEManager', code: 'SSE_LOGGER_FAILED' })
   } catch {
-    // No channel is left for the report.
+    // `emitWarning` failed as well, so the failure is not reported.
   }
 }

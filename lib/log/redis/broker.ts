@@ -187,7 +187,7 @@ export class RedisStreamsBroker implements Broker {
     if (message.seq > 0) this.#replay!.append(message, this.#clock.localTime(time))
     const { delivered, fault } = this.#deliver(message)
     this.#appender!.seen(nonce, message.ephemeral ? null : message.seq, delivered)
-    // The delivery failed halfway: some connections may lack the message. A gap tells all of them, and delivery continues.
+    // The delivery failed halfway: some connections may lack the message. All of them receive a gap event, and delivery continues.
     if (fault !== null) this.#tellGap(fault)
     this.#cursorAhead.arrived(this.position)
   }

@@ -14,7 +14,7 @@ export interface IoredisClient {
 
 /** The application's node-redis client (`redis` or `@redis/client`). It is only duplicated, never used for commands. */
 export interface NodeRedisClient {
-  /** State of the client's own connection. Its presence tells a client for one server from a pool or a cluster. */
+  /** State of the client's own connection. Pools and clusters do not have this property. */
   readonly isReady: boolean
   /** Sends a command. Called on duplicates only. */
   sendCommand (args: string[]): Promise<unknown>
@@ -28,9 +28,9 @@ export interface NodeRedisClient {
  */
 export interface Connection {
   /**
-   * Sends a command and resolves with the reply. Rejects with Redis's error reply, or when no reply arrives within `timeoutMs`. The
-   * time-out starts again while bytes of the reply arrive, because a slow link is not a silent Redis. It is needed because a frozen
-   * Redis emits no event.
+   * Sends a command and resolves with the reply. Rejects with Redis's error reply, or when no reply arrives within `timeoutMs`. Without
+   * the time-out, a command to a frozen Redis would never settle. The time-out starts again while bytes of the reply arrive, so that a
+   * slow link does not end the connection.
    */
   send (command: readonly string[], timeoutMs: number): Promise<unknown>
   /** Closes the connection at once. */
@@ -102,7 +102,7 @@ function fromUrl (url: string, database: number | undefined, connectTimeoutMs: n
     const { Redis } = await import('ioredis').catch((cause: unknown) => {
       throw new InvalidOption('broker.client', 'is a URL, which needs ioredis: npm install ioredis', { cause })
     })
-    // ioredis takes the path of a Unix socket without a scheme.
+    // ioredis expects the path of a Unix socket without a scheme.
     const template = new Redis(url.replace(/^unix:\/\//, ''), { lazyConnect: true })
     return connectIoredis(template, { database, connectTimeoutMs, onLost, signal })
   }
