@@ -175,7 +175,7 @@ export class Cluster {
   }
 
   #missed (): void {
-    this.#log.warn({}, 'This node was away for so long that it has missed commands of other nodes; the streams of its users end, and come back with the rights of today')
+    this.#log.warn({}, 'This node has missed commands of other nodes; the streams of its users are closed, and clients reconnect with their current rights')
     this.#onMissed()
   }
 
@@ -183,7 +183,7 @@ export class Cluster {
   receive (text: string, seq: number): void {
     if (seq > 0) this.#commands.heard(seq)
     const message = decodeNodeMessage(text)
-    if (message === null) return this.#log.debug({}, 'A message of another node is not understood')
+    if (message === null) return this.#log.debug({}, 'Ignored an unknown message of another node')
     const { from } = message
     const own = from === this.#nodeId
     if (message.kind !== 'presence' && message.kind !== 'present') {
@@ -278,7 +278,7 @@ export class Cluster {
   #tell (saying: Saying): Promise<void> {
     return this.#say(saying, 'apart').catch(err => {
       if (saying.kind === 'presence' || saying.kind === 'present') this.#unsent = true
-      this.#log.debug({ err, kind: saying.kind }, 'The other nodes are not reached')
+      this.#log.debug({ err, kind: saying.kind }, 'Sending a message to the other nodes failed')
     })
   }
 

@@ -120,7 +120,7 @@ export class ScatterGather {
   #answer ({ from, id, operation: name, args, to }: MessageOf<'command'>): Promise<Answer> | null {
     const operation = Object.hasOwn(this.#operations, name) ? this.#operations[name as keyof Commands] as unknown as Command : null
     if (operation?.args.Check(args) !== true) {
-      this.#log.warn({ operation: name, nodeId: from }, 'A node of another version asks for an operation that this node does not know')
+      this.#log.warn({ operation: name, nodeId: from }, 'Another node runs another version and requests an unknown operation')
       return Promise.resolve(failed(new CommandFailed()))
     }
     if (operation.effect === 'ask') return this.#run(name, operation, args)
