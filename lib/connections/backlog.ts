@@ -2,6 +2,7 @@ import type { Broker, GapReason, Page } from '../log/broker.js'
 import type { Message } from '../events/message.js'
 import type { Target } from '../events/target.js'
 import { BrokerUnavailable } from '../errors.js'
+import type { Interest } from '../log/log-index.js'
 import { formatLanes, formatCursor, parseCursor } from '../log/cursor.js'
 import type { EventPriority } from '../events/event-rules.js'
 import type { Frame } from '../delivery/frame.js'
@@ -222,10 +223,11 @@ export class Backlog {
 
   /**
    * Reads the next page of missed events into the outbox. Rejects if the log cannot be read.
+   * @param interest the connection, as the log knows it
    * @param turns limits the time in each turn of the event loop; the rest of the page waits for the next turn
    * @param wants returns whether the connection receives a message
    */
-  async readPage (broker: Broker, turns: Turns, wants: (message: Message) => boolean): Promise<void> {
+  async readPage (broker: Broker, turns: Turns, interest: Interest, wants: (message: Message) => boolean): Promise<void> {
     const { eventLog } = this.#context
     if (this.#reading) return
     this.#reading = true
@@ -233,7 +235,7 @@ export class Backlog {
       if (this.#awaited !== null) return await this.#reach(broker, this.#awaited)
       const lane = this.#outbox?.ask(eventLog.newest, eventLog.position) ?? null
       if (lane === null) return
-      const page = await broker.read({ epoch: eventLog.epoch, ...lane, limit: PAGE_EVENTS })
+      const page = await broker.read({ epoch: eventLog.epoch, ...lane, limit: PAGE_EVENTS, interest })
       await this.#takePage(page, lane, turns, wants)
     } finally {
       this.#reading = false

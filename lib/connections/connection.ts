@@ -2,6 +2,7 @@ import { Frame } from '../delivery/frame.js'
 import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../events/event-input.js'
 import { composeMessage, createDataEvent, createNotificationEvent } from '../events/message.js'
 import type { ClientInfo } from '../events/subscriber.js'
+import type { Interest } from '../log/log-index.js'
 import type { Target } from '../events/target.js'
 import { assertSubscription, assertTopic } from '../events/topic.js'
 import { known } from '../subscriptions/authorization.js'
@@ -139,6 +140,11 @@ export class SSEConnection extends Lifecycle {
   }
 
   // --- Internal ---
+
+  /** @internal */
+  protected override get interest (): Interest {
+    return this
+  }
 
   /** @internal */
   protected override isTarget (target: Target): boolean {

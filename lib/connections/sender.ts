@@ -1,4 +1,5 @@
 import type { Broker, GapReason } from '../log/broker.js'
+import type { Interest } from '../log/log-index.js'
 import type { Target } from '../events/target.js'
 import type { Flushable } from '../delivery/flusher.js'
 import type { Frame } from '../delivery/frame.js'
@@ -65,6 +66,8 @@ export abstract class Sender {
 
   // --- Implemented by subclasses ---
 
+  /** The connection, as the log knows it. @internal */
+  protected abstract readonly interest: Interest
   /** Returns whether the connection currently receives messages with this target. @internal */
   protected abstract isTarget (target: Target): boolean
   /** Handles that the stream starts to wait, for its socket or for an authorization. @internal */
@@ -178,7 +181,7 @@ export abstract class Sender {
   async readPage (broker: Broker, turns: Turns): Promise<void> {
     if (this.state !== 'open') return
     try {
-      await this.backlog.readPage(broker, turns, message => this.isTarget(message.target))
+      await this.backlog.readPage(broker, turns, this.interest, message => this.isTarget(message.target))
     } finally {
       this.#pump()
     }

@@ -1,5 +1,6 @@
 import type { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
+import type { Interest } from './log-index.js'
 
 /**
  * Why events after a client's cursor cannot be replayed.
@@ -65,6 +66,11 @@ export interface ReadRequest {
   readonly priority: EventPriority
   /** Maximum number of messages. */
   readonly limit: number
+  /**
+   * The connection for which the log is read. A broker can leave out messages that this connection cannot receive, so that a read
+   * costs no more than what it returns. A broker that ignores it is correct. Absent: all messages are returned.
+   */
+  readonly interest?: Interest
 }
 
 /** The result of a read. */

@@ -1,6 +1,8 @@
 import type { History, Page } from './broker.js'
 import { type Message, bytesOf, conflationKey } from '../events/message.js'
 import type { EventPriority } from '../events/event-rules.js'
+import { LogIndex, type Interest } from './log-index.js'
+import type { Postings } from './postings.js'
 
 interface Entry {
   readonly message: Message
@@ -10,8 +12,10 @@ interface Entry {
   readonly key: string | null
 }
 
-/** Messages that one read scans at most, so that a long run of other priorities does not block the event loop. */
+/** Messages that one read looks at, so that a long run of messages for others does not block the event loop. */
 const SCAN = 2048
+/** A read of fewer messages does not use the index. */
+const LEAST_INDEXED = 128
 
 /**
  * The newest messages of a log, bounded by count, age and bytes. A single message can exceed the bytes. Sequence numbers are
@@ -27,6 +31,9 @@ export class Ring {
   #last: number
   #bytes = 0
   #full = false
+  /** Index of the messages before `#indexEnd`; null until a read needs it, as most messages are never read again. */
+  #index: LogIndex | null = null
+  #indexEnd = 0
 
   /** @param position sequence number before the first message that will be appended */
   constructor (history: History, now: () => number, position = 0) {
@@ -69,26 +76,80 @@ export class Ring {
 
   /** Adds a message before the oldest one. Returns false if the bounds exclude it. */
   prepend (message: Message, time: number): boolean {
+    this.#index = null
     this.#first = message.seq
     this.#put(message, time)
     this.#trim(this.#now())
     return this.#first === message.seq
   }
 
-  /** Returns the messages of one priority after `after`, oldest first, without conflated ones. */
-  read ({ after, priority, limit }: { after: number, priority: EventPriority, limit: number }): Page {
+  /**
+   * Returns the messages of one priority after `after`, oldest first, without conflated ones. With an interest, messages that the
+   * connection cannot receive may be left out.
+   */
+  read ({ after, priority, limit, interest }: { after: number, priority: EventPriority, limit: number, interest?: Interest }): Page {
     this.#trim(this.#now())
     if (after > this.#last) return { messages: [], next: this.#last, gap: 'unknown' }
     if (after < this.#first - 1) return { messages: [], next: this.#last, gap: 'trimmed' }
+    const lists = interest === undefined || this.#last - after < LEAST_INDEXED || !this.#makeIndex() ? null : this.#index!.lists(interest)
+    return (lists === null ? null : this.#pick(lists, after, priority, limit)) ?? this.#scan(after, priority, limit)
+  }
+
+  #scan (after: number, priority: EventPriority, limit: number): Page {
     const messages: Message[] = []
     const end = Math.min(this.#last, after + SCAN)
     for (let seq = after + 1; seq <= end; seq++) {
-      const { message, key } = this.#entries[seq & (this.#entries.length - 1)]!
-      if (message.priority !== priority || (key !== null && this.#newest.get(key)! > seq)) continue
+      const message = this.#wanted(seq, priority)
+      if (message === null) continue
       if (messages.length === limit) return { messages, next: seq - 1 }
       messages.push(message)
     }
     return { messages, next: end }
+  }
+
+  /** Reads the messages in these lists. Returns null if a scan looks at fewer. */
+  #pick (lists: readonly Postings[], after: number, priority: EventPriority, limit: number): Page | null {
+    const starts = lists.map(list => list.indexAfter(after))
+    if (lists.reduce((sum, list, i) => sum + list.end - starts[i]!, 0) > this.#last - after) return null
+    const most = Math.max(limit + 1, Math.floor(SCAN / lists.length))
+    let end = this.#last
+    const found: Message[] = []
+    for (const [i, list] of lists.entries()) {
+      const stop = Math.min(list.end, starts[i]! + most)
+      for (let at = starts[i]!; at < stop; at++) {
+        const message = this.#wanted(list.at(at), priority)
+        if (message !== null) found.push(message)
+      }
+      // What follows in this list has not been looked at.
+      if (stop < list.end) end = Math.min(end, list.at(stop) - 1)
+    }
+    found.sort((one, other) => one.seq - other.seq)
+    const messages: Message[] = []
+    for (const message of found) {
+      if (message.seq > end) break
+      // A message for several topics is in several lists.
+      if (message === messages.at(-1)) continue
+      if (messages.length === limit) return { messages, next: message.seq - 1 }
+      messages.push(message)
+    }
+    return { messages, next: end }
+  }
+
+  /** Returns the message of this priority with this number; null if it has another priority or was conflated. */
+  #wanted (seq: number, priority: EventPriority): Message | null {
+    const { message, key } = this.#entries[seq & (this.#entries.length - 1)]!
+    return message.priority !== priority || (key !== null && this.#newest.get(key)! > seq) ? null : message
+  }
+
+  /** Indexes up to `SCAN` messages. Returns whether all are indexed. */
+  #makeIndex (): boolean {
+    if (this.#index === null) {
+      this.#index = new LogIndex()
+      this.#indexEnd = this.#first
+    }
+    const end = Math.min(this.#last + 1, this.#indexEnd + SCAN)
+    for (; this.#indexEnd < end; this.#indexEnd++) this.#index.add(this.#indexEnd, this.#entries[this.#indexEnd & (this.#entries.length - 1)]!.message.target)
+    return this.#indexEnd > this.#last
   }
 
   #put (message: Message, time: number): void {
@@ -107,7 +168,11 @@ export class Ring {
     while (this.#first <= this.#last &&
       (this.#last - this.#first + 1 > maxEvents || (this.#bytes > maxBytes && this.#first < this.#last) || this.#entries[this.#first & mask]!.time < oldest)) {
       const seq = this.#first++
-      const { bytes, key } = this.#entries[seq & mask]!
+      const { message, bytes, key } = this.#entries[seq & mask]!
+      if (this.#index !== null) {
+        if (seq < this.#indexEnd) this.#index.remove(seq, message.target)
+        else this.#indexEnd = this.#first
+      }
       this.#entries[seq & mask] = undefined
       this.#bytes -= bytes
       if (key !== null && this.#newest.get(key) === seq) this.#newest.delete(key)

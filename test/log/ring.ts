@@ -4,7 +4,9 @@ import t from 'tap'
 import { type EventPriority } from '../../lib/events/event-rules.js'
 import { bytesOf, type Message } from '../../lib/events/message.js'
 import type { Target } from '../../lib/events/target.js'
+import { covers } from '../../lib/events/topic.js'
 import type { Page } from '../../lib/log/broker.js'
+import type { Interest } from '../../lib/log/log-index.js'
 import { Ring } from '../../lib/log/ring.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 300)
@@ -56,6 +58,80 @@ t.test('the ring keeps the newest by count, age and bytes, and pages through one
       assert.deepEqual([ring.first, ring.last, ring.bytes], [kept[0]?.message.seq ?? last + 1, last, size()])
     }
   }), { numRuns: 2 * RUNS }))
+})
+
+t.test('a read for a connection returns what a scan returns and the connection can receive', async t => {
+  const TOPICS = ['a', 'a:1', 'a:2', 'a:1:x', 'a:2:x', 'b', 'b:1', 'b:1:x:y', 'c']
+  const PATTERNS = ['a:*', 'a:**', 'a:1:**', 'a:*:x', '*:1', '**', 'b:1:x:*', 'c:**', 'd:**']
+  const USERS = ['ada', 'alan', 'grace']
+  const ids = (of: string[]) => fc.option(fc.array(fc.constantFrom(...of), { maxLength: 10 }), { nil: undefined, freq: 2 })
+  const target = fc.record({ subscriptionIds: ids(TOPICS), userIds: ids(USERS), clientIds: ids(['one', 'two']), exceptClientIds: ids(['one']) })
+    .map(lists => Object.fromEntries(Object.entries(lists).filter(([, ids]) => ids !== undefined)) as Target)
+  const interest = fc.record({ clientId: fc.constantFrom('one', 'two', 'three'), userId: fc.constantFrom(null, ...USERS), subscriptions: fc.uniqueArray(fc.constantFrom(...TOPICS, ...PATTERNS), { maxLength: 4 }).map(list => new Set(list)) })
+  const step = fc.oneof(
+    { weight: 2, arbitrary: fc.record({ append: fc.integer({ min: 1, max: 200 }), targets: fc.array(target, { minLength: 1, maxLength: 12 }), key: fc.constantFrom(undefined, undefined, 'k') }) },
+    { weight: 3, arbitrary: fc.record({ append: fc.constant(0 as const), back: fc.nat(700), limit: fc.integer({ min: 1, max: 40 }), priority, interest }) },
+    { weight: 1, arbitrary: fc.record({ append: fc.constant(-1 as const), prepend: fc.integer({ min: 1, max: 5 }), target }) })
+  let indexed = 0
+  t.doesNotThrow(() => fc.assert(fc.property(fc.constantFrom(60, 300, 1e6), fc.array(step, { minLength: 4, maxLength: 25, size: 'max' }), (maxEvents, steps) => {
+    const start = 1_000
+    const ring = new Ring({ maxEvents, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0, start)
+    let seq = start
+    for (const step of steps) {
+      if (step.append > 0) {
+        const { targets, key } = step as { targets: Target[], key: string | undefined }
+        for (let i = 0; i < step.append; i++) ring.append({ ...logged(++seq, (seq % 7 & 3) as EventPriority, 'x'), target: targets[i % targets.length]!, ...(key !== undefined && { key }) })
+      } else if ('prepend' in step) {
+        for (let i = 0; i < step.prepend; i++) if (ring.full || !ring.prepend({ ...logged(ring.first - 1, 1, 'x'), target: step.target }, 0)) break
+      } else if ('interest' in step) {
+        const { interest: { clientId, userId, subscriptions } } = step
+        const receives = ({ target: { subscriptionIds, userIds, clientIds, exceptClientIds } }: Message) =>
+          (subscriptionIds === undefined || subscriptionIds.some(topic => [...subscriptions].some(subscription => covers(subscription, topic)))) &&
+          (userIds === undefined || (userId !== null && userIds.includes(userId))) &&
+          (clientIds === undefined || clientIds.includes(clientId)) && exceptClientIds?.includes(clientId) !== true
+        const after = Math.max(ring.first - 1, ring.last - step.back)
+        const lane = { priority: step.priority, limit: step.limit }
+        const all = (read: (after: number) => Page) => {
+          const messages: Message[] = []
+          for (let at = after, pages = 0; at < ring.last; pages++) {
+            const page = read(at)
+            assert.ok(page.gap === undefined && page.next > at && page.next <= ring.last && page.messages.length <= step.limit && pages <= ring.last - after)
+            assert.ok(page.messages.every(({ seq }) => seq > at && seq <= page.next))
+            messages.push(...page.messages)
+            at = page.next
+          }
+          return messages
+        }
+        const scanned = all(after => ring.read({ ...lane, after }))
+        const picked = all(after => ring.read({ ...lane, after, interest: step.interest }))
+        if (picked.length < scanned.length) indexed++
+        assert.deepEqual(picked.filter(receives).map(({ seq }) => seq), scanned.filter(receives).map(({ seq }) => seq))
+        assert.deepEqual(picked.map(({ seq }) => seq), [...new Set(picked)].map(({ seq }) => seq).sort((one, other) => one - other), 'in order, each once')
+      }
+    }
+  }), { numRuns: RUNS }))
+  t.ok(indexed > 0, `${indexed} reads left something out`)
+})
+
+t.test('a read for a connection looks only at what concerns it', async t => {
+  const ring = new Ring({ maxEvents: 1e6, maxAgeMs: 1e9, maxBytes: 1e9 }, Date.now)
+  const message = (seq: number, target: Target) => ({ ...logged(seq, 1, 'x'), target })
+  for (let seq = 1; seq <= 100_000; seq++) ring.append(message(seq, seq % 1_000 === 0 ? { subscriptionIds: [`user:ada:${seq}`] } : { userIds: [`u${seq % 5_000}`] }))
+  const read = (interest: Interest, after = 0) => ring.read({ after, priority: 1, limit: 128, interest })
+  const ada = { clientId: 'c', userId: 'ada', subscriptions: new Set(['user:ada:**']) }
+  const nobody = { clientId: 'c', userId: null, subscriptions: new Set(['user:grace:**', 'news']) }
+  // The index is made in portions, by reads that scan meanwhile.
+  let reads = 0
+  while (read(nobody).next < ring.last) t.ok(reads++ < 100)
+  t.strictSame(read(nobody), { messages: [], next: 100_000 })
+  const page = read(ada)
+  t.equal(page.next, 100_000)
+  t.strictSame(page.messages.map(({ seq }) => seq), Array.from({ length: 100 }, (_, i) => (i + 1) * 1_000))
+  t.strictSame(read({ ...nobody, userId: 'u7' }, 50_000).messages.map(({ seq }) => seq % 5_000), new Array(10).fill(7))
+  // What is published afterwards is found as well.
+  for (let seq = 100_001; seq <= 100_200; seq++) ring.append(message(seq, seq === 100_100 ? { subscriptionIds: ['news'] } : {}))
+  t.same(read(nobody, 100_050).messages.length, 128, 'messages for everyone are for this connection, too')
+  t.ok(read(nobody, 90_000).messages.some(({ seq }) => seq === 100_100))
 })
 
 t.test('one read of the ring looks at a bounded number of messages, and an event for many counts for what it keeps', async t => {
