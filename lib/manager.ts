@@ -292,7 +292,7 @@ export class SSEManager {
   }
 
   /** Returns the combined result of all nodes. @throws SSE_ERR_NO_ANSWER, with `count`, when a node has not answered */
-  #counted ({ value, complete }: Outcome<number>): number {
+  #counted ({ value, complete }: Pick<Outcome<number>, 'value' | 'complete'>): number {
     if (!complete) throw Object.assign(new NoAnswer(this.node.options.cluster.answerTimeoutMs), { count: value! })
     return value!
   }

@@ -186,15 +186,22 @@ export class Cluster {
     if (message === null) return this.#log.debug({}, 'Ignored an unknown message of another node')
     const { from } = message
     const own = from === this.#nodeId
-    if (message.kind !== 'presence' && message.kind !== 'present') {
+    if (message.kind !== 'presence' && message.kind !== 'present' && message.kind !== 'leaving') {
       if (!own) this.#hear(message)
       return
     }
     // Presence changes of this node are applied too, so that all nodes apply the same changes in the same order.
     if (!own) this.#membership.noticed(from)
     if (message.kind === 'presence') this.#presence?.changed(message)
-    // Clients of this node may have read the list without these users, so the users are announced.
-    else this.#presence?.listed(message, this.#membership.established || performance.now() > this.#settledAt)
+    // Clients of an established node may have read the list without these users, so the users are announced.
+    else if (message.kind === 'present') this.#presence?.listed(message, this.#established)
+    // An established node has seen these users leave.
+    else if (!this.#established) this.#presence?.lingering(message)
+  }
+
+  /** Whether this node has received the lists of all nodes that were there before it. */
+  get #established (): boolean {
+    return this.#membership.established || performance.now() > this.#settledAt
   }
 
   #hear (message: NodeMessage): void {
@@ -228,8 +235,8 @@ export class Cluster {
 
   /** See `SSEManager.presence`. */
   async presence (subscription: string): Promise<Presence> {
-    const { value, complete } = await this.ask('presence', subscription)
-    return withAnnounced({ ...value!, complete: complete && value!.complete }, this.#presence?.usersOf(subscription) ?? [])
+    const { value, complete, unanswered } = await this.ask('presence', subscription)
+    return withAnnounced({ ...value!, complete: complete && value!.complete }, this.#presence?.heldOnlyBy(unanswered, subscription) ?? [])
   }
 
   /** See `SSEManager.clusterStats`. */
@@ -277,7 +284,7 @@ export class Cluster {
   /** Publishes a message that is repeated later or may be lost. */
   #tell (saying: Saying): Promise<void> {
     return this.#say(saying, 'apart').catch(err => {
-      if (saying.kind === 'presence' || saying.kind === 'present') this.#unsent = true
+      if (saying.kind === 'presence' || saying.kind === 'present' || saying.kind === 'leaving') this.#unsent = true
       this.#log.debug({ err, kind: saying.kind }, 'Sending a message to the other nodes failed')
     })
   }

@@ -136,10 +136,10 @@ function holdersOf (connections: readonly SSEConnection[]): Presence {
   return { connections: connections.length, anonymous, users: users.slice(0, MAX_NAMED_USERS), complete: users.length <= MAX_NAMED_USERS }
 }
 
-/** Adds announced users that no node has listed: `sse:join` was sent for them, and `sse:leave` was not. @internal */
-export function withAnnounced ({ users, complete, ...counts }: Presence, announced: Iterable<string>): Presence {
+/** Adds announced users that no node has listed. @internal */
+export function withAnnounced ({ users, complete, ...counts }: Presence, announced: readonly string[]): Presence {
   const known = new Set(users.map(({ userId }) => userId))
-  const missing = [...announced].filter(userId => !known.has(userId))
+  const missing = announced.filter(userId => !known.has(userId))
   return {
     ...counts,
     users: users.concat(missing.slice(0, MAX_NAMED_USERS).map(userId => ({ userId, connections: 0 }))),

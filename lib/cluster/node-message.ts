@@ -43,7 +43,9 @@ const Schema = Type.Union([
   /** Changes: topic, user id, and whether the user is now present on the sending node. */
   message('presence', { changes: Type.Array(Type.Tuple([Type.String(), Type.String(), Type.Boolean()])) }),
   /** The full list of the sending node: topics and user ids. `more`: another part follows. */
-  message('present', { first: Type.Boolean(), more: Type.Boolean(), entries: Type.Array(Type.Tuple([Type.String(), Type.String()])) })
+  message('present', { first: Type.Boolean(), more: Type.Boolean(), entries: Type.Array(Type.Tuple([Type.String(), Type.String()])) }),
+  /** Topics and user ids of users who have left and may return unannounced, for nodes that have started since. */
+  message('leaving', { entries: Type.Array(Type.Tuple([Type.String(), Type.String()])) })
 ])
 /** A message between nodes. */
 export type NodeMessage = Static<typeof Schema>

@@ -110,13 +110,20 @@ export class PresenceList {
     for (let i = 0; i === 0 || i < entries.length; i += ENTRIES_PER_MESSAGE) {
       this.#host.say({ kind: 'present', first: i === 0, more: i + ENTRIES_PER_MESSAGE < entries.length, entries: entries.slice(i, i + ENTRIES_PER_MESSAGE) })
     }
+    const leaving = Array.from(this.#leaving.keys(), partsOf)
+    for (let i = 0; i < leaving.length; i += ENTRIES_PER_MESSAGE) this.#host.say({ kind: 'leaving', entries: leaving.slice(i, i + ENTRIES_PER_MESSAGE) })
   }
 
   // --- All nodes, in log order ---
 
-  /** Returns the announced users of a topic: `sse:join` was sent for them on this node, and `sse:leave` was not. */
-  usersOf (topic: string): Iterable<string> {
-    return this.#places.get(topic)?.keys() ?? []
+  /**
+   * Returns the announced users of a topic whom only these nodes hold, if any: `sse:join` was sent for them on this node, and
+   * `sse:leave` was not.
+   */
+  heldOnlyBy (nodeIds: readonly string[], topic: string): string[] {
+    const users: string[] = []
+    for (const [userId, nodes] of this.#places.get(topic) ?? []) if ([...nodes].every(nodeId => nodeIds.includes(nodeId))) users.push(userId)
+    return users
   }
 
   /** Applies changes of a node. */
@@ -149,6 +156,21 @@ export class PresenceList {
   /** Returns whether changes of a node were lost: it reports another number of entries than this node has counted. */
   misses (nodeId: string, count: number): boolean {
     return this.#nodes.get(nodeId) !== count
+  }
+
+  /**
+   * Adds users who had left before this node started, and may return unannounced. Without them, a list that this node returns would lack
+   * a user who returns, for good.
+   */
+  lingering ({ entries }: MessageOf<'leaving'>): void {
+    for (const [topic, userId] of entries) {
+      let users = this.#places.get(topic)
+      if (users === undefined) this.#places.set(topic, users = new Map())
+      if (users.has(userId)) continue
+      users.set(userId, new Set())
+      this.#leaving.set(keyOf(topic, userId), this.#clock.monotonic() + this.#lingerMs)
+    }
+    this.#wait()
   }
 
   /** Removes the entries of a node that has ended. */

@@ -33,6 +33,8 @@ export interface Outcome<R> {
   readonly value: R | null
   /** Whether all nodes have answered, or the result is decided without the others. */
   readonly complete: boolean
+  /** Ids of the nodes that have not answered. */
+  readonly unanswered: readonly string[]
 }
 
 type Answer = { value: unknown } | { error: { code: string, message: string } }
@@ -70,10 +72,10 @@ export class ScatterGather {
     asked?.catch(() => {})
     const own = await running
     if (asked !== null) {
-      const { value, complete } = await asked
-      return { value: value === null ? own : operation.merge!(own, value), complete } as Outcome<ResultOf<N>>
+      const { value, ...rest } = await asked
+      return { value: value === null ? own : operation.merge!(own, value), ...rest } as Outcome<ResultOf<N>>
     }
-    const outcome = !this.#host.shared || own !== null ? { value: own, complete: true } : await this.#askOthers(name, operation, args)
+    const outcome = !this.#host.shared || own !== null ? { value: own, complete: true, unanswered: [] } : await this.#askOthers(name, operation, args)
     return outcome as Outcome<ResultOf<N>>
   }
 
@@ -234,7 +236,7 @@ class Gathering {
     })
     timers.forEach(clearTimeout)
     if (this.#error !== null && !this.#isDecided()) throw this.#error
-    return { value: this.#value, complete: !this.#waiting }
+    return { value: this.#value, complete: !this.#waiting, unanswered: this.awaited }
   }
 
   /** Ends the wait with an error. */

@@ -2,6 +2,7 @@ import { Redis } from 'ioredis'
 import t from 'tap'
 import { Membership } from '../../lib/cluster/membership.js'
 import type { MessageOf, Saying } from '../../lib/cluster/node-message.js'
+import { withAnnounced } from '../../lib/cluster/commands.js'
 import { PresenceList } from '../../lib/cluster/presence.js'
 import { EventPriority } from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
@@ -143,9 +144,16 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
       t.strictSame(counts, { connections: 1, anonymous: 0, complete: true })
       t.strictSame(users.sort((one, other) => other.connections - one.connections), [{ userId: 'watcher', connections: 1 }, { userId: 'ada', connections: 0 }])
     }
+    // A node that starts meanwhile has to know of her, too: a page that took its list there is not told that she returns either.
+    const late = await node(t, 'late', { presenceEvents: { ...presenceEvents, lingerMs: 60_000 } })
+    const page = await late.join('page', ['room:1'])
+    const names = async () => (await late.app.sse.presence('room:1')).users.map(({ userId }) => userId).sort()
+    t.strictSame(await names(), ['ada', 'page', 'watcher'])
     await b.join('ada', ['room:1'])
     await a.join('grace', ['room:1'])
-    await hears(watcher, 'join watcher', 'join ada', 'join grace')
+    await hears(watcher, 'join watcher', 'join ada', 'join page', 'join grace')
+    await hears(page, 'join page', 'join grace')
+    t.strictSame(await names(), ['ada', 'grace', 'page', 'watcher'])
   })
 
   t.test('users of a node that dies leave, and are back with it; a node that comes knows who is there', { timeout: 240_000 }, async t => {
@@ -161,7 +169,7 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     await hears(watcher, 'join watcher')
     dying.freeze()
     // Of a node that does not answer, those who are announced are known all the same.
-    t.match(await late.app.sse.presence('room:1'), { connections: 1, users: [{ userId: 'watcher', connections: 1 }, { userId: 'ada', connections: 0 }] })
+    t.match(await late.app.sse.presence('room:1'), { connections: 1, complete: Boolean, users: [{ userId: 'watcher', connections: 1 }, { userId: 'ada', connections: 0 }] })
     await hears(watcher, 'join watcher', 'leave ada')
     t.match(await late.app.sse.presence('room:1'), { users: [{ userId: 'watcher' }] })
     t.equal((await late.app.sse.presence('room:1')).users.length, 1)
@@ -245,6 +253,36 @@ t.test('who comes back in time does not leave later either', async t => {
   await time.advance(2_000)
   t.strictSame(told, ['join ada', 'join grace', 'leave grace'])
   list.close()
+})
+
+t.test('of users whom others hold, those are named whose nodes have not answered, and those who may come back', async t => {
+  const time = testClock()
+  const told: string[] = []
+  const list = new PresenceList(time.clock, { topics: ['room:*'], lingerMs: 1_000 }, 'here', { say: () => {}, announce: (what, _topic, userId) => told.push(`${what} ${userId}`) })
+  const change = (from: string, present: boolean, ...users: string[]) => list.changed({ kind: 'presence', from, changes: users.map(userId => ['room:1', userId, present]) })
+  change('x', true, 'ada', 'both', 'gone')
+  change('y', true, 'both', 'grace')
+  change('x', false, 'gone')
+  t.strictSame(list.heldOnlyBy([], 'room:1'), ['gone'])
+  t.strictSame(list.heldOnlyBy(['x'], 'room:1'), ['ada', 'gone'])
+  t.strictSame(list.heldOnlyBy(['x', 'y'], 'room:1'), ['ada', 'both', 'gone', 'grace'])
+  t.strictSame(list.heldOnlyBy(['x', 'y'], 'room:2'), [])
+  // Users who had left before this node started: told of by each other node, and known already.
+  told.length = 0
+  for (let i = 0; i < 2; i++) list.lingering({ from: 'y', kind: 'leaving', entries: [['room:1', 'early'], ['room:1', 'ada'], ['room:2', 'late']] })
+  t.strictSame(list.heldOnlyBy([], 'room:1'), ['gone', 'early'])
+  change('y', true, 'early')
+  await time.advance(2_000)
+  t.strictSame(told, ['leave gone', 'leave late'], 'who has come back was never announced, and has not left')
+  t.strictSame(list.heldOnlyBy([], 'room:1'), [])
+  list.close()
+})
+
+t.test('a node that names not all its users does not make the others absent', async t => {
+  const named = { connections: 1_100, anonymous: 0, users: [{ userId: 'ada', connections: 2 }], complete: false }
+  t.strictSame(withAnnounced(named, ['ada', 'gone']), { ...named, users: [{ userId: 'ada', connections: 2 }, { userId: 'gone', connections: 0 }] })
+  const { users, complete } = withAnnounced({ ...named, complete: true }, Array.from({ length: 1_001 }, (_, i) => `u${i}`))
+  t.strictSame([users.length, complete], [1_001, false], 'bounded')
 })
 
 t.test('after a time in which this node heard nobody, the others have all their time again', async t => {
