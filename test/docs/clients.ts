@@ -27,6 +27,8 @@ export const DRIVERS: Drivers = {
     await app.sse.broadcastData('orders', 5)
     await until(() => changes.length === 2)
     t.same(changes, [{ resource: 'orders', data: 1 }, { resource: 'orders', data: 5 }])
+    app.sse.connections().next().value!.close('kicked')
+    await until(() => source.readyState === EventSource.CLOSED, undefined, 'it does not reconnect')
   },
 
   async 'token-client' (t) {
@@ -54,10 +56,13 @@ export const DRIVERS: Drivers = {
   async 'online-list' (t) {
     const app = bare(t)
     await app.register(ssePlugin, { presenceEvents: { topics: ['room:*'], lingerMs: 50 }, retryMs: 100, authHandler: ({ query }) => query['user'] as string | undefined ?? null })
+    let sendList = async () => {}
     app.get<{ Params: { room: string } }>('/rooms/:room', { sse: true }, async (request, reply) => {
       const topic = `room:${request.params.room}`
       const connection = await reply.sse({ subscriptions: [topic] })
-      connection.sendData('present', (await app.sse.presence(topic)).users)
+      const send = async () => { connection.sendData('present', (await app.sse.presence(topic)).users) }
+      if (connection.userId === 'ada') sendList = send
+      await send()
     })
     const url = await listen(app)
     const { watchRoom } = await run(t, { EventSource }, ['watchRoom'], text => text.replaceAll('`/rooms', `\`${url}/rooms`))
@@ -73,5 +78,15 @@ export const DRIVERS: Drivers = {
     app.sse.getConnectionsByUser('ada')[0]!.close('max-age')
     await visit(t, `${url}/rooms/1?user=linda`)
     await until(() => shown === 'ada,linda')
+    // The announcement that somebody has left is lost: the next list repairs it.
+    const lost = ({ userId }: { userId: string }, name: string) => source.dispatchEvent(new MessageEvent(name, { data: JSON.stringify({ subscriptionId: 'room:1', userId }) }))
+    await sendList()
+    lost({ userId: 'gone' }, 'sse:join')
+    t.equal(shown, 'ada,gone,linda')
+    await sendList()
+    await sendList()
+    await until(() => shown === 'ada,linda')
+    app.sse.getConnectionsByUser('ada')[0]!.close('kicked')
+    await until(() => source.readyState === EventSource.CLOSED, undefined, 'it does not reconnect')
   }
 }

@@ -2,12 +2,12 @@ import { once } from 'node:events'
 import { createServer, type Server } from 'node:http'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify'
 import { EventSource } from 'undici'
 import ssePlugin, { memoryBroker, type SSEManager } from '../../lib/index.js'
 import type { Broker, Sink } from '../../lib/log/broker.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
-import type { TestStream } from '../../lib/testing/index.js'
+import { testLog, type TestStream } from '../../lib/testing/index.js'
 import { isApplicationEvent, listen, payloads, serve } from '../helpers/app.js'
 import { createCertificate } from '../helpers/certificate.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
@@ -509,6 +509,45 @@ export const DRIVERS: Drivers = {
     await grace.until(() => grace.named('data').length >= 1)
     t.same(payloads(ada, 'sse:join').map(({ userId }) => userId), ['ada', 'grace'])
     t.same(payloads(grace, 'data').map(({ data }) => data.map(({ userId }: { userId: string }) => userId)), [['ada', 'grace']])
+    for (const stream of [ada, grace]) await stream.close()
+    await until(() => app.sse.connectionCount === 0)
+    await app.close()
+
+    // The log cannot be reached: presence() rejects after the stream was opened.
+    await t.test('presence-events', async t => {
+      const log = testLog()
+      const lines: Record<string, unknown>[] = []
+      const app = Fastify({ logger: { level: 'warn', stream: { write (line: string) { lines.push(JSON.parse(line)) } } } })
+      t.teardown(() => app.close())
+      app.addHook('onRequest', async request => { request.sseUser = { userId: (request.query as { user: string }).user } })
+      await run(t, { app, broker: log.broker() }, [], text => text.replace('presenceEvents', 'broker, presenceEvents').replace('300_000', '100').replace('5_000', '20'))
+      const url = await listen(app)
+      log.fail()
+      const ada = await visit(t, `${url}/rooms/1?user=ada`)
+      await until(() => lines.filter(({ msg }) => msg === 'The list of users was not sent').length >= 2)
+      t.match(lines.find(({ msg }) => msg === 'The list of users was not sent'), { err: { code: 'SSE_ERR_BROKER_UNAVAILABLE' } })
+      t.equal(ada.isOpen, true)
+      t.equal(ada.named('data').length, 0)
+      log.restore()
+      await ada.until(() => ada.named('data').length >= 2)
+      t.match(payloads(ada, 'data')[0], { resource: 'present', data: [{ userId: 'ada', connections: 1 }] }, 'the list is sent later')
+      await ada.close()
+    })
+  },
+
+  async 'different-data' (t) {
+    const app = bare(t)
+    const findSession = async (id: string | undefined) => id === undefined ? null : { userId: id, role: id === 'root' ? 'admin' : 'guest' }
+    const { publish } = await run(t, { app, findSession }, ['publish'])
+    const url = await listen(app)
+    const [ada, root] = await Promise.all(['ada', 'root'].map(user => visit(t, `${url}/orders/7/live`, { headers: { cookie: `session=${user}` } }))) as [TestStream, TestStream]
+    await publish({ id: '7', state: 'shipped', margin: 3 })
+    for (const stream of [ada, root]) await stream.until(() => stream.named('data').length >= 1)
+    t.same(payloads(ada, 'data'), [{ resource: 'order', data: { id: '7', state: 'shipped' } }])
+    t.same(payloads(root, 'data'), [{ resource: 'order', data: { id: '7', state: 'shipped', margin: 3 } }])
+    const [connection] = app.sse.getConnectionsByUser('ada')
+    await t.rejects(connection!.addSubscription('orders-admin:7'), { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN' })
+    await t.rejects(connection!.addSubscription('orders-admin:*'), { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN' })
   },
 
   async 'all-nodes' (t) {

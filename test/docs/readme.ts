@@ -1,8 +1,10 @@
+import { EventSource } from 'undici'
 import ssePlugin from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { listen, payloads } from '../helpers/app.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { bare, run, visit, type Drivers } from '../helpers/samples.js'
+import { until } from '../helpers/wait.js'
 
 /** Of the samples that stand in README only. */
 export const DRIVERS: Drivers = {
@@ -26,6 +28,25 @@ export const DRIVERS: Drivers = {
     t.equal(app.sse.stats().messages, 1)
     await t.rejects(app.sse.broadcastEvent({ event: 'order', data: { id: 7 } }), { code: 'SSE_ERR_INVALID_PAYLOAD' })
     t.equal(app.sse.stats().messages, 1, 'a payload that does not fit is not published')
+  },
+
+  async 'readme-client' (t) {
+    const app = bare(t)
+    await app.register(ssePlugin, { path: '/sse', retryMs: 100, history: { maxEvents: 1 } })
+    const url = await listen(app)
+    let reloads = 0
+    const { source } = await run(t, { EventSource, reloadState: () => { reloads++ } }, ['source'], text => text.replace("'/sse'", JSON.stringify(`${url}/sse`)))
+    t.teardown(() => source.close())
+    const current = async () => (await until(() => [...app.sse.connections()][0]))
+    await app.sse.broadcastData('x', 1)
+    const first = await current()
+    first.close('max-age')
+    for (const n of [2, 3, 4]) await app.sse.broadcastData('x', n)
+    await until(() => reloads === 1)
+    const second = await until(() => [...app.sse.connections()].find(({ clientId }) => clientId !== first.clientId))
+    t.equal(reloads, 1)
+    second.close('kicked')
+    await until(() => source.readyState === EventSource.CLOSED, undefined, 'it does not reconnect')
   },
 
   async 'readme-authentication' (t) {

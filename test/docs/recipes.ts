@@ -1,9 +1,11 @@
+import { existsSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import type { NestFastifyApplication } from '@nestjs/platform-fastify'
 import type { FastifyInstance } from 'fastify'
+import { chromium } from 'playwright-core'
 import type { Test } from 'tap'
 import ts from 'typescript'
 import { Agent, EventSource } from 'undici'
@@ -17,6 +19,8 @@ import type { ClientOptions } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
 const validateToken = async (token: string) => token === 'good' || token === 'other' ? `user-${token}` : null
+const CHROMIUM = process.env['CHROMIUM'] ?? '/usr/bin/chromium'
+const withoutChromium = process.env['CI'] !== 'true' && !existsSync(CHROMIUM) && `no Chromium at ${CHROMIUM}`
 const bearer = (token: string): { headers: Record<string, string> } => ({ headers: { authorization: `Bearer ${token}` } })
 
 /** The first fence of a language in a page. */
@@ -226,13 +230,40 @@ export const DRIVERS: Drivers = {
     await adaStream.until(() => adaStream.named('data').length >= 2)
     t.same(payloads(adaStream, 'data').map(({ data: { item, state } }) => [item, state]), [['tea', 'placed'], ['tea', 'packed']], 'her own orders only')
     const list = await app.inject({ url: '/orders', headers: { cookie: ada } })
-    t.match(list.json(), [{ item: 'tea', state: 'packed', version: 2 }])
-    t.equal(list.json().length, 1)
+    t.match(list.json(), { isStaff: false, orders: [{ item: 'tea', state: 'packed', version: 2 }] })
+    t.equal(list.json().orders.length, 1)
+    t.match((await app.inject({ url: '/orders', headers: { cookie: staff } })).json(), { isStaff: true, orders: [{ item: 'tea' }, { item: 'milk' }] })
 
     t.same((await post('/logout', ada)).body, { streams: 1 })
     await adaStream.ended
     t.same(payloads(adaStream, 'sse:close'), [{ reason: 'disconnected', reconnect: false }])
     t.equal((await visit(t, `${url}/live`, { headers: { cookie: ada } })).status, 401)
+
+    if (withoutChromium !== false) return t.comment(withoutChromium)
+    const browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage'] })
+    t.teardown(() => browser.close())
+    const page = await browser.newPage()
+    const signInAs = async (user: string) => {
+      await page.locator('#login [name=user]').fill(user)
+      await page.locator('#login button').click()
+      await page.locator('#logout').waitFor()
+    }
+    await page.goto(url)
+    await signInAs('ada')
+    await page.locator('#list li', { hasText: 'ada: tea, packed' }).waitFor()
+    t.equal(await page.locator('#list li').count(), 1)
+    t.equal(await page.locator('#list button').count(), 0, 'a customer has no button that would be answered with 403')
+    await page.locator('#logout').click()
+    await page.locator('#login').waitFor()
+    t.equal(await page.locator('#list').innerText(), '', 'signing out clears the list')
+    await signInAs('grace')
+    await page.locator('#list li').waitFor()
+    t.same((await page.locator('#list li').allInnerTexts()).map(text => text.trim()), ['grace: milk, placed'])
+    await page.locator('#logout').click()
+    await page.locator('#login').waitFor()
+    await signInAs('staff')
+    await page.locator('#list li', { hasText: 'milk' }).locator('button').click()
+    await page.locator('#list li', { hasText: 'grace: milk, packed' }).waitFor()
   },
 
   async 'order-dashboard-client' (t) {
@@ -241,13 +272,21 @@ export const DRIVERS: Drivers = {
     const { fetch } = globalThis
     let loads = 0
     let signIns = 0
-    const load = (path: string, { headers }: { headers: Record<string, string> }) => {
+    let held: Promise<void> | null = null
+    const load = async (path: string, { headers }: { headers: Record<string, string> }) => {
       loads++
-      return fetch(url + path, { headers: { ...headers, cookie: ada } })
+      const response = await fetch(url + path, { headers: { ...headers, cookie: ada } })
+      await held
+      return response
     }
     const shown: { item: string, state: string }[][] = []
     const { connect } = await run(t, { EventSource: eventSourceOf(t, url, ada), fetch: load })
-    const source = connect({ show: (orders: { item: string, state: string }[]) => shown.push(orders), signIn: () => { signIns++ } }) as EventSource
+    const roles: boolean[] = []
+    const show = (orders: { item: string, state: string }[], isStaff: boolean) => {
+      shown.push(orders)
+      roles.push(isStaff)
+    }
+    const source = connect({ show, signIn: () => { signIns++ } }) as EventSource
     const line = () => shown.at(-1)?.map(({ item, state }) => `${item} ${state}`).sort().join(', ')
     await until(() => shown.length > 0)
     t.equal(line(), '')
@@ -271,10 +310,21 @@ export const DRIVERS: Drivers = {
     await until(() => line() === 'milk placed, oats placed, rice placed, salt placed, tea packed')
     t.equal(loads, 2, 'loaded after the gap')
     t.equal(signIns, 0)
+    t.notOk(roles.includes(true))
 
+    // The list is asked for before the sign-out, and arrives after it.
+    let release = () => {}
+    held = new Promise(resolve => { release = resolve })
+    source.dispatchEvent(new Event('sse:gap'))
+    await until(() => loads === 3)
     await post('/logout', ada)
     await until(() => signIns === 1)
     t.equal(source.readyState, EventSource.CLOSED)
+    const before = shown.length
+    release()
+    await sleep(50)
+    t.equal(shown.length, before, 'not shown again')
+    t.equal(signIns, 1)
     // Without a session: refused.
     connect({ show: () => {}, signIn: () => { signIns++ } })
     await until(() => signIns === 2)
