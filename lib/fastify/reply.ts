@@ -14,17 +14,15 @@ export function replySSE (guard: Guard, request: FastifyRequest, reply: FastifyR
   const answer = isSource(first) ? stream(guard, request, reply, first, second) : connect(guard, request, reply, true, first)
   // Without this handler, a rejection would end the process if the route handler neither awaits nor returns the promise.
   answer.catch(err => {
-    if (reply.sent) {
-      if (!sent) warn(request, err, 'as its request was answered meanwhile')
-    } else {
-      setImmediate(() => { if (!reply.sent) warn(request, err, 'and its request is unanswered') })
-    }
+    // A call after the answer, from a timer for instance, has nobody else who could report it.
+    if (reply.sent && (!sent || err instanceof HeadAlreadySent)) warn(request, err, 'after the request was answered')
+    else setImmediate(() => { if (!reply.sent) warn(request, err, 'and the request has no answer') })
   })
   return answer
 }
 
 function warn (request: FastifyRequest, err: unknown, what: string): void {
-  safeLog(request.log).warn({ err }, `reply.sse() failed, ${what}: the handler must await or return its promise`)
+  safeLog(request.log).warn({ err, route: request.routeOptions.url }, `reply.sse() failed ${what}: await or return its promise in the handler`)
 }
 
 /**
@@ -73,6 +71,8 @@ async function connect (guard: Guard, request: FastifyRequest, reply: FastifyRep
   // @fastify/compress does not compress the response of a request with this header. A compressor that buffers would delay every event.
   request.raw.headers['x-no-compression'] ??= '1'
   try {
+    // The handler has returned meanwhile, and Fastify has answered for it.
+    if (reply.sent || reply.raw.headersSent) throw new HeadAlreadySent()
     // An EventSource accepts no other status than 200.
     reply.code(200).headers(streamHeaders(request.raw)).send(new HijackingBody(reply, connection))
     if (!connection.isConnected) await connection.opened()

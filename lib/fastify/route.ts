@@ -139,10 +139,9 @@ function refuseInStream (guards: readonly RouteGuard[], next: ErrorHandler | und
       const refusal = guard.refusal(error, request, reply)
       if (refusal === null) continue
       reply.code(refusal.statusCode).headers(refusal.headers).send(refusal.body)
-      // A reached limit is no failure. An authentication that could not be completed is one.
-      const level = error.code === 'SSE_ERR_AUTHENTICATION_FAILED' ? 'error' : 'info'
-      // The cause of the error is logged, but not sent.
-      safeLog(request.log)[level]({ err: error, retryable: refusal.retryable }, `Stream refused: ${reasonsOf(error)}`)
+      // A full node is not a failure; an authentication that could not be completed is. Its cause is logged, but not sent.
+      const isFailure = error.code === 'SSE_ERR_AUTHENTICATION_FAILED'
+      safeLog(request.log)[isFailure ? 'error' : 'info']({ err: error, retryable: refusal.retryable }, `Stream refused: ${isFailure ? reasonsOf(error) : error.message}`)
       return
     }
     if (next !== undefined) return next.call(this, error, request, reply)

@@ -53,30 +53,37 @@ function call (log: Log, level: keyof Log, details: object, message: string): vo
 
 /** Copies the readable properties of an error. The copy has no prototype: pino would log the constructor's name as its type. */
 function copyOf (err: unknown): { name: string, message: string, stack: string } {
-  const read = (get: () => unknown): string => {
-    try {
-      return String(get())
-    } catch {
-      return '[unreadable]'
-    }
-  }
+  const text = (get: () => unknown): string => read(() => String(get())) ?? '[unreadable]'
   const error = err as Partial<Error> | null
-  return Object.assign(Object.create(null), { name: read(() => error!.name), message: read(() => error instanceof Error ? error.message : err), stack: read(() => error!.stack) })
+  return Object.assign(Object.create(null), { name: text(() => error!.name), message: text(() => error instanceof Error ? error.message : err), stack: text(() => error!.stack) })
 }
 
 /** Returns the messages of an error and of its causes, for a log line: `Authentication could not be completed: connect ECONNREFUSED`. */
 export function reasonsOf (error: unknown): string {
   const reasons: string[] = []
-  for (let cause = error; cause instanceof Error && reasons.length < MAX_CAUSES;) {
-    const { message } = copyOf(cause)
-    reasons.push(message.length > MAX_REASON_LENGTH ? `${message.slice(0, MAX_REASON_LENGTH)}…` : message)
-    try {
-      cause = (cause as Error).cause as Error
-    } catch {
-      break
-    }
+  for (let cause = error; cause !== undefined && cause !== null && reasons.length < MAX_CAUSES;) {
+    const reason = reasonOf(cause)
+    reasons.push(reason.length > MAX_REASON_LENGTH ? `${reason.slice(0, MAX_REASON_LENGTH)}…` : reason)
+    cause = read(() => (cause as Partial<Error>).cause)
   }
   return reasons.join(': ')
+}
+
+/** A connection that was refused on several addresses has an empty message, a code and an error for each address. */
+function reasonOf (cause: unknown): string {
+  if (typeof cause === 'string') return cause
+  const error = cause as { message?: string, code?: string, errors?: readonly Error[], name?: string }
+  const texts = [() => error.message, () => error.code, () => error.errors?.[0]?.message, () => error.name]
+  return texts.map(read).find(text => typeof text === 'string' && text !== '') ?? `a value of type ${typeof cause}`
+}
+
+/** Returns what a getter of the application returns; undefined if it throws. */
+function read<T> (get: () => T): T | undefined {
+  try {
+    return get()
+  } catch {
+    return undefined
+  }
 }
 
 let warned = false

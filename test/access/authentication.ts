@@ -134,7 +134,7 @@ t.test('what a request brings: token, cookies, query, headers, and what the appl
 
   await t.test('the query, and an extractor that throws', async t => {
     let data: any
-    let broken = false
+    let broken: unknown = null
     const server = await start(t, {
       requireAuthentication: true,
       authHandler: authData => {
@@ -142,20 +142,30 @@ t.test('what a request brings: token, cookies, query, headers, and what the appl
         return 'ada'
       },
       extractAuthData: () => {
-        if (broken) throw new Error('secret')
+        if (broken !== null) throw broken
         return {}
       }
     })
     await server.open('/sse?a=1&ticket=x%20y')
     t.match(data.query, { a: '1', ticket: 'x y' })
-    broken = true
+    broken = new Error('secret')
     const stream = await server.open()
     refusal(t, stream, 500, 'SSE_ERR_AUTHENTICATION_FAILED')
     t.notMatch(stream.body, 'secret')
     t.match(server.errors()[0].err.stack, /secret/)
     t.equal(server.errors()[0].err.message, 'Authentication could not be completed: secret')
     await server.open('/sse', { headers: { accept: 'text/event-stream' } })
-    t.equal(server.errors()[1].msg, 'Stream refused: Authentication could not be completed: secret')
+    // What `connect()` of Node rejects with for a name that has two addresses, for instance.
+    const refused = Object.assign(new AggregateError([new Error('connect ECONNREFUSED 10.0.0.1:5432')], ''), { code: 'ECONNREFUSED' })
+    const circular = new Error('circular')
+    circular.cause = circular
+    const unreadable = { get message () { throw new Error('no') } }
+    for (const [cause, reasons] of [[broken, 'secret'], [refused, 'ECONNREFUSED'], [new Error('no session', { cause: 'pool is closed' }), 'no session: pool is closed'], [new Error('x'.repeat(1_000)), `${'x'.repeat(300)}…`], [circular, 'circular: circular: circular'], [unreadable, 'a value of type object'], ['a string', 'a string'], [7, 'a value of type number']] as const) {
+      broken = cause
+      const before = server.errors().length
+      await server.open('/sse', { headers: { accept: 'text/event-stream' } })
+      t.same(server.errors().slice(before).map(({ msg }) => msg), [`Stream refused: Authentication could not be completed: ${reasons}`])
+    }
   })
 })
 

@@ -1,4 +1,4 @@
-import Fastify, { type FastifyBaseLogger } from 'fastify'
+import Fastify, { type FastifyBaseLogger, type FastifyReply, type FastifyRequest } from 'fastify'
 import { once } from 'node:events'
 import { Readable } from 'node:stream'
 import { ReadableStream } from 'node:stream/web'
@@ -158,7 +158,13 @@ t.test('a handler that forgets the promise of reply.sse() does not end the proce
   await app.register(ssePlugin)
   app.get('/', (request, reply) => { reply.sse() })
   // Fastify answers for a handler that is over.
-  app.get('/over', async (request, reply) => { reply.sse() })
+  const over = async (request: FastifyRequest, reply: FastifyReply) => { reply.sse() }
+  const later = async (request: FastifyRequest, reply: FastifyReply) => { setTimeout(() => { reply.sse() }, 10) }
+  app.get('/over', over)
+  app.get('/guarded', { sse: true }, over)
+  app.post('/posted', { sse: true }, over)
+  app.get('/later', later)
+  app.get('/guarded-later', { sse: true }, later)
   app.get('/second', async (request, reply) => {
     reply.send('first')
     await reply.sse()
@@ -167,14 +173,18 @@ t.test('a handler that forgets the promise of reply.sse() does not end the proce
   const open = raw(t, url, {})
   await open.waitFor('id: ')
   const refused = raw(t, url, { headers: { accept: 'text/html' } })
+  const logged = () => lines.splice(0).map(line => JSON.parse(line))
   await until(() => lines.length === 1)
-  t.match(JSON.parse(lines[0]!), { err: { code: 'SSE_ERR_NOT_ACCEPTABLE' }, msg: /await or return/ })
-  t.strictSame(await (await fetch(`${url}/over`)).text(), '')
-  await until(() => lines.length === 2)
-  t.match(JSON.parse(lines[1]!), { level: 40, msg: /was answered meanwhile: the handler must await or return/ })
+  t.match(logged(), [{ err: { code: 'SSE_ERR_NOT_ACCEPTABLE' }, msg: 'reply.sse() failed and the request has no answer: await or return its promise in the handler' }])
+  for (const path of ['/over', '/guarded', '/posted', '/later', '/guarded-later']) {
+    t.strictSame(await (await fetch(url + path, { method: path === '/posted' ? 'POST' : 'GET' })).text(), '')
+    await until(() => lines.length === 1)
+    t.match(logged(), [{ level: 40, route: path, err: { code: /^SSE_ERR_(?:HEAD_ALREADY_SENT|CLIENT_GONE)$/ }, msg: 'reply.sse() failed after the request was answered: await or return its promise in the handler' }], path)
+  }
   t.equal(await (await fetch(`${url}/second`)).text(), 'first')
-  await until(() => lines.length === 3)
-  t.notMatch(JSON.parse(lines[2]!), { msg: /must await/ }, 'whoever answers twice is told by Fastify')
+  await until(() => lines.length === 2)
+  t.match(logged().map(({ level }) => level).sort(), [40, 50], 'whoever answers twice is told by Fastify as well')
+  t.equal(app.sse.connectionCount, 1)
   t.strictSame(rejections, [])
   refused.close()
 })
