@@ -53,7 +53,7 @@ export class SSEManager {
   async createConnection (options: CreateConnection): Promise<SSEConnection> {
     assertNames(options, CREATE_OPTIONS, 'createConnection()')
     // A user that was not found must not become an anonymous connection.
-    if ('user' in options && options.user === undefined) throw new InvalidOption('user', 'of createConnection() is undefined: give it a user, or null for an anonymous connection, or leave it out and authHandler is asked')
+    if ('user' in options && options.user === undefined) throw new InvalidOption('user', 'of createConnection() is undefined: give it a user, or null for an anonymous connection, or omit it to call authHandler')
     const { request, response } = options
     if (response.headersSent) throw new HeadAlreadySent()
     const connection = await this.node.admission.admit(options)

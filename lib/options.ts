@@ -8,6 +8,7 @@ import { InvalidOption } from './errors.js'
 import { MAX_BEAT_MS } from './cluster/node-message.js'
 import { assertSubscription } from './events/topic.js'
 import { any, bytes, count, durationMs, fn, resolve } from './util/schema.js'
+import { quote, shown } from './util/quote.js'
 import { kClock, systemClock, type Clock } from './util/clock.js'
 import type { AuthHandler } from './access/authentication.js'
 import type { AuthorizeTopic } from './subscriptions/audience.js'
@@ -59,16 +60,16 @@ export const OptionsSchema = Type.Object({
   // other nodes
   cluster: Type.Object({
     nodeName: Type.Optional(Type.String({ minLength: 1, maxLength: 128, description: 'Name of this node in `clusterStats()`, in addition to its id. Absent: no name.' })),
-    heartbeatIntervalMs: durationMs('Interval at which a node sends heartbeats to the others, in milliseconds. A node that misses three heartbeats is considered down.', 2_000, 100, MAX_BEAT_MS),
+    heartbeatIntervalMs: durationMs('Interval at which a node sends heartbeats to the others, in milliseconds. A node without a heartbeat for 3.5 intervals is considered down.', 2_000, 100, MAX_BEAT_MS),
     answerTimeoutMs: durationMs('Time limit for answers of other nodes, in milliseconds. When it is exceeded, a call that needs all answers is rejected with `SSE_ERR_NO_ANSWER`.', 2_000, 100, 60_000)
   }, { default: {}, additionalProperties: false, description: 'Settings of nodes that share a log.' }),
   presenceEvents: Type.Object({
     topics: Type.Array(Type.String(), { default: [], maxItems: 100, description: 'Topics and patterns of topics whose subscribers receive `sse:join` and `sse:leave`: at most 100.' }),
-    lingerMs: durationMs('Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent. After a shutdown clients return within twice `drainMs`.', 15_000)
+    lingerMs: durationMs('Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent. After a shutdown, clients reconnect within twice the larger of `retryMs` and `drainMs`.', 15_000)
   }, { default: {}, additionalProperties: false, description: 'Events about users who join and leave a topic.' }),
   // wiring
   broker: any<Broker>('Event log. Nodes with the same log form a cluster. Absent: `memoryBroker()`, for a single node.'),
-  path: Type.Optional(Type.String({ pattern: '^/', pluginOnly: true, description: 'Path of a GET endpoint that the plugin registers. Absent: no endpoint is registered.' })),
+  path: Type.Optional(Type.String({ pattern: '^/', rule: 'must begin with "/"', pluginOnly: true, description: 'Path of a GET endpoint that the plugin registers. Absent: no endpoint is registered.' })),
   decorators: Type.Object({
     instance: Type.String({ minLength: 1, default: 'sse', description: 'Name of the manager on the Fastify instance.' }),
     reply: Type.String({ minLength: 1, default: 'sse', protects: true, description: 'Name of the method on replies and of the route option.' })
@@ -131,22 +132,25 @@ export function resolveRouteOptions (route: { readonly url: string }, name: stri
   if (wanted === false) return null
   if (wanted === true) return {}
   const where = `of route ${route.url} `
-  if (wanted === undefined) throw new InvalidOption(name, `${where}is undefined, which would take a protection away: write true or false, or leave it out`)
-  if (typeof wanted !== 'object' || wanted === null) throw new InvalidOption(name, `${where}must be true, false or an object`)
+  if (wanted === undefined) throw new InvalidOption(name, `${where}is undefined, which would remove a protection: set a value or omit the option`)
+  if (typeof wanted !== 'object' || wanted === null) throw new InvalidOption(name, `${where}must be true, false or an object, got ${shown(wanted)}`)
   return resolve(RouteOptionsSchema, compiledRoute, wanted, { prefix: `${name}.`, where })
 }
 
 function assertSense (options: ResolvedOptions): void {
   const { events, broker, allowedOrigins } = options
-  if (allowedOrigins !== '*') for (const origin of allowedOrigins) if (!isOrigin(origin)) throw new InvalidOption('allowedOrigins', `has ${JSON.stringify(origin)}, which is no origin: scheme, host and port as browsers send them, without a slash at the end`)
-  if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be made by defineEvents()')
+  for (const origin of allowedOrigins === '*' ? [] : allowedOrigins) {
+    if (origin.includes('*')) throw new InvalidOption('allowedOrigins', `has ${quote(origin)}: wildcards are not supported in the array; list each origin, or set '*' for all`)
+    if (!isOrigin(origin)) throw new InvalidOption('allowedOrigins', `has ${quote(origin)}, which is no origin: scheme, host and port as browsers send them, without a slash at the end`)
+  }
+  if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be the result of defineEvents()')
   if (broker !== undefined) {
     const missing = BROKER_METHODS.find(method => typeof (broker as Partial<Broker> | null)?.[method] !== 'function')
     if (missing !== undefined) throw new InvalidOption('broker', `must be a Broker, such as memoryBroker(): it has no method ${missing}`)
   }
-  if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined && options.ticketSecret === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler, authStrategies or ticketSecret: nobody could connect')
-  if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: clients could read everything')
-  if (options.clientSubscriptions !== false && options.path === undefined) throw new InvalidOption('clientSubscriptions', 'needs path: only the ready endpoint reads ?subscription=')
+  if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined && options.ticketSecret === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler, authStrategies or ticketSecret: otherwise no client can connect')
+  if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: otherwise clients could read everything')
+  if (options.clientSubscriptions !== false && options.path === undefined) throw new InvalidOption('clientSubscriptions', 'needs path: only the built-in endpoint reads ?subscription=')
   for (const topic of options.presenceEvents.topics) assertWatchable(topic)
   if (options.maxEventBytes > options.history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
 }
@@ -166,6 +170,6 @@ function assertWatchable (topic: string): void {
   try {
     assertSubscription(topic)
   } catch (cause) {
-    throw new InvalidOption('presenceEvents.topics', `has no topic or pattern: ${(cause as Error).message}`, { cause })
+    throw new InvalidOption('presenceEvents.topics', `has an invalid topic or pattern: ${(cause as Error).message}`, { cause })
   }
 }

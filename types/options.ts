@@ -155,8 +155,8 @@ export interface SSEOptions {
     /** Name of this node in `clusterStats()`, in addition to its id. Absent: no name. */
     nodeName?: ResolvedOptions['cluster']['nodeName']
     /**
-     * Interval at which a node sends heartbeats to the others, in milliseconds. A node that misses three heartbeats is
-     * considered down. Integer, 100 to 60_000. Default `2_000`.
+     * Interval at which a node sends heartbeats to the others, in milliseconds. A node without a heartbeat for 3.5 intervals
+     * is considered down. Integer, 100 to 60_000. Default `2_000`.
      */
     heartbeatIntervalMs?: ResolvedOptions['cluster']['heartbeatIntervalMs']
     /**
@@ -171,7 +171,8 @@ export interface SSEOptions {
     topics?: ResolvedOptions['presenceEvents']['topics']
     /**
      * Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent.
-     * After a shutdown clients return within twice `drainMs`. Integer from 0. Default `15_000`.
+     * After a shutdown, clients reconnect within twice the larger of `retryMs` and `drainMs`. Integer from 0. Default
+     * `15_000`.
      */
     lingerMs?: ResolvedOptions['presenceEvents']['lingerMs']
   }

@@ -132,7 +132,7 @@ export function findUser (options: AuthenticationOptions, request: AnyRequest, e
 /** Returns null for an exception that means "unauthenticated", and throws for any other. */
 function nobody (cause: unknown): null {
   if (isRefusal(cause)) return null
-  throw new AuthenticationFailed({ cause })
+  throw new AuthenticationFailed('', { cause })
 }
 
 /**

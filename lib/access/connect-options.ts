@@ -1,5 +1,5 @@
 import { InvalidOption } from '../errors.js'
-import { suggestion } from '../util/suggestion.js'
+import { alternatives } from '../util/suggestion.js'
 import type { HttpRequest, HttpResponse } from '../wire/http.js'
 import type { SSEUser } from './authentication.js'
 
@@ -39,5 +39,5 @@ export const CREATE_OPTIONS: readonly string[] = ['request', 'response', 'user',
  * @throws SSE_ERR_INVALID_OPTION
  */
 export function assertNames (options: object, names: readonly string[], method: string): void {
-  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(name, `of ${method} is not an option: it has ${names.join(', ')}${suggestion(name, names)}`)
+  for (const name of Object.keys(options)) if (!names.includes(name)) throw new InvalidOption(name, `of ${method} is not an option${alternatives(name, names)}`)
 }

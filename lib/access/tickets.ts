@@ -2,7 +2,10 @@ import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import { isEnd, type SSEUser } from './authentication.js'
 import type { Broker } from '../log/broker.js'
 import { InvalidTicket, TicketNotIssued } from '../errors.js'
+import { faultOfId, isId } from '../events/target.js'
 import { assertSubscription } from '../events/topic.js'
+import { kindOf, quote, shown } from '../util/quote.js'
+import { alternatives } from '../util/suggestion.js'
 import type { Clock } from '../util/clock.js'
 
 /** The content of a ticket, the argument of `issueTicket()`. A ticket is signed, not encrypted: the client can read it. */
@@ -95,12 +98,13 @@ export class Tickets {
   issue (grant: TicketGrant): string {
     const refuse = (reason: string): never => { throw new TicketNotIssued(reason) }
     // With a misspelt `expiresAt`, the rights would never expire.
-    for (const name of Object.keys(grant)) if (!GRANT.includes(name)) refuse(`it has no ${JSON.stringify(name.slice(0, 80))}, only ${GRANT.join(', ')}`)
+    if (kindOf(grant) !== 'an object') refuse(`issueTicket() takes an object { ${GRANT.join(', ')} }, got ${kindOf(grant)}`)
+    for (const name of Object.keys(grant)) if (!GRANT.includes(name)) refuse(`issueTicket() has no property ${quote(name)}${alternatives(name, GRANT)}`)
     const { userId, claims, expiresAt, ttlMs = this.#options.ticketTtlMs, subscriptions } = grant
     const [secret = refuse('it needs the option ticketSecret')] = this.#secrets
-    if (typeof userId !== 'string' || userId === '') refuse('userId must be a string')
-    if (!Number.isInteger(ttlMs) || ttlMs < MIN_TTL_MS || ttlMs > MAX_TTL_MS) refuse(`ttlMs must be an integer from ${MIN_TTL_MS} to ${MAX_TTL_MS}`)
-    if (!isEnd(grant)) refuse('expiresAt must be a number, in milliseconds since the epoch, or null for rights that do not end')
+    if (!isId(userId)) refuse(`userId ${faultOfId(userId)}`)
+    if (!Number.isInteger(ttlMs) || ttlMs < MIN_TTL_MS || ttlMs > MAX_TTL_MS) refuse(`ttlMs must be an integer from ${MIN_TTL_MS} to ${MAX_TTL_MS}, got ${shown(ttlMs)}`)
+    if (!isEnd(grant)) refuse('expiresAt must be a number, in milliseconds since the epoch, or null for rights that do not expire')
     if (subscriptions !== undefined && (!Array.isArray(subscriptions) || subscriptions.length > this.#options.maxSubscriptionsPerConnection)) refuse(`subscriptions must be an array of at most ${this.#options.maxSubscriptionsPerConnection}`)
     subscriptions?.forEach(assertSubscription)
     const until = Math.min(this.#options.clock.wall() + ttlMs, expiresAt ?? Infinity)

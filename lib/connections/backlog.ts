@@ -209,7 +209,7 @@ export class Backlog {
   async #reach (broker: Broker, awaited: Resumption): Promise<void> {
     const gap = await awaited.ask(broker)
     if (this.#awaited !== awaited) return
-    if (gap === null && awaited.gap !== null) throw new BrokerUnavailable('has not delivered all that it has read')
+    if (gap === null && awaited.gap !== null) throw new BrokerUnavailable('is ahead of this node')
     this.#begin(awaited, gap)
   }
 

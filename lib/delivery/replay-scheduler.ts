@@ -142,7 +142,7 @@ export class ReplayScheduler {
     // The reader may have queued itself again before it failed.
     this.#waiting.delete(reader)
     this.#failed.add(reader)
-    if (this.#stuck.size === 0) this.#log.warn({ err: error }, 'Reading the event log failed; lagging connections wait')
+    if (this.#stuck.size === 0) this.#log.warn({ err: error }, `Reading the event log failed; it is tried again every ${RETRY_MS} ms`)
     this.#stuck.add(reader)
     if (this.#failed.size > 1) return
     setTimeout(() => {
@@ -153,6 +153,6 @@ export class ReplayScheduler {
   }
 
   #free (reader: Reader): void {
-    if (this.#stuck.delete(reader) && this.#stuck.size === 0) this.#log.info({}, 'The event log is read again; no connection waits for it')
+    if (this.#stuck.delete(reader) && this.#stuck.size === 0) this.#log.info({}, 'The event log can be read again')
   }
 }

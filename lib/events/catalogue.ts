@@ -1,8 +1,9 @@
 import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
-import { TypeCompiler, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
+import { TypeCompiler, ValueErrorType, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import { InvalidCatalogue, InvalidPayload, UnknownEvent, UnknownResource } from '../errors.js'
 import { assertEventName } from './event-rules.js'
-import { literalsOf } from '../util/schema.js'
+import { kindOf, quote, shorten } from '../util/quote.js'
+import { formOf, literalsOf } from '../util/schema.js'
 import { suggestion } from '../util/suggestion.js'
 
 const kCatalogue = Symbol.for('fastify-sse-manager.catalogue')
@@ -63,11 +64,11 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
     if (event === 'data') {
       const { resource, data: payload } = data as { resource: string, data: unknown }
       const check = this.#resources.get(resource)
-      if (check === undefined) throw new UnknownResource(resource, suggestion(resource, this.#resources.keys()))
+      if (check === undefined) throw new UnknownResource(quote(resource), suggestion(resource, this.#resources.keys()))
       assertFits(check, resource, payload)
     } else {
       const check = this.#events.get(event)
-      if (check === undefined) throw new UnknownEvent(event, suggestion(event, this.#events.keys()))
+      if (check === undefined) throw new UnknownEvent(quote(event), suggestion(event, this.#events.keys()))
       assertFits(check, event, data)
     }
   }
@@ -100,7 +101,7 @@ export function defineEvents<const E extends Schemas = Record<never, TSchema>, c
     resources?: R
   } = {}
 ): Catalogue<E, R> {
-  for (const key of Object.keys(definition)) if (key !== 'events' && key !== 'resources') throw new InvalidCatalogue(key, 'belongs into `events` or `resources`')
+  for (const key of Object.keys(definition)) if (key !== 'events' && key !== 'resources') throw new InvalidCatalogue(key, 'is not a key of defineEvents(): use events or resources')
   const { events = {} as E, resources = {} as R } = definition
   return new Catalogue(events, resources)
 }
@@ -115,8 +116,8 @@ export function checkBuiltIn (event: string, data: unknown): void {
     assertFits(checkData, event, data)
     // JSON omits such values: the client would receive a resource without data.
     const { data: payload } = data as { data: unknown }
-    if (payload instanceof Promise) throw new InvalidPayload(event, '/data: is a promise: await it first')
-    if (payload === undefined || typeof payload === 'function' || typeof payload === 'symbol') throw new InvalidPayload(event, `/data: ${typeof payload} has no JSON form`)
+    if (payload instanceof Promise) throw new InvalidPayload(quote(event), '/data: is a promise: await it first')
+    if (payload === undefined || typeof payload === 'function' || typeof payload === 'symbol') throw new InvalidPayload(quote(event), `/data: ${typeof payload} has no JSON form`)
   }
 }
 
@@ -136,10 +137,12 @@ function compile (kind: string, schemas: Schemas): Map<string, TypeCheck<TSchema
 function assertFits (check: TypeCheck<TSchema>, name: string, data: unknown): void {
   if (check.Check(data)) return
   const first = check.Errors(data).First()
-  throw new InvalidPayload(name, `${first?.path || '/'}: ${first === undefined ? 'does not fit its schema' : expectation(first)}`)
+  const fault = first === undefined ? 'does not fit its schema' : expectation(first)
+  throw new InvalidPayload(quote(name), kindOf(data) === 'a promise' ? '/: is a promise: await it first' : `${shorten(first?.path || '/')}: ${fault}`)
 }
 
-function expectation ({ message, schema }: ValueError): string {
+function expectation ({ type, message, schema, value }: ValueError): string {
+  if (type === ValueErrorType.Object) return `Expected ${formOf(schema)}, got ${kindOf(value)}`
   const literals = literalsOf(schema)
   return literals === null ? message : `Expected one of ${literals.join(', ')}`
 }

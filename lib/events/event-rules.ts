@@ -1,5 +1,6 @@
 import { Buffer } from 'node:buffer'
 import { EventTooLarge, InvalidData, InvalidEventName, InvalidPriority, InvalidRetry } from '../errors.js'
+import { quote, shown } from '../util/quote.js'
 import { ownText } from '../util/text.js'
 import { CONTROL_PREFIX } from './control.js'
 
@@ -30,7 +31,7 @@ const OWN_EVENTS = new Set(['open', 'error'])
  */
 export function assertEventName (name: unknown): asserts name is string {
   const reason = faultOfName(name)
-  if (reason !== null) throw new InvalidEventName(typeof name === 'string' ? JSON.stringify(name.slice(0, 80)) : `of type ${typeof name}`, reason)
+  if (reason !== null) throw new InvalidEventName(quote(name), reason)
 }
 
 function faultOfName (name: unknown): string | null {
@@ -57,11 +58,6 @@ export function assertRetry (retry: unknown): asserts retry is number {
  */
 export function assertPriority (priority: unknown): asserts priority is EventPriority {
   if (!Number.isInteger(priority) || (priority as number) < 0 || (priority as number) >= PRIORITIES) throw new InvalidPriority(shown(priority))
-}
-
-// Some values have no string form: `String(Object.create(null))` throws.
-function shown (value: unknown): string {
-  return typeof value === 'number' ? String(value) : `a value of type ${typeof value}`
 }
 
 /**

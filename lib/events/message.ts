@@ -4,6 +4,8 @@ import { checkBuiltIn, type NotificationLevel, type Catalogue } from './catalogu
 import { InvalidEvent, InvalidId, InvalidKey } from '../errors.js'
 import { assertEventName, assertEventSize, assertPriority, assertRetry, EventPriority, serialize } from './event-rules.js'
 import { bytesOfIds, bytesOfTarget, createTarget, type Target, type BroadcastOptions } from './target.js'
+import { kindOf, quote } from '../util/quote.js'
+import { alternatives } from '../util/suggestion.js'
 import { bytesOfText, ownText } from '../util/text.js'
 import type { NotificationInput, EventInput, ResourcePayload, ResourceName } from './event-input.js'
 
@@ -43,7 +45,7 @@ export interface Message extends OutgoingMessage {
 const MAX_KEY_LENGTH = 256
 /** Longer conflation keys are stored as a digest. Otherwise the key of an event with thousands of ids would use as much memory as its target. */
 const MAX_CONFLATION_LENGTH = 128
-const KEYS = new Set(['event', 'data', 'priority', 'retry', 'key'])
+const KEYS: readonly string[] = ['event', 'data', 'priority', 'retry', 'key']
 
 /** The options that every message is held to. */
 export interface MessageOptions {
@@ -78,14 +80,14 @@ export function composeMessage (input: EventInput, options: BroadcastOptions, { 
 
 /** Rejects unknown properties: a misspelt name would change the event, and a target among them would not limit the receivers. */
 function assertKeys (input: EventInput): void {
-  if (typeof input !== 'object' || input === null) throw new InvalidEvent('must be an object { event?, data, … }')
-  if ('id' in input) throw new InvalidId('belongs to the log here; own ids are for reply.sse(source)')
-  for (const key of Object.keys(input)) if (!KEYS.has(key)) throw new InvalidEvent(`has an unknown property ${JSON.stringify(key.slice(0, 80))}: it has event, data, priority, retry and key; whom it is for is the second argument of a broadcast`)
+  if (typeof input !== 'object' || input === null) throw new InvalidEvent(`must be an object { event?, data, … }, got ${kindOf(input)}`)
+  if ('id' in input) throw new InvalidId('is assigned by the log; only reply.sse(source) accepts ids')
+  for (const key of Object.keys(input)) if (!KEYS.includes(key)) throw new InvalidEvent(`has an unknown property ${quote(key)}${alternatives(key, KEYS)}; receivers belong in the options of the broadcast`)
 }
 
 /** Adds the level `info` to a notification without a level. */
 function complete (event: string, data: unknown): unknown {
-  return event === 'notification' && typeof data === 'object' && data !== null ? { level: 'info' satisfies NotificationLevel, ...data } : data
+  return event === 'notification' && kindOf(data) === 'an object' ? { level: 'info' satisfies NotificationLevel, ...data as object } : data
 }
 
 /**
@@ -111,7 +113,7 @@ export function createDataEvent<R extends ResourceName> (resource: R, data: Reso
  * ```
  */
 export function createNotificationEvent (notification: NotificationInput): EventInput {
-  return { event: 'notification', data: { ...notification, level: notification?.level ?? 'info' }, priority: EventPriority.HIGH } as EventInput
+  return { event: 'notification', data: kindOf(notification) === 'an object' ? { ...notification, level: notification.level ?? 'info' } : notification, priority: EventPriority.HIGH } as EventInput
 }
 
 /**

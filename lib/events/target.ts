@@ -1,5 +1,7 @@
 import { InvalidTarget } from '../errors.js'
 import { currentContext, type AsyncContext } from '../util/async-context.js'
+import { kindOf, quote, shown } from '../util/quote.js'
+import { alternatives } from '../util/suggestion.js'
 import { assertTopic } from './topic.js'
 import { bytesOfText, ownText } from '../util/text.js'
 import type { Subscriber } from './subscriber.js'
@@ -37,6 +39,8 @@ export interface Target {
   readonly filterContext?: AsyncContext
 }
 
+/** Names of the options of a broadcast. */
+const NAMES: readonly (keyof BroadcastOptions)[] = ['userIds', 'subscriptionIds', 'clientIds', 'exceptClientIds', 'filter', 'priority', 'retry', 'key', 'ephemeral', 'local']
 /** Memory of an id in a target beside its text, in bytes. */
 const ID_BYTES = 32
 /** Assumed memory of a filter in bytes. Its closure cannot be measured: it often holds a request with its body. */
@@ -48,7 +52,7 @@ const FILTER_BYTES = 16 * 1024
  * @throws SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_TOPIC
  */
 export function createTarget (options: BroadcastOptions): Target {
-  if (!isPlain(options)) throw new InvalidTarget('options must be a plain object, not a promise of one')
+  if (!isPlain(options)) throw new InvalidTarget(`options must be a plain object, got ${kindOf(options)}`)
   const target: { -readonly [K in keyof Target]: Target[K] } = {}
   for (const name of Object.keys(options)) {
     switch (name) {
@@ -59,20 +63,20 @@ export function createTarget (options: BroadcastOptions): Target {
         target[name] = copyOf(options[name], name)
         break
       case 'filter':
-        if (typeof options.filter !== 'function') throw new InvalidTarget('filter must be a function')
+        if (typeof options.filter !== 'function') throw new InvalidTarget(`filter must be a function, got ${kindOf(options.filter)}`)
         target.filter = options.filter
         target.filterContext = currentContext()
         break
       case 'ephemeral':
       case 'local':
-        if (options[name] !== undefined && typeof options[name] !== 'boolean') throw new InvalidTarget(`${name} must be a boolean`)
+        if (options[name] !== undefined && typeof options[name] !== 'boolean') throw new InvalidTarget(`${name} must be a boolean, got ${shown(options[name])}`)
         break
       case 'priority':
       case 'retry':
       case 'key':
         break
       default:
-        throw new InvalidTarget(`has an unknown property ${JSON.stringify(name.slice(0, 80))}: it has userIds, subscriptionIds, clientIds, exceptClientIds, filter, priority, retry, key, ephemeral and local`)
+        throw new InvalidTarget(`has an unknown property ${quote(name)}${alternatives(name, NAMES)}`)
     }
   }
   target.subscriptionIds?.forEach(assertTopic)
@@ -88,7 +92,9 @@ function isPlain (options: unknown): options is object {
 }
 
 function copyOf (ids: unknown, name: string): readonly string[] {
-  if (!Array.isArray(ids) || !ids.every(isId)) throw new InvalidTarget(`${name} must be an array of strings`)
+  if (!Array.isArray(ids)) throw new InvalidTarget(`${name} must be an array of strings, got ${kindOf(ids)}`)
+  const wrong = ids.findIndex(id => !isId(id))
+  if (wrong >= 0) throw new InvalidTarget(`${name}[${wrong}] ${faultOfId(ids[wrong])}`)
   return ids.map(ownText)
 }
 
@@ -108,8 +114,14 @@ function bytesOfList (ids: readonly string[] | undefined): number {
   return bytes
 }
 
-function isId (id: unknown): id is string {
+/** Returns whether a value is a string that is not empty. */
+export function isId (id: unknown): id is string {
   return typeof id === 'string' && id !== ''
+}
+
+/** Returns the fault of a value that is no id. */
+export function faultOfId (id: unknown): string {
+  return `must be a string that is not empty, got ${shown(id)}${typeof id === 'number' ? ': use String(id)' : ''}`
 }
 
 /**
@@ -118,5 +130,5 @@ function isId (id: unknown): id is string {
  * @throws SSE_ERR_INVALID_TARGET
  */
 export function assertId (id: unknown, name: 'clientId' | 'userId'): asserts id is string {
-  if (!isId(id)) throw new InvalidTarget(`${name} must be a string that is not empty, not ${typeof id === 'string' ? 'an empty one' : id === null ? 'null' : `a value of type ${typeof id}`}`)
+  if (!isId(id)) throw new InvalidTarget(`${name} ${faultOfId(id)}`)
 }

@@ -43,6 +43,11 @@ export function assertTopic (topic: unknown): asserts topic is string {
   if (reason !== null) throw new InvalidTopic(quote(topic), reason)
 }
 
+/** Returns whether a value is a valid topic or pattern. */
+export function isSubscription (value: unknown): value is string {
+  return fault(value, true) === null
+}
+
 /**
  * Rejects a value that is neither a topic nor a pattern.
  * @throws SSE_ERR_INVALID_SUBSCRIPTION
@@ -60,7 +65,7 @@ export function assertSubscription (subscription: unknown): asserts subscription
 export function assertChosenSubscription (subscription: string): void {
   assertSubscription(subscription)
   let reason: string | null = null
-  if (subscription.normalize('NFKC') !== subscription) reason = 'must not have characters that are a form of others'
+  if (subscription.normalize('NFKC') !== subscription) reason = 'must not have compatibility characters (use NFKC)'
   else if (PERCENT_ENCODED.test(subscription)) reason = 'must not be encoded twice'
   else if (subscription.split(':').some(segment => ALIKE_SCRIPTS.filter(script => script.test(segment)).length > 1)) reason = 'must not mix Latin, Greek and Cyrillic letters in a segment'
   if (reason !== null) throw new InvalidSubscription(quote(subscription), reason)

@@ -162,7 +162,7 @@ function checked (user: unknown, options: ResolvedOptions): SSEUser | null {
   try {
     return currentUser(user, options)
   } catch (cause) {
-    throw new AuthenticationFailed({ cause })
+    throw new AuthenticationFailed('', { cause })
   }
 }
 

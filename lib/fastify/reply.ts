@@ -3,8 +3,10 @@ import { assertNames, CONNECT_OPTIONS, SOURCE_OPTIONS, type ConnectOptions } fro
 import type { Guard } from './guard.js'
 import { HijackingBody } from './hijacking-body.js'
 import type { SSEConnection } from '../connections/connection.js'
+import { isSubscription } from '../events/topic.js'
 import { HeadAlreadySent, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
+import { kindOf } from '../util/quote.js'
 import { safeLog, type Log } from '../util/logger.js'
 import { discard, hold, isSource, pump, type SourceFactory, type Source } from '../streams/source.js'
 
@@ -31,13 +33,14 @@ function warn (request: FastifyRequest, err: unknown, what: string): void {
  * @throws SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_OPTION
  */
 function assertOptions (options: unknown, names: readonly string[]): asserts options is ConnectOptions {
-  if (typeof options !== 'object' || options === null) throw new InvalidSource(`or options of reply.sse() must be an object, not ${options === null ? 'null' : `a ${typeof options}`}`)
+  if (typeof options !== 'object' || options === null) throw new InvalidSource(`or options of reply.sse() must be an object, got ${kindOf(options)}`)
   if ('then' in options) throw new InvalidSource('is still a promise: await it first')
-  assertNames(options, names, 'reply.sse()')
+  assertNames(options, names, names === SOURCE_OPTIONS ? 'reply.sse(source)' : 'reply.sse()')
 }
 
 async function stream (guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options: unknown): Promise<void> {
   let connection: SSEConnection
+  if (Array.isArray(source) && source.length > 0 && source.slice(0, 128).every(isSubscription)) safeLog(request.log).warn({ first: source[0] }, 'reply.sse() received an array of topics and sends them as data: subscriptions belong in reply.sse({ subscriptions })')
   hold(source)
   try {
     connection = await connect(guard, request, reply, false, options)

@@ -25,7 +25,7 @@ export async function composeStrategies (fastify: FastifyInstance, { authStrateg
   }
   return (request, reply) => new Promise((resolve, reject) => {
     // A strategy can send the response itself, or never call back. The promise then rejects when the response closes.
-    const onClose = () => reject(new AuthenticationFailed())
+    const onClose = () => reject(new AuthenticationFailed(''))
     reply.raw.once('close', onClose)
     ;(run as unknown as (request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void) => void)(request, reply, error => {
       reply.raw.off('close', onClose)

@@ -115,7 +115,7 @@ export class EventLog {
         this.#goTo(this.#broker.position)
         this.#listener.gap(reason, commandsKept)
         this.#listener.state('up')
-        if (err !== undefined) this.#log.warn({ err, reason }, 'The event log has lost its continuity; connected clients are sent a gap')
+        if (err !== undefined) this.#log.warn({ err, reason }, 'The event log has lost its continuity; connected clients receive sse:gap')
       },
       state: (state, err) => {
         if (this.#closed) return
@@ -125,7 +125,7 @@ export class EventLog {
         this.#state = state
         this.#listener.state(state)
         if (state === 'down') this.#log.error({ err }, 'The event log cannot be reached')
-        else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reached')
+        else this.#log[this.#opened ? 'info' : 'debug']({}, 'The event log is reachable again')
       }
     }, this.#history, clock.wall))
     // `close` may have been called meanwhile: the listener must not see an open log.

@@ -44,7 +44,7 @@ class MemoryBroker implements Broker {
   }
 
   async open (sink: Sink, history: History, now = systemClock.wall): Promise<void> {
-    if (this.#ring !== null) throw new InvalidOption('broker', 'is open already: each manager needs one of its own')
+    if (this.#ring !== null) throw new InvalidOption('broker', 'is already open: create one for each manager')
     this.#ring = new Ring(history, now)
     this.#now = now
     this.#sink = sink

@@ -2,6 +2,7 @@ import type { Readable } from 'node:stream'
 import type { SSEConnection } from '../connections/connection.js'
 import { InvalidSource } from '../errors.js'
 import { assertEventName, assertRetry, EventPriority, serialize } from '../events/event-rules.js'
+import { kindOf, quote } from '../util/quote.js'
 import { encodeId, encodeEvent } from '../wire/event-stream.js'
 import { Frame } from '../delivery/frame.js'
 import type { ConnectOptions } from '../access/connect-options.js'
@@ -181,9 +182,9 @@ function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): 
     // A character can be split between two buffers, so the decoder keeps its first part.
     return frameOfText(decoder.decode(item, { stream: true }))
   }
-  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${item === null ? 'null' : typeof item === 'object' ? 'an object without data' : item === undefined ? 'undefined' : `a ${typeof item}`}: ${YIELDS}`)
+  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${kindOf(item)}${kindOf(item) === 'an object' ? ' without data' : ''}: ${YIELDS}`)
   // With a misspelt name, the event would lack its name, id or reconnection time.
-  for (const key of Object.keys(item)) if (!EVENT_KEYS.has(key)) throw new InvalidSource(`yielded an object with an unknown property ${JSON.stringify(key.slice(0, 80))}: ${YIELDS}`)
+  for (const key of Object.keys(item)) if (!EVENT_KEYS.has(key)) throw new InvalidSource(`yielded an object with an unknown property ${quote(key)}: ${YIELDS}`)
   const { event = 'message', data, id, retry } = item as SourceEvent
   assertEventName(event)
   if (retry !== undefined) assertRetry(retry)

@@ -23,6 +23,8 @@ export interface TopicQuestion {
  */
 export type AuthorizeTopic = (question: TopicQuestion) => boolean
 
+const NOT_A_PROMISE = 'must return true or false, not a promise'
+
 /** The options that restrict receivers. */
 export interface AudienceOptions {
   /** See `SSEOptions`. */
@@ -88,33 +90,35 @@ export class Audience<R extends Receiver> {
   #allows (connection: R, topic: string): boolean {
     const { userId, claims } = connection
     try {
-      return isYes(this.#options.authorizeTopic!({ userId, claims, topic, connection }), () => new InvalidOption('authorizeTopic', 'must answer true or false at once, not by a promise'))
+      const answer: unknown = this.#options.authorizeTopic!({ userId, claims, topic, connection })
+      if (!(answer instanceof Promise)) return answer === true
+      answer.catch(() => {})
+      return this.#failed(connection, 'authorizeTopic returned a promise', new InvalidOption('authorizeTopic', NOT_A_PROMISE), topic)
     } catch (err) {
-      this.#log.error({ err, clientId: connection.clientId, topic }, 'authorizeTopic threw; the event is withheld from the connection')
-      return false
+      return this.#failed(connection, 'authorizeTopic threw', err, topic)
     }
   }
 
   /** The connection is left out if the filter throws. */
-  #passes (target: Target, connection: R): boolean {
+  #passes ({ filter }: Target, connection: R): boolean {
     try {
-      const { filter } = target
-      return isYes(filter!(connection), () => new InvalidTarget('has an async filter: it must answer true or false at once'))
+      const answer: unknown = filter!(connection)
+      if (!(answer instanceof Promise)) return answer === true
+      answer.catch(() => {})
+      return this.#failed(connection, 'A broadcast filter returned a promise', new InvalidTarget(`filter ${NOT_A_PROMISE}`))
     } catch (err) {
-      this.#log.error({ err, clientId: connection.clientId }, 'A broadcast filter threw; the connection is left out')
-      return false
+      return this.#failed(connection, 'A broadcast filter threw', err)
     }
+  }
+
+  /** A promise is logged too: otherwise an async function would silently exclude all connections. */
+  #failed ({ clientId }: R, fault: string, err: unknown, topic?: string): false {
+    this.#log.error({ err, clientId, topic }, `${fault}; the connection does not receive the event`)
+    return false
   }
 }
 
 /** Calls a function in the context of the filter's publisher, or in the current one if a broker copied the target without it. */
 function inFilterContext<T> ({ filterContext }: Target, task: () => T): T {
   return filterContext === undefined ? task() : inContext(filterContext, task)
-}
-
-/** Returns whether a result is exactly `true`. Throws for a promise: without the error, an async function would silently exclude all. */
-function isYes (answer: unknown, asynchronous: () => Error): boolean {
-  if (!(answer instanceof Promise)) return answer === true
-  answer.catch(() => {})
-  throw asynchronous()
 }

@@ -177,7 +177,7 @@ export class Authorization<H extends Holder> {
       // Without a request, the caller can be on another node. `inNoContext` gives the same context on all nodes.
       allowed = await (question.request === null ? inNoContext(() => authorizeSubscription(question)) : authorizeSubscription(question)) === true
     } catch (cause) {
-      throw new AuthenticationFailed({ cause })
+      throw new AuthenticationFailed(`: authorizeSubscription failed for subscription ${quote(question.subscriptionId)}`, { cause })
     }
     if (!allowed) throw new SubscriptionForbidden(quote(question.subscriptionId), 'authorizeSubscription did not return true')
   }
@@ -189,7 +189,7 @@ export class Authorization<H extends Holder> {
       return true
     } catch (err) {
       // If the check fails, the subscription is revoked as if it were forbidden.
-      if (!(err instanceof SubscriptionForbidden)) this.#log.error({ err, clientId: connection.clientId, subscriptionId }, 'authorizeSubscription failed; the subscription is taken away')
+      if (!(err instanceof SubscriptionForbidden)) this.#log.error({ err, clientId: connection.clientId, subscriptionId }, 'authorizeSubscription failed; the subscription is revoked')
       return false
     }
   }

@@ -1,6 +1,8 @@
 import { request as httpRequest, type IncomingMessage } from 'node:http'
 import type { SSEUser } from '../access/authentication.js'
-import { TestRefused, TestTimeout } from '../errors.js'
+import { TestMisuse, TestRefused, TestTimeout } from '../errors.js'
+import { quote } from '../util/quote.js'
+import { alternatives } from '../util/suggestion.js'
 import { whenTestEnds, type TestContext } from './cleanup.js'
 import { connectTo, type Link, type Target } from './link.js'
 import { TestStream, type ReconnectOptions } from './test-stream.js'
@@ -44,6 +46,8 @@ export interface OpenStreamOptions {
   test?: TestContext
 }
 
+const OPTIONS: readonly (keyof OpenStreamOptions)[] = ['user', 'headers', 'lastEventId', 'method', 'body', 'socket', 'readRate', 'timeoutMs', 'allowRefusal', 'test']
+
 /**
  * Opens an event stream of an application under test. Resolves when the server has registered the connection: the stream receives all
  * later broadcasts. If its cursor is no longer in the history, the stream receives the broadcasts that follow its `sse:gap`. A stream
@@ -60,6 +64,7 @@ export interface OpenStreamOptions {
  * ```
  */
 export async function openStream (app: Target, url: string, options: OpenStreamOptions = {}): Promise<TestStream> {
+  for (const name of Object.keys(options)) if (!(OPTIONS as readonly string[]).includes(name)) throw new TestMisuse(`openStream() has no option ${quote(name)}${alternatives(name, OPTIONS)}`)
   const { timeoutMs = 5_000, readRate = Infinity, lastEventId = null } = options
   const { method, path, headers, body } = toRequest(url, options)
   const label = `${method} ${path}`

@@ -1,7 +1,8 @@
 import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
-import type { TypeCheck, ValueError } from '@sinclair/typebox/compiler'
+import { ValueErrorType, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import { InvalidOption } from '../errors.js'
-import { suggestion } from './suggestion.js'
+import { shown } from './quote.js'
+import { alternatives } from './suggestion.js'
 
 // A schema is the only definition of options: types, ranges, defaults and marks.
 //
@@ -17,6 +18,8 @@ export interface Marks {
   protects?: true
   /** The option has an effect only in the plugin. */
   pluginOnly?: true
+  /** The fault of a string that does not match the pattern, such as `must begin with "/"`. */
+  rule?: string
 }
 
 // Builders of option schemas. `value` is the default, `description` the public documentation.
@@ -41,46 +44,67 @@ export interface OptionsPlace {
 export function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unknown, { prefix = '', where = '' }: OptionsPlace = {}): Static<T> {
   const refuse = (path: string, fault: string): never => { throw new InvalidOption(path, where + fault) }
   const root = prefix === '' ? '/' : prefix.slice(0, -1)
-  if (typeof given !== 'object' || given === null || Array.isArray(given)) return refuse(root, 'must be an object')
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) return refuse(root, `must be an object, got ${shown(given)}`)
   // A promise has no own properties: every option would take its default, and access would be open.
   if ('then' in given) return refuse(root, 'must be an object, not a promise of one: await it first')
   const options = withDefaults(schema, given as Record<string, unknown>, (path, { description }) => {
-    refuse(prefix + path, `is undefined, which would take a protection away: give it a value or leave it out${description === undefined ? '' : `: ${description}`}`)
+    refuse(prefix + path, `is undefined, which would remove a protection: set a value or omit the option${description === undefined ? '' : `: ${description}`}`)
   })
   if (!check.Check(options)) {
-    const error = check.Errors(options).First()!
-    const fault = faultOf(error)
-    const detail = error.type === 63 || error.schema.description === undefined ? fault : `${fault}: ${error.schema.description}`
-    return refuse(prefix + error.path.slice(1).replaceAll('/', '.'), error.message === 'Unexpected property' ? `is not an option${suggestion(nameIn(error.path), namesIn(schema, error.path))}` : detail)
+    const error = specific(firstOf(check.Errors(options)))
+    return refuse(prefix + error.path.slice(1).replaceAll('/', '.'), faultOf(error))
   }
   return options
 }
 
-/** Returns the message of a validation error. TypeBox's message for a union does not name the alternatives. */
-function faultOf ({ message, schema }: ValueError): string {
-  if (!TypeGuard.IsUnion(schema)) return message
-  return `must be ${formOf(schema)}`
+/** Returns the first error. An unknown name comes before others: it can be a missing one, misspelt. */
+function firstOf (errors: Iterable<ValueError>): ValueError {
+  const all = [...errors]
+  return all.find(({ type }) => type === ValueErrorType.ObjectAdditionalProperties) ?? all[0]!
 }
 
-/** Returns what a value of a schema looks like: `"immediate" or { intervalMs }`. */
-function formOf (schema: TSchema): string {
-  if (TypeGuard.IsUnion(schema)) return schema.anyOf.map(formOf).join(' or ')
+/** Returns the error of the variant of a union that has the type of the value; any other error unchanged. */
+function specific (error: ValueError): ValueError {
+  const { schema, value, errors } = error
+  if (!TypeGuard.IsUnion(schema)) return error
+  const meant = schema.anyOf.findIndex(variant => !TypeGuard.IsLiteral(variant) && variant.type === typeOf(value))
+  return meant < 0 ? error : specific(firstOf(errors[meant]!))
+}
+
+function typeOf (value: unknown): string {
+  return Array.isArray(value) ? 'array' : value === null ? 'null' : typeof value
+}
+
+/** Returns the fault of an option, with the description of the option if it has one. */
+function faultOf ({ type, path, schema, value }: ValueError): string {
+  if (type === ValueErrorType.ObjectAdditionalProperties) return `is not an option${alternatives(path.slice(path.lastIndexOf('/') + 1), Object.keys(propertiesOf(schema)!))}`
+  if (type === ValueErrorType.ObjectRequiredProperty) return `is missing: ${schema.description ?? `it must be ${formOf(schema)}`}`
+  return faultOfValue(schema, value) + (schema.description === undefined ? '' : `: ${schema.description}`)
+}
+
+/** A text is counted and not shown if its length is wrong: it can be a secret. */
+function faultOfValue (schema: TSchema, value: unknown): string {
+  if (TypeGuard.IsArray(schema) && Array.isArray(value)) return faultOfSize(value.length, schema.minItems, schema.maxItems, 'items')
+  if (!TypeGuard.IsString(schema) || typeof value !== 'string') return `must be ${propertiesOf(schema) === undefined ? '' : 'an object '}${formOf(schema)}, got ${shown(value)}`
+  const { length } = value
+  const { minLength = 0, maxLength = Infinity } = schema
+  return length < minLength || length > maxLength ? faultOfSize(length, minLength, maxLength, 'characters') : `${(schema as Marks).rule}, got ${shown(value)}`
+}
+
+function faultOfSize (size: number, minimum = 0, maximum = Infinity, unit: string): string {
+  return `must have ${size < minimum ? `at least ${minimum}` : `at most ${maximum}`} ${unit}, has ${size}`
+}
+
+/** Returns what a value of a schema looks like: `"immediate" or { intervalMs }`. With `many`, the plural. */
+export function formOf (schema: TSchema, many = false): string {
+  if (TypeGuard.IsUnion(schema)) return schema.anyOf.map(variant => formOf(variant, many)).join(' or ')
   if (TypeGuard.IsLiteral(schema)) return JSON.stringify(schema.const)
-  if (TypeGuard.IsArray(schema)) return `an array of ${formOf(schema.items)}s`
-  if (TypeGuard.IsFunction(schema)) return 'a function'
+  if (TypeGuard.IsArray(schema)) return `${many ? 'arrays' : 'an array'} of ${formOf(schema.items, true)}`
+  if (TypeGuard.IsInteger(schema)) return `an integer from ${schema.minimum} to ${schema.maximum}`
   const properties = propertiesOf(schema)
-  return properties === undefined ? String(schema.type ?? 'any value') : `{ ${Object.keys(properties).join(', ')} }`
-}
-
-function nameIn (path: string): string {
-  return path.slice(path.lastIndexOf('/') + 1)
-}
-
-/** Returns the names that an object may have beside the one at this path. */
-function namesIn (schema: TSchema, path: string): string[] {
-  let place: TSchema | undefined = schema
-  for (const name of path.split('/').slice(1, -1)) place = propertiesOf(place ?? schema)?.[name]
-  return Object.keys(propertiesOf(place ?? schema) ?? {})
+  if (properties !== undefined) return `{ ${Object.keys(properties).join(', ')} }`
+  const name = String(schema.type).toLowerCase()
+  return many ? `${name}s` : `a ${name}`
 }
 
 /** Returns the values of a union of literals as JSON, or null for any other schema. */

@@ -1,12 +1,22 @@
 /** Maximum number of edits between a misspelt name and a suggestion. Short names allow fewer. */
 const MAX_EDITS = 3
 
+/** Maximum number of known names that an error lists. */
+const MAX_LISTED = 12
+/** Length from which the beginning of a known name counts as the name. */
+const MIN_BEGINNING = 4
+
+/** Returns the known names if they are few, and the nearest one: `: it has title, message; did you mean "title"?`. */
+export function alternatives (name: string, known: readonly string[]): string {
+  return (known.length > MAX_LISTED ? '' : `: it has ${known.join(', ')}`) + suggestion(name, known)
+}
+
 /** Returns `; did you mean "keepAlive"?` with the nearest known name, or an empty string if none is close enough. */
 export function suggestion (name: string, known: Iterable<string>): string {
   let nearest = ''
   let fewest = Math.min(MAX_EDITS, Math.ceil(name.length / 3)) + 1
   for (const candidate of known) {
-    const edits = editsBetween(name.toLowerCase(), candidate.toLowerCase(), fewest)
+    const edits = name.length >= MIN_BEGINNING && candidate.startsWith(name) ? 1 : editsBetween(name.toLowerCase(), candidate.toLowerCase(), fewest)
     if (edits >= fewest) continue
     fewest = edits
     nearest = candidate

@@ -202,7 +202,7 @@ t.test('allowedOrigins', async t => {
       else {
         refusal(t, stream, 403, 'SSE_ERR_ORIGIN_FORBIDDEN')
         const { origin, 'sec-fetch-site': site } = headers as Record<string, string>
-        t.equal(stream.body.message, `Pages of ${origin === undefined ? `another origin (Sec-Fetch-Site: "${site}")` : `origin "${origin}"`} must not open streams here; the option "allowedOrigins" lists the origins that may`)
+        t.equal(stream.body.message, `Pages of ${origin === undefined ? `another origin (Sec-Fetch-Site: "${site}")` : `origin "${origin}"`} are not allowed here; add the origin to the option "allowedOrigins"`)
       }
       t.equal(asked, allowed ? 1 : 0, 'nobody is asked about a page that may not')
     }

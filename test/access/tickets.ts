@@ -156,6 +156,9 @@ t.test('tickets', async t => {
     for (const grant of [{ userId: '' }, { userId: 7 }, { userId: 'a', ttlMs: 10 }, { userId: 'a', ttlMs: 700_000 }, { userId: 'a', expiresAt: NaN }, { userId: 'a', expiresAt: undefined }, { userId: undefined }, { userId: 'a', expires: 1 }, { userId: 'a', subscription: ['b'] }, { userId: 'a', subscriptions: 'b' }, { userId: 'a', subscriptions: ['1', '2', '3', '4'] }, { userId: 'a', claims: 'x'.repeat(4000) }, { userId: 'a', claims: 1n }]) {
       t.throws(() => app.sse.issueTicket(grant as never), { code: 'SSE_ERR_TICKET_NOT_ISSUED' })
     }
+    for (const [grant, message] of [['ada', 'issueTicket() takes an object { userId, claims, expiresAt, ttlMs, subscriptions }, got a string'], [undefined, 'got undefined'], [{ userid: 'ada' }, 'no property "userid": it has userId, claims, expiresAt, ttlMs, subscriptions; did you mean "userId"?'], [{ userId: 7 }, 'userId must be a string that is not empty, got 7: use String(id)']]) {
+      t.throws(() => app.sse.issueTicket(grant as never), { message: message as never })
+    }
     t.throws(() => app.sse.issueTicket({ userId: 'a', subscriptions: ['b::c'] }), { code: 'SSE_ERR_INVALID_SUBSCRIPTION' })
     const none = await serve(t, {}, {}, app => {
       app.post('/post', { sse: true }, async () => ({}))

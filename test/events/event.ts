@@ -1,6 +1,6 @@
 import { Type } from '@sinclair/typebox'
 import t from 'tap'
-import { defineEvents, type EventInput, type SSEOptions } from '../../lib/index.js'
+import { createNotificationEvent, defineEvents, type EventInput, type SSEOptions } from '../../lib/index.js'
 import { isApplicationEvent, serve, settleUnlogged } from '../helpers/app.js'
 import type { TestStream } from '../../lib/testing/index.js'
 
@@ -31,16 +31,16 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_INVALID_EVENT_NAME', { event: 'x'.repeat(257), data: 1 }],
     ['SSE_ERR_INVALID_EVENT_NAME', { event: 7, data: 1 }],
     ['SSE_ERR_INVALID_EVENT_NAME', { event: null, data: 1 }],
-    ['SSE_ERR_INVALID_ID', { ...ok, id: '5' }],
+    ['SSE_ERR_INVALID_ID', { ...ok, id: '5' }, {}, /is assigned by the log/],
     ['SSE_ERR_INVALID_ID', { ...ok, id: undefined }],
     ['SSE_ERR_INVALID_KEY', { ...ok, key: '' }],
     ['SSE_ERR_INVALID_KEY', { ...ok, key: 'x'.repeat(257) }],
     ['SSE_ERR_INVALID_KEY', { ...ok, key: 7 }],
     ['SSE_ERR_INVALID_KEY', ok, { key: '' }],
     ['SSE_ERR_INVALID_EVENT', null],
-    ['SSE_ERR_INVALID_EVENT', 'x'],
+    ['SSE_ERR_INVALID_EVENT', 'x', {}, /must be an object .*, got a string$/],
     ['SSE_ERR_INVALID_EVENT', { evnt: 'x', data: 1 }],
-    ['SSE_ERR_INVALID_EVENT', { ...ok, userIds: ['ada'] }, {}, /unknown property "userIds".*second argument/],
+    ['SSE_ERR_INVALID_EVENT', { ...ok, userIds: ['ada'] }, {}, /unknown property "userIds": it has event, data, priority, retry, key; receivers belong in the options of the broadcast$/],
     ['SSE_ERR_INVALID_PRIORITY', { ...ok, priority: 4 }],
     ['SSE_ERR_INVALID_PRIORITY', { ...ok, priority: -1 }],
     ['SSE_ERR_INVALID_PRIORITY', { ...ok, priority: 1.5 }],
@@ -70,7 +70,9 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a', message: 'b', level: 'fatal' } }, {}, /\/level: Expected one of "info", "success", "warning", "error"$/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a', message: 'b', extra: 1 } }, {}, /\/extra/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: { title: 'a', message: 'b', actions: ['x'] } }, {}, /\/actions\/0/],
-    ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: 'text' }],
+    ['SSE_ERR_INVALID_PAYLOAD', { event: 'notification', data: 'text' }, {}, /is invalid at \/: Expected { title, message, level, actions }, got a string$/],
+    ['SSE_ERR_INVALID_PAYLOAD', createNotificationEvent('text' as never), {}, /got a string$/],
+    ['SSE_ERR_INVALID_PAYLOAD', createNotificationEvent(Promise.resolve() as never), {}, /is a promise: await it first$/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'data', data: { data: 1 } }, {}, /\/resource/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'data', data: { resource: '', data: 1 } }, {}, /\/resource/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'data', data: { resource: 'a' } }, {}, /\/data/],
@@ -78,15 +80,15 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'data', data: { resource: 'a', data: () => {} } }, {}, /\/data/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'data', data: null }],
     ...(['userIds', 'subscriptionIds', 'clientIds', 'exceptClientIds'] as const).flatMap((list): Case[] => [
-      ['SSE_ERR_INVALID_TARGET', ok, { [list]: undefined }, new RegExp(list)],
+      ['SSE_ERR_INVALID_TARGET', ok, { [list]: undefined }, new RegExp(`${list} must be an array of strings, got undefined$`)],
       ['SSE_ERR_INVALID_TARGET', ok, { [list]: null }],
       ['SSE_ERR_INVALID_TARGET', ok, { [list]: 'ada' }],
-      ['SSE_ERR_INVALID_TARGET', ok, { [list]: [7] }],
+      ['SSE_ERR_INVALID_TARGET', ok, { [list]: ['ada', 7] }, new RegExp(`${list}\\[1\\] must be a string that is not empty, got 7: use String\\(id\\)$`)],
       ['SSE_ERR_INVALID_TARGET', ok, { [list]: [''] }],
       ['SSE_ERR_INVALID_TARGET', ok, { [list]: ['ada', undefined] }],
       ['SSE_ERR_INVALID_TARGET', ok, { [list]: new Set(['ada']) }]
     ]),
-    ['SSE_ERR_INVALID_TARGET', ok, { userId: ['ada'] }, /unknown property "userId"/],
+    ['SSE_ERR_INVALID_TARGET', ok, { userId: ['ada'] }, /unknown property "userId": it has .*; did you mean "userIds"\?$/],
     ['SSE_ERR_INVALID_TARGET', ok, { users: ['ada'] }],
     ['SSE_ERR_INVALID_TARGET', ok, { subscriptions: ['a'] }],
     ['SSE_ERR_INVALID_TARGET', ok, { filter: undefined }],
@@ -109,6 +111,7 @@ t.test('what cannot be sent is refused, and nothing is sent or logged', async t 
     ['SSE_ERR_UNKNOWN_EVENT', { event: 'caht', data: { text: 'a', tags: [] } }, {}, /"caht" is not in the catalogue; did you mean "chat"\?$/],
     ['SSE_ERR_UNKNOWN_EVENT', { data: 'no name' }, {}, /"message"/],
     ['SSE_ERR_UNKNOWN_EVENT', { event: 'constructor', data: {} }],
+    ['SSE_ERR_UNKNOWN_RESOURCE', { event: 'data', data: { resource: 'x'.repeat(1_000_000), data: 1 } }, {}, /^Resource "x{80}…" is not/],
     ['SSE_ERR_UNKNOWN_RESOURCE', { event: 'data', data: { resource: 'order', data: { id: 1 } } }, {}, /"order" is not in the catalogue; did you mean "orders"\?$/],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'data', data: { resource: 'orders', data: { id: 1.5 } } }, {}, /"orders" is invalid at \/id: /],
     ['SSE_ERR_INVALID_PAYLOAD', { event: 'chat', data: { text: 'a', tags: [1, 'two'] } }, {}, /"chat" is invalid at \/tags\/1: /],

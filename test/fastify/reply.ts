@@ -9,6 +9,7 @@ import ssePlugin, { SSEError, type SSEConnection } from '../../lib/index.js'
 import { listen } from '../helpers/app.js'
 import { blocksOf, dataOf } from '../helpers/raw.js'
 import { raw, start, startSource } from '../helpers/reply.js'
+import { start as startLogged } from '../helpers/server.js'
 import { turns, until } from '../helpers/wait.js'
 
 const never = new Promise<never>(() => {})
@@ -133,10 +134,10 @@ t.test('refusals before the head are JSON answers, and leave no source behind', 
 t.test('what is neither a source nor options opens no stream', async t => {
   const attempts: [unknown[], string, RegExp][] = [
     [[Promise.resolve(['a'])], 'SSE_ERR_INVALID_SOURCE', /await it/],
-    [['text'], 'SSE_ERR_INVALID_SOURCE', /a string/],
+    [['text'], 'SSE_ERR_INVALID_SOURCE', /got a string$/],
     [[null], 'SSE_ERR_INVALID_SOURCE', /null/],
     [[{ subscription: 'a' }], 'SSE_ERR_INVALID_OPTION', /"subscription" of reply.sse\(\) is not an option/],
-    [[['a'], { subscriptions: ['a'] }], 'SSE_ERR_INVALID_OPTION', /subscriptions/],
+    [[['a'], { subscriptions: ['a'] }], 'SSE_ERR_INVALID_OPTION', /"subscriptions" of reply.sse\(source\) is not an option: it has clientInfo,/],
     [[{ subscriptions: 'chat' }], 'SSE_ERR_INVALID_SUBSCRIPTION', /must be an array/],
     [[{ subscriptions: [7] }], 'SSE_ERR_INVALID_SUBSCRIPTION', /must be a string/]
   ]
@@ -145,6 +146,17 @@ t.test('what is neither a source nor options opens no stream', async t => {
   })
   for (const [i, [, code, message]] of attempts.entries()) t.match(await (await fetch(`${url}/${i}`)).json(), { code, message })
   t.match(app.sse.stats(), { connections: 0, closed: {} })
+})
+
+t.test('an array of topics as a source is sent, and warned of', async t => {
+  const { app, open, lines } = await startLogged(t, async app => {
+    await app.register(ssePlugin)
+    app.get('/topics', (_request, reply) => reply.sse(['news:**', 'orders']))
+    app.get('/texts', (_request, reply) => reply.sse(['good morning', 'orders']))
+  })
+  for (const path of ['/texts', '/topics']) await (await open(path)).ended
+  t.match(lines.filter(({ level }) => level === 40), [{ first: 'news:**', msg: /subscriptions belong in reply\.sse\(\{ subscriptions \}\)/ }])
+  t.equal(app.sse.connectionCount, 0)
 })
 
 t.test('a handler that forgets the promise of reply.sse() does not end the process', async t => {

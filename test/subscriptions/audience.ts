@@ -87,7 +87,7 @@ t.test('who gets it', async t => {
   })
 })
 
-t.test('a filter that throws leaves out that connection only, and is logged', async t => {
+t.test('a filter that throws, or is async, leaves out that connection only, and is logged', async t => {
   const lines: string[] = []
   const service = await serve(t, {}, { logger: { level: 'error', stream: { write: line => { lines.push(line) } } } })
   const ada = await service.join('ada')
@@ -99,10 +99,12 @@ t.test('a filter that throws leaves out that connection only, and is logged', as
     }
   })
   t.equal(delivery.delivered, 1)
+  await service.app.sse.broadcastEvent({ event: 'x', data: 1 }, { userIds: ['ada'], filter: (async () => true) as never })
   await settleUnlogged(service, ada.stream, grace.stream)
   t.strictSame([seen(ada.stream), seen(grace.stream)], [[], ['x']])
-  t.equal(lines.length, 1)
-  t.match(JSON.parse(lines[0]!), { err: { message: 'no such room' }, clientId: ada.connection.clientId })
+  t.equal(lines.length, 2)
+  t.match(JSON.parse(lines[0]!), { msg: 'A broadcast filter threw; the connection does not receive the event', err: { message: 'no such room' }, clientId: ada.connection.clientId })
+  t.match(JSON.parse(lines[1]!), { msg: 'A broadcast filter returned a promise; the connection does not receive the event', err: { message: 'Target filter must return true or false, not a promise' } })
 })
 
 t.test('a filter that throws what has no text, or answers with a promise, stops nobody', async t => {

@@ -50,6 +50,8 @@ t.test('authorizeSubscription', async t => {
   t.equal(server.app.sse.connectionCount, 1)
   t.match(server.errors().map(({ err }) => err.stack), server.errors().map(() => /secret/))
   t.ok(server.errors().length >= 2, 'what breaks is logged')
+  await server.open('/sse?s=a,throws', { headers: { accept: 'text/event-stream' } })
+  t.match(server.errors().at(-1), { err: { message: 'Authentication could not be completed: authorizeSubscription failed for subscription "throws"' } })
 
   questions.length = 0
   await server.app.sse.addSubscription(connection!.clientId, 'c')

@@ -290,7 +290,7 @@ t.test('ids that are not strings, as a database has them, are refused: what they
       removeSubscription: () => sse.removeSubscription(id, 'room:1'),
       getConnection: async () => sse.getConnection(id),
       getConnectionsByUser: async () => sse.getConnectionsByUser(id)
-    })) await t.rejects(call(), { code: 'SSE_ERR_INVALID_TARGET', message: /must be a string that is not empty, not / }, name)
+    })) await t.rejects(call(), { code: 'SSE_ERR_INVALID_TARGET', message: /must be a string that is not empty, got / }, name)
   }
   for (const subscription of [7, undefined, null, '', 'a::b', 'room:1*'] as string[]) {
     for (const [name, call] of Object.entries<() => Promise<unknown>>({

@@ -349,6 +349,7 @@ t.test('a URL: a server without Fastify, or of another process', async t => {
   await manager.broadcastData('x', 1)
   await stream.next('data')
   await t.rejects(openStream(`http://127.0.0.1:${port}`, '/any', { user: 'ada' }), { code: 'SSE_ERR_TEST_MISUSE', message: '"headers"' })
+  await t.rejects(openStream(`http://127.0.0.1:${port}`, '/any', { usr: 'ada' } as never), { code: 'SSE_ERR_TEST_MISUSE', message: /no option "usr": .*did you mean "user"/ })
   await t.rejects(openStream('http://127.0.0.1:1', '/any'), { code: 'ECONNREFUSED' })
 })
 

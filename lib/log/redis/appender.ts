@@ -92,7 +92,7 @@ export class Appender {
   publish (message: OutgoingMessage): Promise<Published> {
     const bytes = OVERHEAD_BYTES + bytesOf(message)
     if (this.#connection === null && !this.#options.waitWhenDown) throw new BrokerUnavailable(nothing(this.#downBecause), { cause: this.#downBecause })
-    if (this.#pending.size > 0 && this.#bytes + bytes > this.#options.maxPendingBytes) throw new BrokerUnavailable('is too slow: too much waits for it already; nothing was published')
+    if (this.#pending.size > 0 && this.#bytes + bytes > this.#options.maxPendingBytes) throw new BrokerUnavailable('has reached maxPendingBytes; nothing was published')
     return new Promise((resolve, reject) => {
       const pending: Pending = { message, nonce: `${this.#log.writerId}-${(++this.#published).toString(36)}`, bytes, deadline: performance.now() + this.#options.publishTimeoutMs, sent: false, logged: null, resolve, reject }
       this.#pending.set(pending.nonce, pending)

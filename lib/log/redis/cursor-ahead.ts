@@ -134,7 +134,7 @@ export class CursorAhead {
         return
       }
       this.#waiting.delete(waiter)
-      waiter.reject(new BrokerUnavailable(`has more than has come to this node within ${PATIENCE_MS} ms`))
+      waiter.reject(new BrokerUnavailable(`is ahead of this node, which has not caught up within ${PATIENCE_MS} ms`))
     }
   }
 }

@@ -68,7 +68,7 @@ export class NodeChannel {
     try {
       await connection.send(['XADD', this.#key, 'MINID', '~', String(oldest), '*', 'h', headOf(message, ''), 'd', message.data], this.#replyTimeoutMs)
     } catch (cause) {
-      throw new BrokerUnavailable('could not carry a message to the other nodes', { cause })
+      throw new BrokerUnavailable('could not deliver a message to the other nodes', { cause })
     }
   }
 
@@ -88,7 +88,7 @@ export class NodeChannel {
       }
       if (entries.length > 0) read = this.#read = String(entries.at(-1)![0])
       // Thrown after the delivery, so that on a slow link the next connection continues after these messages.
-      if (silentMs > KEPT_MS) throw new BrokerUnavailable(`was not heard by this node for ${silentMs} ms: messages of other nodes may be lost`)
+      if (silentMs > KEPT_MS) throw new BrokerUnavailable(`did not reach this node for ${silentMs} ms: messages of other nodes may be lost`)
       // A stream that was deleted can restart with smaller ids, and no entry follows an id that is far ahead.
       if (entries.length === 0 || timeOf(read) > this.#clock.now + MAX_AHEAD_MS) read = await this.#locate(connection)
       await endOfTurn()

@@ -6,7 +6,7 @@ import type { IoredisClient, NodeRedisClient } from './client.js'
 /** The schema of the options of `redisStreamsBroker`. The documentation, the validation and the public type come from it. */
 export const RedisStreamsOptionsSchema = Type.Object({
   client: Type.Unsafe<IoredisClient | NodeRedisClient | string>(Type.Unknown({ description: 'Client of `ioredis` (also `fastify.redis`) or node-redis for a single server. With `ioredis` installed, also a URL: `redis://`, `rediss://` or `unix://`. The client is duplicated and not used itself.' })),
-  keyPrefix: Type.String({ minLength: 1, maxLength: 128, pattern: '^[^{}\\s]+$', default: 'sse', description: 'Prefix of all keys, written in braces: 1 to 128 characters without braces and white space. Each prefix is a separate log.' }),
+  keyPrefix: Type.String({ minLength: 1, maxLength: 128, pattern: '^[^{}\\s]+$', rule: 'must not have braces or white space', default: 'sse', description: 'Prefix of all keys, written in braces: 1 to 128 characters without braces and white space. Each prefix is a separate log.' }),
   database: Type.Optional(Type.Integer({ minimum: 0, maximum: 2 ** 31 - 1, description: 'Number of the Redis database. Absent: the database of the client.' })),
   replyTimeoutMs: durationMs('Time limit for a reply and for a new connection, in milliseconds. When it is exceeded, the connection is closed and a new one is made. The time starts again while bytes of a reply arrive.', 2_000, 100, 60_000),
   publishTimeoutMs: durationMs('Time limit for the confirmation of a publish, in milliseconds. When it is exceeded, the publish is rejected with `SSE_ERR_BROKER_UNAVAILABLE`.', 2_000, 100, 60_000),

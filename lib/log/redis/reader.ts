@@ -115,7 +115,7 @@ export class LogReader {
     this.#seenAt = now
     this.#known = { newest, ephemerals }
     this.#log.progress = { epoch, ...(place.command > position ? { command: 0, commandTime: 0 } : { command: place.command, commandTime: place.commandTime }) }
-    this.#sink.moved(epoch, position, reason, `has begun anew: ${why}`, commandsKept)
+    this.#sink.moved(epoch, position, reason, `has a new epoch: ${why}`, commandsKept)
   }
 
   /**
@@ -156,7 +156,7 @@ export class LogReader {
     if (!ours || number !== expected) {
       this.#position = ours ? number - 1 : number
       this.#positionTime = null
-      this.#sink.moved(this.#epoch, this.#position, 'trimmed', `lacks ${expected === this.#position ? `the event ${expected}` : `the events ${expected} to ${this.#position}`}: deleted, trimmed before this node has read them, or none of ours`, ours && entry.command < expected)
+      this.#sink.moved(this.#epoch, this.#position, 'trimmed', `lacks ${expected === this.#position ? `the event ${expected}` : `the events ${expected} to ${this.#position}`}: deleted, trimmed before this node has read them, or not written by this package`, ours && entry.command < expected)
     }
     if (!ours) return
     this.#sink.arrived(entry)

@@ -134,9 +134,9 @@ export class RedisStore {
    */
   async claim (connection: Connection, key: string, ttlMs: number): Promise<boolean> {
     const reply = await CLAIM.run(connection, [this.#meta, this.#claims + key], [String(this.progress.epoch), String(Math.ceil(ttlMs))], this.#replyTimeoutMs).catch((cause: unknown) => {
-      throw new BrokerUnavailable('could not be asked', { cause })
+      throw new BrokerUnavailable('could not be reached to claim a key', { cause })
     })
-    if (Number(reply) < 0) throw new BrokerUnavailable('has begun anew, and this node has not read the new one yet')
+    if (Number(reply) < 0) throw new BrokerUnavailable('has a new epoch that this node has not read yet')
     return Number(reply) === 1
   }
 

@@ -61,7 +61,8 @@ local function renew (why)
   redis.call('HSET', KEYS[1], 'epoch', integer(epoch), 'seq', 0, 'ephemerals', 0, 'why', why, 'previous', integer(previous), 'previousCommand', integer(previousCommand), 'previousTime', integer(previousTime))
 end
 if wrong then renew(wrong)
-elseif not epoch or not seq or not ephemerals then renew('the key ' .. KEYS[1] .. ' was deleted or changed')
+elseif redis.call('EXISTS', KEYS[1]) == 0 then renew('Redis has lost the log (restarted without its data, flushed, or the key ' .. KEYS[1] .. ' was deleted)')
+elseif not epoch or not seq or not ephemerals then renew('the key ' .. KEYS[1] .. ' was changed')
 elseif seq > 0 and length == 0 and redis.call('EXISTS', KEYS[2]) == 0 then renew('the key ' .. KEYS[2] .. ' was deleted')
 else inherit() end
 `
