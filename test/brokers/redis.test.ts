@@ -672,7 +672,9 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     // The node that begins an epoch tells Redis what it has read of the previous one.
     await server.ask('DEL', '{whole}:meta')
     log.progress = { epoch: before!.epoch, command: 7, commandTime: 1_000 }
-    t.match(await log.greet(connection, { asked: 0 }), { previous: log.progress })
+    t.match(await log.greet(connection, { asked: 0 }), { previous: log.progress, why: 'Redis has lost the log (restarted without its data, flushed, or the key {whole}:meta was deleted)' })
+    await server.ask('HSET', '{whole}:meta', 'seq', 'x')
+    t.match(await log.greet(connection, { asked: 0 }), { why: 'the key {whole}:meta was changed' })
     log.progress = { epoch: 0, command: 0, commandTime: 0 }
     // What is remembered of the writer was overwritten.
     await server.ask('DEL', '{whole}:writer:writer')
