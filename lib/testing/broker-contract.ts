@@ -96,6 +96,28 @@ function ofEachNode (check: Check, shared: boolean): void {
     assert.deepEqual(texts((await node.read(start)).messages), ['2', '3', '4', '5'])
   })
 
+  check('a read for a connection leaves out nothing that the connection can receive', async join => {
+    const node = await join()
+    const { broker } = node
+    const start = broker.position
+    const targets = [{}, { subscriptionIds: ['room:1'] }, { subscriptionIds: ['room:2:x'] }, { subscriptionIds: ['other'] }, { userIds: ['ada'] }, { userIds: ['alan'] }, { clientIds: ['c'] }, { userIds: ['ada'], subscriptionIds: ['room:1'] }]
+    // Enough for a broker that uses an index only for long reads.
+    for (const n of numbers(400)) await node.publish(n, { target: targets[Number(n) % targets.length]! })
+    await node.has(400)
+    const interest = { clientId: 'c', userId: 'ada', subscriptions: new Set(['room:1', 'room:*:x']) }
+    const read: string[] = []
+    for (let after = start, reads = 0; after < start + 400; reads++) {
+      assert.ok(reads < 400, 'reads come to the end')
+      const { messages, next, gap } = await broker.read({ epoch: broker.epoch, after, priority: EventPriority.NORMAL, limit: 30, interest })
+      assert.equal(gap, undefined)
+      assert.ok(messages.length <= 30 && next > after)
+      read.push(...texts(messages))
+      after = next
+    }
+    const wanted = numbers(400).filter(n => ![3, 5].includes(Number(n) % targets.length))
+    assert.deepEqual(read.filter(text => wanted.includes(text)), wanted)
+  }, { ...HISTORY, maxEvents: 1_000 })
+
   check('has delivered a message here when its publish resolves', async join => {
     const node = await join()
     for (const ephemeral of [false, true]) {
