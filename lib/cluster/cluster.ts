@@ -236,7 +236,10 @@ export class Cluster {
   /** See `SSEManager.presence`. */
   async presence (subscription: string): Promise<Presence> {
     const { value, complete, unanswered } = await this.ask('presence', subscription)
-    return withAnnounced({ ...value!, complete: complete && value!.complete }, this.#presence?.heldOnlyBy(unanswered, subscription) ?? [])
+    const presence = { ...value!, complete: complete && value!.complete }
+    if (this.#presence === null) return presence
+    // A node with too many users has listed only some: the others are not absent.
+    return withAnnounced(presence, this.#presence.announced(subscription, value!.complete ? undefined : unanswered))
   }
 
   /** See `SSEManager.clusterStats`. */

@@ -48,8 +48,8 @@ export interface Presence {
   anonymous: number
   /**
    * Each user once, with the number of its streams. A node lists at most 1,000 users. In a topic of `presenceEvents`, users who may
-   * return unannounced are included, so that the list agrees with `sse:join` and `sse:leave`. 0 connections: the user has no stream, or,
-   * if `complete` is false, its streams were not reported.
+   * return unannounced are included, so that the list agrees with `sse:join` and `sse:leave`. 0 connections: the user has no
+   * stream now. Users of a node that has not answered count as one connection for each node.
    */
   users: {
     /** User id. */
@@ -136,15 +136,14 @@ function holdersOf (connections: readonly SSEConnection[]): Presence {
   return { connections: connections.length, anonymous, users: users.slice(0, MAX_NAMED_USERS), complete: users.length <= MAX_NAMED_USERS }
 }
 
-/** Adds announced users that no node has listed. @internal */
-export function withAnnounced ({ users, complete, ...counts }: Presence, announced: readonly string[]): Presence {
+/**
+ * Adds announced users that no node has listed, with the number of nodes that hold them: a node has not answered, or the user has
+ * returned since its node answered. @internal
+ */
+export function withAnnounced ({ users, complete, ...counts }: Presence, announced: ReadonlyMap<string, number>): Presence {
   const known = new Set(users.map(({ userId }) => userId))
-  const missing = announced.filter(userId => !known.has(userId))
-  return {
-    ...counts,
-    users: users.concat(missing.slice(0, MAX_NAMED_USERS).map(userId => ({ userId, connections: 0 }))),
-    complete: complete && missing.length <= MAX_NAMED_USERS
-  }
+  const missing = Array.from(announced, ([userId, connections]) => ({ userId, connections })).filter(({ userId }) => !known.has(userId))
+  return { ...counts, users: users.concat(missing.slice(0, MAX_NAMED_USERS)), complete: complete && missing.length <= MAX_NAMED_USERS }
 }
 
 function mergePresence (one: Presence, other: Presence): Presence {

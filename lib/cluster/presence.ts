@@ -117,12 +117,15 @@ export class PresenceList {
   // --- All nodes, in log order ---
 
   /**
-   * Returns the announced users of a topic whom only these nodes hold, if any: `sse:join` was sent for them on this node, and
-   * `sse:leave` was not.
+   * Returns the announced users of a topic, and how many nodes hold each: `sse:join` was sent for them on this node, and `sse:leave` was
+   * not. A user whom no node holds may still return unannounced.
+   * @param only the nodes that may hold them; absent: any
    */
-  heldOnlyBy (nodeIds: readonly string[], topic: string): string[] {
-    const users: string[] = []
-    for (const [userId, nodes] of this.#places.get(topic) ?? []) if ([...nodes].every(nodeId => nodeIds.includes(nodeId))) users.push(userId)
+  announced (topic: string, only?: readonly string[]): Map<string, number> {
+    const users = new Map<string, number>()
+    for (const [userId, nodes] of this.#places.get(topic) ?? []) {
+      if (only === undefined || [...nodes].every(nodeId => only.includes(nodeId))) users.set(userId, nodes.size)
+    }
     return users
   }
 

@@ -284,8 +284,6 @@ export abstract class Sender {
     waiter?.()
   }
 
-  // --- The end ---
-
   /** Discards waiting frames, and wakes a waiting source. @internal */
   protected stopSending (): void {
     this.backlog.clear()
