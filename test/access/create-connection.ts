@@ -47,6 +47,20 @@ t.test('createConnection', async t => {
     return createServer(app)
   }
 
+  t.test('a length that a middleware has set is not that of the stream', async t => {
+    const manager = new SSEManager()
+    const url = await serveHttp(t, createServer((request, response) => {
+      response.setHeader('content-length', '5')
+      manager.createConnection({ request, response })
+    }))
+    t.teardown(() => manager.close())
+    const socket = raw(t, url, {})
+    await socket.waitFor('retry: ')
+    await manager.broadcastEvent({ data: 'heard' })
+    await socket.waitFor('data: heard')
+    t.notOk('content-length' in socket.answers[0]!.headers)
+  })
+
   for (const [name, create] of Object.entries({ 'node:http': plain, 'Express 5': inExpress })) {
     t.test(name, async t => {
       const manager = new SSEManager({ authHandler, requireAuthentication: true, authorizeSubscription: ({ userId }) => userId !== 'eve', drainMs: 300, maxConnections: 2 })

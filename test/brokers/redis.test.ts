@@ -1,6 +1,6 @@
 import fastifyRedis from '@fastify/redis'
 import { createClient, RESP_TYPES } from '@redis/client'
-import { once } from 'node:events'
+import { getEventListeners, once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import Fastify from 'fastify'
@@ -9,6 +9,7 @@ import t, { type Test } from 'tap'
 import type { Broker, GapReason, History, Published } from '../../lib/log/broker.js'
 import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/redis.js'
+import { Appender } from '../../lib/log/redis/appender.js'
 import { connector } from '../../lib/log/redis/client.js'
 import { ServerClock } from '../../lib/log/redis/server-clock.js'
 import { MAX_COUNT, ReadSize } from '../../lib/log/redis/read-size.js'
@@ -18,6 +19,7 @@ import { formatCursor } from '../../lib/log/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
 import { brokerContract, slowRedis } from '../../lib/testing/index.js'
 import { payloads, serve, type Service } from '../helpers/app.js'
+import { collect } from '../helpers/heap.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
 
@@ -815,6 +817,114 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     }
   })
 
+  await t.test('the history is read again after a connection for it could not be made', async t => {
+    const server = await start(t)
+    const admin = new Redis(server.url)
+    t.teardown(() => { admin.disconnect() })
+    const one = await open(t, { client: server.url })
+    for (const n of numbers(3)) await one.publish(n)
+    for (const client of [new Redis(server.url, { lazyConnect: true }), createClient({ url: server.url })]) {
+      const node = await open(t, { client })
+      await until(async () => {
+        await admin.call('CONFIG', 'SET', 'maxclients', String(String(await admin.client('LIST')).trim().split('\n').length))
+        return /max number of clients/.test(await server.ask('PING').catch(() => ''))
+      }, undefined, 'no more clients are let in')
+      await t.rejects(node.read(0))
+      await admin.call('CONFIG', 'SET', 'maxclients', '1000')
+      t.strictSame(await node.read(0), numbers(3))
+      t.strictSame(node.states, ['up'])
+    }
+  })
+
+  await t.test('a node that is one event behind a cursor has it with this event, and waits for no other', async t => {
+    const proxy = await slowRedis({ port: server.port, test: t })
+    const one = await open(t, { client: url, keyPrefix: 'behind' })
+    const late = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'behind' })
+    proxy.hold('XREAD')
+    await one.publish('1')
+    const asked = await server.calls('evalsha')
+    const reading = late.read(1)
+    reading.catch(() => {})
+    await until(async () => await server.calls('evalsha') > asked)
+    // The answer to this comes behind that to the question where the log stands.
+    await late.broker.claim('any', 1_000)
+    proxy.release()
+    t.strictSame(await reading, [])
+    t.strictSame(texts(late), ['1'])
+  })
+
+  await t.test('messages between nodes are heard once, also after nobody has said anything for a time', async t => {
+    const node = await open(t, { client: url, keyPrefix: 'quiet' })
+    await node.publish('one', { ephemeral: true, channel: 'node' })
+    await until(() => node.delivered.length === 1)
+    const looks = await server.calls('exists')
+    await until(async () => await server.calls('exists') > looks, undefined, 'it looks where the stream ends')
+    await node.publish('two', { ephemeral: true, channel: 'node' })
+    await until(() => texts(node).includes('two'))
+    t.strictSame(texts(node), ['one', 'two'])
+  })
+
+  await t.test('what was logged behind ephemeral messages that are gone comes all the same', async t => {
+    const proxy = await slowRedis({ port: server.port, test: t })
+    const one = await open(t, { client: url, keyPrefix: 'gone' })
+    const other = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'gone' })
+    proxy.cut()
+    await until(() => other.states.at(-1) !== 'up')
+    for (const n of numbers(6)) await one.publish(n, { ephemeral: n === '2' || n === '4' })
+    await server.ask('DEL', '{gone}:ephemeral')
+    proxy.heal()
+    await until(() => other.delivered.length >= 4)
+    t.strictSame(texts(other), ['0', '1', '3', '5'])
+    t.strictSame(other.gaps, [])
+    await one.publish('6', { ephemeral: true })
+    await until(() => texts(other).includes('6'))
+  })
+
+  await t.test('a batch that came too late keeps its place before what was published after it', async t => {
+    const connection = await connector(url, undefined, 20_000)(() => {}, new AbortController().signal)
+    t.teardown(() => connection.destroy())
+    class Store extends RedisStore {
+      batches = 0
+      override append (...[connection, batch, history]: Parameters<RedisStore['append']>): ReturnType<RedisStore['append']> {
+        if (++this.batches > 1) return super.append(connection, batch, history)
+        publish('2')
+        return super.append(connection, { ...batch, remainingMs: () => -1_000 }, history)
+      }
+    }
+    const store = new Store('too-late', 'writer', new ServerClock(), 20_000)
+    const appender = new Appender(store, HISTORY, { publishTimeoutMs: 20_000, maxPendingBytes: 1 << 20, waitWhenDown: true })
+    const published: Promise<Published>[] = []
+    const publish = (data: string) => { published.push(appender.publish({ event: 'e', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false })) }
+    publish('0')
+    publish('1')
+    appender.serve(connection, () => {})
+    const { epoch } = await store.greet(connection, { asked: 0 })
+    const logged = async () => (await store.range(connection, epoch, 1, 3, new ReadSize())).map(({ message }) => message?.data).reverse()
+    await until(async () => (await logged()).length === 3)
+    t.ok(store.batches > 1)
+    t.strictSame(await logged(), numbers(3))
+    await until(() => {
+      appender.skipped(epoch, 3)
+      return Promise.race([Promise.all(published).then(() => true), sleep(5)])
+    })
+    t.strictSame((await Promise.all(published)).map(({ seq }) => seq), [1, 2, 3])
+    await appender.close()
+  })
+
+  await t.test('a link that has become slow is degraded while its node is late', async t => {
+    const proxy = await slowRedis({ port: server.port, test: t })
+    const history = { maxBytes: 1 << 26 }
+    const near = await open(t, { client: url, keyPrefix: 'late' }, history)
+    const far = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'late' }, history)
+    proxy.bytesPerSecond = 500_000
+    await Promise.all(numbers(150).map(() => near.publish('x'.repeat(50_000))))
+    await until(() => /has \d+ events that this node has not read yet/.test(far.states.at(-1)!))
+    proxy.bytesPerSecond = Infinity
+    await until(() => far.states.at(-1) === 'up')
+    t.equal(far.delivered.length, 150)
+    t.strictSame(far.gaps, [])
+  })
+
   await t.test('bytes of publishes that are answered make room again', async t => {
     const node = await open(t, { client: url, keyPrefix: 'room', maxPendingBytes: 10_000 })
     for (let round = 0; round < 10; round++) await Promise.all(numbers(4).map(() => node.publish('x'.repeat(1_000))))
@@ -915,6 +1025,43 @@ t.test('closing does not wait for a server that says nothing', async t => {
   }
 })
 
+t.test('a connection that was made does not listen for the end of its attempt', { skip: withoutRedis }, async t => {
+  const server = await start(t)
+  for (const client of [new Redis(server.url, { lazyConnect: true }), createClient({ url: server.url }), server.url]) {
+    const { signal } = new AbortController()
+    const connection = await connector(client, undefined, 20_000)(() => {}, signal)
+    t.equal(getEventListeners(signal, 'abort').length, 0)
+    connection.destroy()
+  }
+})
+
+t.test('during an outage', { skip: withoutRedis }, async t => {
+  const server = await start(t)
+  const proxy = await slowRedis({ port: server.port, test: t })
+  const client = () => new Redis(proxy.url, { lazyConnect: true })
+  const patient = await open(t, { client: client(), waitWhenDown: true, publishTimeoutMs: 60_000 })
+  const hasty = await open(t, { client: client(), waitWhenDown: true, publishTimeoutMs: 100 })
+  proxy.cut()
+  await until(() => [patient, hasty].every(({ states }) => states.at(-1) !== 'up'))
+
+  // Made here, so that nothing but the broker can keep them.
+  const rejected = numbers(10).map(n => {
+    const message = { event: 'e', data: n, priority: EventPriority.NORMAL, target: {}, ephemeral: false }
+    return { publishing: t.rejects(Promise.resolve(hasty.broker.publish(message)), unavailable), kept: new WeakRef(message) }
+  })
+  for (const { publishing } of rejected) await publishing
+  await until(() => {
+    collect()
+    return rejected.every(({ kept }) => kept.deref() === undefined)
+  }, undefined, 'what was rejected is forgotten')
+
+  const waiting = t.rejects(patient.publish('waits'), { code: 'SSE_ERR_CLOSED' }, 'what waits is answered')
+  let closed = false
+  patient.broker.close().then(() => { closed = true })
+  await until(() => closed, 20_000, 'closing does not wait for Redis')
+  await waiting
+})
+
 t.test('a server that refuses', { skip: withoutRedis }, async t => {
   const server = await start(t)
   for (const [what, wrong, right, message] of [
@@ -936,6 +1083,7 @@ t.test('a server that refuses', { skip: withoutRedis }, async t => {
     t.strictSame(texts(node), ['before', 'after'])
     t.strictSame(node.gaps, [])
     await node.broker.close()
+    await until(async () => await server.info('connected_clients') === 1, undefined, 'of all attempts no connection is left')
   }
 })
 

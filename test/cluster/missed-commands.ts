@@ -184,6 +184,19 @@ t.test('what is published in the turn in which a missed command is found is not 
   t.strictSame(back.stream.events.filter(isApplicationEvent).map(({ data }) => data), ['secret'])
 })
 
+t.test('streams that end by a gap are told no place behind it: who comes back learns of the gap', async t => {
+  const log = new TestLog()
+  const { join } = await serve(t, { broker: log })
+  const ada = await join('ada')
+  const { lastEventId } = ada.stream
+  log.epoch = 'two'
+  log.sink!.gap('epoch', undefined, false)
+  await ada.stream.ended
+  t.same(payloads(ada.stream, 'sse:close'), [{ reason: 'rights-unknown', reconnect: true }])
+  t.match(lastEventId, /^one\./)
+  t.equal(ada.stream.lastEventId, lastEventId)
+})
+
 t.test('other nodes are told that rights have changed before this one has asked the application', async t => {
   const log = new TestLog()
   let asked = 0

@@ -1,7 +1,7 @@
 import t from 'tap'
 import { EventPriority } from '../../lib/index.js'
 import { block, serve, settle } from '../helpers/app.js'
-import { turns } from '../helpers/wait.js'
+import { turns, until } from '../helpers/wait.js'
 import { blocksOf } from '../helpers/raw.js'
 
 t.test('a lagging client that reads nothing holds its place, and next to nothing else', async t => {
@@ -48,16 +48,44 @@ t.test('the budget holds for all slow clients together, whatever waits where', a
 })
 
 t.test('what has been sent takes nothing of the budget', async t => {
-  const service = await serve(t, { maxQueuedBytes: 1 << 20 })
-  const { stream } = await service.join('fast')
-  for (let i = 0; i < 150; i++) {
-    await service.app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(10_000) })
-    await turns(1)
+  // A large one is written in pieces.
+  for (const [count, bytes] of [[150, 10_000], [20, 100_000]] as const) {
+    const service = await serve(t, { maxQueuedBytes: 1 << 20 })
+    const { stream } = await service.join('fast')
+    for (let i = 0; i < count; i++) {
+      await service.app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(bytes) })
+      await turns(1)
+    }
+    await stream.collect(count, 'x')
+    const slow = await service.join('slow')
+    await block(slow)
+    for (let i = 0; i < 20; i++) t.ok(slow.connection.sendEvent({ event: 'small', data: i }), `after ${count} of ${bytes} bytes there is room`)
+    slow.stream.thaw()
+    await slow.stream.collect(20, 'small')
   }
-  await stream.collect(150, 'x')
-  const slow = await service.join('slow')
+})
+
+t.test('an event that several wait for takes room once', async t => {
+  const { app, join } = await serve(t, { maxQueuedBytes: 1 << 20 })
+  const slow = [await join('ada'), await join('grace'), await join('eve')]
+  for (const joined of slow) await block(joined)
+  t.match(await app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(300_000) }, { ephemeral: true }), { delivered: 3 })
+  for (const { stream } of slow) stream.thaw()
+  for (const { stream } of slow) await stream.collect(1, 'x')
+})
+
+t.test('who leaves in the middle of a large event takes nothing of the budget along', async t => {
+  const { app, join } = await serve(t, { maxQueuedBytes: 1 << 20 })
+  for (let i = 0; i < 10; i++) {
+    const { stream, connection } = await join('ada')
+    stream.freeze()
+    await app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(300_000) })
+    await turns(1)
+    t.ok(connection.stats().queuedBytes > 0, 'it waits')
+    await stream.close()
+    await until(() => app.sse.connectionCount === 0)
+  }
+  const slow = await join('slow')
   await block(slow)
   for (let i = 0; i < 20; i++) t.ok(slow.connection.sendEvent({ event: 'small', data: i }), 'there is room')
-  slow.stream.thaw()
-  await slow.stream.collect(20, 'small')
 })

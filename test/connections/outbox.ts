@@ -404,3 +404,20 @@ for (const [name, { published, history, budgets, must, ...rest }] of Object.entr
     for (const what of must) t.ok((statistics[what] ?? 0) > 10, `${what}: ${statistics[what]}`)
   })
 }
+
+t.test('an ephemeral event waits for what was logged before it, and no longer', async t => {
+  const outbox = new Outbox(1 << 20, new MemoryBudget(1 << 20))
+  const take = () => outbox.take(1 << 20, EPOCH, 5).frames.map(({ text }) => text)
+  const read = (seq: number) => t.ok(outbox.refill(new Frame('', `${seq}`, 1, seq)))
+  outbox.startAt([0, 0, 3, 3], 3)
+  outbox.push(new Frame('', 'ephemeral', 1), 3)
+  // Two more are logged meanwhile.
+  read(1)
+  read(2)
+  t.strictSame(take(), ['1', '2'])
+  read(3)
+  t.strictSame(take(), ['3', 'ephemeral'])
+  t.ok(outbox.lagging !== null, 'although the lane still lags')
+  read(4)
+  t.strictSame(take(), ['4'])
+})

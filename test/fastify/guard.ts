@@ -202,6 +202,15 @@ t.test('authStrategies, composed by @fastify/auth', async t => {
     }
   })
 
+  await t.test('a strategy that refuses leaves the answer its status where no user is required', async t => {
+    const server = await start(t, async app => {
+      await app.register(ssePlugin, { authStrategies: [async () => { throw Object.assign(new Error('no'), { statusCode: 401 }) }] })
+      app.get('/sse', { sse: true }, async request => ({ user: request.sseUser }))
+    })
+    const answer = await server.open('/sse')
+    t.strictSame([answer.status, answer.body], [200, { user: null }])
+  })
+
   await t.test('what a strategy or a hook sets must be a user, with rights that last', async t => {
     let given: unknown
     const server = await start(t, { requireAuthentication: true, authStrategies: [async request => { request.sseUser = given as SSEUser }] })

@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
-import { memoryBroker, SSEManager, type Log } from '../../lib/index.js'
+import { memoryBroker, SSEManager, type Broker, type Log } from '../../lib/index.js'
 import { openURL, payloads, serve, settleUnlogged } from '../helpers/app.js'
 import { turns } from '../helpers/wait.js'
 
@@ -87,4 +87,30 @@ t.test('a log that is open serves one manager', async t => {
   await t.rejects(second.open(), { code: 'SSE_ERR_INVALID_OPTION' })
   await t.rejects(second.broadcastEvent({ data: 1 }), { code: 'SSE_ERR_INVALID_OPTION' })
   t.match(await first.broadcastEvent({ data: 1 }), { delivered: 0 })
+})
+
+t.test('a log that could not be opened is opened by whoever asks next', async t => {
+  const log = memoryBroker()
+  let attempts = 0
+  const broker: Broker = {
+    shared: false,
+    get epoch () { return log.epoch },
+    get position () { return log.position },
+    open: async (sink, history, now) => {
+      if (++attempts === 1) throw new Error('away')
+      await log.open(sink, history, now)
+    },
+    publish: message => log.publish(message),
+    read: request => log.read(request),
+    claim: (key, ttlMs) => log.claim(key, ttlMs),
+    close: () => log.close()
+  }
+  const manager = new SSEManager({ broker })
+  t.teardown(() => manager.close())
+  await t.rejects(Promise.all([manager.open(), manager.open()]), { message: 'away' })
+  t.equal(attempts, 1, 'those that ask at the same time share an attempt')
+  t.match(await manager.broadcastEvent({ data: 1 }), { delivered: 0 })
+  await manager.open()
+  t.equal(attempts, 2)
+  t.match(manager.health(), { status: 'up' })
 })

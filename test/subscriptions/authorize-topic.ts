@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import t from 'tap'
 import { type BroadcastOptions, type TopicQuestion } from '../../lib/index.js'
-import { payloads, serve, settle, texts, type Service } from '../helpers/app.js'
+import { block, payloads, serve, settle, texts, type Service } from '../helpers/app.js'
 import { logged } from '../helpers/logged.js'
 import { until } from '../helpers/wait.js'
 
@@ -94,4 +94,25 @@ t.test('a subscription is taken away while connected', async t => {
   await publish(service, 'back', { subscriptionIds: ['a'] })
   await settle(service, one.stream)
   t.equal(texts(one.stream).at(-1), 'back', 'it can be given again')
+})
+
+t.test('a stream that authorizeTopic closes during its replay leaves nothing in the budget', async t => {
+  const { app, join } = await serve(t, {
+    maxQueuedBytes: 300_000,
+    authorizeTopic: ({ userId, connection }) => {
+      if (userId === 'leaver') app.sse.getConnection(connection.clientId)?.close()
+      return true
+    }
+  })
+  let cursor = (await join('ada')).stream.lastEventId
+  for (let round = 0; round < 40; round++) {
+    const ids: string[] = []
+    for (let i = 0; i < 4; i++) ids.push((await app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(5_000) }, { subscriptionIds: ['room:1'] })).id!)
+    const { stream } = await join('leaver', ['room:*'], { cursor })
+    await stream.until(() => !stream.isOpen)
+    cursor = ids.at(-1)!
+  }
+  const slow = await join('slow')
+  await block(slow)
+  for (let i = 0; i < 5; i++) t.ok(slow.connection.sendEvent({ event: 'small', data: 'x'.repeat(10_000) }), 'there is room')
 })

@@ -29,3 +29,19 @@ t.test('the index of patterns finds those that cover a topic, through any histor
     assert.equal(index.size, 0)
   }), { numRuns: RUNS }))
 })
+
+t.test('a change is not overlooked, however many follow before the topic is asked for again', async t => {
+  for (let others = 0; others <= 100; others++) {
+    for (const remove of [false, true]) {
+      const index = new PatternIndex<string>()
+      index.set('orders:*', 'orders:*')
+      if (remove) index.set('*:1', '*:1')
+      index.match('orders:1')
+      if (remove) index.delete('*:1')
+      else index.set('*:1', '*:1')
+      for (let i = 0; i < others; i++) index.set(`other-${i}:*`, `other-${i}:*`)
+      const found = [...index.match('orders:1')].sort()
+      if (found.length !== (remove ? 1 : 2)) t.fail(`${remove ? 'removed' : 'set'}, and ${others} others: ${found}`)
+    }
+  }
+})

@@ -10,7 +10,7 @@ import { connectH2, H2Stream } from '../helpers/h2.js'
 import { dataOf, requestText } from '../helpers/raw.js'
 import { raw, start, waitingAtMost, type Register } from '../helpers/reply.js'
 import { listenForTrouble } from '../helpers/trouble.js'
-import { until } from '../helpers/wait.js'
+import { turns, until } from '../helpers/wait.js'
 
 t.test('sockets', async t => {
   t.test('as many requests as a client cares to pipeline wait, without a warning, and go with the socket', async t => {
@@ -285,6 +285,35 @@ t.test('sockets', async t => {
     for (let i = 0; i < 2_000 && !connection!.stats().lagging; i++) await app.sse.broadcastEvent({ data: 'x'.repeat(30_000) })
     t.match(connection!.stats(), { lagging: true })
     t.ok(connection!.stats().queuedBytes < 400_000, `${connection!.stats().queuedBytes} bytes wait`)
+  })
+
+  t.test('a response that the application ends while a client is slow has nothing behind its end', async t => {
+    const { app, url } = await start(t, app => {
+      routes(app)
+      app.get('/ended', async (_request, reply) => {
+        await reply.sse()
+        ended = reply.raw
+      })
+    })
+    let ended: ServerResponse | null = null
+    const socket = raw(t, url, { path: '/ended' })
+    await socket.waitFor('retry: ')
+    socket.socket.pause()
+    const [connection] = app.sse.connections()
+    for (let i = 0; i < 2_000 && connection!.stats().queuedBytes < 300_000; i++) {
+      await app.sse.broadcastEvent({ data: 'x'.repeat(30_000) })
+      // Each in a write of its own: a larger one would be cut off in the middle.
+      await turns(1)
+    }
+    t.ok(connection!.stats().queuedBytes >= 300_000, 'more waits than the socket has taken')
+    ended!.end()
+    await app.sse.broadcastEvent({ data: 'behind' })
+    socket.send({ path: '/json' })
+    socket.socket.resume()
+    const [stream, json] = await socket.waitForAnswers(2)
+    t.notOk(dataOf(stream!.body).includes('behind'))
+    t.equal(json!.body, '{"json":true}', 'the next answer on the socket is whole')
+    await until(() => app.sse.connectionCount === 0)
   })
 
   t.test('a header that is not ASCII has the same bytes on a stream as anywhere else', async t => {
