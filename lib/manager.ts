@@ -204,7 +204,7 @@ export class SSEManager {
   }
 
   /**
-   * Returns the running nodes and their load. The values of other nodes are at most `cluster.heartbeatIntervalMs` old. A node that shuts down is removed at
+   * Returns the running nodes and their load. The values of other nodes are at most 1.2 × `cluster.heartbeatIntervalMs` old. A node that shuts down is removed at
    * once, a node that crashes within five intervals.
    */
   clusterStats (): ClusterStats {

@@ -44,8 +44,8 @@ const Schema = Type.Union([
   message('presence', { changes: Type.Array(Type.Tuple([Type.String(), Type.String(), Type.Boolean()])) }),
   /** The full list of the sending node: topics and user ids. `more`: another part follows. */
   message('present', { first: Type.Boolean(), more: Type.Boolean(), entries: Type.Array(Type.Tuple([Type.String(), Type.String()])) }),
-  /** Topics and user ids of users who have left and may return unannounced, for nodes that have started since. */
-  message('leaving', { entries: Type.Array(Type.Tuple([Type.String(), Type.String()])) })
+  /** Topics and user ids of users who have left and may return unannounced, and for how many milliseconds; for nodes that have started since. */
+  message('leaving', { entries: Type.Array(Type.Tuple([Type.String(), Type.String(), Type.Number()])) })
 ])
 /** A message between nodes. */
 export type NodeMessage = Static<typeof Schema>

@@ -110,7 +110,8 @@ export class PresenceList {
     for (let i = 0; i === 0 || i < entries.length; i += ENTRIES_PER_MESSAGE) {
       this.#host.say({ kind: 'present', first: i === 0, more: i + ENTRIES_PER_MESSAGE < entries.length, entries: entries.slice(i, i + ENTRIES_PER_MESSAGE) })
     }
-    const leaving = Array.from(this.#leaving.keys(), partsOf)
+    const now = this.#clock.monotonic()
+    const leaving = Array.from(this.#leaving, ([key, due]): [string, string, number] => [...partsOf(key), Math.max(0, due - now)])
     for (let i = 0; i < leaving.length; i += ENTRIES_PER_MESSAGE) this.#host.say({ kind: 'leaving', entries: leaving.slice(i, i + ENTRIES_PER_MESSAGE) })
   }
 
@@ -166,13 +167,17 @@ export class PresenceList {
    * a user who returns, for good.
    */
   lingering ({ entries }: MessageOf<'leaving'>): void {
-    for (const [topic, userId] of entries) {
+    const now = this.#clock.monotonic()
+    const leaving = [...this.#leaving]
+    for (const [topic, userId, restMs] of entries) {
       let users = this.#places.get(topic)
       if (users === undefined) this.#places.set(topic, users = new Map())
       if (users.has(userId)) continue
       users.set(userId, new Set())
-      this.#leaving.set(keyOf(topic, userId), this.#clock.monotonic() + this.#lingerMs)
+      leaving.push([keyOf(topic, userId), now + Math.min(restMs, this.#lingerMs)])
     }
+    this.#leaving.clear()
+    for (const [key, due] of leaving.sort(([, one], [, other]) => one - other)) this.#leaving.set(key, due)
     this.#wait()
   }
 

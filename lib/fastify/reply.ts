@@ -10,6 +10,9 @@ import { kindOf } from '../util/quote.js'
 import { safeLog, type Log } from '../util/logger.js'
 import { discard, hold, isSource, pump, type SourceFactory, type Source } from '../streams/source.js'
 
+/** Time in which an error handler of the application answers for a handler that has awaited. */
+const ANSWER_MS = 2_000
+
 /** Implements `reply.sse()`: authenticates the request unless its route did, admits the connection, and passes the body to Fastify. */
 export function replySSE (guard: Guard, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
   const { sent } = reply
@@ -18,7 +21,7 @@ export function replySSE (guard: Guard, request: FastifyRequest, reply: FastifyR
   answer.catch(err => {
     // A call after the answer, from a timer for instance, has nobody else who could report it.
     if (reply.sent && (!sent || err instanceof HeadAlreadySent)) warn(request, err, 'after the request was answered')
-    else setImmediate(() => { if (!reply.sent) warn(request, err, 'and the request has no answer') })
+    else setTimeout(() => { if (!reply.sent) warn(request, err, 'and the request has no answer') }, ANSWER_MS).unref()
   })
   return answer
 }
@@ -40,7 +43,7 @@ function assertOptions (options: unknown, names: readonly string[]): asserts opt
 
 async function stream (guard: Guard, request: FastifyRequest, reply: FastifyReply, source: Source | SourceFactory, options: unknown): Promise<void> {
   let connection: SSEConnection
-  if (Array.isArray(source) && source.length > 0 && source.slice(0, 128).every(isSubscription)) safeLog(request.log).warn({ first: source[0] }, 'reply.sse() received an array of topics and sends them as data: subscriptions belong in reply.sse({ subscriptions })')
+  if (Array.isArray(source) && source.length > 0 && source.slice(0, 128).every(isSubscription) && source.some(topic => /[:*]/.test(String(topic)))) safeLog(request.log).warn({ first: source[0] }, 'reply.sse() sends this array as data, and it looks like topics: subscriptions belong in reply.sse({ subscriptions })')
   hold(source)
   try {
     connection = await connect(guard, request, reply, false, options)

@@ -36,14 +36,24 @@ export class LogIndex {
   /** Messages that any connection can receive. */
   readonly #others = new Postings()
 
-  /** Adds a message that is newer than all others. */
-  add (seq: number, target: Target): void {
+  /** Returns whether a connection can be served without a scan of the log. */
+  static serves ({ subscriptions }: Interest): boolean {
+    if (subscriptions.size > MAX_LISTS) return false
+    for (const subscription of subscriptions) if (isPattern(subscription) && literalPrefix(subscription) === '') return false
+    return true
+  }
+
+  /** Adds a message that is newer than all others. Returns in how many lists it is. */
+  add (seq: number, target: Target): number {
+    let count = 0
     if (!this.#each(target, (lists, key) => {
+      count++
       const list = lists.get(key)
       if (list === undefined || list === seq) lists.set(key, seq)
       else if (typeof list === 'number') lists.set(key, new Postings(list, seq))
       else list.add(seq)
     })) this.#others.add(seq)
+    return Math.max(1, count)
   }
 
   /** Removes the oldest message. */
@@ -54,21 +64,15 @@ export class LogIndex {
     })) this.#others.removeOldest(seq)
   }
 
-  /** Returns the lists that contain all messages the connection can receive; null if the log must be scanned. */
-  lists ({ clientId, userId, subscriptions }: Interest): Postings[] | null {
-    if (subscriptions.size > MAX_LISTS) return null
+  /** Returns the lists that contain all messages the connection can receive. The connection is one that the index `serves()`. */
+  lists ({ clientId, userId, subscriptions }: Interest): Postings[] {
     const found = [this.#others]
     const want = (list: number | Postings | undefined) => { if (list !== undefined) found.push(typeof list === 'number' ? new Postings(list) : list) }
     want(this.#clients.get(clientId))
     if (userId !== null) want(this.#users.get(userId))
     for (const subscription of subscriptions) {
-      if (!isPattern(subscription)) {
-        want(this.#topics.get(subscription))
-        continue
-      }
-      const prefix = literalPrefix(subscription)
-      if (prefix === '') return null
-      want(this.#prefixes.get(prefix))
+      if (isPattern(subscription)) want(this.#prefixes.get(literalPrefix(subscription)))
+      else want(this.#topics.get(subscription))
     }
     return found
   }

@@ -91,7 +91,8 @@ export class Ring {
     this.#trim(this.#now())
     if (after > this.#last) return { messages: [], next: this.#last, gap: 'unknown' }
     if (after < this.#first - 1) return { messages: [], next: this.#last, gap: 'trimmed' }
-    const lists = interest === undefined || this.#last - after < LEAST_INDEXED || !this.#makeIndex() ? null : this.#index!.lists(interest)
+    const isIndexed = interest !== undefined && this.#last - after >= LEAST_INDEXED && LogIndex.serves(interest) && this.#makeIndex()
+    const lists = isIndexed ? this.#index!.lists(interest) : null
     return (lists === null ? null : this.#pick(lists, after, priority, limit)) ?? this.#scan(after, priority, limit)
   }
 
@@ -110,8 +111,11 @@ export class Ring {
   /** Reads the messages in these lists. Returns null if a scan looks at fewer. */
   #pick (lists: readonly Postings[], after: number, priority: EventPriority, limit: number): Page | null {
     const starts = lists.map(list => list.indexAfter(after))
-    if (lists.reduce((sum, list, i) => sum + list.end - starts[i]!, 0) > this.#last - after) return null
+    const span = this.#last - after
+    const sum = lists.reduce((sum, list, i) => sum + list.end - starts[i]!, 0)
     const most = Math.max(limit + 1, Math.floor(SCAN / lists.length))
+    // A scan stops when the page is full: if the messages are many, that is soon.
+    if (Math.min(sum, lists.length * most) > Math.min(SCAN, span, (limit + 1) * span / sum)) return null
     let end = this.#last
     const found: Message[] = []
     for (const [i, list] of lists.entries()) {
@@ -141,14 +145,13 @@ export class Ring {
     return message.priority !== priority || (key !== null && this.#newest.get(key)! > seq) ? null : message
   }
 
-  /** Indexes up to `SCAN` messages. Returns whether all are indexed. */
+  /** Indexes more messages, in about the time in which a read scans. Returns whether all are indexed. */
   #makeIndex (): boolean {
     if (this.#index === null) {
       this.#index = new LogIndex()
       this.#indexEnd = this.#first
     }
-    const end = Math.min(this.#last + 1, this.#indexEnd + SCAN)
-    for (; this.#indexEnd < end; this.#indexEnd++) this.#index.add(this.#indexEnd, this.#entries[this.#indexEnd & (this.#entries.length - 1)]!.message.target)
+    for (let work = 0; work < SCAN && this.#indexEnd <= this.#last; this.#indexEnd++) work += this.#index.add(this.#indexEnd, this.#entries[this.#indexEnd & (this.#entries.length - 1)]!.message.target)
     return this.#indexEnd > this.#last
   }
 
@@ -165,6 +168,8 @@ export class Ring {
     const { maxEvents, maxAgeMs, maxBytes } = this.#history
     const oldest = now - maxAgeMs
     const mask = this.#entries.length - 1
+    // A new index costs less than to take many messages out of it.
+    if (this.#index !== null && this.#first + SCAN <= this.#last && this.#entries[(this.#first + SCAN) & mask]!.time < oldest) this.#index = null
     while (this.#first <= this.#last &&
       (this.#last - this.#first + 1 > maxEvents || (this.#bytes > maxBytes && this.#first < this.#last) || this.#entries[this.#first & mask]!.time < oldest)) {
       const seq = this.#first++

@@ -1,7 +1,7 @@
 import { Type, TypeGuard, type Static, type TSchema } from '@sinclair/typebox'
 import { ValueErrorType, type TypeCheck, type ValueError } from '@sinclair/typebox/compiler'
 import { InvalidOption } from '../errors.js'
-import { shown } from './quote.js'
+import { kindOf, shown } from './quote.js'
 import { alternatives } from './suggestion.js'
 
 // A schema is the only definition of options: types, ranges, defaults and marks.
@@ -82,17 +82,22 @@ function faultOf ({ type, path, schema, value }: ValueError): string {
   return faultOfValue(schema, value) + (schema.description === undefined ? '' : `: ${schema.description}`)
 }
 
+/** Returns whether values of the schema can be secrets: only texts can. A wrong value in place of one is not shown either. */
+function mayBeText (schema: TSchema): boolean {
+  return TypeGuard.IsString(schema) || (TypeGuard.IsArray(schema) && mayBeText(schema.items)) || (TypeGuard.IsUnion(schema) && schema.anyOf.some(mayBeText))
+}
+
 /** A text is counted and not shown if its length is wrong: it can be a secret. */
 function faultOfValue (schema: TSchema, value: unknown): string {
   if (TypeGuard.IsArray(schema) && Array.isArray(value)) return faultOfSize(value.length, schema.minItems, schema.maxItems, 'items')
-  if (!TypeGuard.IsString(schema) || typeof value !== 'string') return `must be ${propertiesOf(schema) === undefined ? '' : 'an object '}${formOf(schema)}, got ${shown(value)}`
+  if (!TypeGuard.IsString(schema) || typeof value !== 'string') return `must be ${propertiesOf(schema) === undefined ? '' : 'an object '}${formOf(schema)}, got ${mayBeText(schema) ? kindOf(value) : shown(value)}`
   const { length } = value
   const { minLength = 0, maxLength = Infinity } = schema
   return length < minLength || length > maxLength ? faultOfSize(length, minLength, maxLength, 'characters') : `${(schema as Marks).rule}, got ${shown(value)}`
 }
 
 function faultOfSize (size: number, minimum = 0, maximum = Infinity, unit: string): string {
-  return `must have ${size < minimum ? `at least ${minimum}` : `at most ${maximum}`} ${unit}, has ${size}`
+  return `must have ${size < minimum ? `at least ${minimum}` : `at most ${maximum}`} ${(size < minimum ? minimum : maximum) === 1 ? unit.slice(0, -1) : unit}, has ${size}`
 }
 
 /** Returns what a value of a schema looks like: `"immediate" or { intervalMs }`. With `many`, the plural. */
@@ -102,9 +107,9 @@ export function formOf (schema: TSchema, many = false): string {
   if (TypeGuard.IsArray(schema)) return `${many ? 'arrays' : 'an array'} of ${formOf(schema.items, true)}`
   if (TypeGuard.IsInteger(schema)) return `an integer from ${schema.minimum} to ${schema.maximum}`
   const properties = propertiesOf(schema)
-  if (properties !== undefined) return `{ ${Object.keys(properties).join(', ')} }`
+  if (properties !== undefined && Object.keys(properties).length > 0) return `{ ${Object.keys(properties).join(', ')} }`
   const name = String(schema.type).toLowerCase()
-  return many ? `${name}s` : `a ${name}`
+  return many ? `${name}s` : `${/^[aeiou]/.test(name) ? 'an' : 'a'} ${name}`
 }
 
 /** Returns the values of a union of literals as JSON, or null for any other schema. */

@@ -271,11 +271,11 @@ t.test('of users whom others hold, those are named whose nodes have not answered
   t.strictSame(list.announced('room:1'), new Map([['ada', 1], ['both', 2], ['gone', 0], ['grace', 1]]))
   // Users who had left before this node started: told of by each other node, and known already.
   told.length = 0
-  for (let i = 0; i < 2; i++) list.lingering({ from: 'y', kind: 'leaving', entries: [['room:1', 'early'], ['room:1', 'ada'], ['room:2', 'late']] })
+  for (let i = 0; i < 2; i++) list.lingering({ from: 'y', kind: 'leaving', entries: [['room:2', 'late', 700], ['room:1', 'early', 900], ['room:1', 'ada', 5], ['room:2', 'soon', 300]] })
   t.strictSame(absent([]), ['gone', 'early'])
   change('y', true, 'early')
   await time.advance(2_000)
-  t.strictSame(told, ['leave gone', 'leave late'], 'who has come back was never announced, and has not left')
+  t.strictSame(told, ['leave soon', 'leave late', 'leave gone'], 'who has come back was never announced, and has not left')
   t.strictSame(absent([]), [])
   list.close()
 })

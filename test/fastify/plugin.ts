@@ -231,7 +231,7 @@ t.test('options that make no sense stop the boot, and are named', async t => {
     [{ flush: {} }, '"flush.intervalMs" is missing: it must be an integer from 1 to 10000'],
     [{ authStrategies: [1] }, '"authStrategies.0" must be a function or an array of functions, got 1'],
     [{ authStrategies: 'jwt' }, '"authStrategies" must be an array of functions or arrays of functions, got "jwt": '],
-    [{ authStrategies: [] }, '"authStrategies" must have at least 1 items, has 0: '],
+    [{ authStrategies: [] }, '"authStrategies" must have at least 1 item, has 0: '],
     [{ ticketSecret: 'secret' }, '"ticketSecret" must have at least 32 characters, has 6'],
     [{ ticketSecret: ['secret'] }, '"ticketSecret.0" must have at least 32 characters, has 6'],
     [{ ticketSecret: null }, '"ticketSecret" must be a string or an array of strings, got null: '],
