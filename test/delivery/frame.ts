@@ -3,7 +3,6 @@ import assert from 'node:assert/strict'
 import t from 'tap'
 import { gapFrame } from '../../lib/connections/control-frames.js'
 import { Frame } from '../../lib/delivery/frame.js'
-import { FrameCache } from '../../lib/delivery/frame-cache.js'
 import { EventPriority } from '../../lib/events/event-rules.js'
 import { EventStreamParser } from '../helpers/parser.js'
 import { name, text, validName } from '../wire/arbitraries.js'
@@ -38,18 +37,4 @@ t.test('a frame knows the bytes of its text, whatever is in it: chunks are frame
     const frame = Frame.ofMessage({ ...outgoing, ...input }, 'epoch')
     assert.equal(frame.textBytes, Buffer.byteLength(frame.head + frame.text))
   }), { numRuns: RUNS }))
-})
-
-t.test('frames of an epoch that has ended are not those of the next, whatever was kept', async t => {
-  for (const kept of [1, 15, 30, 60]) {
-    const cache = new FrameCache()
-    for (const epoch of ['one', 'two']) {
-      for (let seq = 1; seq <= kept; seq++) {
-        const message = { ...outgoing, data: epoch + 'x'.repeat(100_000), seq }
-        const frame = cache.of(message, epoch)
-        t.ok(frame.head.startsWith(`id: ${epoch}.`) && frame.text.includes(message.data), `${epoch}, ${seq} of ${kept}`)
-        t.equal(cache.of(message, epoch), frame, 'and is kept')
-      }
-    }
-  }
 })
