@@ -197,6 +197,19 @@ t.test('streams that end by a gap are told no place behind it: who comes back le
   t.equal(ada.stream.lastEventId, lastEventId)
 })
 
+t.test('a command that is not answered is asked again, however many were before it', async t => {
+  const log = new TestLog()
+  const sse = new SSEManager({ broker: log, cluster: { answerTimeoutMs: 100 } })
+  t.teardown(() => sse.close())
+  await sse.open()
+  await log.hear({ kind: 'beat', report: REPORT })
+  const repeated = () => log.sayings('command').filter(({ to }) => to !== undefined).length
+  await until(async () => {
+    await t.rejects(sse.disconnectUser('ada'), { code: 'SSE_ERR_NO_ANSWER' })
+    return repeated() > 40
+  })
+})
+
 t.test('other nodes are told that rights have changed before this one has asked the application', async t => {
   const log = new TestLog()
   let asked = 0
