@@ -20,6 +20,7 @@ const REAL_TIME: Record<string, string> = {
   'delivery/flusher': 'how long writing takes, and how often it begins',
   'delivery/replay-scheduler': 'how long reading takes, and when a log that has failed is tried again',
   'fastify/idle-sockets': 'how long a socket is idle while the server closes',
+  'fastify/reply': 'how long an error handler of the application takes to answer',
   'log/redis/appender': 'how long Redis takes to answer',
   'log/redis/cursor-ahead': 'how long Redis, and this node, take',
   'log/redis/history-cache': 'entries have times of Redis',

@@ -87,7 +87,7 @@ t.test('options', async t => {
     [{ client: new Redis.Cluster([{ host: '127.0.0.1', port: 1 }], { lazyConnect: true }) }, 'broker.client', /no cluster/],
     [{ client: 'localhost:6379' }, 'broker.client', /redis:\/\//],
     [{ clinet: client }, 'broker.clinet', /did you mean "client"/],
-    [{ client, keyPrefix: '' }, 'broker.keyPrefix', /must have at least 1 characters, has 0: /],
+    [{ client, keyPrefix: '' }, 'broker.keyPrefix', /must have at least 1 character, has 0: /],
     [{ client, keyPrefix: 'a{b}' }, 'broker.keyPrefix', /must not have braces or white space, got "a\{b}": /],
     [{ client, database: -1 }, 'broker.database'],
     [{ client, publishTimeoutMs: 0 }, 'broker.publishTimeoutMs'],
