@@ -14,7 +14,7 @@ import { connectH2, H2Stream } from '../helpers/h2.js'
 import { pageAt, sampleOf } from '../helpers/pages.js'
 import { blocksOf } from '../helpers/raw.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
-import { at, bare, run, visit, type Drivers } from '../helpers/samples.js'
+import { at, bare, eventSourceOf, run, visit, type Drivers } from '../helpers/samples.js'
 import type { ClientOptions } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
@@ -354,14 +354,7 @@ export const DRIVERS: Drivers = {
     await app.register(ssePlugin, { path: '/sse', requireAuthentication: true, ticketSecret: 'thirty-two characters of a random generator', authHandler: ({ token }) => token === null ? null : validateToken(token), retryMs: 100 })
     app.post('/sse-ticket', { sse: true }, async request => ({ ticket: app.sse.issueTicket({ userId: request.sseUser!.userId }) }))
     const url = await listen(app)
-    const sources: EventSource[] = []
-    class Source extends EventSource {
-      constructor (path: string) {
-        super(url + path)
-        sources.push(this)
-      }
-    }
-    t.teardown(() => { for (const source of sources) source.close() })
+    const { Source, sources } = eventSourceOf(t, url)
     const { fetch } = globalThis
     const seen: unknown[] = []
     const { connectWithTicket } = await run(t, { EventSource: Source, fetch: (path: string, init: RequestInit) => fetch(url + path, init), handleData: ({ data }: { data: unknown }) => seen.push(data) }, ['connectWithTicket'])

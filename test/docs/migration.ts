@@ -8,7 +8,7 @@ import { EventSource } from 'undici'
 import ssePlugin from '../../lib/index.js'
 import type { TestStream } from '../../lib/testing/index.js'
 import { isApplicationEvent, listen, payloads } from '../helpers/app.js'
-import { at, bare, run, visit, type Drivers } from '../helpers/samples.js'
+import { at, bare, eventSourceOf, run, visit, type Drivers } from '../helpers/samples.js'
 import { until } from '../helpers/wait.js'
 
 // Of the samples in docs/migration: what is checked of the application before the move is checked of the one after it.
@@ -263,14 +263,7 @@ export const DRIVERS: Drivers = {
       if (connection.lastEventId === null) connection.sendEvent({ event: 'welcome', data: {} })
     })
     const url = await listen(app)
-    const sources: EventSource[] = []
-    class Source extends EventSource {
-      constructor (path: string) {
-        super(url + path)
-        sources.push(this)
-      }
-    }
-    t.teardown(() => { for (const source of sources) source.close() })
+    const { Source, sources } = eventSourceOf(t, url)
     const { shown, loads, refusals, globals } = createPage()
     const { connect } = await run(t, { ...globals, EventSource: Source }, ['connect'])
     connect('7')

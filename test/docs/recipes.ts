@@ -8,13 +8,13 @@ import type { FastifyInstance } from 'fastify'
 import { chromium } from 'playwright-core'
 import type { Test } from 'tap'
 import ts from 'typescript'
-import { Agent, EventSource } from 'undici'
+import { EventSource } from 'undici'
 import ssePlugin from '../../lib/index.js'
 import type { TestStream } from '../../lib/testing/index.js'
 import { listen, payloads } from '../helpers/app.js'
 import { transpile } from '../helpers/compiler.js'
 import { pageAt, ROOT, sampleOf } from '../helpers/pages.js'
-import { at, bare, run, visit, type Drivers } from '../helpers/samples.js'
+import { at, bare, eventSourceOf, run, visit, type Drivers } from '../helpers/samples.js'
 import type { ClientOptions } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
@@ -98,20 +98,6 @@ async function startDashboard (t: Test): Promise<Dashboard> {
       return String(response.headers['set-cookie']).split(';')[0]!
     }
   }
-}
-
-/** The EventSource of undici as a page has it: with a cookie, and paths of this server. */
-function eventSourceOf (t: Test, url: string, cookie: string | null = null): typeof EventSource {
-  const sources: EventSource[] = []
-  t.teardown(() => { for (const source of sources) source.close() })
-  const dispatcher = new Agent().compose(dispatch => (options, handler) =>
-    dispatch(cookie === null ? options : { ...options, headers: { ...options.headers as Record<string, string>, cookie } }, handler))
-  return class extends EventSource {
-    constructor (path: string | URL) {
-      super(`${url}${String(path)}`, { node: { dispatcher } })
-      sources.push(this)
-    }
-  } as typeof EventSource
 }
 
 // --- MCP ---
@@ -201,7 +187,7 @@ export const DRIVERS: Drivers = {
     await app.register(ssePlugin)
     app.get('/orders', { sse: true }, async (request, reply) => { await reply.sse({ subscriptions: ['orders:*'] }) })
     const shown: string[] = []
-    await run(t, { EventSource: eventSourceOf(t, await listen(app)), showOrder: ({ orderId, version }: OrderChange) => shown.push(`${orderId}.${version}`) })
+    await run(t, { EventSource: eventSourceOf(t, await listen(app)).Source, showOrder: ({ orderId, version }: OrderChange) => shown.push(`${orderId}.${version}`) })
     await until(() => app.sse.connectionCount === 1)
     for (const [orderId, version] of [['1', 1], ['1', 1], ['1', 3], ['1', 2], ['2', 1], ['1', 4]] as const) {
       await app.sse.broadcastData('order', { orderId, version, state: 'shipped' }, { subscriptionIds: [`orders:${orderId}`] })
@@ -280,7 +266,7 @@ export const DRIVERS: Drivers = {
       return response
     }
     const shown: { item: string, state: string }[][] = []
-    const { connect } = await run(t, { EventSource: eventSourceOf(t, url, ada), fetch: load })
+    const { connect } = await run(t, { EventSource: eventSourceOf(t, url, ada).Source, fetch: load })
     const roles: boolean[] = []
     const show = (orders: { item: string, state: string }[], isStaff: boolean) => {
       shown.push(orders)
@@ -336,7 +322,7 @@ export const DRIVERS: Drivers = {
     const url = await listen(app)
     const put = (id: string, customer: string, state: string) => app.inject({ method: 'PUT', url: `/orders/${id}`, payload: { customer, state } })
     await put('1', '<Ada> & "Co"', 'placed')
-    const Source = eventSourceOf(t, url)
+    const { Source } = eventSourceOf(t, url)
     const source = new Source('/orders/live')
     const lists: string[] = []
     source.addEventListener('orders', event => { lists.push((event as MessageEvent).data) })

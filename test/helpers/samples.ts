@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import Fastify, { type FastifyInstance } from 'fastify'
 import type { Test } from 'tap'
+import { Agent, EventSource } from 'undici'
 import type { TestStream } from '../../lib/testing/index.js'
 import { openURL } from './app.js'
 import { transpile } from './compiler.js'
@@ -49,4 +50,19 @@ export function bare (t: Test): FastifyInstance {
   const app = Fastify()
   t.teardown(() => app.close())
   return app
+}
+
+/** The EventSource of undici as a page has it: with paths of this server, and a cookie. Also those that were opened, which the end of the test closes. */
+export function eventSourceOf (t: Test, url: string, cookie: string | null = null): { Source: typeof EventSource, sources: EventSource[] } {
+  const sources: EventSource[] = []
+  t.teardown(() => { for (const source of sources) source.close() })
+  const dispatcher = new Agent().compose(dispatch => (options, handler) =>
+    dispatch(cookie === null ? options : { ...options, headers: { ...options.headers as Record<string, string>, cookie } }, handler))
+  class Source extends EventSource {
+    constructor (path: string | URL) {
+      super(`${url}${String(path)}`, { node: { dispatcher } })
+      sources.push(this)
+    }
+  }
+  return { Source: Source as typeof EventSource, sources }
 }
