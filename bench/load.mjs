@@ -2,21 +2,25 @@
 import { serve } from './child.mjs'
 import { microseconds, sleep } from './clock.mjs'
 import { Credit } from './credit.mjs'
-import { Reader } from './reader.mjs'
+import { Http2Sessions } from './http2-sessions.mjs'
+import { Http2Reader, SocketReader } from './reader.mjs'
 import { Tally } from './tally.mjs'
 
 const credit = new Credit(process.argv[2], 'r+')
 const tally = new Tally(credit)
 let readers = []
+let sessions = null
 let cpu = process.cpuUsage()
 let since = microseconds()
 
 /** @param options.ports of one server or of several, which get the connections in turn. */
-async function connect ({ ports, path, connections, concurrency = 64, distinct = false, timeoutMs = 60_000 }) {
+async function connect ({ ports, path, connections, concurrency = 64, distinct = false, lastEventId = null, streamsPerSession = 0, timeoutMs = 60_000 }) {
   const deadline = microseconds() + timeoutMs * 1000
   const start = microseconds()
   tally.remember = !distinct
   readers = []
+  const headers = lastEventId === null ? {} : { 'last-event-id': lastEventId }
+  sessions = streamsPerSession === 0 ? null : new Http2Sessions(ports[0], streamsPerSession)
   let opening = 0
   let failed = null
   while (readers.length < connections || opening > 0) {
@@ -25,10 +29,12 @@ async function connect ({ ports, path, connections, concurrency = 64, distinct =
     while (opening < concurrency && readers.length < connections) {
       const i = readers.length
       opening++
-      readers.push(new Reader(ports[i % ports.length], path.replaceAll('{i}', i), distinct ? i : -1, tally, error => {
+      const reader = new (sessions === null ? SocketReader : Http2Reader)(distinct ? i : -1, tally, error => {
         opening--
         failed ??= error
-      }))
+      })
+      reader.open(sessions?.next() ?? ports[i % ports.length], path.replaceAll('{i}', i), headers)
+      readers.push(reader)
     }
     await sleep(1)
   }
@@ -54,6 +60,7 @@ function stall ({ count }) {
 
 function close () {
   for (const reader of readers) reader.close()
+  sessions?.close()
   readers = []
   tally.reset()
 }

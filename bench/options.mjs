@@ -7,13 +7,22 @@ export const OURS = 'ours'
 export const PEERS = ['better-sse', 'fastify-sse', 'fastify-sse-v2']
 /** With two nodes and a Redis: the scenario `redis`, which takes `ours` as the same on one node with the log in memory. */
 export const SHARED = ['ours-redis', 'pubsub']
-export const SCENARIOS = ['fanout', 'latency', 'topics', 'idle', 'stall', 'openloop', 'stalled', 'allocation', 'redis']
+/** Over HTTP/2: the scenario `h2`. */
+export const H2 = ['ours-h2', 'floor-h2']
+/** What the scenario `boot` starts. */
+export const BOOT = [OURS, 'ours-typed', 'fastify-sse', 'fastify-sse-v2']
+export const SCENARIOS = ['fanout', 'latency', 'topics', 'sources', 'runs', 'h2', 'idle', 'replay', 'storm', 'boot', 'stall', 'openloop', 'stalled', 'allocation', 'redis']
 
 const FULL = {
   fanout: [100, 1000, 10_000],
   latency: 1000,
   topics: 10_000,
+  sources: 500,
+  runs: 500,
+  h2: 1000,
   idle: 10_000,
+  replay: 200,
+  storm: 5000,
   stall: 10_000,
   // patience: seconds given to whoever falls behind to deliver what was published.
   openloop: [{ connections: 1000, rate: 400, patience: 8 }, { connections: 1000, rate: 1000, patience: 3 }, { connections: 10_000, rate: 100, patience: 3 }],
@@ -25,7 +34,12 @@ const QUICK = {
   fanout: [20, 200],
   latency: 100,
   topics: 200,
+  sources: 100,
+  runs: 100,
+  h2: 100,
   idle: 500,
+  replay: 50,
+  storm: 500,
   stall: 500,
   openloop: [{ connections: 100, rate: 200, patience: 3 }],
   stalled: { connections: 50, stalled: 5 },
@@ -40,6 +54,7 @@ const USAGE = `npm run bench -- [options]
   --rounds <n>         rounds of each measurement (5; some scenarios use fewer)
   --seconds <n>        length of one measurement (0.6)
   --stall-seconds <n>  how long the stalled readers stall (60)
+  --storm <n>          how many clients return at once (5,000)
   --minutes <n>        no measurement begins later than this (30)
   --add                keeps what the last run measured and this one does not
   --json <file>        where the results go besides bench/results/latest.json
@@ -55,6 +70,7 @@ export function readOptions (argv) {
       rounds: { type: 'string' },
       seconds: { type: 'string' },
       'stall-seconds': { type: 'string' },
+      storm: { type: 'string' },
       minutes: { type: 'string', default: '30' },
       add: { type: 'boolean', default: false },
       json: { type: 'string' },
@@ -67,11 +83,12 @@ export function readOptions (argv) {
     process.exit()
   }
   const { quick } = values
+  const sizes = quick ? QUICK : FULL
   return {
     quick,
     scenarios: list('only', values.only, SCENARIOS),
     implementations: list('peers', values.peers, [...FLOORS, OURS, ...PEERS]),
-    sizes: quick ? QUICK : FULL,
+    sizes: { ...sizes, storm: number('storm', values.storm, sizes.storm) },
     eventBytes: 200,
     rounds: number('rounds', values.rounds, quick ? 2 : 5),
     seconds: number('seconds', values.seconds, quick ? 0.2 : 0.6),

@@ -14,13 +14,12 @@ const BODY_END = 3
 const ENDED = 4
 
 /** One connection: reads the head, the chunks, the blocks and the events, and checks that none is missing or there twice. */
-export class Reader {
+class Reader {
   stalled = false
-  #socket
   #tally
   #topic
   #onOpened
-  #state = HEAD
+  #state
   #head = ''
   #chunked = false
   #size = ''
@@ -30,36 +29,34 @@ export class Reader {
   #next = 0
   #times = []
 
-  /** @param topic the number its events must carry, -1 for none. */
-  constructor (port, path, topic, tally, onOpened) {
+  /**
+   * @param state what comes first, the head or the body
+   * @param topic the number its events must carry, -1 for none.
+   */
+  constructor (state, topic, tally, onOpened) {
+    this.#state = state
     this.#tally = tally
     this.#topic = topic
     this.#onOpened = onOpened
-    this.#socket = connect({ host: '127.0.0.1', port, onread: { buffer, callback: length => this.#read(length) } })
-    this.#socket.on('error', error => this.#opened(error.message))
-    this.#socket.on('close', () => {
-      this.#opened('closed')
-      tally.fault('closed')
-    })
-    this.#socket.write(`GET ${path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n`)
   }
 
   reset () {
     this.#next = 0
   }
 
-  close () {
-    this.#socket.removeAllListeners('close')
-    this.#socket.destroy()
-  }
-
-  #opened (error) {
+  opened (error) {
     this.#onOpened?.(error)
     this.#onOpened = null
   }
 
+  closed () {
+    this.opened('closed')
+    this.#tally.fault('closed')
+  }
+
+  /** Reads the first bytes of `buffer`. */
   /** False stops reading. */
-  #read (length) {
+  read (length) {
     if (this.stalled) return false
     const tally = this.#tally
     const first = this.#next
@@ -112,7 +109,7 @@ export class Reader {
     this.#head = ''
     this.#chunked = /\r\ntransfer-encoding: *chunked/i.test(head)
     this.#state = this.#chunked ? SIZE : BODY
-    this.#opened(head.startsWith('HTTP/1.1 200') ? null : head.slice(0, 40))
+    this.opened(head.startsWith('HTTP/1.1 200') ? null : head.slice(0, 40))
     return length - rest
   }
 
@@ -165,5 +162,49 @@ export class Reader {
       this.#next = number + 1
       this.#times.push(time)
     }
+  }
+}
+
+/** A connection of HTTP/1.1. */
+export class SocketReader extends Reader {
+  #socket
+
+  constructor (...args) {
+    super(HEAD, ...args)
+  }
+
+  open (port, path, headers) {
+    const socket = this.#socket = connect({ host: '127.0.0.1', port, onread: { buffer, callback: length => this.read(length) } })
+    socket.on('error', error => this.opened(error.message))
+    socket.on('close', () => this.closed())
+    const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`).join('')
+    socket.write(`GET ${path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n${lines}\r\n`)
+  }
+
+  close () {
+    this.#socket.removeAllListeners('close')
+    this.#socket.destroy()
+  }
+}
+
+/** A stream of HTTP/2. */
+export class Http2Reader extends Reader {
+  #stream
+
+  constructor (...args) {
+    super(BODY, ...args)
+  }
+
+  open (session, path, headers) {
+    const stream = this.#stream = session.request({ ':path': path, accept: 'text/event-stream', ...headers })
+    stream.on('response', headers => this.opened(headers[':status'] === 200 ? null : `status ${headers[':status']}`))
+    stream.on('data', bytes => { this.read(bytes.copy(buffer)) })
+    stream.on('error', error => this.opened(error.message))
+    stream.on('close', () => this.closed())
+  }
+
+  close () {
+    this.#stream.removeAllListeners('close')
+    this.#stream.close()
   }
 }

@@ -1,5 +1,5 @@
 // What it costs to find the receivers of a message among 100,000: node bench/registry.mjs
-import { build } from './adapters/ours.mjs'
+import { build } from './build.mjs'
 
 const MEMBERS = 100_000
 const RECEIVERS = [1, 10, 100, 1000]

@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { pathToFileURL } from 'node:url'
 import { MAX_FOREIGN } from './machine.mjs'
-import { F, OURS, PUBSUB, Statistics, W } from './statistics.mjs'
+import { F, H2_FLOOR, OURS, PUBSUB, Statistics, W } from './statistics.mjs'
 import { checkTargets } from './targets.mjs'
 
 const METRICS = {
@@ -18,6 +18,20 @@ const METRICS = {
   heapPerConnection: ['JS heap/connection, bytes', value => Math.round(value).toLocaleString('en')],
   connectCpu: ['server CPU µs/connect', value => value.toFixed(1)],
   connectRate: ['connects/s', value => Math.round(value).toLocaleString('en')],
+  bootMs: ['import to ready, ms', milliseconds],
+  bootCpu: ['CPU ms', milliseconds],
+  liveMs: ['all live after, ms', milliseconds],
+  expectedMs: ['connects + bytes, ms', milliseconds],
+  timeRatio: ['time ÷ their sum', value => value.toFixed(2)],
+  cpuRatio: ['CPU ÷ their sum', value => value.toFixed(2)],
+  connect: ['first connect', value => value.toFixed(0)],
+  none: ['none for it', value => value.toFixed(0)],
+  noPattern: ['none, a pattern', value => value.toFixed(0)],
+  sparse: ['1 % for it', value => value.toFixed(0)],
+  pattern: ['1 %, a pattern', value => value.toFixed(0)],
+  dense: ['as many, dense', value => value.toFixed(0)],
+  noneRatio: ['none ÷ connect', value => value.toFixed(2)],
+  sparseRatio: ['1 % ÷ dense', value => value.toFixed(2)],
   published: ['published, MB', megabytes],
   rssGrowth: ['RSS growth, MB', megabytes],
   peakGrowth: ['at its peak, MB', megabytes],
@@ -26,6 +40,8 @@ const METRICS = {
   controlP99: ['p99 ms without', milliseconds],
   stallP99: ['loop stall p99 ms', milliseconds],
   stallMax: ['loop stall max ms', milliseconds],
+  perRun: ['bytes/finished run', value => Math.round(value).toLocaleString('en')],
+  runBytes: ['bytes of its events', value => Math.round(value).toLocaleString('en')],
   heapPerDelivery: ['bytes of heap/delivery', value => value.toFixed(0)],
   heapPerEvent: ['bytes of heap/event, once', value => Math.round(value).toLocaleString('en')],
   externalPerDelivery: ['outside the heap/delivery', value => value.toFixed(0)]
@@ -48,6 +64,44 @@ const TABLES = {
     title: ([topics]) => `One of ${group(topics)} topics`,
     columns: ['cpu', 'rate', 'p50', 'p99', 'loadBusy'],
     ratios: ['cpu']
+  },
+  sources: {
+    title: ([streams]) => `Sources, ${group(streams)} streams × 50 tokens/s`,
+    columns: ['cpu', 'p50', 'p99', 'serverBusy'],
+    ratios: ['cpu']
+  },
+  runs: {
+    title: ([streams]) => `Runs, ${group(streams)} × 50 tokens/s, one reader each`,
+    columns: ['cpu', 'p50', 'p99', 'serverBusy'],
+    ratios: ['cpu', 'p50'],
+    bases: [[W, W]]
+  },
+  kept: {
+    title: ([runs]) => `Memory of ${group(runs)} finished runs`,
+    columns: ['perRun', 'runBytes'],
+    ratios: []
+  },
+  h2: {
+    title: ([connections, perTurn]) => `HTTP/2, ${group(connections)} streams, ten in a session, ${perTurn === '1' ? 'single events' : `bursts of ${perTurn} per turn`}`,
+    columns: ['cpu', 'rate', 'p50', 'p99', 'loadBusy'],
+    ratios: ['cpu', 'rate'],
+    bases: [[H2_FLOOR, H2_FLOOR]]
+  },
+  replay: {
+    title: ([clients]) => `Return of ${group(clients)} clients after 10,000 events, server CPU µs for each`,
+    columns: ['connect', 'none', 'noPattern', 'sparse', 'pattern', 'dense', 'noneRatio', 'sparseRatio'],
+    ratios: []
+  },
+  storm: {
+    title: ([clients, events]) => `Storm: ${group(clients)} clients return at once after ${group(events)} events, each with a topic of its own`,
+    columns: ['liveMs', 'expectedMs', 'timeRatio', 'cpuRatio', 'stallP99', 'stallMax'],
+    ratios: []
+  },
+  boot: {
+    title: () => 'Boot, after Fastify is loaded',
+    columns: ['bootMs', 'bootCpu'],
+    ratios: ['bootMs', 'bootCpu'],
+    bases: []
   },
   idle: {
     title: ([connections]) => `Idle, ${group(connections)} connections`,

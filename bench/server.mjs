@@ -5,6 +5,7 @@ import { allocation } from './allocation.mjs'
 import { serve } from './child.mjs'
 import { microseconds, sleep, turn } from './clock.mjs'
 import { Credit } from './credit.mjs'
+import { emit, tokensOf } from './tokens.mjs'
 
 const [name, creditFile] = process.argv.slice(2)
 const adapter = await (await import(`./adapters/${name}.mjs`)).default()
@@ -85,13 +86,11 @@ async function closedLoop ({ seconds, perTurn, window, receivers, pipelined = fa
   return { ...meter.stop(), published, deliveries: published * receivers, complete }
 }
 
-async function fanout ({ connections, perTurn, window, seconds, size, watchLoop, pipelined }) {
+async function fanout ({ connections, perTurn, window, seconds, size, watch, pipelined }) {
   const pad = padding(size)
-  const delay = monitorEventLoopDelay({ resolution: 1 })
-  if (watchLoop) delay.enable()
+  if (watch) watchLoop()
   const result = await closedLoop({ seconds, perTurn, window: window * connections, receivers: connections, pipelined }, q => adapter.publish({ t: microseconds(), q, pad }))
-  delay.disable()
-  return watchLoop ? { ...result, stallP99: delay.percentile(99) / 1e6, stallMax: delay.max / 1e6 } : result
+  return watch ? { ...result, ...unwatchLoop() } : result
 }
 
 async function topics ({ topics, perTurn, window, seconds, size }) {
@@ -123,6 +122,73 @@ async function rate ({ receivers, hz, seconds, size }) {
   return { ...meter.stop(), published: total, deliveries: total * receivers, complete, peakRss }
 }
 
+/** Open loop: every source yields a token in turn, `hz` in a second altogether. */
+async function sources ({ streams, hz, seconds, size }) {
+  const pad = padding(size)
+  const meter = startMeter()
+  const total = Math.round(hz * seconds / streams) * streams
+  for (let sent = 0; sent < total;) {
+    const due = Math.min(total, Math.floor(meter.seconds * hz))
+    for (; sent < due; sent++) emit(sent % streams, JSON.stringify({ t: microseconds(), q: Math.floor(sent / streams), k: sent % streams, pad }))
+    await sleep(1)
+  }
+  const complete = await delivered(total)
+  return { ...meter.stop(), published: total, deliveries: total, complete }
+}
+
+/** Starts a run for each stream of `sources`. */
+async function startRuns ({ runs }) {
+  await Promise.all(Array.from({ length: runs }, (_, i) => adapter.startRun(i, () => tokensOf(i))))
+  return {}
+}
+
+/** Memory of runs that have ended and are kept: heap and what is outside it, for each run, and the bytes of its events. */
+async function keepRuns ({ runs, tokens, size }) {
+  const text = JSON.stringify({ t: microseconds(), q: 1000, pad: padding(size) })
+  const answer = async function * () { for (let n = 0; n < tokens; n++) yield text }
+  const memory = async () => {
+    await collect()
+    const { heapUsed, external } = process.memoryUsage()
+    return heapUsed + external
+  }
+  const keep = async name => Promise.all(Array.from({ length: runs }, async (_, i) => await (await adapter.startRun(`${name}:${i}`, answer, { ttlMs: 3_600_000 })).finished))
+  await keep('warm')
+  const before = await memory()
+  await keep('kept')
+  const perRun = (await memory() - before) / runs
+  return { perRun, runBytes: tokens * `data: ${text}\n\n`.length }
+}
+
+/** Publishes events to topics in turn. Returns the cursor of a client that has received none of them. */
+async function fill ({ events, topics, size }) {
+  const pad = padding(size)
+  const { id: cursor } = await adapter.publishTo('nobody', {})
+  let pending = []
+  for (let i = 0; i < events; i++) {
+    const topic = topics[i % topics.length]
+    const k = /^\d+$/.test(topic) ? { k: Number(topic) } : null
+    pending.push(adapter.publishTo(topic, { t: microseconds(), q: Math.floor(i / topics.length), ...k, pad }))
+    if (pending.length < 100) continue
+    await Promise.all(pending)
+    pending = []
+    await turn()
+  }
+  await Promise.all(pending)
+  return { cursor }
+}
+
+let loopDelay = null
+
+function watchLoop () {
+  loopDelay = monitorEventLoopDelay({ resolution: 1 })
+  loopDelay.enable()
+}
+
+function unwatchLoop () {
+  loopDelay.disable()
+  return { stallP99: loopDelay.percentile(99) / 1e6, stallMax: loopDelay.max / 1e6 }
+}
+
 function usage () {
   const { user, system } = process.cpuUsage()
   const { rss, heapUsed } = process.memoryUsage()
@@ -138,10 +204,16 @@ async function collect () {
 }
 
 serve({
-  describe: () => ({ port: adapter.port, publisherPort: publisher.address().port, path: adapter.path, topicPath: adapter.topicPath }),
+  describe: () => ({ port: adapter.port, publisherPort: publisher.address().port, paths: adapter }),
   fanout,
   topics,
   rate,
+  sources,
+  startRuns,
+  keepRuns,
+  fill,
+  watchLoop,
+  unwatchLoop,
   usage,
   collect,
   allocation: params => allocation(params, adapter, delivered)

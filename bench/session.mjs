@@ -25,11 +25,19 @@ export class Session {
     this.#load = new Child('./load.mjs', [this.#file.path], { cpu: LOAD_CPU })
   }
 
-  async connect (connections, { topics = false } = {}) {
+  /**
+   * @param options.path which of the paths of the implementation; `{i}` in it becomes the number of the connection, other names those of `values`
+   * @param options.distinct whether each connection gets events of its own, which carry its number
+   * @param options.lastEventId the cursor that all of them return with
+   * @param options.nodes which servers get the connections: all of them, or the last
+   * @param options.streamsPerSession how many share a session of HTTP/2; 0 for HTTP/1.1
+   */
+  async connect (connections, { path = 'path', values = {}, nodes = 'all', ...options } = {}) {
     this.#addresses ??= await Promise.all(this.#servers.map(server => server.call('describe')))
-    const ports = this.#addresses.map(({ port }) => port)
-    const [{ path, topicPath }] = this.#addresses
-    const result = await this.#load.call('connect', { ports, path: topics ? topicPath : path, connections, distinct: topics }, 90_000)
+    const ports = this.#addresses.map(({ port }) => port).slice(nodes === 'last' ? -1 : 0)
+    const template = this.#addresses[0].paths[path]
+    if (template === undefined) throw new Error('it cannot do that')
+    const result = await this.#load.call('connect', { ports, path: template.replace(/\{(\w+)\}/g, (text, name) => values[name] ?? text), connections, ...options }, 90_000)
     this.connections = connections
     return result
   }
@@ -37,7 +45,7 @@ export class Session {
   async disconnect () {
     await this.#load.call('close')
     this.connections = 0
-    await this.#until(async () => (await this.server('usage')).connections === 0)
+    await this.#until(async () => (await this.server('usage')).connections === 0, 10_000, () => 'waited in vain for its connections to close')
   }
 
   server (command, params, timeoutMs) {
@@ -55,6 +63,16 @@ export class Session {
   /** Events received since the last reset. */
   get received () {
     return this.#credit.count
+  }
+
+  /** Waits until the load has received that many events since the last reset. */
+  async receive (events) {
+    await this.#until(() => this.received >= events, 60_000, () => `only ${this.received} of ${events} events were received`)
+  }
+
+  /** Throws when an event was lost, repeated or misrouted, or a stream has ended. */
+  judge (load, due) {
+    judge({ complete: true, deliveries: due, published: 0, seconds: 1, cpu: 0 }, load, 0)
   }
 
   /** Runs a server command and returns what both sides saw of it. Throws when an event was lost, repeated or misrouted. */
@@ -80,11 +98,11 @@ export class Session {
     this.#file.remove()
   }
 
-  async #until (condition, timeoutMs = 10_000) {
+  async #until (condition, timeoutMs, describe) {
     const deadline = Date.now() + timeoutMs
     while (!await condition()) {
-      if (Date.now() > deadline) throw new Error(`${this.implementation}: waited in vain for its connections to close`)
-      await sleep(20)
+      if (Date.now() > deadline) throw new Error(`${this.implementation}: ${describe()}`)
+      await sleep(2)
     }
   }
 }

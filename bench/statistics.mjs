@@ -1,8 +1,9 @@
-import { FLOORS, OURS, PEERS, SHARED } from './options.mjs'
+import { BOOT, FLOORS, H2, OURS, PEERS, SHARED } from './options.mjs'
 
 export const [F, W] = FLOORS
 export { OURS, PEERS }
 export const [SHARED_OURS, PUBSUB] = SHARED
+export const [H2_OURS, H2_FLOOR] = H2
 
 export function median (values) {
   const sorted = values.filter(value => typeof value === 'number' && !Number.isNaN(value)).sort((a, b) => a - b)
@@ -24,7 +25,7 @@ export class Statistics {
   }
 
   implementations (scenario) {
-    return [...new Set([F, W, OURS, ...PEERS, ...SHARED])].filter(implementation => this.samples(scenario, implementation).length > 0)
+    return [...new Set([F, W, OURS, ...BOOT, ...PEERS, ...SHARED, ...H2])].filter(implementation => this.samples(scenario, implementation).length > 0)
   }
 
   samples (scenario, implementation) {

@@ -1,4 +1,4 @@
-import { F, OURS, PUBSUB, SHARED_OURS, W } from './statistics.mjs'
+import { F, H2_FLOOR, H2_OURS, OURS, PUBSUB, SHARED_OURS, W } from './statistics.mjs'
 
 const OUTBOX_BYTES = 1024 * 1024
 
@@ -25,6 +25,19 @@ const TARGETS = [
   ['20,000 deliveries/s: p50 ÷ F', atMost(1.15), s => s.ratio('latency-1000', 'p50', OURS, F)],
   ['20,000 deliveries/s: p99 ÷ F', atMost(1.15), s => s.ratio('latency-1000', 'p99', OURS, F)],
   ['One of 10,000 topics: CPU ÷ F', atMost(1.15), s => s.ratio('topics-10000', 'cpu', OURS, F)],
+  ['Sources, 500 streams × 50 tokens/s: CPU ÷ response.write()', atMost(1), s => s.ratio('sources-500', 'cpu', OURS, W)],
+  ['Sources, 500 streams × 50 tokens/s: CPU ÷ best peer', atMost(1), s => s.ratioToBestPeer('sources-500', 'cpu')],
+  ['Runs, 500 × 50 tokens/s, in memory: CPU ÷ response.write()', atMost(1.3), s => s.ratio('runs-500', 'cpu', OURS, W)],
+  ['Runs, 500 × 50 tokens/s, in memory: p50 added to response.write(), ms', atMost(2), s => s.difference('runs-500', 'p50', OURS, W)],
+  ['Runs, 500 × 50 tokens/s, produced on one node and read on another, and Redis: CPU ÷ response.write()', atMost(2.5), s => s.ratio('runs-500', 'cpu', SHARED_OURS, W)],
+  ['Memory of a finished run ÷ (1.5 × its bytes + 2 KB)', atMost(1), s => divide(s.value('kept-500', OURS, 'perRun'), allowed(s.value('kept-500', OURS, 'runBytes')))],
+  ['HTTP/2, single events, 1,000 streams: CPU ÷ stream.write()', atMost(1), s => s.ratio('h2-1000-1', 'cpu', H2_OURS, H2_FLOOR)],
+  ['HTTP/2, bursts of 10, 1,000 streams: CPU ÷ stream.write()', atMost(0.3), s => s.ratio('h2-1000-10', 'cpu', H2_OURS, H2_FLOOR)],
+  ['Return, 1 % of 10,000 events: CPU ÷ a dense replay of as many', atMost(1.5), s => s.value('replay-200', OURS, 'sparseRatio')],
+  ['Return, none of 10,000 events: CPU ÷ connect', atMost(1.2), s => s.value('replay-200', OURS, 'noneRatio')],
+  ['Storm of 5,000: time until all are live ÷ connects + bytes', atMost(1.3), s => s.value('storm-5000-6000', OURS, 'timeRatio')],
+  ['Storm of 5,000: event-loop stall p99, ms', atMost(50), s => s.value('storm-5000-6000', OURS, 'stallP99')],
+  ['Import, register and ready after Fastify is loaded, ms', atMost(70), s => s.value('boot', OURS, 'bootMs')],
   ['Idle connection at 10,000: RSS ÷ bare node:http', atMost(1.05), s => s.ratio('idle-10000', 'rssPerConnection', OURS, W)],
   ['Connect: server CPU ÷ bare node:http', atMost(1.38), s => s.ratio('idle-10000', 'connectCpu', OURS, W)],
   ['10 stalled readers of 1,000: RSS growth ÷ (10 × outboxBytes)', atMost(1), s => divide(s.value('stalled-10-of-1000', OURS, 'rssGrowth'), 10 * OUTBOX_BYTES)],
@@ -37,6 +50,10 @@ const TARGETS = [
   ['Redis, bursts of 10: deliveries/s ÷ plain pub/sub', atLeast(1), s => s.ratio('redis-1000-10', 'rate', SHARED_OURS, PUBSUB)],
   ['Heap allocated per delivered event beyond F, bytes', atMost(1), s => subtract(s.value('allocation', OURS, 'heapPerDelivery'), s.value('allocation', F, 'heapPerDelivery'))]
 ]
+
+function allowed (runBytes) {
+  return runBytes === null ? null : 1.5 * runBytes + 2048
+}
 
 function subtract (value, base) {
   return value === null || base === null ? null : value - base

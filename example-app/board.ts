@@ -1,7 +1,9 @@
 import { randomBytes } from 'node:crypto'
 import type { PrivateMessage, RoomMessage } from './events.js'
 import { TooFast } from './errors.js'
+import { Activity } from './activity.js'
 import { Conversations } from './conversation.js'
+import type { LogSource } from './log-source.js'
 import { Machine } from './machine.js'
 import { Rate } from './rate.js'
 import type { Sessions } from './sessions.js'
@@ -13,13 +15,15 @@ export class Board {
   /** Id of this process run. Sequence numbers restart with each run. */
   readonly run = randomBytes(6).toString('base64url')
   readonly machine = new Machine()
-  readonly tail: Tail | null
+  readonly activity = new Activity()
+  /** What the log box shows: a file, or the log of this app. */
+  readonly log: LogSource
   readonly roomMessages = new Conversations<RoomMessage>()
   readonly privateMessages = new Conversations<PrivateMessage>()
   readonly #posts = new Rate(30, 5)
 
   constructor (readonly sessions: Sessions, logFile: string | null) {
-    this.tail = logFile === null ? null : new Tail(logFile)
+    this.log = logFile === null ? this.activity : new Tail(logFile)
   }
 
   /** Counts a post of a user. Throws TooFast if the user exceeds the rate limit. */

@@ -3,7 +3,7 @@ import { setTimeout as wait } from 'node:timers/promises'
 const ORDER = 2
 const MOST_TOKENS = 160
 const ENOUGH_TOKENS = 70
-const TOKEN_MS = 35
+const TOKEN_MS = 60
 
 /** A minimal language model: a Markov chain of order 2, built from one text. It is slow on purpose, to resemble a large model. */
 export class Model {
@@ -23,14 +23,16 @@ export class Model {
     }
   }
 
-  /** Yields tokens, with the space before each, and returns their number. It ends with a sentence, or when `signal` aborts. */
-  async * stream (prompt: string, signal: AbortSignal): AsyncGenerator<string, number> {
-    let state = this.#start(prompt)
-    let tokens = 0
-    for (const word of state.split(' ')) {
-      await wait(TOKEN_MS, undefined, { signal })
-      yield tokens++ === 0 ? word : ` ${word}`
-    }
+  /**
+   * Yields tokens, with the space before each. Ends with a sentence, or when `signal` aborts.
+   * @param begun beginning of the answer: it is yielded at once, and continued
+   */
+  async * stream (prompt: string, signal: AbortSignal, begun: string): AsyncGenerator<string, void> {
+    const words = begun.split(' ')
+    const first = words.length < ORDER ? this.#start(prompt) : begun
+    let state = first.split(' ').slice(-ORDER).join(' ')
+    let tokens = first.split(' ').length
+    yield first
     while (tokens < MOST_TOKENS) {
       const word = pick(this.#next.get(state) ?? [])
       if (word === undefined) break
@@ -40,7 +42,6 @@ export class Model {
       if (tokens > ENOUGH_TOKENS && endsSentence(word)) break
       state = `${state.slice(state.indexOf(' ') + 1)} ${word}`
     }
-    return tokens
   }
 
   /** Returns a start that contains a term of the prompt; a random start if the text has none. */

@@ -3,7 +3,7 @@ import type { Board } from './board.js'
 import type { Roster } from './roster.js'
 
 const SAMPLE_MS = 1_000
-const TAIL_MS = 400
+const LOG_MS = 400
 
 /** Publishes measurements and log lines while the app is running. */
 export function publish (app: FastifyInstance, board: Board, roster: Roster): void {
@@ -16,7 +16,7 @@ export function publish (app: FastifyInstance, board: Board, roster: Roster): vo
     timers.push(setInterval(() => {
       app.sse.broadcastData('machine', board.machine.read(), { subscriptionIds: ['machine'] }).catch(failed)
     }, SAMPLE_MS))
-    if (board.tail !== null) timers.push(setInterval(() => { readLog().catch(failed) }, TAIL_MS))
+    timers.push(setInterval(() => { readLog().catch(failed) }, LOG_MS))
   })
 
   app.addHook('preClose', async () => {
@@ -24,7 +24,7 @@ export function publish (app: FastifyInstance, board: Board, roster: Roster): vo
     roster.stop()
     board.machine.stop()
     await reading
-    await board.tail?.close()
+    await board.log.close()
   })
 
   function readLog (): Promise<void> {
@@ -34,7 +34,7 @@ export function publish (app: FastifyInstance, board: Board, roster: Roster): vo
   }
 
   async function readOnce (): Promise<void> {
-    for (const data of await board.tail!.read()) await app.sse.broadcastData('log', data, { subscriptionIds: ['log'] })
+    for (const data of await board.log.read()) await app.sse.broadcastData('log', data, { subscriptionIds: ['log'] })
   }
 
   function failed (error: unknown): void {

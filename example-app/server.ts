@@ -1,11 +1,14 @@
-import { basename, resolve } from 'node:path'
+import { resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import fastifyCookie from '@fastify/cookie'
 import fastifyStatic from '@fastify/static'
 import fastify, { type FastifyInstance } from 'fastify'
+import adminPage from '../lib/admin/index.js'
 import ssePlugin from '../lib/index.js'
+import { answerRoutes } from './answers.js'
 import { Board } from './board.js'
 import { chatRoutes } from './chat.js'
+import { clientRoute } from './client-file.js'
 import { events } from './events.js'
 import { noticeRoutes } from './notices.js'
 import { publish } from './publisher.js'
@@ -13,12 +16,11 @@ import { Roster } from './roster.js'
 import { allowedHosts, allowSameOrigin } from './same-origin.js'
 import { COOKIE, sessionRoutes, Sessions, type Claims } from './sessions.js'
 import { streamRoutes } from './streams.js'
-import { tokenRoutes } from './tokens.js'
 import { findUser, mayHear } from './users.js'
 
 /** Options of the app. */
 export interface Options {
-  /** Path of a file whose end the board shows. Absent: none. */
+  /** Path of a file whose end the board shows. Absent: the board shows the requests of this app. */
   logFile?: string
   /** Path of a file that keeps the sign-ins. Absent: a restart signs out all users. */
   sessionFile?: string
@@ -69,12 +71,20 @@ export async function build ({ logFile, sessionFile, hosts = [], logger = false 
   // Browsers open connections in advance. Without this, an unused connection delays `close()` by a minute.
   app.addHook('preClose', async () => { setTimeout(() => { app.server.closeAllConnections() }, DRAIN_MS).unref() })
 
+  app.addHook('onResponse', async (request, reply) => {
+    if (request.method === 'GET') return
+    const caller = sessions.find(request)
+    board.activity.note(`${caller === null ? '' : `${caller.user.name}: `}${request.method} ${request.url} ${reply.statusCode}, ${Math.ceil(reply.elapsedTime)} ms`)
+  })
+
   const roster = new Roster(app)
-  sessionRoutes(app, sessions, { run: board.run, logFile: logFile === undefined ? null : basename(logFile) })
+  sessionRoutes(app, sessions, board)
   streamRoutes(app, board, roster)
   chatRoutes(app, board)
   noticeRoutes(app, board)
-  await tokenRoutes(app)
+  await answerRoutes(app)
+  await app.register(adminPage, { path: '/admin', authorize: request => sessions.find(request)?.user.role === 'admin', actions: true })
+  await clientRoute(app)
   await app.register(fastifyStatic, { root: fileURLToPath(new URL('public', import.meta.url)) })
   publish(app, board, roster)
   return app

@@ -66,12 +66,12 @@ export class Sessions {
 }
 
 /** Adds the routes to sign in and out, and the data of the sign-in page. */
-export function sessionRoutes (app: FastifyInstance, sessions: Sessions, facts: { run: string, logFile: string | null }): void {
+export function sessionRoutes (app: FastifyInstance, sessions: Sessions, facts: { run: string, log: { name: string | null } }): void {
   const cookieOptions = { path: '/', httpOnly: true, sameSite: 'strict' } as const
 
   app.get('/session', (request, reply) => {
     reply.header('cache-control', 'no-store')
-    return { user: sessions.find(request)?.user ?? null, users, rooms, logFile: facts.logFile, run: facts.run }
+    return { user: sessions.find(request)?.user ?? null, users, rooms, logFile: facts.log.name, run: facts.run }
   })
 
   app.post<{ Body: Static<typeof Body> }>('/login', { schema: { body: Body } }, (request, reply) => {

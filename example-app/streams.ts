@@ -30,7 +30,7 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     const { tab: name, topic: chosen } = request.query
     const tab = tabs.of(user, name ?? request.id)
     const cutMs = tab.cutUntil - Date.now()
-    // The browser reconnects at once. To simulate a longer interruption, the request is not answered before the interruption is over.
+    // The client reconnects soon. To simulate a longer interruption, the request is not answered before the interruption is over.
     if (cutMs > 0) {
       await wait(cutMs, undefined, { signal: closing.signal }).catch(() => {})
       // The user can have signed out meanwhile, which did not close this stream because it was not open.
@@ -42,7 +42,11 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     // Sent before a replay: the page compares event times with the time of connection to detect replayed events.
     connection.sendEvent({ event: 'data', data: { resource: 'welcome', data }, priority: EventPriority.CRITICAL })
     roster.changed()
-    connection.signal.addEventListener('abort', () => { roster.changed() }, { once: true })
+    board.activity.note(`${user.name}: stream ${connection.clientId} opened, ${connection.subscriptions.size} subscriptions`)
+    connection.signal.addEventListener('abort', () => {
+      roster.changed()
+      board.activity.note(`${user.name}: stream ${connection.clientId} ended, ${connection.closeReason}`)
+    }, { once: true })
   })
 
   app.put<OfSubscription>('/connections/:clientId/subscriptions/:topic', async request => {
@@ -62,7 +66,8 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     const connection = own(request)
     const { tab } = connection.clientInfo
     if (typeof tab === 'string') tabs.of(board.sessions.user(request), tab).cutUntil = Date.now() + request.body.seconds * 1000
-    await app.sse.closeConnection(connection.clientId, 'cut')
+    // With this reason, the client reconnects by itself.
+    await app.sse.closeConnection(connection.clientId, 'max-age')
     return { seconds: request.body.seconds }
   })
 
@@ -80,7 +85,7 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     reply.header('cache-control', 'no-store')
     return {
       samples: board.machine.recent,
-      log: board.tail !== null && mayHear(user, 'log') ? { seq: board.tail.seq, lines: board.tail.recent } : { seq: 0, lines: [] },
+      log: mayHear(user, 'log') ? { seq: board.log.seq, lines: board.log.recent } : { seq: 0, lines: [] },
       rooms: rooms.filter(room => mayHear(user, `chat:${room.id}`)).flatMap(room => board.roomMessages.recent(room.id)),
       private: users.flatMap(other => board.privateMessages.recent(conversationOf(user.id, other.id))),
       presence: roster.users()

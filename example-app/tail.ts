@@ -1,6 +1,8 @@
 import { open, stat, type FileHandle } from 'node:fs/promises'
+import { basename } from 'node:path'
 import { StringDecoder } from 'node:string_decoder'
 import type { LogLines } from './events.js'
+import type { LogSource } from './log-source.js'
 
 const FIRST_BYTES = 16 << 10
 const CHUNK_BYTES = 64 << 10
@@ -15,8 +17,7 @@ const UNPRINTABLE = /\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]/g
  * Reads the end of a growing file by polling its size. It handles a missing, truncated or rotated file. If the writer is faster than the
  * reader, bytes are skipped and counted.
  */
-export class Tail {
-  /** The last lines, oldest first. */
+export class Tail implements LogSource {
   readonly recent: string[] = []
   #handle: FileHandle | null = null
   #inode = 0
@@ -30,12 +31,14 @@ export class Tail {
 
   constructor (readonly path: string) {}
 
-  /** Sequence number of the newest event; 0 before the first. */
+  get name (): string {
+    return basename(this.path)
+  }
+
   get seq (): number {
     return this.#seq
   }
 
-  /** Returns the lines written since the last call, as events. */
   async read (): Promise<LogLines[]> {
     const found = await stat(this.path).catch(() => null)
     const events: LogLines[] = []

@@ -112,14 +112,33 @@ export class StreamEnded extends define('SSE_ERR_STREAM_ENDED', 'The stream has 
   }
 }
 
+/** The reason with which the signal of `snapshot.load` is aborted. Its name is `AbortError`, as that of `StreamEnded`. */
+export class SnapshotAborted extends define('SSE_ERR_SNAPSHOT_ABORTED', 'The load of a snapshot was aborted: %s', 499) {
+  override readonly name: string = 'AbortError'
+}
+export const SnapshotTooLarge = define('SSE_ERR_SNAPSHOT_TOO_LARGE', 'The snapshot does not fit into the memory of all queued events, %s bytes (option "maxQueuedBytes")')
+export const SnapshotMemoryFull = define('SSE_ERR_SNAPSHOT_MEMORY_FULL', 'The snapshot does not fit beside the events and snapshots that are queued now, of which there can be %s bytes (option "maxQueuedBytes")', 503)
+
+// Errors of runs
+export const InvalidRunId = define('SSE_ERR_INVALID_RUN_ID', 'A run id %s', 400)
+export const TooManyRuns = define('SSE_ERR_TOO_MANY_RUNS', 'This node already produces %s runs (option "runs.max")', 503)
+export const TooManyUserRuns = define('SSE_ERR_TOO_MANY_USER_RUNS', 'This node already produces %s runs of the owner (option "runs.maxPerOwner")', 429)
+
 // Errors of commands to other nodes
 export const NoAnswer = define('SSE_ERR_NO_ANSWER', 'Not every node answered within %s ms', 504)
 export const CommandFailed = define('SSE_ERR_COMMAND_FAILED', 'The command failed on another node; see the log of that node')
 export const TooManyCommands = define('SSE_ERR_TOO_MANY_COMMANDS', 'More than %s commands are waiting for answers of other nodes', 503)
 
+// Errors of `fastify-sse-manager/admin`
+export const AdminForbidden = define('SSE_ERR_ADMIN_FORBIDDEN', 'The admin page is not allowed here: %s', 403)
+export const InvalidAction = define('SSE_ERR_INVALID_ACTION', 'The body of an action %s', 400)
+
 // Errors of the service
-export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager is closing or closed', 503)
+export const Closed = define('SSE_ERR_CLOSED', 'The SSE manager or publisher is closing or closed', 503)
 export const BrokerUnavailable = define('SSE_ERR_BROKER_UNAVAILABLE', 'The event log %s', 503)
+
+// Errors of the command line
+export const InvalidArgument = define('SSE_ERR_INVALID_ARGUMENT', '%s')
 
 // Errors of `fastify-sse-manager/testing`
 export const TestTimeout = define('SSE_ERR_TEST_TIMEOUT', 'Not received within %s ms: %s')

@@ -1,44 +1,55 @@
-import type { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
 import { assertNames, CREATE_OPTIONS, type CreateConnection } from './access/connect-options.js'
 import { assertCloseReason } from './connections/close-reason.js'
 import { type ClusterStats } from './cluster/cluster.js'
 import { type Presence } from './cluster/commands.js'
+import { resolveQuery, type ConnectionPage, type ConnectionQuery } from './cluster/connection-page.js'
+import { findConnections } from './cluster/questions.js'
 import type { SSEConnection } from './connections/connection.js'
+import type { ConnectionSnapshot } from './connections/snapshot-options.js'
 import { HeadAlreadySent, InvalidOption, NoAnswer } from './errors.js'
 import { streamHeaders } from './wire/headers.js'
 import type { Health } from './log/health.js'
 import { safeLog, warnings, type Log } from './util/logger.js'
-import { createDataEvent, createNotificationEvent } from './events/message.js'
 import { resolveManagerOptions } from './options.js'
 import type { SSEOptions } from '../types/options.js'
-import { isGone } from './wire/http.js'
-import { type Delivery } from './delivery/publisher.js'
-import { refusalOf } from './access/refusal.js'
+import { sendRefusal } from './access/refusal.js'
 import { Node } from './node.js'
 import type { Outcome } from './cluster/scatter-gather.js'
 import { type ManagerStats } from './connections/statistics.js'
 import type { TicketGrant } from './access/tickets.js'
+import type { AuthHandler } from './access/authentication.js'
+import type { AnyCatalogue, RegisteredCatalogue } from './events/event-input.js'
 import { assertId, type BroadcastOptions } from './events/target.js'
+import type { HttpRequest } from './wire/http.js'
 import { assertSubscription } from './events/topic.js'
+import { RunCalls } from './runs/run-calls.js'
 import { known } from './subscriptions/authorization.js'
-import type { NotificationInput, EventInput, ResourcePayload, ResourceName } from './events/event-input.js'
+
+/** Options of `SSEManager`: those of the plugin. Functions receive the requests of `createConnection()`. */
+export interface ManagerOptions extends Omit<SSEOptions, 'authHandler' | 'extractAuthData'> {
+  /** Function `(authData, request)` that returns, or resolves with, a user id, `{ userId, expiresAt?, claims? }`, or `null` for an anonymous client. */
+  authHandler?: AuthHandler<HttpRequest>
+  /** Function `(request)` that returns properties to add to `authData`. */
+  extractAuthData?: ((request: HttpRequest) => Record<string, unknown>) | undefined
+}
 
 /**
  * Manages the connections of one node, and publishes events to the connections of all nodes. The plugin adds it to Fastify as `fastify.sse`. Methods that act
  * on all nodes also reject with SSE_ERR_TOO_MANY_COMMANDS and SSE_ERR_COMMAND_FAILED.
  * @example const sse = new SSEManager({ authHandler: ({ token }) => userOf(token) }) // without Fastify
  */
-export class SSEManager {
+export class SSEManager<C extends AnyCatalogue = RegisteredCatalogue> extends RunCalls<BroadcastOptions, C> {
   /** @internal */
   readonly node: Node
 
   /**
-   * @param options see `SSEOptions`, except those that only the plugin has: `path`, `clientSubscriptions`, `decorators`, `authStrategies`, `authRelation`
+   * @param options see `SSEOptions`, except those that only the plugin has: `path`, `clientSubscriptions`, `snapshot`, `decorators`, `authStrategies`, `authRelation`
    * @param logger receives the log lines. Default: errors and warnings become process warnings. Exceptions of the logger are ignored.
    * @throws SSE_ERR_INVALID_OPTION
    */
-  constructor (options: SSEOptions = {}, logger: Log = warnings) {
+  constructor (options: ManagerOptions = {}, logger: Log = warnings) {
+    super()
     this.node = new Node(resolveManagerOptions(options), safeLog(logger))
   }
 
@@ -50,6 +61,9 @@ export class SSEManager {
    * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_*, SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_CLIENT_GONE, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
    * @example sse.createConnection({ request, response, subscriptions: ['news'] }).catch(error => sse.refuse({ request, response }, error))
    */
+  createConnection (options: CreateConnection<ConnectionSnapshot>): Promise<SSEConnection>
+  /** The same with a snapshot that clients share, or with one of which the type does not say whether they do. */
+  createConnection (options: CreateConnection): Promise<SSEConnection>
   async createConnection (options: CreateConnection): Promise<SSEConnection> {
     assertNames(options, CREATE_OPTIONS, 'createConnection()')
     // A user that was not found must not become an anonymous connection.
@@ -71,11 +85,7 @@ export class SSEManager {
    * reconnection time. Does nothing if the headers are already sent or the client has disconnected.
    */
   refuse ({ request, response }: Pick<CreateConnection, 'request' | 'response'>, error: unknown): void {
-    if (response.headersSent || isGone(response)) return
-    const { statusCode, headers, body } = refusalOf(error, request, this.node.options)
-    response.statusCode = statusCode
-    for (const [name, value] of Object.entries(headers)) response.setHeader(name, value)
-    ;(response as ServerResponse).end(body)
+    sendRefusal(error, request, response, this.node.options)
   }
 
   /**
@@ -121,8 +131,8 @@ export class SSEManager {
   }
 
   /**
-   * Adds a topic or pattern to a connection on any node. The connection receives events published from now on, and no earlier ones. Does nothing if the
-   * connection holds it already. `authorizeSubscription` is called on the node of the connection.
+   * Adds a topic or pattern to a connection on any node. The connection receives events published from now on, with the option `snapshot` after the state
+   * of the topic. Does nothing if the connection holds it already. `authorizeSubscription` is called on the node of the connection.
    * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED,
    * SSE_ERR_TOO_MANY_SUBSCRIPTIONS, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER: a node has not answered, and may add it later
    */
@@ -135,8 +145,7 @@ export class SSEManager {
   /**
    * Removes a topic or pattern from a connection on any node. Queued events that the connection no longer receives are not sent, except an event that is
    * being written. Resolves with false if the connection did not hold it.
-   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED; SSE_ERR_NO_ANSWER: a
-   * node has not answered, and may remove it later
+   * @throws SSE_ERR_UNKNOWN_CONNECTION, SSE_ERR_INVALID_TARGET, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED, SSE_ERR_NO_ANSWER
    */
   async removeSubscription (clientId: string, subscription: string): Promise<boolean> {
     assertId(clientId, 'clientId')
@@ -222,39 +231,29 @@ export class SSEManager {
     return await this.node.cluster.presence(subscription)
   }
 
-  // --- Broadcasts ---
-
   /**
-   * Publishes `{"resource":…,"data":…}` as the event `data`. For errors, see `broadcastEvent()`.
-   * @example await app.sse.broadcastData('orders', order, { subscriptionIds: [`order:${order.id}`] })
+   * Resolves with a page of the connections of all nodes, the newest first. Every call asks all nodes, and each looks at all its connections, or only at those of
+   * `clientId`, `userId` or `subscription`. If a node does not answer within `cluster.answerTimeoutMs`, or cannot be reached, `complete` is false. A page can be
+   * shorter than `limit`: a node answers with at most 256 KB. Pages do not overlap, and connections that are opened meanwhile are on none of them.
+   * @throws SSE_ERR_INVALID_OPTION, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_CLOSED
+   * @example
+   * let after: string | null = null
+   * do {
+   *   const page = await app.sse.listConnections({ subscription: 'orders:7', after })
+   *   for (const { userId, address, lagging } of page.connections) console.log(userId, address, lagging)
+   *   after = page.after
+   * } while (after !== null)
    */
-  broadcastData<R extends ResourceName> (resource: R, data: ResourcePayload<R>, options: BroadcastOptions = {}): Promise<Delivery> {
-    return this.broadcastEvent(createDataEvent(resource, data), options)
-  }
-
-  /** Publishes a notification. Default priority: HIGH. For errors, see `broadcastEvent()`. */
-  broadcastNotification (notification: NotificationInput, options: BroadcastOptions = {}): Promise<Delivery> {
-    return this.broadcastEvent(createNotificationEvent(notification), options)
-  }
-
-  /** Publishes an event to the connections of these users. For errors, see `broadcastEvent()`. */
-  broadcastToUsers (event: EventInput, userIds: readonly string[], options: Omit<BroadcastOptions, 'userIds'> = {}): Promise<Delivery> {
-    return this.broadcastEvent(event, { ...options, userIds })
-  }
-
-  /** Publishes an event to the connections that hold one of these topics, or a pattern that covers one. For errors, see `broadcastEvent()`. */
-  broadcastToSubscriptions (event: EventInput, subscriptionIds: readonly string[], options: Omit<BroadcastOptions, 'subscriptionIds'> = {}): Promise<Delivery> {
-    return this.broadcastEvent(event, { ...options, subscriptionIds })
+  async listConnections (query: ConnectionQuery = {}): Promise<ConnectionPage> {
+    return await findConnections(this.node.cluster, this.node.connectionList, resolveQuery(query))
   }
 
   /**
-   * Validates, logs and delivers an event. All connections that match the options receive it; without a target, every connection does. Resolves when this node
-   * has delivered it. A slow or reconnecting client reads missed events from the log. A rejected event is neither logged nor sent.
-   * @throws SSE_ERR_UNKNOWN_*, SSE_ERR_INVALID_*, SSE_ERR_EVENT_TOO_LARGE, SSE_ERR_FILTER_NOT_SHARED, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
-   * @example await app.sse.broadcastEvent({ event: 'paid', data: { total: 12 } }, { userIds: ['ada'] })
+   * Returns the cursor of now. For a page that is rendered on the server: call it, load the state, and let the page open its stream with `?lastEventId=`.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE before `open()`, which the plugin calls at boot: the epoch of the log is not known yet; SSE_ERR_CLOSED
    */
-  broadcastEvent (event: EventInput, options: BroadcastOptions = {}): Promise<Delivery> {
-    return this.node.publisher.publish(event, options)
+  position (): string {
+    return this.node.eventLog.cursor()
   }
 
   // --- Lifecycle ---

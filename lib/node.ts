@@ -3,16 +3,23 @@ import { DisconnectedUsers } from './access/disconnected-users.js'
 import { Tickets } from './access/tickets.js'
 import { Cluster } from './cluster/cluster.js'
 import { createCommands, endUncertain } from './cluster/commands.js'
+import { ConnectionList } from './cluster/connection-list.js'
+import { NodeInspection } from './cluster/node-inspection.js'
 import type { SSEConnection } from './connections/connection.js'
+import { isCloseReason } from './connections/close-reason.js'
 import { ConnectionContext } from './connections/context.js'
 import { Drain } from './connections/drain.js'
 import { Statistics } from './connections/statistics.js'
 import { ClockJump } from './connections/clock-jump.js'
 import { Dispatcher } from './delivery/dispatcher.js'
 import { Publisher } from './delivery/publisher.js'
+import { Telemetry } from './diagnostics/telemetry.js'
+import type { Broker } from './log/broker.js'
 import { EventLog } from './log/event-log.js'
 import { memoryBroker } from './log/memory-broker.js'
+import { MemoryRunStore } from './log/memory-run-store.js'
 import type { ResolvedOptions } from './options.js'
+import { Runs } from './runs/runs.js'
 import { Audience } from './subscriptions/audience.js'
 import { Registry } from './subscriptions/registry.js'
 import { Authorization } from './subscriptions/authorization.js'
@@ -22,23 +29,29 @@ import type { Log } from './util/logger.js'
 /** Constructs the parts of one node and connects them. No other module constructs them. @internal */
 export class Node {
   readonly id = createId()
+  readonly telemetry = new Telemetry(this.id)
   readonly options: ResolvedOptions
   readonly registry = new Registry<SSEConnection>()
   readonly eventLog: EventLog
   readonly publisher: Publisher<SSEConnection>
   readonly cluster: Cluster
+  readonly connectionList = new ConnectionList(this.id, this.registry)
   readonly tickets: Tickets
   readonly admission: Admission
   readonly statistics: Statistics
+  readonly inspection: NodeInspection
+  readonly broker: Broker
+  /** Null: the broker is shared and keeps no runs. */
+  readonly runs: Runs | null
   readonly #context: ConnectionContext
   readonly #drain: Drain
   #closing: Promise<void> | null = null
 
   constructor (options: ResolvedOptions, log: Log) {
     this.options = options
-    const { registry } = this
+    const { registry, telemetry } = this
     const { clock } = options
-    const broker = options.broker ?? memoryBroker()
+    const broker = this.broker = options.broker ?? memoryBroker()
     const audience = new Audience(options, registry, log)
     const subscriptions = new Authorization(options, registry, log)
     const disconnections = new DisconnectedUsers()
@@ -56,43 +69,51 @@ export class Node {
         for (const connection of registry.all()) connection.fallOut(reason)
         this.cluster.onGap(reason, commandsKept)
       },
-      state: state => this.cluster.onLog(state)
+      state: state => {
+        telemetry.onHealth(state === 'up' ? 'up' : 'degraded')
+        this.cluster.onLog(state)
+      }
     }, log)
-    this.publisher = new Publisher(options, this.eventLog, dispatcher)
+    this.publisher = new Publisher(options, this.eventLog, dispatcher, telemetry)
+    this.statistics = new Statistics(registry, dispatcher, telemetry, broker)
+    this.inspection = new NodeInspection(this.id, clock, registry, this.statistics, () => this.runs)
     this.cluster = new Cluster({
       nodeId: this.id,
       options,
-      commands: createCommands(registry, subscriptions, disconnections),
+      commands: createCommands(registry, subscriptions, disconnections, this.connectionList, this.inspection),
       registry,
       eventLog: this.eventLog,
       dispatcher,
       log,
       onMissed: () => endUncertain(registry, subscriptions, disconnections)
     })
-    this.statistics = new Statistics(registry, dispatcher)
     this.#context = new ConnectionContext({
       options,
       log,
+      telemetry,
       broker,
       eventLog: this.eventLog,
       audience,
       subscriptions,
       onEnd: (connection, reason) => {
         registry.remove(connection)
-        this.statistics.ended(connection, reason)
+        telemetry.onClose(connection, reason, isCloseReason(reason))
         this.#drain.left()
       }
     })
     const { wheel } = this.#context
     wheel.schedule(new ClockJump(clock, wheel, () => { for (const connection of registry.all()) connection.onClockAhead() }), clock.monotonic())
     this.#drain = new Drain(registry, options, wheel)
+    const runStore = broker.runs ?? (broker.shared ? null : new MemoryRunStore(clock, options.runs.maxBytes))
+    this.runs = runStore === null ? null : new Runs(runStore, options, log, telemetry, () => this.eventLog.open())
     this.tickets = new Tickets(options, broker)
     this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#context, this.eventLog)
   }
 
-  /** Closes all connections and rejects new ones. Publishing remains possible. */
+  /** Closes all connections and rejects new ones and new runs. Publishing remains possible. */
   drain (): Promise<void> {
     this.admission.close()
+    this.runs?.drain()
     return this.#drain.begin()
   }
 
@@ -102,9 +123,12 @@ export class Node {
   }
 
   async #close (): Promise<void> {
+    // A log that is not open yet is closed at once: what is published meanwhile would open it.
+    const closed = this.eventLog.isOpen ? null : this.eventLog.close()
     await this.drain()
+    await this.runs?.close()
     this.#context.wheel.stop()
     await this.cluster.close()
-    await this.eventLog.close()
+    await (closed ?? this.eventLog.close())
   }
 }

@@ -1,9 +1,9 @@
 import { Type, type SchemaOptions, type Static, type TSchema } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { FastifyAuthFunction } from '@fastify/auth'
+import { resolveSnapshot, type SnapshotOptions } from './connections/snapshot-options.js'
 import type { Broker } from './log/broker.js'
 import { isCatalogue, type Catalogue } from './events/catalogue.js'
-import type { AnyRequest } from './wire/http.js'
 import { InvalidOption } from './errors.js'
 import { MAX_BEAT_MS } from './cluster/node-message.js'
 import { assertSubscription } from './events/topic.js'
@@ -20,8 +20,8 @@ const refusals = (options: SchemaOptions) => Type.Union([Type.Literal('auto'), T
 export const OptionsSchema = Type.Object({
   // authentication
   requireAuthentication: Type.Boolean({ default: false, protects: true, description: 'Whether a stream requires an authenticated user. Requests without a user are answered with 401.' }),
-  authHandler: fn<AuthHandler>('Function `(authData, request)` that returns, or resolves with, a user id, `{ userId, expiresAt?, claims? }`, or `null` for an anonymous client.', { protects: true }),
-  extractAuthData: fn<(request: AnyRequest) => Record<string, unknown>>('Function `(request)` that returns properties to add to `authData`.'),
+  authHandler: fn<AuthHandler<any>>('Function `(authData, request)` that returns, or resolves with, a user id, `{ userId, expiresAt?, claims? }`, or `null` for an anonymous client.', { protects: true, publicType: 'AuthHandler' }),
+  extractAuthData: fn<(request: any) => Record<string, unknown>>('Function `(request)` that returns properties to add to `authData`.', { publicType: '((request: FastifyRequest) => Record<string, unknown>)' }),
   authStrategies: Type.Optional(Type.Unsafe<(FastifyAuthFunction | FastifyAuthFunction[])[]>(Type.Array(Type.Union([Type.Function([], Type.Unknown()), Type.Array(Type.Function([], Type.Unknown()))]), { minItems: 1, description: 'Functions of `@fastify/auth`, called before `authHandler`. They can set `request.sseUser`.', protects: true, pluginOnly: true }))),
   authRelation: Type.Union([Type.Literal('or'), Type.Literal('and')], { default: 'or', protects: true, pluginOnly: true, description: 'Whether one of `authStrategies` must succeed (`or`) or all of them (`and`).' }),
   ticketSecret: Type.Optional(Type.Union([Type.String({ minLength: 32 }), Type.Array(Type.String({ minLength: 32 }), { minItems: 1 })], { description: 'Secret that signs tickets: at least 32 characters from a random generator. In an array, the first secret signs and all are accepted. To rotate, add the new secret in front, and remove the old one after `ticketTtlMs`. Absent: tickets are disabled.' })),
@@ -30,9 +30,9 @@ export const OptionsSchema = Type.Object({
   authorizeTopic: fn<AuthorizeTopic>('Function `({ userId, claims, topic, connection })` that returns `true` if the connection receives events of the topic although it holds only a pattern of it. It is called at each delivery and replay, and must be synchronous. Absent: a pattern allows all topics that it covers.', { protects: true }),
   allowedOrigins: Type.Union([Type.Literal('*'), Type.Array(Type.String({ minLength: 1 }))], { default: [], description: 'Origins whose pages can open streams, in addition to the origin of this server. Examples: `https://app.example`, `capacitor://localhost`. Pages of other origins are answered with 403. `\'*\'`: all origins.' }),
   // stream
-  keepAlive: Type.Boolean({ default: true, description: 'Whether an idle stream sends comments, so that proxies and clients do not time out.' }),
+  keepAlive: Type.Union([Type.Boolean(), Type.Literal('event')], { default: true, description: "What an idle stream sends, so that proxies and clients do not time out. `true`: comments. `'event'`: the event `sse:ping` with the cursor, which a page receives; streams of `reply.sse(source)` still send comments. `false`: nothing." }),
   keepAliveIntervalMs: durationMs('Silence after which a keep-alive is sent, in milliseconds.', 15_000, 10),
-  retryMs: durationMs('Reconnection time that is sent to clients, in milliseconds.', 3_000, 100, 3_600_000),
+  retryMs: durationMs('Reconnection time that is sent to clients, in milliseconds. Each stream receives one of 32 times from this to twice as long, so that the clients of a node that fails do not reconnect together.', 3_000, 100, 3_600_000),
   maxConnectionAgeMs: durationMs('Age at which a stream is ended and the client reconnects, in milliseconds, minus a random part of up to 20 percent. 0: no limit.', 0),
   stallTimeoutMs: durationMs('Time after which a stream is ended if its client reads no bytes of the data that waits for it, in milliseconds. 0: no limit.', 30_000),
   // delivery
@@ -67,13 +67,33 @@ export const OptionsSchema = Type.Object({
     topics: Type.Array(Type.String(), { default: [], maxItems: 100, description: 'Topics and patterns of topics whose subscribers receive `sse:join` and `sse:leave`: at most 100.' }),
     lingerMs: durationMs('Delay of `sse:leave` after a user has left a topic, in milliseconds. If the user returns within it, no event is sent. After a shutdown, clients reconnect within twice the larger of `retryMs` and `drainMs`.', 15_000)
   }, { default: {}, additionalProperties: false, description: 'Events about users who join and leave a topic.' }),
+  // runs
+  runs: Type.Object({
+    max: count('Maximum number of runs whose sources this node reads at the same time. Further ones are rejected with `SSE_ERR_TOO_MANY_RUNS`. 0: no limit.', 1_000),
+    maxPerOwner: count('Maximum number of runs of one owner whose sources this node reads at the same time. Further ones are rejected with `SSE_ERR_TOO_MANY_USER_RUNS`. 0: no limit.', 0),
+    maxBytes: bytes('Maximum size of the runs whose sources this node reads, in bytes. Above it, the run that grows ends as `failed` with the reason `limit`. In memory, runs that have ended count too, each with 1.5 KB beside its events, and the oldest are removed first.', 256 * 1024 * 1024, 1),
+    leaseMs: durationMs('Time after which a run is `lost` if its node has stopped without a shutdown, or cannot reach the shared log, in milliseconds.', 10_000, 1_000, 600_000),
+    drainMs: durationMs('Time for which a shutdown waits for the sources of runs to end, in milliseconds. Runs that have not ended then are `lost`.', 5_000, 0, 3_600_000)
+  }, { default: {}, additionalProperties: false, description: 'Bounds of runs, see `startRun()`.' }),
   // wiring
   broker: any<Broker>('Event log. Nodes with the same log form a cluster. Absent: `memoryBroker()`, for a single node.'),
   path: Type.Optional(Type.String({ pattern: '^/', rule: 'must begin with "/"', pluginOnly: true, description: 'Path of a GET endpoint that the plugin registers. Absent: no endpoint is registered.' })),
+  snapshot: any<SnapshotOptions>('Snapshot of the streams of `path`: an object `{ load, key?, timeoutMs?, maxConcurrent? }`, as for `reply.sse()`. Requires `path`. Absent: no state is sent.', { pluginOnly: true }),
   decorators: Type.Object({
     instance: Type.String({ minLength: 1, default: 'sse', description: 'Name of the manager on the Fastify instance.' }),
     reply: Type.String({ minLength: 1, default: 'sse', protects: true, description: 'Name of the method on replies and of the route option.' })
   }, { default: {}, additionalProperties: false, pluginOnly: true, description: 'Names of the decorators.' })
+}, { additionalProperties: false })
+
+const { events, history, maxEventBytes, runs } = OptionsSchema.properties
+
+/** The schema of the options of `createPublisher`. */
+export const PublisherOptionsSchema = Type.Object({
+  broker: Type.Unsafe<Broker>(Type.Unknown({ description: 'Event log that this process shares with the nodes, such as `redisStreamsBroker()`.' })),
+  events,
+  history: Type.Object(history.properties, { default: {}, additionalProperties: false, description: 'Bounds of the part of the log that is kept for replay. A publisher applies them when it publishes: give it those of the nodes.' }),
+  maxEventBytes,
+  runs
 }, { additionalProperties: false })
 
 /** The schema of the route option `sse` as an object. Each property overrides the option of the plugin for the route. */
@@ -90,7 +110,14 @@ export interface ResolvedOptions extends Static<typeof OptionsSchema> {
   readonly clock: Clock
 }
 
+/** The options of a publisher with their defaults. */
+export interface ResolvedPublisherOptions extends Static<typeof PublisherOptionsSchema> {
+  /** See `kClock`. */
+  readonly clock: Clock
+}
+
 const compiled = TypeCompiler.Compile(OptionsSchema)
+const compiledPublisher = TypeCompiler.Compile(PublisherOptionsSchema)
 const compiledRoute = TypeCompiler.Compile(RouteOptionsSchema)
 const BROKER_METHODS = ['open', 'publish', 'read', 'claim', 'close'] as const
 
@@ -103,10 +130,27 @@ const complete = new WeakSet<object>()
  * contradiction between options
  */
 export function resolveOptions (given: unknown = {}): ResolvedOptions {
-  const options: ResolvedOptions = { ...resolve(OptionsSchema, compiled, given), clock: (given as { readonly [kClock]?: Clock })[kClock] ?? systemClock }
+  const options: ResolvedOptions = { ...resolve(OptionsSchema, compiled, given), clock: clockOf(given) }
   assertSense(options)
   complete.add(options)
   return options
+}
+
+/**
+ * Validates the options of `createPublisher` and returns them with their defaults.
+ * @throws SSE_ERR_INVALID_OPTION as `resolveOptions`, and for a broker that cannot be opened for publishing only
+ */
+export function resolvePublisherOptions (given: unknown): ResolvedPublisherOptions {
+  const options: ResolvedPublisherOptions = { ...resolve(PublisherOptionsSchema, compiledPublisher, given), clock: clockOf(given) }
+  assertEvents(options)
+  const { broker } = options
+  if (!broker.shared) throw new InvalidOption('broker', 'is the log of one process, which no node could read: use a log that nodes share, such as redisStreamsBroker()')
+  if (typeof broker.openForPublishing !== 'function') throw new InvalidOption('broker', 'cannot be opened for publishing only: it has no method openForPublishing. Use an SSEManager, which is a node')
+  return options
+}
+
+function clockOf (given: unknown): Clock {
+  return (given as { readonly [kClock]?: Clock } | null)?.[kClock] ?? systemClock
 }
 
 /**
@@ -138,21 +182,27 @@ export function resolveRouteOptions (route: { readonly url: string }, name: stri
 }
 
 function assertSense (options: ResolvedOptions): void {
-  const { events, broker, allowedOrigins } = options
+  const { allowedOrigins } = options
   for (const origin of allowedOrigins === '*' ? [] : allowedOrigins) {
     if (origin.includes('*')) throw new InvalidOption('allowedOrigins', `has ${quote(origin)}: wildcards are not supported in the array; list each origin, or set '*' for all`)
     if (!isOrigin(origin)) throw new InvalidOption('allowedOrigins', `has ${quote(origin)}, which is no origin: scheme, host and port as browsers send them, without a slash at the end`)
   }
+  assertEvents(options)
+  if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined && options.ticketSecret === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler, authStrategies or ticketSecret: otherwise no client can connect')
+  if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: otherwise clients could read everything')
+  if (options.clientSubscriptions !== false && options.path === undefined) throw new InvalidOption('clientSubscriptions', 'needs path: only the built-in endpoint reads ?subscription=')
+  if (resolveSnapshot(options.snapshot) !== null && options.path === undefined) throw new InvalidOption('snapshot', 'needs path: give it to reply.sse() in routes of your own')
+  for (const topic of options.presenceEvents.topics) assertWatchable(topic)
+}
+
+/** Checks the options that say what can be published, and where. */
+function assertEvents ({ events, broker, history, maxEventBytes }: Pick<ResolvedOptions, 'events' | 'broker' | 'history' | 'maxEventBytes'>): void {
   if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be the result of defineEvents()')
   if (broker !== undefined) {
     const missing = BROKER_METHODS.find(method => typeof (broker as Partial<Broker> | null)?.[method] !== 'function')
     if (missing !== undefined) throw new InvalidOption('broker', `must be a Broker, such as memoryBroker(): it has no method ${missing}`)
   }
-  if (options.requireAuthentication && options.authHandler === undefined && options.authStrategies === undefined && options.ticketSecret === undefined) throw new InvalidOption('requireAuthentication', 'needs authHandler, authStrategies or ticketSecret: otherwise no client can connect')
-  if (options.clientSubscriptions !== false && options.authorizeSubscription === undefined) throw new InvalidOption('clientSubscriptions', 'needs authorizeSubscription: otherwise clients could read everything')
-  if (options.clientSubscriptions !== false && options.path === undefined) throw new InvalidOption('clientSubscriptions', 'needs path: only the built-in endpoint reads ?subscription=')
-  for (const topic of options.presenceEvents.topics) assertWatchable(topic)
-  if (options.maxEventBytes > options.history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
+  if (maxEventBytes > history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
 }
 
 /** Origins with other schemes, such as `capacitor://localhost` or `file://`. `URL` reports `null` as their origin. */

@@ -8,9 +8,9 @@ export type { IoredisClient, NodeRedisClient } from './log/redis/client.js'
 export type { RedisStreamsOptions } from '../types/options.js'
 
 /**
- * Creates a broker for many nodes, with the event log in Redis 6.2 or later, or in Valkey. Each node opens two connections: one to
- * publish, and one to wait for new entries. A third connection is open while the node reads entries that are older than those in its
- * memory.
+ * Creates a broker for many nodes, with the event log in Redis 6.2 or later, or in Valkey. Each node opens three connections: to publish,
+ * to wait for new events, and for messages between nodes. Up to three others are open while the node reads events that are older than
+ * those in its memory, and while it uses runs. A publisher, see `createPublisher()`, opens the first one only, and two others for runs.
  * @throws SSE_ERR_INVALID_OPTION
  * @example
  * ```ts

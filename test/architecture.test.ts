@@ -9,9 +9,9 @@ import { roomOf, ROOMS } from './helpers/rooms.js'
 
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
 const FASTIFY_VALUES = ['fastify/strategies']
-const FASTIFY_TYPES = ['fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/hijacking-body', 'fastify/pin-hooks', 'fastify/plugin', 'fastify/reply', 'fastify/request-serializer', 'fastify/route', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
+const FASTIFY_TYPES = ['admin/guard', 'admin/index', 'admin/options', 'fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/hijacking-body', 'fastify/pin-hooks', 'fastify/plugin', 'fastify/reply', 'fastify/request-serializer', 'fastify/route', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
 /** Who may load parts of Node that reach sockets. */
-const SOCKETS = ['fastify/hijacking-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
+const SOCKETS = ['cli/exchange', 'fastify/hijacking-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
 
 /** Who may look at the machine's clock, or set a timer by it. All else takes the time of the node, `util/clock`, which tests move. */
 const REAL_TIME: Record<string, string> = {
@@ -19,21 +19,24 @@ const REAL_TIME: Record<string, string> = {
   'cluster/scatter-gather': 'how long other nodes take to answer',
   'delivery/flusher': 'how long writing takes, and how often it begins',
   'delivery/replay-scheduler': 'how long reading takes, and when a log that has failed is tried again',
+  'diagnostics/telemetry': 'how long a publish takes',
   'fastify/idle-sockets': 'how long a socket is idle while the server closes',
   'fastify/reply': 'how long an error handler of the application takes to answer',
   'log/redis/appender': 'how long Redis takes to answer',
   'log/redis/cursor-ahead': 'how long Redis, and this node, take',
   'log/redis/history-cache': 'entries have times of Redis',
-  'log/redis/history-reader': 'how long a connection to Redis is idle',
   'log/redis/node-channel': 'how long Redis takes to answer',
+  'log/redis/on-demand': 'how long a connection to Redis is idle',
   'log/redis/read-size': 'how long Redis takes to answer',
   'log/redis/reader': 'how late an entry of Redis is',
   'log/redis/reconnector': 'when Redis is tried again',
   'log/redis/server-clock': 'the difference to the clock of Redis',
+  'otel/index': 'spans have times of the machine',
   'testing/broker-harness': 'deadlines of tests',
   'testing/inbox': 'deadlines of tests',
   'testing/memory-socket': 'the rate at which a test reads',
   'testing/open-stream': 'deadlines of tests',
+  'testing/run-store-contract': 'time after which a run is removed',
   'testing/shared-broker-contract': 'deadlines of tests',
   'testing/slow-redis': 'the rate of a slow network',
   'testing/test-clock': 'the time at which the clock of a test begins, and what it waits for',
@@ -114,6 +117,11 @@ t.test('within a room no file reaches itself', async t => {
     return seen
   }
   t.same(paths.map(({ path }) => path).filter(path => reach(path).has(path)), [])
+})
+
+t.test('the client loads nothing of the server but the clock', async t => {
+  const loaded = modules.filter(({ name }) => name.startsWith('client/')).flatMap(module => module.imports.filter(({ typeOnly }) => !typeOnly).map(item => inside(module, item) ?? item.from))
+  t.same(new Set(loaded.filter(target => !target.startsWith('lib/client/'))), new Set(['lib/util/clock.ts']))
 })
 
 t.test('only the Fastify-facing files know Fastify', async t => {

@@ -1,5 +1,8 @@
+import './cluster/cluster.js'
 import './cluster/commands.js'
+import './cluster/connections.js'
 import './cluster/late-node.js'
 import './cluster/missed-commands.js'
 import './cluster/nodes.js'
 import './cluster/presence.js'
+import './cluster/snapshots.js'

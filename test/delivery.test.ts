@@ -1,5 +1,6 @@
 import './delivery/batch.js'
 import './delivery/context.js'
+import './delivery/dispatcher.js'
 import './delivery/flusher.js'
 import './delivery/frame.js'
 import './delivery/publisher.js'

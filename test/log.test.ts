@@ -1,4 +1,6 @@
 import './log/cursor.js'
 import './log/event-log.js'
+import './log/redis-appender.js'
+import './log/redis-reader.js'
 import './log/ring.js'
 import './log/timeout.js'

@@ -6,6 +6,7 @@ const assert = require('node:assert/strict')
 const { once } = require('node:events')
 const http = require('node:http')
 const fastify = require('fastify')
+const { Registry } = require('prom-client')
 
 /** Registers the plugin and carries one event over a real socket. */
 async function stream (loaded) {
@@ -37,7 +38,10 @@ async function stream (loaded) {
 }
 
 /** What the subpaths export, without a Redis. */
-async function subpaths ({ SSEError }, { redisStreamsBroker }, { brokerContract }, memoryBroker) {
+async function subpaths ({ SSEError, SSEManager }, { redisStreamsBroker }, { brokerContract }, memoryBroker, { registerMetrics }) {
+  const registry = new Registry()
+  registerMetrics(new SSEManager(), registry)
+  assert.match(await registry.metrics(), /^sse_connections 0$/m)
   assert.throws(() => redisStreamsBroker({ client: 'nowhere' }), error => error instanceof SSEError && error.code === 'SSE_ERR_INVALID_OPTION')
   // A URL loads ioredis, when the log is opened.
   const broker = redisStreamsBroker({ client: 'redis://127.0.0.1:1', startTimeoutMs: 2000 })
@@ -48,11 +52,26 @@ async function subpaths ({ SSEError }, { redisStreamsBroker }, { brokerContract 
   assert.ok(runs.length > 5)
 }
 
-module.exports = { stream, subpaths }
+/** The client receives an event of the server. */
+async function connect ({ default: ssePlugin }, { createClient }) {
+  const app = fastify()
+  await app.register(ssePlugin, { path: '/sse' })
+  const client = createClient(`${await app.listen({ host: '127.0.0.1', port: 0 })}/sse`)
+  await new Promise(resolve => client.onState(resolve))
+  assert.deepEqual(client.state, { name: 'open' })
+  const received = new Promise(resolve => client.onData('news', resolve))
+  await app.sse.broadcastData('news', { headline: 'é' })
+  assert.deepEqual(await received, { headline: 'é' })
+  client.close()
+  await app.close()
+}
+
+module.exports = { stream, subpaths, connect }
 
 if (require.main === module) {
   const loaded = require('fastify-sse-manager')
   assert.equal(loaded.default, loaded.ssePlugin)
   stream(loaded)
-  subpaths(loaded, require('fastify-sse-manager/redis'), require('fastify-sse-manager/testing'), loaded.memoryBroker)
+  connect(loaded, require('fastify-sse-manager/client'))
+  subpaths(loaded, require('fastify-sse-manager/redis'), require('fastify-sse-manager/testing'), loaded.memoryBroker, require('fastify-sse-manager/metrics'))
 }

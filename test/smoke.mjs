@@ -1,14 +1,25 @@
 import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
 import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import fastify from 'fastify'
 import * as loaded from 'fastify-sse-manager'
+import * as client from 'fastify-sse-manager/client'
+import { shareTabs } from 'fastify-sse-manager/client/tabs'
+import * as metrics from 'fastify-sse-manager/metrics'
+import * as otel from 'fastify-sse-manager/otel'
 import * as redis from 'fastify-sse-manager/redis'
 import * as testing from 'fastify-sse-manager/testing'
 import smoke from './smoke.cjs'
 
 assert.equal(loaded.default, loaded.ssePlugin)
 await smoke.stream(loaded)
-await smoke.subpaths(loaded, redis, testing, loaded.memoryBroker)
+await smoke.subpaths(loaded, redis, testing, loaded.memoryBroker, metrics)
+assert.equal(typeof otel.registerTracing(new loaded.SSEManager()), 'function')
+await smoke.connect(loaded, client)
+// Without tabs, the client has a connection of its own.
+await smoke.connect(loaded, { createClient: url => shareTabs(url, { user: 'ada' }) })
 
 // An application may end up with both copies, one for `import` and one for `require`.
 const other = createRequire(import.meta.url)('fastify-sse-manager')
@@ -38,3 +49,18 @@ for (const copy of [loaded, other]) {
   assert.equal((await guarded.inject({ method: 'POST', url: '/publish', headers: { authorization: 'Bearer ada' } })).body, 'published')
   await guarded.close()
 }
+
+// The command, with the output and the exit code that a shell sees.
+const served = fastify()
+await served.register(loaded.default, { path: '/sse', keepAliveIntervalMs: 200 })
+const url = await served.listen({ host: '127.0.0.1', port: 0 })
+const command = (...args) => promisify(execFile)(process.execPath, [fileURLToPath(new URL('../bin/fastify-sse-manager.js', import.meta.url)), ...args])
+const { stdout } = await command('doctor', `${url}/sse`, '--json')
+assert.equal(JSON.parse(stdout).measured.announcedMs, 200)
+await assert.rejects(command('doctor', `${url}/nothing`), ({ code, stdout }) => code === 1 && stdout.includes('The server answers 404'))
+await assert.rejects(command('doctor'), ({ code, stderr }) => code === 2 && stderr.includes('The URL of the stream is missing'))
+const tailing = command('tail', `${url}/sse`, '--count', '1')
+while (served.sse.connectionCount === 0) await new Promise(resolve => setTimeout(resolve, 10))
+await served.sse.broadcastEvent({ event: 'greeting', data: 'hello' })
+assert.match((await tailing).stdout, /^\S+ {2}greeting {2}hello\n$/)
+await served.close()

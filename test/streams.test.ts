@@ -1,2 +1,3 @@
+import './streams/control.js'
 import './streams/end.js'
 import './streams/source.js'

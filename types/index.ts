@@ -2,7 +2,9 @@ import type { FastifyBaseLogger, FastifySchema, FastifyTypeProvider, FastifyType
 import type { ContextConfigDefault } from 'fastify/types/utils.js'
 import type { RouteGenericInterface } from 'fastify/types/route.js'
 import type { SSEConnection } from '../lib/connections/connection.js'
+import type { ConnectionSnapshot } from '../lib/connections/snapshot-options.js'
 import type { SSEManager } from '../lib/manager.js'
+import type { Run } from '../lib/runs/run.js'
 import type { SSEUser } from '../lib/access/authentication.js'
 import type { ConnectOptions } from '../lib/access/connect-options.js'
 import type { Source, SourceFactory, SourceOptions } from '../lib/streams/source.js'
@@ -10,6 +12,18 @@ import type { SSERouteOptions } from '../lib/fastify/pin-hooks.js'
 
 /** The type of `reply.sse()`. */
 export interface ReplySSE {
+  /**
+   * Opens a managed stream, which receives broadcasts. Resolves when the headers are sent. If it rejects, no headers were sent.
+   * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_OPTION,
+   * SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*, SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED
+   * @example
+   * ```ts
+   * const connection = await reply.sse({ subscriptions: ['news'] })
+   * ```
+   */
+  (options?: ConnectOptions<ConnectionSnapshot>): Promise<SSEConnection>
+  /** The same with a snapshot that clients share, or with one of which the type does not say whether they do. */
+  (options?: ConnectOptions): Promise<SSEConnection>
   /**
    * Streams a source to this client only. Resolves when the source has ended, or the client has disconnected.
    * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_OPTION, SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*,
@@ -21,15 +35,16 @@ export interface ReplySSE {
    */
   (source: Source | SourceFactory, options?: SourceOptions): Promise<void>
   /**
-   * Opens a managed stream, which receives broadcasts. Resolves when the headers are sent. If it rejects, no headers were sent.
-   * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_OPTION,
-   * SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*, SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_CLIENT_GONE, SSE_ERR_CLOSED
+   * Streams a run to this client: from its cursor, otherwise from the beginning. Resolves when the run has ended, or the client has
+   * disconnected; the run goes on without it. Answers with 204 if the client has received all, or if the run is null and the request has no
+   * id of a run.
+   * @throws as for a source
    * @example
    * ```ts
-   * const connection = await reply.sse({ subscriptions: ['news'] })
+   * app.get('/answer', { sse: true }, async (request, reply) => reply.sse(await app.sse.getRun('answer:7', { ownerId: 'ada' })))
    * ```
    */
-  (options?: ConnectOptions): Promise<SSEConnection>
+  (run: Run | null, options?: SourceOptions): Promise<void>
 }
 
 declare module 'fastify' {

@@ -2,10 +2,11 @@ import { Type, type Static } from '@sinclair/typebox'
 import fastify, { type FastifyRequest, type RouteShorthandOptions } from 'fastify'
 import { describe, expect, test } from 'tstyche'
 import ssePlugin, {
-  createDataEvent, createNotificationEvent, defineEvents, EventPriority, memoryBroker, SSEConnection, SSEError, SSEManager,
-  type AuthData, type Broker, type BroadcastOptions, type Catalogue, type ClientInfo, type CloseReason, type Delivery, type EventInput, type EventName, type Notification,
-  type ReplySSE, type ResourceName, type ResourcePayload, type Source, type SSEOptions, type SSEUser
+  createDataEvent, createPublisher, createNotificationEvent, defineEvents, EventPriority, memoryBroker, SSEConnection, SSEError, SSEManager,
+  type AuthData, type Broker, type BroadcastOptions, type Catalogue, type ClientInfo, type CloseReason, type ConnectionPage, type Delivery, type Diagnostics, type EventInput, type EventName, type GapReason, type HttpRequest, type Notification, type PublisherOptions, type PublishOptions,
+  type ReplySSE, type ResourceName, type ResourcePayload, type SharedSnapshotQuestion, type SnapshotOptions, type Run, type Source, type SSEOptions, type SSEPublisher, type SSEUser
 } from '../lib/index.js'
+import { registerMetrics, type MetricsRegistry } from '../lib/metrics/index.js'
 import type { ResolvedOptions } from '../lib/options.js'
 
 // Without a registered catalogue; types/registered has one.
@@ -15,12 +16,81 @@ const request = {} as FastifyRequest
 const reply = {} as { sse: ReplySSE }
 const connection = {} as SSEConnection
 
+describe('metrics', () => {
+  test('registries of each client', () => {
+    expect<MetricsRegistry>().type.toBeAssignableFrom<import('prom-client').Registry>()
+    expect<MetricsRegistry>().type.toBeAssignableFrom<import('@prometheus-io/client').Registry>()
+    expect<MetricsRegistry>().type.toBeAssignableFrom<import('@platformatic/prom-client').Registry>()
+    expect<MetricsRegistry>().type.not.toBeAssignableFrom<typeof import('prom-client')>()
+    expect(registerMetrics(app.sse, {} as MetricsRegistry, { labels: { manager: 'chat' } })).type.toBe<() => void>()
+    expect(registerMetrics).type.not.toBeCallableWith(app, {} as MetricsRegistry)
+  })
+
+  test('payloads of the channels', () => {
+    expect<Diagnostics['gap']['reason']>().type.toBe<GapReason>()
+    expect<Diagnostics['publish']['nodeId']>().type.toBe<string | null>()
+    expect<keyof Diagnostics>().type.toBe<'open' | 'close' | 'refuse' | 'resume' | 'gap' | 'replay' | 'lag' | 'drop' | 'publish' | 'deliver' | 'run' | 'health'>()
+  })
+})
+
+describe('snapshots', () => {
+  const event = { event: 'orders', data: [] }
+
+  test('without a key, load has the connection', () => {
+    reply.sse({
+      subscriptions: ['orders:**'],
+      snapshot: {
+        load: async ({ connection, subscriptions, reason, signal }) => {
+          expect(connection).type.toBe<SSEConnection>()
+          expect(subscriptions).type.toBe<readonly string[]>()
+          expect(reason).type.toBe<'connect' | 'gap' | 'added'>()
+          expect(signal).type.toBe<AbortSignal>()
+          return event
+        },
+        timeoutMs: 10_000,
+        maxConcurrent: 16,
+        key: undefined
+      }
+    })
+    expect<SnapshotOptions>().type.toBeAssignableFrom<{ load: () => null }>()
+    expect<SnapshotOptions>().type.toBeAssignableFrom<{ load: () => EventInput[] }>()
+    expect<SnapshotOptions>().type.toBeAssignableFrom<{ load: () => AsyncGenerator<EventInput> }>()
+    expect<SnapshotOptions>().type.not.toBeAssignableFrom<{ load: () => string }>()
+    expect<SnapshotOptions>().type.not.toBeAssignableFrom<{ load: () => undefined }>()
+    expect<SnapshotOptions>().type.not.toBeAssignableFrom<{ key: string }>()
+  })
+
+  test('with a key, it has nothing of a client', () => {
+    reply.sse({
+      snapshot: {
+        key: 'orders:acme',
+        load: question => {
+          expect(question).type.toBe<SharedSnapshotQuestion>()
+          expect<keyof typeof question>().type.toBe<'key' | 'signal'>()
+          return null
+        }
+      }
+    })
+  })
+
+  test('on connections', () => {
+    expect(connection.resumed).type.toBe<boolean | null>()
+    connection.onGap(gap => {
+      expect(gap.reason).type.toBe<GapReason>()
+      expect(gap.snapshot).type.toBe<boolean>()
+    })
+    expect(app.sse.position()).type.toBe<string>()
+    expect(reply.sse).type.not.toBeCallableWith([event], { snapshot: { load: () => event } })
+  })
+})
+
 describe('registration', () => {
   test('options', () => {
     expect(app.register).type.toBeCallableWith(ssePlugin)
     expect(app.register).type.toBeCallableWith(ssePlugin, { keepAliveIntervalMs: 1000, history: { maxEvents: 1 }, decorators: { instance: 'live' } })
     expect(app.register).type.not.toBeCallableWith(ssePlugin, { keepAliveInterval: 1000 })
     expect(app.register).type.not.toBeCallableWith(ssePlugin, { keepAlive: 'yes' })
+    expect(app.register).type.toBeCallableWith(ssePlugin, { keepAlive: 'event' })
     expect<SSEOptions>().type.not.toBeAssignableFrom<{ history: { events: number } }>()
     expect<SSEOptions>().type.toBeAssignableFrom<{ flush: { intervalMs: number } }>()
     expect<SSEOptions>().type.toBeAssignableFrom<{ flush: 'immediate' }>()
@@ -39,6 +109,8 @@ describe('registration', () => {
         expect(authData.token).type.toBe<string | null>()
         expect(authData.cookies['session']).type.toBe<string | undefined>()
         expect(request.headers.origin).type.toBe<string | undefined>()
+        expect(request).type.toBe<FastifyRequest>()
+        expect(request.ip).type.toBe<string>()
         return null
       },
       authorizeSubscription: ({ userId, subscriptionId }) => {
@@ -145,8 +217,42 @@ test('connections', () => {
   expect<CloseReason>().type.toBeAssignableTo<string>()
 })
 
+test('several catalogues', () => {
+  const orders = defineEvents({ events: { paid: Type.Object({ id: Type.Number() }) }, resources: { list: Type.Array(Type.String()) } })
+  const chat = defineEvents({ events: { message: Type.String() } })
+  const shop = new SSEManager<typeof orders>({ events: orders })
+  const rooms = new SSEManager<typeof chat>({ events: chat })
+  expect(shop.broadcastEvent).type.toBeCallableWith({ event: 'paid', data: { id: 1 } })
+  expect(shop.broadcastEvent).type.not.toBeCallableWith({ event: 'paid', data: { id: '1' } })
+  expect(shop.broadcastEvent).type.not.toBeCallableWith({ data: 'text' })
+  expect(shop.broadcastData).type.toBeCallableWith('list', ['a'])
+  expect(shop.broadcastData).type.not.toBeCallableWith('lists', ['a'])
+  expect(rooms.broadcastToUsers).type.toBeCallableWith({ data: 'text' }, ['ada'])
+  expect(rooms.broadcastToUsers).type.not.toBeCallableWith({ event: 'paid', data: { id: 1 } }, ['ada'])
+  expect(rooms.broadcastData).type.not.toBeCallableWith('list', ['a'])
+  expect(createPublisher<typeof orders>({ broker: {} as Broker }).broadcastEvent).type.not.toBeCallableWith({ event: 'other', data: 1 })
+})
+
+test('undefined is accepted where it cannot widen access', () => {
+  expect<SSEOptions>().type.toBeAssignableFrom<{ retryMs: undefined, ticketSecret: undefined, snapshot: undefined, history: { maxEvents: undefined } }>()
+  expect<SSEOptions>().type.not.toBeAssignableFrom<{ authHandler: undefined }>()
+  expect<SSEOptions>().type.not.toBeAssignableFrom<{ requireAuthentication: undefined }>()
+  expect<SSEOptions>().type.not.toBeAssignableFrom<{ authorizeTopic: undefined }>()
+  expect(reply.sse).type.toBeCallableWith({ subscriptions: undefined, clientInfo: undefined, retryMs: undefined, lastEventId: undefined, snapshot: undefined })
+  expect(app.sse.broadcastEvent).type.toBeCallableWith({ data: 1, priority: undefined, key: undefined, retry: undefined })
+  expect<BroadcastOptions>().type.not.toBeAssignableFrom<{ userIds: undefined }>()
+  expect<BroadcastOptions>().type.not.toBeAssignableFrom<{ subscriptionIds: undefined }>()
+  expect<SSEUser>().type.not.toBeAssignableFrom<{ userId: string, expiresAt: undefined }>()
+})
+
 test('without Fastify', () => {
-  const manager = new SSEManager({ keepAlive: false })
+  const manager = new SSEManager({
+    keepAlive: false,
+    authHandler: (authData, request) => {
+      expect(request).type.toBe<HttpRequest>()
+      return null
+    }
+  })
   expect(manager.createConnection).type.toBeCallableWith({} as { request: import('node:http').IncomingMessage, response: import('node:http').ServerResponse })
   expect(manager.createConnection).type.toBeCallableWith({} as { request: import('node:http2').Http2ServerRequest, response: import('node:http2').Http2ServerResponse, user: { userId: '1' } })
   expect(manager.createConnection).type.toBeCallableWith({} as { request: import('express').Request, response: import('express').Response, user: null })
@@ -159,4 +265,54 @@ test('errors and constants', () => {
   expect<SSEError['statusCode']>().type.toBe<number>()
   expect<EventPriority>().type.toBe<0 | 1 | 2 | 3>()
   expect(EventPriority.CRITICAL).type.toBe<3>()
+})
+
+describe('publishers', () => {
+  const broker = {} as Broker
+  const publisher = createPublisher({ broker })
+  const event = { event: 'paid', data: 1 }
+
+  test('options', () => {
+    expect(createPublisher).type.toBeCallableWith({ broker, events: defineEvents({}), history: { maxEvents: 1 }, maxEventBytes: 1, runs: { drainMs: 1 } })
+    expect(createPublisher).type.toBeCallableWith({ broker }, { error: () => {}, warn: () => {}, info: () => {}, debug: () => {} })
+    expect(createPublisher).type.not.toBeCallableWith()
+    expect(createPublisher).type.not.toBeCallableWith({})
+    expect(createPublisher).type.not.toBeCallableWith({ broker, path: '/sse' })
+    expect(createPublisher).type.not.toBeCallableWith({ broker, cluster: {} })
+    expect<PublisherOptions>().type.not.toBeAssignableFrom<{ broker: undefined }>()
+  })
+
+  test('calls', () => {
+    expect(publisher).type.toBe<SSEPublisher>()
+    expect(publisher.broadcastEvent(event, { userIds: ['ada'], ephemeral: true, local: false, key: 'k', priority: EventPriority.HIGH, retry: 100 })).type.toBe<Promise<Delivery>>()
+    expect(publisher.position()).type.toBe<Promise<string>>()
+    expect(publisher.getRun('a', { ownerId: null })).type.toBe<Promise<Run | null>>()
+    expect(publisher[Symbol.asyncDispose]()).type.toBe<Promise<void>>()
+    expect<keyof SSEPublisher>().type.not.toBeAssignableFrom<'createConnection'>()
+    expect<keyof SSEPublisher>().type.not.toBeAssignableFrom<'stats'>()
+  })
+
+  test('what only a node can do', () => {
+    const filter = () => true
+    expect(publisher.broadcastEvent).type.not.toBeCallableWith(event, { local: true })
+    expect(publisher.broadcastEvent).type.not.toBeCallableWith(event, { filter })
+    expect(publisher.broadcastData).type.not.toBeCallableWith('orders', 1, { local: true })
+    expect(publisher.broadcastNotification).type.not.toBeCallableWith({ title: 'T', message: 'M' }, { filter })
+    expect(publisher.broadcastToUsers).type.not.toBeCallableWith(event, ['ada'], { local: true })
+    expect(publisher.broadcastToSubscriptions).type.not.toBeCallableWith(event, ['a'], { filter })
+    expect(publisher.broadcastToUsers).type.not.toBeCallableWith(event, ['ada'], { userIds: [] })
+    expect(publisher.broadcastToUsers).type.toBeCallableWith(event, ['ada'], { ephemeral: true })
+    expect<PublishOptions>().type.not.toBeAssignableFrom<BroadcastOptions>()
+    expect<BroadcastOptions>().type.toBeAssignableFrom<PublishOptions>()
+  })
+})
+
+describe('lists of connections', () => {
+  test('filters are those of a connection, and none is undefined', () => {
+    expect(app.sse.listConnections).type.toBeCallableWith({ userId: null, subscription: 'orders:*', lagging: true, limit: 10, after: null })
+    expect(app.sse.listConnections).type.toBeCallableWith()
+    expect(app.sse.listConnections).type.not.toBeCallableWith({ user: 'ada' })
+    expect(app.sse.listConnections).type.not.toBeCallableWith({ userId: undefined })
+    expect(app.sse.listConnections()).type.toBe<Promise<ConnectionPage>>()
+  })
 })

@@ -1,6 +1,7 @@
 // fastify-sse-v2 has no broadcast: a set of replies, the JSON made once for all.
 import Fastify from 'fastify'
 import { FastifySSEPlugin } from 'fastify-sse-v2'
+import { tokensOf } from '../tokens.mjs'
 
 export default async function start () {
   const app = Fastify()
@@ -18,6 +19,7 @@ export default async function start () {
     if (!topics.has(topic)) topics.set(topic, new Set())
     open(reply, topics.get(topic))
   })
+  app.get('/sources/:i', (request, reply) => { reply.sse(tokensOf(request.params.i, data => ({ data }))) })
   await app.listen({ port: 0, host: '127.0.0.1' })
   const send = (room, data) => {
     const message = { data: JSON.stringify(data) }
@@ -27,6 +29,7 @@ export default async function start () {
     port: app.server.address().port,
     path: '/events',
     topicPath: '/topics/{i}',
+    sourcePath: '/sources/{i}',
     count: () => all.size,
     publish (data) { send(all, data) },
     publishTo (topic, data) { send(topics.get(String(topic)) ?? [], data) }

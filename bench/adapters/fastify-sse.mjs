@@ -1,6 +1,7 @@
 // @fastify/sse has no broadcast: a set of replies, and `send()` on each. Its promises are not awaited, which is faster.
 import Fastify from 'fastify'
 import fastifySSE from '@fastify/sse'
+import { tokensOf } from '../tokens.mjs'
 
 const ignore = () => {}
 
@@ -22,12 +23,18 @@ export default async function start () {
     if (!topics.has(topic)) topics.set(topic, new Set())
     open(reply, topics.get(topic))
   })
+  app.get('/sources/:i', { sse: { serializer: text => text } }, async (request, reply) => {
+    reply.sse.sendHeaders()
+    reply.raw.flushHeaders()
+    await reply.sse.send(tokensOf(request.params.i, data => ({ data })))
+  })
   await app.listen({ port: 0, host: '127.0.0.1' })
   const send = (room, data) => { for (const reply of room) reply.sse.send({ data }).catch(ignore) }
   return {
     port: app.server.address().port,
     path: '/events',
     topicPath: '/topics/{i}',
+    sourcePath: '/sources/{i}',
     count: () => all.size,
     publish (data) { send(all, data) },
     publishTo (topic, data) { send(topics.get(String(topic)) ?? [], data) }

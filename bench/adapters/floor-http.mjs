@@ -1,4 +1,5 @@
 import { createServer } from 'node:http'
+import { tokensOf } from '../tokens.mjs'
 
 const HEAD = { 'Content-Type': 'text/event-stream', 'Cache-Control': 'no-cache', Connection: 'keep-alive' }
 const kPlace = Symbol('place')
@@ -11,6 +12,7 @@ export async function startFloor (writableOf, encode) {
     response.writeHead(200, HEAD)
     response.flushHeaders()
     const [, kind, topic] = request.url.split('/')
+    if (kind === 'sources') return pump(topic, writableOf(response), encode)
     let room = all
     if (kind === 'topics') {
       room = topics.get(topic) ?? new Room()
@@ -24,10 +26,15 @@ export async function startFloor (writableOf, encode) {
     port: server.address().port,
     path: '/events',
     topicPath: '/topics/{i}',
+    sourcePath: '/sources/{i}',
     count: () => all.members.length,
     publish (data) { all.write(encode(text(data))) },
     publishTo (topic, data) { topics.get(String(topic))?.write(encode(text(data))) }
   }
+}
+
+async function pump (i, writable, encode) {
+  for await (const text of tokensOf(i)) writable.write(encode(`data: ${text}\n\n`), 'latin1')
 }
 
 class Room {

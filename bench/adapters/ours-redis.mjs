@@ -1,5 +1,6 @@
 // This package as `ours`, with the log that nodes share, in the Redis of BENCH_REDIS.
-import { build, startOurs } from './ours.mjs'
+import { build } from '../build.mjs'
+import { startOurs } from './ours.mjs'
 
 export default async function start () {
   const { redisStreamsBroker } = await import(new URL('lib/redis.js', build))

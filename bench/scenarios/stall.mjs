@@ -4,7 +4,7 @@ import { interleave } from '../rounds.mjs'
 export async function stall (bench) {
   const connections = bench.sizes.stall
   if (!bench.fits(connections, 'stall')) return
-  const paramsOf = seconds => ({ connections, perTurn: 1, window: 1, seconds, size: bench.eventBytes, watchLoop: true })
+  const paramsOf = seconds => ({ connections, perTurn: 1, window: 1, seconds, size: bench.eventBytes, watch: true })
   await interleave(bench, {
     rounds: Math.min(bench.rounds, 2),
     open: async session => {

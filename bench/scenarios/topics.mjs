@@ -8,7 +8,7 @@ export async function topics (bench) {
   await interleave(bench, {
     rounds: Math.min(bench.rounds, 4),
     open: async session => {
-      await session.connect(count, { topics: true })
+      await session.connect(count, { path: 'topicPath', distinct: true })
       await session.measure('topics', paramsOf(0.5))
     },
     operations: [{

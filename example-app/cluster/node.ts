@@ -6,6 +6,8 @@ import { Type, type Static } from '@sinclair/typebox'
 import fastify from 'fastify'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import ssePlugin, { EventPriority } from '../../lib/index.js'
+import { answerRoutes } from '../answers.js'
+import { clientRoute } from '../client-file.js'
 import { allowedHosts, allowSameOrigin } from '../same-origin.js'
 
 // One node of the cluster. It differs from a single-node application only by the option `broker` and its name.
@@ -33,11 +35,13 @@ await app.register(ssePlugin, {
   presenceEvents: { topics: ['room:*'], lingerMs: LINGER_MS },
   // The demo trusts the user id of the client.
   authHandler: ({ query }) => typeof query['user'] === 'string' ? query['user'] : null,
+  // The shortest lease: the answers of a killed node are continued soon.
+  runs: { leaseMs: 1_000 },
   retryMs: 500,
   drainMs: 500
 })
 
-app.addHook('onSend', async (request, reply) => { reply.header('content-security-policy', PAGE_POLICY) })
+app.addHook('onSend', async (request, reply) => { reply.headers({ 'content-security-policy': PAGE_POLICY, 'x-node': name }) })
 // Browsers open connections in advance. Without this, an unused connection delays `close()` by a minute.
 app.addHook('preClose', async () => { setTimeout(() => { app.server.closeAllConnections() }, 500).unref() })
 
@@ -48,7 +52,11 @@ app.get<{ Querystring: Static<typeof Visitor> }>('/sse', { sse: true, schema: { 
   // The list includes users that are reconnecting: they have caused no `sse:leave`, and will cause no `sse:join`.
   const { users } = await app.sse.presence(ROOM)
   connection.sendEvent({ event: 'present', data: users.map(({ userId }) => userId) })
+  connection.sendEvent({ event: 'nodes', data: nodes() })
 })
+
+await answerRoutes(app)
+await clientRoute(app)
 
 app.post<{ Body: Static<typeof Saying> }>('/say', { schema: { body: Saying } }, async request => {
   const { id } = await app.sse.broadcastToSubscriptions({ event: 'said', data: { ...request.body, node: name, at: Date.now() } }, [ROOM])
@@ -76,11 +84,28 @@ const ticking = setInterval(() => {
     // The event was not logged, so its number is used again.
     seq--
   })
-  // The view of this node is only for clients of this node.
-  app.sse.broadcastEvent({ event: 'nodes', data: app.sse.clusterStats().nodes, key: 'nodes' }, { local: true }).catch(() => {})
+  publishNodes()
 }, TICK_MS)
 
 app.addHook('preClose', async () => { clearInterval(ticking) })
+
+// A killed node is missed by the others after some heartbeats. The supervisor knows it at once.
+let running: readonly string[] | null = null
+process.on('message', (message: { running: readonly string[] }) => {
+  running = message.running
+  publishNodes()
+})
+
+/** The nodes as this one knows them. */
+function nodes () {
+  return app.sse.clusterStats().nodes.filter(node => node.name === null || running === null || running.includes(node.name))
+}
+
+/** Sends the nodes to the clients of this node. */
+function publishNodes (): void {
+  app.sse.broadcastEvent({ event: 'nodes', data: nodes(), key: 'nodes' }, { local: true }).catch(() => {})
+}
+
 process.once('SIGTERM', () => { app.close().then(() => process.exit()) })
 // A terminal sends SIGINT to all processes. The supervisor ends its nodes.
 process.on('SIGINT', () => {})

@@ -33,6 +33,7 @@ export class Nodes {
         if (message.kill !== undefined) this.kill(message.kill)
         if (message.port === undefined) return
         node.port = message.port
+        this.#announce()
         resolve()
       })
     })
@@ -58,12 +59,22 @@ export class Nodes {
     }))
   }
 
+  /** Tells each node which ones are running. */
+  #announce (): void {
+    const running = [...this.#running.keys()]
+    for (const { process: child, port } of this.#running.values()) {
+      // A node that has just ended cannot be told.
+      if (port !== null && child.connected) child.send({ running }, () => {})
+    }
+  }
+
   #ended (name: string): void {
     this.#running.delete(name)
     if (this.#stopped) return
+    this.#announce()
     const timer = setTimeout(() => {
       this.#restarts.delete(timer)
-      this.start(name).catch((error: unknown) => { console.error(error) })
+      this.start(name).catch((error: unknown) => { if (!this.#stopped) console.error(error) })
     }, RESTART_MS)
     this.#restarts.add(timer)
   }

@@ -1,7 +1,7 @@
 import { $, call, clock, h, plural } from './dom.js'
 
 const SHOWN_EVENTS = 8
-const NOTHING_CUT = 'Nothing has been cut yet. While you are away the server keeps publishing; when you are back it sends what you missed.'
+const NOT_YET = 'While you are disconnected, the server continues to publish. When you are back, it sends what you missed.'
 
 const BRIEFS = {
   machine: ({ cpuPercent, load }) => `processor ${Math.round(cpuPercent)} %, load ${load[0]}`,
@@ -23,15 +23,15 @@ export class AccountPanel {
     this.#stream = stream
     $('cut').onsubmit = event => { event.preventDefault(); this.#cut().catch(failed) }
     $('wire').replaceChildren()
-    this.#say('', NOTHING_CUT)
+    this.#say('', NOT_YET)
   }
 
   counted (ledger) {
-    for (const name of ['received', 'replayed', 'lost', 'repeated']) {
+    for (const name of ['received', 'replayed', 'lost', 'duplicates']) {
       const shown = $(`count-${name}`)
       shown.textContent = ledger[name].toLocaleString('en')
       shown.toggleAttribute('data-zero', ledger[name] === 0)
-      shown.toggleAttribute('data-bad', (name === 'lost' || name === 'repeated') && ledger[name] > 0)
+      shown.toggleAttribute('data-bad', (name === 'lost' || name === 'duplicates') && ledger[name] > 0)
     }
   }
 
@@ -56,16 +56,16 @@ export class AccountPanel {
     $('cut').querySelector('button').disabled = true
     // Hidden from screen readers, which would otherwise read every change of the seconds.
     const seconds = h('span', { 'aria-hidden': 'true' })
-    this.#say('away', 'Cut off. The server goes on without you; the browser is coming back. ', seconds)
+    this.#say('away', 'Disconnected. The server continues to publish; the client is reconnecting. ', seconds)
     const tick = () => { seconds.textContent = `${((performance.now() - this.#awaySince) / 1000).toFixed(1)} s` }
     this.#ticking = setInterval(tick, 100)
     tick()
   }
 
-  resumed ({ awayMs, replayed, lost, repeated, gap }) {
-    const account = `Back after ${(awayMs / 1000).toFixed(1)} s: ${plural(replayed, 'event')} replayed, ${lost} lost, ${repeated} twice.`
+  resumed ({ awayMs, replayed, lost, duplicates, gap }) {
+    const account = `Back after ${(awayMs / 1000).toFixed(1)} s: ${plural(replayed, 'event')} replayed, ${lost} lost, ${plural(duplicates, 'duplicate')}.`
     if (gap === null) this.#say(lost === 0 ? 'whole' : 'gap', account)
-    else this.#say('gap', `${account} The server no longer has everything (${gap}), and said so; the board was read anew.`)
+    else this.#say('gap', `${account} The server no longer had all events (${gap}), so the page has loaded the current state.`)
   }
 
   #say (state, ...content) {

@@ -10,7 +10,7 @@ import { Stream } from './stream.js'
 import { TokenPanel } from './tokens.js'
 
 const STATES = { connecting: 'Connecting', live: 'Live', reconnecting: 'Reconnecting', closed: 'Closed', offline: 'Signed out' }
-const PARTINGS = { logout: 'You signed out.', kicked: 'Somebody closed this stream.', disconnected: 'The server closed this stream.' }
+const REASONS = { logout: 'You have signed out in another tab.', kicked: 'An admin has closed this stream.', disconnected: 'The server has closed all your streams.', refused: 'The server refuses this stream.' }
 
 /** The stream of this page; null while no user is signed in. */
 let stream = null
@@ -25,9 +25,10 @@ async function begin (note = '') {
 function signIn ({ users }, note) {
   stream?.close()
   stream = null
-  tokens?.stop()
+  tokens?.leave()
   $('toasts').replaceChildren()
   state('offline')
+  closed(null)
   $('main').hidden = true
   $('who').hidden = true
   $('sign-in').hidden = false
@@ -61,6 +62,7 @@ function board (session) {
   $('who-avatar').textContent = user.name.slice(0, 1)
   $('who-name').textContent = user.name
   $('who-role').textContent = user.role
+  $('admin').hidden = user.role !== 'admin'
   snippets(user)
 
   // One stream for all events, because browsers allow six HTTP/1.1 connections to a host.
@@ -83,8 +85,10 @@ function board (session) {
   }
 
   stream
-    .on('state', ({ state: name, reason }) => {
-      state(name, reason)
+    .on('state', ({ state: name, reason, status }) => {
+      state(name)
+      closed(name === 'closed' ? reason : null)
+      if (status === 401) whetherSignedIn().catch(failed)
       $('main').toggleAttribute('data-away', name !== 'live')
       if (name === 'live') account.live()
       if (name === 'reconnecting') account.away()
@@ -107,7 +111,6 @@ function board (session) {
       log.clear()
       fill().catch(failed)
     })
-    .on('refused', () => { whetherSignedIn().catch(() => {}) })
     .on('machine', sample => machine.show(sample))
     .on('chat_message', message => chat.show(message))
     .on('private_message', message => chat.show(message))
@@ -140,16 +143,25 @@ function board (session) {
   }
 }
 
-/** Called when the stream was rejected. It retries, unless the session has ended. */
+/** Called when the stream was rejected. Shows the sign-in page if the session has ended. */
 async function whetherSignedIn () {
   const session = await call('GET', '/session')
   if (session.user === null) signIn(session, 'Your session has ended, or the server was restarted. Sign in again.')
 }
 
-function state (name, reason = null) {
+function state (name) {
   $('state').dataset.state = name
-  $('state-text').textContent = reason === null ? STATES[name] : `${STATES[name]} (${reason})`
+  $('state-text').textContent = STATES[name]
 }
+
+/** Shows why the stream is closed for good, and disables the controls. @param reason null: the stream is not closed */
+function closed (reason) {
+  $('closed').hidden = reason === null
+  $('closed-reason').textContent = reason === null ? '' : REASONS[reason] ?? `The server has closed this stream: ${reason}.`
+  $('controls').disabled = reason !== null
+}
+
+$('reconnect').onclick = () => { stream.reconnect() }
 
 /** Shows curl commands for the user. */
 function snippets (user) {
@@ -157,8 +169,8 @@ function snippets (user) {
   const bearer = `-H 'authorization: Bearer demo-${user.id}'`
   const examples = {
     ...(user.role === 'guest' ? {} : { 'Send a notification': `curl ${location.origin}/notify ${bearer} ${json} \\\n  -d '{"title":"Disk","message":"90 % full on db-1","level":"warning"}'` }),
-    'Say something in a room': `curl ${location.origin}/rooms/general/messages ${bearer} ${json} \\\n  -d '{"text":"Hello from a shell"}'`,
-    'Listen to a room': `curl -N '${location.origin}/sse?topic=chat:general' ${bearer}`
+    'Write to a room': `curl ${location.origin}/rooms/general/messages ${bearer} ${json} \\\n  -d '{"text":"Hello from a shell"}'`,
+    'Subscribe to a room': `curl -N '${location.origin}/sse?topic=chat:general' ${bearer}`
   }
   $('snippets').replaceChildren(...Object.entries(examples).map(([title, text]) => {
     const copy = h('button', { type: 'button', class: 'quiet', 'aria-label': `Copy: ${title}`, onclick: () => copyText(text, copy) }, 'Copy')
@@ -175,7 +187,7 @@ async function copyText (text, button) {
 
 $('sign-out').onclick = () => {
   stream?.close()
-  call('POST', '/logout').then(() => begin(PARTINGS.logout), error => { $('state-text').textContent = error.message })
+  call('POST', '/logout').then(() => begin('You signed out.'), error => { $('state-text').textContent = error.message })
 }
 
 const stored = localStorage.getItem('theme')

@@ -6,7 +6,7 @@ const SHOWN_MESSAGES = 200
 export class ChatPanel {
   #me
   #users
-  #places = new Map()
+  #conversations = new Map()
   #current
   #subscribe
 
@@ -15,16 +15,16 @@ export class ChatPanel {
     this.#me = user
     this.#users = users
     this.#subscribe = subscribe
-    for (const room of rooms) this.#places.set(`chat:${room.id}`, { ...room, path: `/rooms/${room.id}/messages`, room: true, open: room.roles.includes(user.role), messages: [], unread: 0, joined: false })
+    for (const room of rooms) this.#conversations.set(`chat:${room.id}`, { ...room, path: `/rooms/${room.id}/messages`, room: true, open: room.roles.includes(user.role), messages: [], unread: 0, joined: false })
     for (const other of users) {
       if (other.id === user.id) continue
-      const conversation = [user.id, other.id].sort().join('+')
-      this.#places.set(`private:${conversation}`, { id: other.id, title: other.name, about: `Only you and ${other.name} see this`, path: `/users/${other.id}/messages`, room: false, open: true, messages: [], unread: 0, joined: true })
+      const pair = [user.id, other.id].sort().join('+')
+      this.#conversations.set(`private:${pair}`, { id: other.id, title: other.name, about: `Only you and ${other.name} see this`, path: `/users/${other.id}/messages`, room: false, open: true, messages: [], unread: 0, joined: true })
     }
-    $('rooms').replaceChildren(...this.#buttons(place => place.room))
-    $('people').replaceChildren(...this.#buttons(place => !place.room))
+    $('rooms').replaceChildren(...this.#buttons(conversation => conversation.room))
+    $('people').replaceChildren(...this.#buttons(conversation => !conversation.room))
     $('composer').onsubmit = event => { event.preventDefault(); this.#send().catch(failed) }
-    $('place-joined').onchange = event => {
+    $('conversation-joined').onchange = event => {
       const { checked } = event.target
       this.#subscribe(this.#current, checked).catch(error => { event.target.checked = !checked; failed(error) })
     }
@@ -33,27 +33,27 @@ export class ChatPanel {
 
   choose (name) {
     this.#current = name
-    const place = this.#places.get(name)
-    place.unread = 0
-    for (const [other, { button }] of this.#places) button.setAttribute('aria-current', other === name ? 'true' : 'false')
-    $('place-title').textContent = place.room ? `# ${place.title}` : place.title
-    $('place-about').textContent = place.about
-    $('place-switch').hidden = !place.room
-    $('composer-text').setAttribute('placeholder', `Message ${place.room ? '#' + place.title : place.title}`)
+    const conversation = this.#conversations.get(name)
+    conversation.unread = 0
+    for (const [other, { button }] of this.#conversations) button.setAttribute('aria-current', other === name ? 'true' : 'false')
+    $('conversation-title').textContent = conversation.room ? `# ${conversation.title}` : conversation.title
+    $('conversation-about').textContent = conversation.about
+    $('conversation-switch').hidden = !conversation.room
+    $('composer-text').setAttribute('placeholder', `Message ${conversation.room ? '#' + conversation.title : conversation.title}`)
     this.#render()
   }
 
   /** Updates the panel after a change of the subscriptions. */
   topics (topics) {
-    for (const [name, place] of this.#places) if (place.room) place.joined = topics.has(name)
+    for (const [name, conversation] of this.#conversations) if (conversation.room) conversation.joined = topics.has(name)
     this.#render()
   }
 
   presence (present) {
-    for (const place of this.#places.values()) {
-      if (place.room) continue
-      place.button.toggleAttribute('data-present', present.includes(place.id))
-      place.button.querySelector('.online').textContent = present.includes(place.id) ? ', online' : ''
+    for (const conversation of this.#conversations.values()) {
+      if (conversation.room) continue
+      conversation.button.toggleAttribute('data-present', present.includes(conversation.id))
+      conversation.button.querySelector('.online').textContent = present.includes(conversation.id) ? ', online' : ''
     }
   }
 
@@ -66,22 +66,22 @@ export class ChatPanel {
     const name = this.#add(message)
     if (name === null) return
     if (name !== this.#current) {
-      if (message.from !== this.#me.id) this.#places.get(name).unread++
-      this.#renderPlaces()
+      if (message.from !== this.#me.id) this.#conversations.get(name).unread++
+      this.#renderConversations()
     } else {
       this.#append(message)
     }
   }
 
   clear () {
-    for (const place of this.#places.values()) place.messages = []
+    for (const conversation of this.#conversations.values()) conversation.messages = []
     this.#render()
   }
 
   /** Adds a message, and returns the name of its room or conversation; null for a duplicate. */
   #add (message) {
     const name = message.room === undefined ? `private:${message.conversation}` : `chat:${message.room}`
-    const { messages } = this.#places.get(name)
+    const { messages } = this.#conversations.get(name)
     if (messages.some(({ seq }) => seq === message.seq)) return null
     messages.push(message)
     if (messages.length > 1 && message.seq < messages.at(-2).seq) messages.sort((a, b) => a.seq - b.seq)
@@ -95,7 +95,7 @@ export class ChatPanel {
     if (text.trim() === '') return
     field.value = ''
     try {
-      await call('POST', this.#places.get(this.#current).path, { text })
+      await call('POST', this.#conversations.get(this.#current).path, { text })
     } catch (error) {
       if (field.value === '') field.value = text
       throw error
@@ -103,17 +103,17 @@ export class ChatPanel {
   }
 
   #buttons (wanted) {
-    return [...this.#places].filter(([, place]) => wanted(place)).map(([name, place]) => {
-      const mark = place.room ? h('span', { class: 'hash', 'aria-hidden': 'true' }, '#') : avatar(place.id)
-      place.badge = h('span', { class: 'badge' })
-      place.button = h('button', { type: 'button', onclick: () => this.choose(name) },
-        mark, h('span', { class: 'name' }, place.title), place.room ? null : h('span', { class: 'online hidden' }), place.badge)
-      return h('li', {}, place.button)
+    return [...this.#conversations].filter(([, conversation]) => wanted(conversation)).map(([name, conversation]) => {
+      const mark = conversation.room ? h('span', { class: 'hash', 'aria-hidden': 'true' }, '#') : avatar(conversation.id)
+      conversation.badge = h('span', { class: 'badge' })
+      conversation.button = h('button', { type: 'button', onclick: () => this.choose(name) },
+        mark, h('span', { class: 'name' }, conversation.title), conversation.room ? null : h('span', { class: 'online hidden' }), conversation.badge)
+      return h('li', {}, conversation.button)
     })
   }
 
-  #renderPlaces () {
-    for (const { button, badge, unread, joined } of this.#places.values()) {
+  #renderConversations () {
+    for (const { button, badge, unread, joined } of this.#conversations.values()) {
       badge.textContent = unread === 0 ? '' : String(unread)
       badge.setAttribute('aria-label', unread === 0 ? '' : `${unread} unread`)
       button.toggleAttribute('data-left', !joined)
@@ -121,32 +121,32 @@ export class ChatPanel {
   }
 
   #render () {
-    this.#renderPlaces()
-    const place = this.#places.get(this.#current)
+    this.#renderConversations()
+    const conversation = this.#conversations.get(this.#current)
     const list = $('messages')
-    const follow = atEnd(list) || list.dataset.place !== this.#current
-    list.dataset.place = this.#current
-    $('place-joined').checked = place.joined
-    $('place-joined').disabled = !place.open
-    for (const control of $('composer').elements) control.disabled = !place.joined
-    if (!place.joined) {
-      list.replaceChildren(h('div', { class: 'empty' }, place.open ? 'You do not listen to this room. Switch “Subscribed” on, and it comes alive without a new connection.' : 'This room is closed to guests: the server refuses the subscription.'))
-    } else if (place.messages.length === 0) {
-      list.replaceChildren(h('div', { class: 'empty' }, place.room ? 'Nothing said here yet. Say something, and every subscribed tab has it at once.' : place.about + '.'))
+    const follow = atEnd(list) || list.dataset.conversation !== this.#current
+    list.dataset.conversation = this.#current
+    $('conversation-joined').checked = conversation.joined
+    $('conversation-joined').disabled = !conversation.open
+    for (const control of $('composer').elements) control.disabled = !conversation.joined
+    if (!conversation.joined) {
+      list.replaceChildren(h('div', { class: 'empty' }, conversation.open ? 'You are not subscribed to this room. Switch “Subscribed” on: the open connection is used.' : 'This room is closed to guests: the server rejects the subscription.'))
+    } else if (conversation.messages.length === 0) {
+      list.replaceChildren(h('div', { class: 'empty' }, conversation.room ? 'No messages yet.' : conversation.about + '.'))
     } else {
-      list.replaceChildren(...place.messages.map(message => this.#element(message)))
+      list.replaceChildren(...conversation.messages.map(message => this.#element(message)))
     }
     if (follow) list.scrollTop = list.scrollHeight
   }
 
   /** Appends one message without rendering the others again, so that a screen reader reads only the new one. */
   #append (message) {
-    const place = this.#places.get(this.#current)
+    const conversation = this.#conversations.get(this.#current)
     const list = $('messages')
-    if (!place.joined || place.messages.length < 2 || place.messages.at(-1) !== message) return this.#render()
+    if (!conversation.joined || conversation.messages.length < 2 || conversation.messages.at(-1) !== message) return this.#render()
     const follow = atEnd(list)
     list.append(this.#element(message))
-    while (list.childElementCount > place.messages.length) list.firstElementChild.remove()
+    while (list.childElementCount > conversation.messages.length) list.firstElementChild.remove()
     if (follow) list.scrollTop = list.scrollHeight
   }
 

@@ -13,7 +13,7 @@ export class ConnectionsPanel {
     this.#names = new Map(users.map(({ id, name }) => [id, name]))
     this.#ownClientId = ownClientId
     this.#failed = failed
-    if (user.role === 'guest') this.say('Guests do not see who is connected: the server refuses the subscription.')
+    if (user.role === 'guest') this.say('Guests cannot see who is connected: the server rejects the subscription.')
   }
 
   say (text) {

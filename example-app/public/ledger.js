@@ -3,14 +3,14 @@ export class Ledger {
   received = 0
   replayed = 0
   lost = 0
-  repeated = 0
+  duplicates = 0
   #last = new Map()
 
   /** Counts an event. Returns false for a duplicate. */
   take (sequence, seq) {
     const last = this.#last.get(sequence)
     if (last !== undefined && seq <= last) {
-      this.repeated++
+      this.duplicates++
       return false
     }
     if (last !== undefined) this.lost += seq - last - 1

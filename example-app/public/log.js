@@ -2,7 +2,7 @@ import { $, atEnd, h, plural } from './dom.js'
 
 const SHOWN_LINES = 300
 
-/** Shows the end of the file that was given on the command line. */
+/** Shows the end of the file that was given on the command line, or the log of the app itself. */
 export class LogPanel {
   #box = $('log')
   /** Sequence number of the newest event shown. */
@@ -11,10 +11,9 @@ export class LogPanel {
   #late = []
 
   constructor ({ user, logFile }) {
-    $('log-file').textContent = logFile ?? ''
-    if (user.role === 'guest') this.#say('Guests do not read the log: the server refuses the subscription.')
-    else if (logFile === null) this.#say('No file was named. Start the board with one:  npm start -- /var/log/syslog')
-    else this.#say('Nothing written yet.')
+    $('log-file').textContent = logFile ?? 'of this app'
+    if (user.role === 'guest') this.#say('Guests cannot read the log: the server rejects the subscription.')
+    else this.#say(logFile === null ? 'No requests yet. To show the end of a file here: npm start -- /var/log/syslog' : 'Nothing written yet.')
   }
 
   /** Shows a snapshot of the file at event `seq`. */
@@ -35,7 +34,7 @@ export class LogPanel {
     if (this.#late.length > SHOWN_LINES) this.#late.shift()
     const { lines, skippedBytes, replayed } = event
     this.#add([
-      ...(skippedBytes === 0 ? [] : [h('div', { class: 'skipped' }, `… ${plural(skippedBytes, 'byte')} skipped: the file grows faster than anyone reads`)]),
+      ...(skippedBytes === 0 ? [] : [h('div', { class: 'skipped' }, `… ${plural(skippedBytes, 'byte')} skipped: the file grows faster than it is read`)]),
       ...lines.map(line => h('div', { 'data-replayed': replayed }, line))
     ])
   }

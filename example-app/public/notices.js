@@ -2,7 +2,7 @@ import { $, call, clock, h } from './dom.js'
 
 const TOAST_MS = 8_000
 const QUESTION_MS = 30_000
-const MOST_TOASTS = 4
+const MOST_TOASTS = 3
 const KEPT_NOTICES = 30
 
 /** Shows a form to send notifications, a toast for each received notification, and a list of them. */

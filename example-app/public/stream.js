@@ -1,7 +1,5 @@
-/* global location, EventSource */
 import { Ledger } from './ledger.js'
-
-const RETRY_MS = 2_000
+import { createClient } from './sse-client.js'
 
 /** Returns the name of an event's numbered sequence, by event or resource name. */
 const SEQUENCES = {
@@ -12,11 +10,11 @@ const SEQUENCES = {
 }
 
 /**
- * The EventSource of this page, and the counters of its events. The browser reconnects with the last event id. This class observes the
- * reconnects, and creates a new EventSource when the browser does not retry.
+ * The client of this page, and the counters of its events. The client reconnects and resumes by itself. This class compares numbers and
+ * times of events, to show what was replayed.
  *
- * Its own events: 'state' { state, reason }, 'received' { name, data, replayed }, 'resumed' { at, awayMs, replayed, lost, repeated, gap
- * }, 'gap'. Events of the server are dispatched by event or resource name: on('machine', data => …).
+ * Its own events: 'state' { state, reason, status }, 'received' { name, data, replayed }, 'resumed' { at, awayMs, replayed, lost,
+ * duplicates, gap }, 'gap'. Events of the server are dispatched by event or resource name: on('machine', data => …).
  */
 export class Stream extends EventTarget {
   ledger = new Ledger()
@@ -24,15 +22,11 @@ export class Stream extends EventTarget {
   run = null
   topics = new Set()
   #url
-  #source = null
-  #retry = null
-  #lastEventId = ''
+  #client = null
   #awaySince = null
-  #closeReason = null
   /** Server time of the connection: events that are older are replayed. Null until the server has sent it. */
   #connectedAt = null
   #liveSeen = false
-  #waiting = []
   #resume = null
 
   constructor (url) {
@@ -46,64 +40,35 @@ export class Stream extends EventTarget {
   }
 
   open () {
-    this.close()
-    const url = new URL(this.#url, location.href)
-    // A new EventSource sends no Last-Event-ID, so the cursor is sent in the query.
-    if (this.#lastEventId !== '') url.searchParams.set('lastEventId', this.#lastEventId)
-    const source = this.#source = new EventSource(url)
-    this.#begin()
-    source.addEventListener('open', () => this.#begin())
-    source.addEventListener('error', () => this.#broken())
-    source.addEventListener('data', event => { const { resource, data } = JSON.parse(event.data); this.#take(event, resource, data) })
-    for (const name of ['notification', 'chat_message', 'private_message']) source.addEventListener(name, event => this.#take(event, name, JSON.parse(event.data)))
-    source.addEventListener('sse:close', event => this.#farewell(JSON.parse(event.data)))
-    source.addEventListener('sse:gap', event => this.#gap(JSON.parse(event.data)))
-    this.#tell('state', { state: 'connecting', reason: null })
+    const client = this.#client = createClient(this.#url)
+    client.onData('welcome', data => this.#welcome(data))
+    for (const name of ['machine', 'log', 'presence', 'connections']) client.onData(name, data => this.#deliver(name, data))
+    for (const name of ['chat_message', 'private_message', 'notification']) client.on(name, data => this.#deliver(name, data))
+    client.onGap(({ reason }) => this.#gap(reason))
+    client.onState(state => this.#changed(state))
+    this.#tell('state', { state: 'connecting' })
   }
 
   close () {
-    clearTimeout(this.#retry)
-    this.#source?.close()
-    this.#source = null
+    this.#client?.close()
   }
 
-  #begin () {
-    this.#connectedAt = null
-    this.#liveSeen = false
-    this.#waiting = []
+  reconnect () {
+    this.#client.reconnect()
   }
 
-  #farewell ({ reason, reconnect }) {
-    this.#closeReason = reason
-    // The page has requested the reason `cut` to show the reconnect.
-    if (reconnect || reason === 'cut') return
-    this.close()
-    this.#tell('state', { state: 'closed', reason })
-  }
-
-  #broken () {
-    if (this.#source === null) return
+  #changed ({ name, reason, status }) {
+    // The stream is live when the server has sent the time of the connection.
+    if (name === 'open') return
     if (this.run !== null) this.#awaySince ??= performance.now()
-    this.#tell('state', { state: 'reconnecting', reason: this.#closeReason })
-    if (this.#source.readyState !== EventSource.CLOSED) return
-    // The response was not a stream, so the browser does not retry.
-    this.close()
-    this.#tell('refused', {})
-    this.#retry = setTimeout(() => this.open(), RETRY_MS)
+    if (name === 'closed' && reason !== 'client') this.#tell('state', { state: 'closed', reason, status })
+    if (name === 'waiting' || name === 'connecting') this.#tell('state', { state: this.run === null ? 'connecting' : 'reconnecting', reason })
   }
 
-  #gap ({ reason }) {
+  #gap (reason) {
     this.ledger.forgetAll()
     if (this.#resume !== null) this.#resume.gap = reason
     this.#tell('gap', { reason })
-  }
-
-  #take (event, name, data) {
-    this.#lastEventId = event.lastEventId
-    if (name === 'welcome') return this.#welcome(data)
-    // Without the time of the connection, replayed events cannot be detected.
-    if (this.#connectedAt === null) this.#waiting.push([name, data])
-    else this.#deliver(name, data)
   }
 
   #welcome (welcome) {
@@ -113,14 +78,13 @@ export class Stream extends EventTarget {
     if (restarted) this.ledger.forgetAll()
     this.run = welcome.run
     this.#connectedAt = welcome.at
-    this.#closeReason = null
-    const { lost, repeated } = this.ledger
-    this.#resume = this.#awaySince === null ? null : { at: welcome.at, awayMs: performance.now() - this.#awaySince, replayed: 0, lostBefore: lost, repeatedBefore: repeated, gap: restarted ? 'restart' : null }
+    this.#liveSeen = false
+    const { lost, duplicates } = this.ledger
+    this.#resume = this.#awaySince === null ? null : { at: welcome.at, awayMs: performance.now() - this.#awaySince, replayed: 0, lostBefore: lost, duplicatesBefore: duplicates, gap: restarted ? 'restart' : null }
     this.#awaySince = null
-    this.#tell('state', { state: 'live', reason: null })
+    this.#tell('state', { state: 'live' })
     this.#tell('topics', this.topics)
     this.#account()
-    for (const [name, data] of this.#waiting.splice(0)) this.#deliver(name, data)
   }
 
   #deliver (name, data) {
@@ -143,8 +107,8 @@ export class Stream extends EventTarget {
   #account () {
     this.#tell('counted', this.ledger)
     if (this.#resume === null) return
-    const { at, awayMs, replayed, gap, lostBefore, repeatedBefore } = this.#resume
-    this.#tell('resumed', { at, awayMs, replayed, gap, lost: this.ledger.lost - lostBefore, repeated: this.ledger.repeated - repeatedBefore })
+    const { at, awayMs, replayed, gap, lostBefore, duplicatesBefore } = this.#resume
+    this.#tell('resumed', { at, awayMs, replayed, gap, lost: this.ledger.lost - lostBefore, duplicates: this.ledger.duplicates - duplicatesBefore })
   }
 
   #tell (name, detail) {

@@ -1,89 +1,100 @@
-import { $, plural } from './dom.js'
+/* global sessionStorage */
+import { $, call, plural } from './dom.js'
+import { readRun } from './sse-client.js'
+
+const ENDS = {
+  done: 'The answer is complete.',
+  stopped: 'Stopped. The server ends the model at once, in all tabs.',
+  unknown: 'The last answer is not kept any more.'
+}
 
 /**
- * Reads the token stream of one request with fetch. Stop aborts the request. An EventSource would send the prompt again after the end of
- * the stream.
+ * Asks the model. An answer is a run of the server: a reload reads it again, and Stop ends it in all tabs. If the process that read the
+ * model has ended, the answer is continued with what was received.
  */
 export class TokenPanel {
-  #running = null
+  #user
+  #reading = null
+  /** The last question of this tab: { id, prompt }. */
+  #asked = null
 
-  constructor ({ failed }) {
-    $('ask').onsubmit = event => { event.preventDefault(); this.#ask(new FormData($('ask')).get('prompt')).catch(failed) }
-    $('ask-stop').onclick = () => this.stop()
+  /** Creates the panel. @param user id of the user, which the server of the cluster trusts; null with a cookie */
+  constructor ({ user = null, failed }) {
+    this.#user = user
+    $('ask').onsubmit = event => { event.preventDefault(); this.#ask().catch(failed) }
+    $('ask-stop').onclick = () => { call('DELETE', this.#url()).catch(failed) }
     $('answer').textContent = ''
-    $('answer-note').textContent = 'A tiny model, made of one page of text. Its words come one by one.'
+    this.#show(false, 'Reload the page while an answer arrives: the answer goes on.')
+    this.#asked = JSON.parse(sessionStorage.getItem('asked'))
+    if (this.#asked === null) return
+    $('prompt').value = this.#asked.prompt
+    this.#read({ resumes: true }).catch(failed)
   }
 
-  stop () {
-    this.#running?.abort()
+  /** Stops to read. The answer goes on. */
+  leave () {
+    this.#reading?.abort()
+    sessionStorage.removeItem('asked')
   }
 
-  async #ask (prompt) {
-    this.stop()
-    const running = this.#running = new AbortController()
-    const answer = $('answer')
-    let tokens = 0
-    answer.textContent = ''
-    this.#show(true, 'Listening…')
+  async #ask () {
+    this.#asked = { id: newId(), prompt: $('prompt').value }
+    sessionStorage.setItem('asked', JSON.stringify(this.#asked))
+    await this.#read({ resumes: false })
+  }
+
+  /** Shows the answer to the last question until it ends. */
+  async #read ({ resumes }) {
+    this.#reading?.abort()
+    const { signal } = this.#reading = new AbortController()
+    $('answer').textContent = ''
+    this.#show(true, resumes ? 'Reading the answer again …' : 'Waiting for the first token …')
     try {
-      const response = await fetch(`/tokens?${new URLSearchParams({ prompt })}`, { signal: running.signal, headers: { accept: 'text/event-stream' } })
-      if (!response.ok) throw new Error((await response.json()).message)
-      for await (const { event, data } of blocks(response.body)) {
-        if (event === 'message') {
-          answer.append(data)
-          answer.scrollTop = answer.scrollHeight
-          this.#show(true, plural(++tokens, 'token'))
-        } else if (event === 'done') {
-          const { tookMs } = JSON.parse(data)
-          this.#show(false, `${plural(tokens, 'token')} in ${(tookMs / 1000).toFixed(1)} s. The server ended the stream.`)
-        }
+      let status = resumes ? await this.#follow({ method: 'GET' }, signal) : 'lost'
+      while (status === 'lost') {
+        const begun = $('answer').textContent
+        if (begun !== '') this.#show(true, 'The process that read the model has ended. Another one continues …')
+        // With the key, a request whose response did not arrive is sent again. The server joins the run if it is running.
+        status = await this.#follow({ method: 'POST', body: { prompt: this.#asked.prompt, begun }, headers: { 'idempotency-key': newId() } }, signal)
+      }
+      this.#show(false, ENDS[status] ?? ENDS.unknown)
+    } catch (error) {
+      if (signal.aborted) return
+      this.#show(false, '')
+      throw error
+    }
+  }
+
+  /** Reads the run, and returns how it has ended: `lost` if it can be continued, undefined if it is not kept. */
+  async #follow (request, signal) {
+    let text = ''
+    const events = readRun(this.#url(), { ...request, signal, onGap: () => { text = '' } })
+    try {
+      for (;;) {
+        const { done, value } = await events.next()
+        if (done) return value?.status
+        text += value.text
+        $('answer').textContent = text
+        $('answer').scrollTop = $('answer').scrollHeight
+        this.#show(true, plural(text.split(' ').length, 'token'))
       }
     } catch (error) {
-      if (!running.signal.aborted) throw error
-      if (this.#running === running) this.#show(false, `Stopped after ${plural(tokens, 'token')}. The server's generator knows at once.`)
-    } finally {
-      if (this.#running === running) {
-        this.#running = null
-        this.#show(false)
-      }
+      if (error.reason === 'lost' || error.reason === 'unknown') return 'lost'
+      throw error
     }
+  }
+
+  #url () {
+    return `/answers/${this.#asked.id}${this.#user === null ? '' : `?user=${this.#user}`}`
   }
 
   #show (running, note) {
     $('answer').toggleAttribute('data-running', running)
     $('ask-stop').disabled = !running
-    if (note !== undefined) $('answer-note').textContent = note
+    $('answer-note').textContent = note
   }
 }
 
-/** Yields the events of a stream. The server ends lines with LF, so other line ends are not parsed. */
-async function * blocks (body) {
-  let text = ''
-  for await (const piece of pieces(body.pipeThrough(new TextDecoderStream()))) {
-    text += piece
-    let end
-    while ((end = text.indexOf('\n\n')) !== -1) {
-      const block = { event: 'message', data: null }
-      for (const line of text.slice(0, end).split('\n')) {
-        if (line.startsWith('event: ')) block.event = line.slice(7)
-        if (line.startsWith('data: ')) block.data = block.data === null ? line.slice(6) : `${block.data}\n${line.slice(6)}`
-      }
-      text = text.slice(end + 2)
-      if (block.data !== null) yield block
-    }
-  }
-}
-
-/** Yields the chunks of a stream. Not every browser has an async iterator for streams. */
-async function * pieces (stream) {
-  const reader = stream.getReader()
-  try {
-    for (;;) {
-      const { done, value } = await reader.read()
-      if (done) return
-      yield value
-    }
-  } finally {
-    reader.cancel().catch(() => {})
-  }
+function newId () {
+  return Array.from(crypto.getRandomValues(new Uint8Array(8)), byte => byte.toString(16).padStart(2, '0')).join('')
 }

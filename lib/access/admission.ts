@@ -3,9 +3,13 @@ import { Arrival } from './arrival.js'
 import { Capacity, type CapacityOptions } from './capacity.js'
 import { SSEConnection } from '../connections/connection.js'
 import type { ConnectionContext } from '../connections/context.js'
+import { parseClaimedId } from '../connections/snapshot-mark.js'
+import type { SnapshotPlan } from '../connections/snapshot.js'
+import type { SnapshotSource } from '../connections/snapshot-loads.js'
+import { resolveSnapshot } from '../connections/snapshot-options.js'
 import type { DisconnectedUsers } from './disconnected-users.js'
 import { BrokerUnavailable, ClientGone, Closed, HeadAlreadySent, InvalidSubscription, InvalidTicket, TooManySubscriptions, Unauthenticated } from '../errors.js'
-import type { ConnectOptions, CreateConnection } from './connect-options.js'
+import type { CreateConnection, EnterOptions } from './connect-options.js'
 import { assertRetry } from '../events/event-rules.js'
 import { isAcceptable } from '../wire/headers.js'
 import { createId } from '../util/id.js'
@@ -64,11 +68,16 @@ export class Admission {
     const arrivals = response as unknown as Record<symbol, Arrival | null | undefined>
     const known = arrivals[this.#arrival] ?? null
     if (known !== null) return known
-    if (isTaken(response)) throw new HeadAlreadySent()
-    assertOrigin(this.#options, subject)
-    const arrival = new Arrival(request, response, subject, ip, this.#disconnections.moment)
-    if (arrival.expectsStream) this.#reserve(arrival)
-    return (arrivals[this.#arrival] = arrival)
+    try {
+      if (isTaken(response)) throw new HeadAlreadySent()
+      assertOrigin(this.#options, subject)
+      const arrival = new Arrival(request, response, subject, ip, this.#options.clock.monotonic(), this.#disconnections.moment)
+      if (arrival.expectsStream) this.#reserve(arrival)
+      return (arrivals[this.#arrival] = arrival)
+    } catch (error) {
+      this.refused(response, error)
+      throw error
+    }
   }
 
   #reserve (arrival: Arrival): void {
@@ -104,14 +113,14 @@ export class Admission {
   /** Admits a request of plain Node: calls `arrive`, authenticates, and calls `enter`. Rejects with the errors of all three. */
   async admit (options: CreateConnection): Promise<SSEConnection> {
     const { request, response, user, authData } = options
-    this.#assertOpen()
     const arrival = this.arrive(request, response)
     try {
+      this.#assertOpen()
       // Checked first, so that `authHandler` is not called for a request that is refused in any case.
       arrival.assertAcceptable()
       return await this.enter(arrival, user === undefined ? await this.#recognise(request, authData) : this.#vouched(user), options)
     } catch (error) {
-      this.#refuse(arrival)
+      this.#refuse(arrival, error)
       throw error
     }
   }
@@ -137,7 +146,7 @@ export class Admission {
    * SSE_ERR_UNAUTHENTICATED, SSE_ERR_AUTHENTICATION_FAILED, SSE_ERR_INVALID_RETRY, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLIENT_GONE,
    * SSE_ERR_HEAD_ALREADY_SENT
    */
-  async enter (arrival: Arrival, user: SSEUser | null, options: ConnectOptions, managed = true): Promise<SSEConnection> {
+  async enter (arrival: Arrival, user: SSEUser | null, options: EnterOptions, managed = true): Promise<SSEConnection> {
     try {
       this.#assertOpen()
       arrival.assertAcceptable()
@@ -149,6 +158,7 @@ export class Admission {
       const granted = user instanceof Ticket ? user.subscriptions : []
       const subscriptions = this.#checked(options.subscriptions, granted)
       if (options.retryMs !== undefined) assertRetry(options.retryMs)
+      const snapshot = managed ? resolveSnapshot(options.snapshot) : null
       if (!this.#eventLog.isOpen) await this.#eventLog.open()
       const asked = granted.length === 0 ? subscriptions : [...subscriptions].filter(subscription => !granted.includes(subscription))
       const entered = this.#subscriptions.grant({ request: arrival.subject, userId, claims: user?.claims }, asked, () => {
@@ -156,13 +166,18 @@ export class Admission {
           // Without certainty the answer is 503: an EventSource stops after 401, and its user may not have been disconnected.
           throw this.#disconnections.isUnsure(userId, arrival.since) ? new BrokerUnavailable('has lost messages of other nodes while the request was authenticated; try again') : new Unauthenticated()
         }
-        return this.#connect(arrival, user, userId, subscriptions, options, managed)
+        return this.#connect(arrival, user, userId, subscriptions, options, managed ? { snapshot } : null)
       })
       return isThenable(entered) ? await entered : entered
     } catch (error) {
-      this.#refuse(arrival)
+      this.#refuse(arrival, error)
       throw error
     }
+  }
+
+  /** Counts a request that is refused with this error, once for its response. */
+  refused (response: HttpResponse, error: unknown): void {
+    this.#context.telemetry.onRefuse(response, error)
   }
 
   /** Makes a reservation if there is none, or if it was released by a refused second call for the same request. */
@@ -171,11 +186,12 @@ export class Admission {
   }
 
   /** Releases the reservation of a refused request, unless an earlier call for the same request has opened its stream. */
-  #refuse (arrival: Arrival): void {
+  #refuse (arrival: Arrival, error: unknown): void {
+    this.refused(arrival.response, error)
     if (!arrival.hasEntered) arrival.reservation?.leave()
   }
 
-  #connect (arrival: Arrival, user: SSEUser | null, userId: string | null, held: Set<string>, options: ConnectOptions, managed: boolean): SSEConnection {
+  #connect (arrival: Arrival, user: SSEUser | null, userId: string | null, held: Set<string>, options: EnterOptions, broadcasts: { readonly snapshot: SnapshotSource | null } | null): SSEConnection {
     const { request, response } = arrival
     this.#assertOpen()
     if (isGone(response)) throw new ClientGone()
@@ -185,21 +201,29 @@ export class Admission {
     if (isTaken(response)) throw new HeadAlreadySent()
     this.#keepReservation(arrival)
     arrival.reservation?.assign(userId)
-    const lastEventId = options.lastEventId === undefined ? arrival.lastEventId : options.lastEventId
+    const managed = broadcasts !== null
+    const headOnly = request.method === 'HEAD'
+    const given = (options.lastEventId === undefined ? arrival.lastEventId : options.lastEventId) || ''
+    // An id of a source belongs to the application.
+    const { cursor, failures } = managed ? parseClaimedId(given) : { cursor: given, failures: null }
     const connection = new SSEConnection(this.#context, response, {
       clientId: createId(),
       userId,
       claims: user?.claims,
       expiresAt: user?.expiresAt ?? undefined,
       clientInfo: { ...options.clientInfo, ip: ownText(arrival.ip), userAgent: request.headers['user-agent'] ?? '', connectedAt: this.#options.clock.wall() },
-      lastEventId: lastEventId ? ownText(lastEventId) : null,
+      lastEventId: cursor === '' ? null : ownText(cursor),
       managed,
+      control: options.control ?? true,
       // Broadcasts do not reach a stream of a source, so it holds no subscriptions, whatever its ticket grants.
       held: managed ? held : new Set(),
-      headOnly: request.method === 'HEAD',
-      retryMs: options.retryMs ?? this.#options.retryMs
+      headOnly,
+      snapshot: managed && broadcasts.snapshot !== null && !headOnly ? planOf(broadcasts.snapshot, arrival, held, failures) : null,
+      retryMs: options.retryMs ?? this.#options.retryMs,
+      arrivedAt: arrival.at
     })
     this.#registry.add(connection)
+    this.#context.telemetry.onAdmit()
     arrival.hasEntered = true
     // Otherwise the response would keep the framework's request in memory as long as the stream is open.
     ;(response as unknown as Record<symbol, Arrival | null>)[this.#arrival] = null
@@ -224,6 +248,12 @@ export class Admission {
   #assertOpen (): void {
     if (this.#closed) throw new Closed()
   }
+}
+
+/** Returns which state a client needs that resumes: all after an incomplete snapshot, otherwise that of `?fresh=`, where `**` names all. */
+function planOf (source: SnapshotSource, { fresh }: Arrival, held: Set<string>, failures: number | null): SnapshotPlan {
+  const all = failures !== null || fresh.includes('**')
+  return { source, fresh: all ? held : fresh.filter(subscription => held.has(subscription)), failures: failures ?? 0 }
 }
 
 function ticketOf (request: AnyRequest): string | null {

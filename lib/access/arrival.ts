@@ -12,6 +12,8 @@ export class Arrival {
   readonly subject: AnyRequest
   /** IP address of the client; empty if it is not known. */
   readonly ip: string
+  /** Time of the request by the monotonic clock, in milliseconds. */
+  readonly at: number
   /** Read before authentication starts: users that are disconnected later are rejected. */
   readonly since: number
   /** The reservation of the client. Null without limits, and for a request that does not expect a stream, until it opens one. */
@@ -19,11 +21,12 @@ export class Arrival {
   /** Whether the request has a connection, which keeps the reservation until the response closes. */
   hasEntered = false
 
-  constructor (request: HttpRequest, response: HttpResponse, subject: AnyRequest, ip: string, since: number) {
+  constructor (request: HttpRequest, response: HttpResponse, subject: AnyRequest, ip: string, at: number, since: number) {
     this.request = request
     this.response = response
     this.subject = subject
     this.ip = ip
+    this.at = at
     this.since = since
   }
 
@@ -46,7 +49,24 @@ export class Arrival {
    * EventSource sends the header only when it reconnects.
    */
   get lastEventId (): string | null {
+    return this.#header || parameterOf(this.request, 'lastEventId') || parameterOf(this.request, 'last_event_id')
+  }
+
+  get #header (): string | undefined {
     const header = this.request.headers['last-event-id']
-    return (Array.isArray(header) ? header[0] : header) || parameterOf(this.request, 'lastEventId') || parameterOf(this.request, 'last_event_id')
+    return Array.isArray(header) ? header[0] : header
+  }
+
+  /**
+   * The topics and patterns of `?fresh=`, of which a client that resumes has no state. Ignored if the cursor of the URL is outdated: an
+   * EventSource keeps its URL, and its header shows that it has received more since then.
+   */
+  get fresh (): string[] {
+    const { url = '' } = this.request
+    const start = url.indexOf('?')
+    if (start < 0) return []
+    const query = new URLSearchParams(url.slice(start + 1))
+    const inUrl = query.get('lastEventId') ?? query.get('last_event_id')
+    return inUrl && this.#header && this.#header !== inUrl ? [] : query.getAll('fresh')
   }
 }

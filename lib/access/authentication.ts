@@ -1,5 +1,6 @@
 import { AuthenticationFailed, InvalidUser, OriginForbidden, Unauthenticated } from '../errors.js'
-import type { AnyRequest } from '../wire/http.js'
+import type { Claims } from '../events/event-input.js'
+import type { AnyRequest, FastifyRequest } from '../wire/http.js'
 import { isThenable } from '../util/promise.js'
 import { quote } from '../util/quote.js'
 import { ownText } from '../util/text.js'
@@ -29,7 +30,7 @@ export interface SSEUser {
    */
   readonly expiresAt?: number | null
   /** Any value of the application; it becomes `connection.claims`. */
-  readonly claims?: unknown
+  readonly claims?: Claims
 }
 
 /**
@@ -51,6 +52,7 @@ export type AuthResult = string | SSEUser | null
 /**
  * The option `authHandler`: returns the user of a request, or null if the client is unauthenticated. An exception with the `statusCode`
  * 401 or 403 has the effect of null. With any other exception, the request is rejected with SSE_ERR_AUTHENTICATION_FAILED.
+ * The request is that of Fastify. `createConnection()` passes a request of Node.js: `AuthHandler<HttpRequest>`.
  * @example
  * ```ts
  * import ssePlugin, { type AuthHandler } from 'fastify-sse-manager'
@@ -62,7 +64,7 @@ export type AuthResult = string | SSEUser | null
  * await app.register(ssePlugin, { authHandler })
  * ```
  */
-export type AuthHandler = (authData: AuthData, request: AnyRequest) => AuthResult | PromiseLike<AuthResult>
+export type AuthHandler<R extends AnyRequest = FastifyRequest> = (authData: AuthData, request: R) => AuthResult | PromiseLike<AuthResult>
 
 /** The options that concern authentication. */
 export interface AuthenticationOptions {
@@ -71,9 +73,9 @@ export interface AuthenticationOptions {
   /** See `SSEOptions`. */
   readonly requireAuthentication: boolean
   /** See `SSEOptions`. */
-  readonly authHandler?: AuthHandler | undefined
+  readonly authHandler?: AuthHandler<any> | undefined
   /** See `SSEOptions`. */
-  readonly extractAuthData?: ((request: AnyRequest) => Record<string, unknown>) | undefined
+  readonly extractAuthData?: ((request: any) => Record<string, unknown>) | undefined
   /** See `SSEOptions`. */
   readonly allowedOrigins: '*' | readonly string[]
 }
@@ -202,7 +204,7 @@ function describe (result: unknown): string {
   if (result instanceof Promise) return 'a promise: await it first'
   const { userId, expiresAt } = result as { userId?: unknown, expiresAt?: unknown }
   if (typeof userId !== 'string' || userId === '') return `an object whose userId is ${userId === '' ? 'empty' : `of type ${typeof userId}`}`
-  return `an object whose expiresAt is ${typeof expiresAt === 'number' ? `${expiresAt}${expiresAt > 1e9 ? ', which looks like seconds' : ''}` : `of type ${typeof expiresAt}`}`
+  return `an object whose expiresAt is ${typeof expiresAt === 'number' ? `${expiresAt}${expiresAt >= 1e9 ? ', which looks like seconds' : ''}` : `of type ${typeof expiresAt}`}`
 }
 
 /** Returns whether `expiresAt` is a time, null or absent. `undefined` is invalid: a misspelt variable would give rights without end. */

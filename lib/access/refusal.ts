@@ -1,7 +1,8 @@
+import type { ServerResponse } from 'node:http'
 import { SSEError } from '../errors.js'
 import { encodeControl, encodeRetry } from '../wire/event-stream.js'
 import { namesEventStream, streamHeaders } from '../wire/headers.js'
-import { phraseOf, type HttpRequest } from '../wire/http.js'
+import { isGone, phraseOf, type HttpRequest, type HttpResponse } from '../wire/http.js'
 
 // An EventSource does not reconnect after an error status. So a temporary refusal is sent as a short stream with status 200: it
 // contains the reconnection time and `sse:error`, and ends.
@@ -54,6 +55,15 @@ export function refusalOf (error: unknown, request: HttpRequest, options: Refusa
     body: JSON.stringify({ statusCode, ...(code !== '' && { code }), error: phraseOf(statusCode), message }),
     retryable
   }
+}
+
+/** Answers a refused request of plain Node. Does nothing if the headers are already sent or the client has disconnected. */
+export function sendRefusal (error: unknown, request: HttpRequest, response: HttpResponse, options: RefusalOptions): void {
+  if (response.headersSent || isGone(response)) return
+  const { statusCode, headers, body } = refusalOf(error, request, options)
+  response.statusCode = statusCode
+  for (const [name, value] of Object.entries(headers)) response.setHeader(name, value)
+  ;(response as ServerResponse).end(body)
 }
 
 /** Returns whether a later request can succeed: the server is busy, closing or without its log, or authentication has failed. */

@@ -1,4 +1,5 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
+import type { Claims } from '../events/event-input.js'
 import { isEnd, type SSEUser } from './authentication.js'
 import type { Broker } from '../log/broker.js'
 import { InvalidTicket, TicketNotIssued } from '../errors.js'
@@ -13,7 +14,7 @@ export interface TicketGrant {
   /** The user of the stream. Must not be empty. */
   readonly userId: string
   /** Any JSON value of the application; it becomes `connection.claims`. */
-  readonly claims?: unknown
+  readonly claims?: Claims
   /**
    * Expiry of the stream's rights in milliseconds since the Unix epoch. Null or absent: the rights do not expire. `undefined` and times in
    * seconds are rejected.

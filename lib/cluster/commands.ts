@@ -5,6 +5,9 @@ import type { CloseReason } from '../connections/close-reason.js'
 import type { DisconnectedUsers } from '../access/disconnected-users.js'
 import type { Registry } from '../subscriptions/registry.js'
 import type { Authorization } from '../subscriptions/authorization.js'
+import type { ConnectionList } from './connection-list.js'
+import { ConnectionQuerySchema, mergePages, NodePageSchema } from './connection-page.js'
+import { NodeDetailsSchema, type NodeInspection } from './node-inspection.js'
 
 /**
  * The effect of an operation.
@@ -63,7 +66,7 @@ export interface Presence {
 const add = (one: number, other: number) => one + other
 
 /** Returns the operations that nodes run for each other. @internal */
-export function createCommands (registry: Registry<SSEConnection>, subscriptions: Authorization<SSEConnection>, disconnections: DisconnectedUsers) {
+export function createCommands (registry: Registry<SSEConnection>, subscriptions: Authorization<SSEConnection>, disconnections: DisconnectedUsers, connections: ConnectionList, inspection: NodeInspection) {
   return {
     closeConnection: ofOne('revoke', [Text, Text], Type.Literal(true), (clientId, reason) => {
       const connection = registry.client(clientId)
@@ -86,7 +89,11 @@ export function createCommands (registry: Registry<SSEConnection>, subscriptions
 
     reauthorize: ofAll('revoke', [Text, Text], Count, (userId, reason) => subscriptions.reauthorize(userId, reason), add),
 
-    presence: ofAll('ask', [Text], PresenceSchema, subscription => holdersOf(registry.subscription(subscription)), mergePresence)
+    presence: ofAll('ask', [Text], PresenceSchema, subscription => holdersOf(registry.subscription(subscription)), mergePresence),
+
+    connections: ofAll('ask', [ConnectionQuerySchema], NodePageSchema, query => connections.page(query), mergePages),
+
+    details: ofAll('ask', [], Type.Array(NodeDetailsSchema), async () => [await inspection.read()], (one, other) => [...one, ...other])
   }
 }
 

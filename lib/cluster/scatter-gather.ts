@@ -33,7 +33,7 @@ export interface Outcome<R> {
   readonly value: R | null
   /** Whether all nodes have answered, or the result is decided without the others. */
   readonly complete: boolean
-  /** Ids of the nodes that have not answered. */
+  /** Ids of the nodes that have not answered, or could not. */
   readonly unanswered: readonly string[]
 }
 
@@ -173,6 +173,8 @@ class Gathering {
   readonly #awaited: Set<string>
   /** Nodes whose result is included: a node can answer a repeated command twice. */
   readonly #answered = new Set<string>()
+  /** Nodes that could not answer a question. */
+  readonly #failed = new Set<string>()
   #value: unknown = null
   #error: Error | null = null
   #waiting = true
@@ -216,7 +218,9 @@ class Gathering {
 
   /** Records the error of a node. */
   fail (from: string, error: Error): void {
-    if (this.#error === null || this.#error instanceof CommandFailed) this.#error = error
+    // A question is answered without the node, as if it were silent: a node of another version does not know all questions.
+    if (this.#operation.effect === 'ask') this.#failed.add(from)
+    else if (this.#error === null || this.#error instanceof CommandFailed) this.#error = error
     this.gone(from)
   }
 
@@ -236,7 +240,7 @@ class Gathering {
     })
     timers.forEach(clearTimeout)
     if (this.#error !== null && !this.#isDecided()) throw this.#error
-    return { value: this.#value, complete: !this.#waiting, unanswered: this.awaited }
+    return { value: this.#value, complete: !this.#waiting && this.#failed.size === 0, unanswered: [...this.awaited, ...this.#failed] }
   }
 
   /** Ends the wait with an error. */

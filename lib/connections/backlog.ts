@@ -1,105 +1,90 @@
-import type { Broker, GapReason, Page } from '../log/broker.js'
+import type { Broker, GapReason } from '../log/broker.js'
 import type { Message } from '../events/message.js'
 import type { Target } from '../events/target.js'
 import { BrokerUnavailable } from '../errors.js'
 import type { Interest } from '../log/log-index.js'
-import { formatLanes, formatCursor, parseCursor } from '../log/cursor.js'
-import type { EventPriority } from '../events/event-rules.js'
+import { formatCursor, parseCursor } from '../log/cursor.js'
 import type { Frame } from '../delivery/frame.js'
-import { type Batch } from '../delivery/batch.js'
 import type { Turns } from '../delivery/replay-scheduler.js'
-import type { ConnectionContext } from './context.js'
+import { CatchUp } from './catch-up.js'
 import { gapFrame } from './control-frames.js'
-import { Outbox } from './outbox.js'
+import { Gaps, type GapListener } from './gaps.js'
+import { INCOMPLETE } from './snapshot-mark.js'
+import { Lead } from './lead.js'
 import { Resumption } from './resumption.js'
-
-const PAGE_EVENTS = 128
-/** Bytes of a batch that each other holder justifies when the memory budget is exceeded. */
-const SHARE_BYTES = 1024
-/** Approximate maximum size of a page in bytes. A socket write is not larger, so further events would wait in memory. */
-const PAGE_BYTES = 16 * 1024
+import type { Snapshot } from './snapshot.js'
+import { Unsent } from './unsent.js'
 
 /**
  * The unsent frames of one connection, and its cursor. Usually they are the batch of this turn. A slow or reconnecting client also has
- * an outbox, which is refilled from the log.
+ * an outbox, which is refilled from the log. So has a client that waits for a snapshot.
  */
-export class Backlog {
-  readonly #context: ConnectionContext
-  #batch: Batch | null = null
-  #outbox: Outbox | null = null
-  #dropped = 0
+export class Backlog extends Unsent {
   #reading = false
   /** The resumption from a cursor that this node has not reached; null otherwise. Logged events are not queued until it begins. */
   #awaited: Resumption | null = null
-  /** Bytes of missed events that the client can still receive; Infinity without a limit, and after the replay. */
-  #allowance = Infinity
+  #snapshot: Snapshot | null = null
+  #gaps: Gaps | null = null
+  #resumed: boolean | null = false
 
-  constructor (context: ConnectionContext) {
-    this.#context = context
-  }
-
-  /** Whether no frames wait and the connection does not lag. */
-  get empty (): boolean {
-    return this.#outbox === null && this.#batch === null
-  }
-
-  /** Whether the connection has an outbox: new frames wait behind those that are queued or must be read from the log. */
-  get behind (): boolean {
-    return this.#outbox !== null
-  }
-
-  /** Whether events must be read from the log, or the cursor of the client is ahead of this node. */
+  /** Whether events must be read from the log, a snapshot is pending, or the cursor of the client is ahead of this node. */
   get lagging (): boolean {
-    return this.#awaited !== null || (this.#outbox !== null && this.#outbox.lagging !== null)
+    return this.catchUp !== null && (this.#awaited !== null || this.catchUp.outbox.lagging !== null || this.#isPending)
   }
 
-  /** Memory of the waiting frames in bytes. */
-  get bytes (): number {
-    return (this.#outbox?.bytes ?? 0) + (this.#batch?.bytes ?? 0)
+  get #isPending (): boolean {
+    return this.#snapshot !== null && this.#snapshot.isPending
   }
 
-  /** Size of the text in the batch of this turn, in bytes. */
-  get textBytes (): number {
-    return this.#batch?.textBytes ?? 0
+  /** The snapshots of the connection; null without the option `snapshot`. */
+  get snapshot (): Snapshot | null {
+    return this.#snapshot
   }
 
-  /** Number of ephemeral frames dropped so far. */
-  get dropped (): number {
-    return this.#dropped + (this.#outbox?.dropped ?? 0)
+  /** Whether a snapshot waits for the client, in whole or in part. */
+  get leads (): boolean {
+    return this.catchUp?.outbox.leads === true
+  }
+
+  override get bytes (): number {
+    return super.bytes + (this.#snapshot?.bytes ?? 0)
+  }
+
+  override get dropped (): number {
+    return super.dropped + (this.#snapshot?.dropped ?? 0)
+  }
+
+  /** Whether the client has missed no event since its cursor; null while this is not known. */
+  get resumed (): boolean | null {
+    return this.#resumed
   }
 
   /**
-   * The cursor from which the client would resume now. Null while a gap event is pending: a client with a later cursor would miss the
-   * gap.
+   * The cursor from which the client would resume now, with a mark if its state is incomplete. Null while a gap event or a snapshot is
+   * pending: a client with a later cursor would miss it.
    */
   get cursor (): string | null {
-    const { epoch, position } = this.#context.eventLog
+    const mark = this.#mark
+    const cursor = mark === null ? null : this.#unmarked
+    return cursor === null ? null : cursor + (this.leads ? INCOMPLETE : mark)
+  }
+
+  get #unmarked (): string | null {
+    const { epoch, position } = this.context.eventLog
     if (this.#awaited !== null) return this.#awaited.cursor
-    if (this.#outbox === null) return formatCursor(epoch, position)
-    const lanes = this.#outbox.place(position)
-    return lanes === null ? null : formatLanes(epoch, lanes)
+    return this.catchUp === null ? formatCursor(epoch, position) : this.catchUp.cursor
   }
 
-  /** Returns whether the batch of this turn must be written before this frame is added to it. */
-  overflows (frame: Frame): boolean {
-    const batch = this.#batch
-    if (batch === null) return false
-    // Over the memory budget, a batch is written early unless many connections share it. A batch with one holder is always written.
-    return batch.bytes + frame.bytes > this.#context.outboxBytes || (batch.bytes > (batch.holders - 1) * SHARE_BYTES && this.#context.budget.exceeded)
+  get #mark (): string | null {
+    return this.#snapshot === null ? '' : this.#snapshot.mark
   }
 
-  /**
-   * Queues a frame. Returns false if it was dropped.
-   * @param blocked whether the connection cannot write at the end of this turn
-   */
-  receive (frame: Frame, blocked: boolean): boolean {
-    if (blocked) this.spill()
-    if (blocked || this.#outbox !== null) return this.#queue(frame)
-    this.#join((this.#batch ?? this.#context.flusher.root).with(frame))
-    return true
+  /** The id of the client after its snapshot could not be loaded; null if its id remains. */
+  get failedId (): string | null {
+    return this.#snapshot?.failedId(this.#unmarked) ?? null
   }
 
-  #queue (frame: Frame): boolean {
+  protected override queue (frame: Frame): boolean {
     const awaited = this.#awaited
     if (awaited !== null && frame.fromLog) {
       // This node is behind the cursor: the client has received these logged events. Ephemeral events are dropped, because they are
@@ -107,102 +92,92 @@ export class Backlog {
       if (awaited.gap !== null) return frame.seq > 0
       this.#begin(awaited, null)
     }
-    return this.#createOutbox().push(frame, this.#context.eventLog.position)
-  }
-
-  /** Removes and returns the batch of this turn; null if there is none. */
-  takeBatch (): Batch | null {
-    const batch = this.#batch
-    if (batch === null) return null
-    this.#join(null)
-    if (batch.holders === 0) batch.prune()
-    return batch
-  }
-
-  #join (batch: Batch | null): void {
-    if (batch !== null) this.#context.budget.hold(batch)
-    if (this.#batch !== null) this.#context.budget.release(this.#batch)
-    this.#batch = batch
-  }
-
-  /** Moves the frames of this turn to the outbox, because they cannot be written. */
-  spill (): void {
-    const batch = this.takeBatch()
-    if (batch === null) return
-    const outbox = this.#createOutbox()
-    const frames = batch.frames
-    // Each frame is pushed with the position at its delivery: an ephemeral frame must stay behind the events logged before it.
-    let position = (frames.find(({ seq }) => seq > 0)?.seq ?? this.#context.eventLog.position + 1) - 1
-    for (const frame of frames) {
-      outbox.push(frame, position)
-      if (frame.seq > 0) position = frame.seq
-    }
-  }
-
-  #createOutbox (): Outbox {
-    return (this.#outbox ??= new Outbox(this.#context.outboxBytes, this.#context.budget))
+    const { outbox, ceiling } = this.fallBehind()
+    const isHeld = this.#isPending && (this.#snapshot!.replaces || ceiling < Infinity)
+    if (!isHeld) return outbox.push(frame, this.context.eventLog.position)
+    // Logged events after the position of the snapshot are read from the log.
+    if (frame.seq > 0) return true
+    const snapshot = this.#snapshot!
+    if (outbox.boundedBytes === 0 || outbox.boundedBytes + snapshot.bytes + frame.bytes <= this.context.outboxBytes) return snapshot.queue(frame)
+    this.lost++
+    this.onDrop('outbox')
+    return false
   }
 
   /** Removes and returns the next blocks of the outbox, about `bytes` bytes; null if there are none. */
   take (bytes: number): { text: string, frames: readonly Frame[] } | null {
-    if (this.#outbox === null) return null
-    const taken = this.#outbox.take(bytes, this.#context.eventLog.epoch, this.#context.eventLog.position)
-    return taken.frames.length === 0 ? null : taken
+    if (this.catchUp === null) return null
+    const taken = this.catchUp.take(bytes, this.#mark)
+    return taken.text === '' ? null : taken
   }
 
-  /** Whether a page must be read from the log, and no read is pending. */
-  get wantsPage (): boolean {
-    return this.lagging && !this.#reading
+  /** Handles that the blocks of `take` are written. */
+  written (): void {
+    if (!this.leads) this.#snapshot?.sent()
   }
 
-  /** Removes frames whose target no longer includes this connection. */
-  sift (isTarget: (target: Target) => boolean): void {
-    this.#outbox?.sift(isTarget)
-    const batch = this.takeBatch()
-    if (batch === null) return
-    for (const frame of batch.frames) if (frame.target === null || isTarget(frame.target)) this.#join((this.#batch ?? this.#context.flusher.root).with(frame))
+  override sift (isTarget: (target: Target) => boolean): void {
+    super.sift(isTarget)
+    this.#snapshot?.sift(isTarget)
   }
 
-  /** Drops the outbox if it is empty and the connection has caught up: further frames are written without it. */
+  /** Handles that everything is written. Drops the outbox if it is empty and the connection has caught up: further frames are written without it. */
   settle (): void {
-    if (this.#awaited !== null || this.#outbox?.idle !== true) return
-    this.#dropOutbox()
-    // The replay is complete: `maxReplayBytes` no longer applies.
-    this.#allowance = Infinity
+    this.written()
+    this.#snapshot?.begin()
+    if (this.#awaited !== null || this.catchUp?.outbox.idle !== true || this.#isPending) return
+    this.replace(null)
+    if (this.#resumed === null) this.#decide(true)
   }
 
-  /** Discards all waiting frames. */
-  clear (): void {
+  override clear (): void {
     this.#awaited = null
-    this.takeBatch()
-    this.#dropOutbox()
+    super.clear()
+    this.#snapshot?.cancel()
   }
 
-  #dropOutbox (): void {
-    const outbox = this.#outbox
-    if (outbox === null) return
-    this.#dropped += outbox.dropped
-    outbox.discard()
-    this.#outbox = null
+  // --- The beginning ---
+
+  /** Begins at the client's cursor, or with a gap event if that is not possible. A client without a cursor begins with a snapshot. */
+  begin (lastEventId: string | null, snapshot: Snapshot | null): void {
+    this.#snapshot = snapshot
+    if (lastEventId !== null) this.#resume(lastEventId)
+    else if (snapshot !== null) {
+      this.fallBehind()
+      snapshot.need('connect', 0)
+    }
   }
 
-  /** Begins at the client's cursor, or with a gap event if that is not possible. */
-  resume (lastEventId: string): void {
-    const { eventLog: { shared }, options: { maxReplayBytes } } = this.#context
-    if (maxReplayBytes > 0) this.#allowance = maxReplayBytes
+  #resume (lastEventId: string): void {
     const cursor = parseCursor(lastEventId)
-    if (cursor === null) return this.#createOutbox().skip(gapFrame('malformed', lastEventId))
-    const resumption = new Resumption(this.#context, cursor, lastEventId)
+    if (cursor === null) return this.#lose('malformed', lastEventId)
+    this.#resumed = null
+    const resumption = new Resumption(this.context, cursor, lastEventId)
     const { gap } = resumption
-    if (gap === null || !shared) return this.#begin(resumption, gap)
+    if (gap === null || !this.context.eventLog.shared) return this.#begin(resumption, gap)
     // Another node can be ahead of this one, so the log is read before a gap is reported.
     this.#awaited = resumption
-    this.#createOutbox()
+    this.fallBehind()
   }
 
-  #begin (resumption: Resumption, gap: GapReason | null): void {
+  #begin (resumption: Resumption, known: GapReason | null): void {
     this.#awaited = null
-    resumption.begin(gap, () => this.#createOutbox())
+    const { eventLog: { position }, options: { maxReplayBytes } } = this.context
+    const { lanes, lastEventId } = resumption
+    const gap = known ?? resumption.limit
+    if (gap !== null) return this.#lose(gap, lastEventId, { floor: gap === 'limit' ? Math.max(...lanes) : 0 })
+    if (Math.min(...lanes) < position) {
+      const catchUp = this.fallBehind()
+      if (maxReplayBytes > 0) catchUp.allowance = maxReplayBytes
+      catchUp.outbox.startAt(lanes, position)
+    } else this.#decide(true)
+    if (this.#snapshot?.owes === true) this.#needAdded(this.#snapshot)
+  }
+
+  /** Sets whether the client has missed no event. Reported for an open stream; `StateFirst` reports what is known when it opens. */
+  #decide (resumed: boolean): void {
+    if (this.#resumed === null && this.owner.isConnected) this.context.telemetry.onResume(this.clientId, resumed ? 'resumed' : 'gap')
+    this.#resumed = resumed
   }
 
   /** Begins the resumption if the log has reported a gap or this node has reached the cursor. Rejects otherwise, to try again later. */
@@ -213,66 +188,105 @@ export class Backlog {
     this.#begin(awaited, gap)
   }
 
+  // --- Gaps ---
+
   /** Handles lost continuity of the log: waiting logged frames are discarded, and a gap event is queued. */
   fallOut (reason: GapReason): void {
     // No logged frame waits in this state. Whether the client missed events is known when the resumption begins.
     if (this.#awaited !== null) return
     this.spill()
-    this.#createOutbox().restart(gapFrame(reason, ''))
+    this.#lose(reason, '', { floor: this.context.eventLog.position, isAll: true })
   }
 
   /**
-   * Reads the next page of missed events into the outbox. Rejects if the log cannot be read.
-   * @param interest the connection, as the log knows it
-   * @param turns limits the time in each turn of the event loop; the rest of the page waits for the next turn
-   * @param wants returns whether the connection receives a message
+   * Queues a gap event and ends the lag. With snapshots, the state is loaded, which replaces all logged frames.
+   * @param floor earliest position of a shared load that the connection can join
+   * @param isAll whether logged frames are discarded that do not lag
    */
+  #lose (reason: GapReason, lastEventId: string, { floor = 0, isAll = false } = {}): void {
+    const snapshot = this.#snapshot
+    const catchUp = this.fallBehind()
+    catchUp.ceiling = Infinity
+    catchUp.endReplay('gap')
+    // The client waits for its whole state already.
+    if (snapshot?.replaces === true) return snapshot.again(floor)
+    if (this.#resumed !== false) this.#decide(false)
+    const frame = gapFrame(reason, lastEventId, snapshot !== null)
+    snapshot?.sent()
+    if (isAll || snapshot !== null) catchUp.outbox.restart(frame)
+    else catchUp.outbox.skip(frame)
+    snapshot?.need('gap', floor)
+    this.context.telemetry.onGap(this.clientId, reason)
+    this.#heard.add({ reason, lastEventId, snapshot: snapshot !== null })
+  }
+
+  get #heard (): Gaps {
+    return (this.#gaps ??= new Gaps(this.context.log))
+  }
+
+  /** Calls a function for each gap. */
+  onGap (listener: GapListener): void {
+    this.#heard.listen(listener)
+  }
+
+  // --- Snapshots ---
+
+  /** Handles a subscription that was added: a client with snapshots needs its state. */
+  added (subscription: string): void {
+    const snapshot = this.#snapshot
+    if (snapshot === null) return
+    snapshot.owe(subscription)
+    if (snapshot.isPending || this.#awaited !== null) return
+    this.#needAdded(snapshot)
+    const cursor = this.#unmarked
+    // Without it, a client that disconnects now would resume without the state. A waiting snapshot has a cursor with the mark.
+    if (snapshot.isOpen && cursor !== null && !this.leads) this.fallBehind().outbox.leadWith(new Lead([], cursor, this.context.budget))
+  }
+
+  #needAdded (snapshot: Snapshot): void {
+    this.spill()
+    this.fallBehind()
+    snapshot.need('added')
+  }
+
+  /** Sends events up to this position of the log before the state of added subscriptions, and later ones after it. */
+  hold (position: number): void {
+    this.fallBehind().hold(position)
+  }
+
+  /** Sends the snapshot if the log still has the events after it. */
+  async #place (broker: Broker, snapshot: Snapshot): Promise<void> {
+    const { load, gap } = await snapshot.check(broker)
+    if (!snapshot.isAt(load)) return
+    // A load that began later can still be good.
+    if (gap !== null) return this.#lose(gap, this.#unmarked ?? '', { floor: load.at!.position + 1 })
+    this.replace(new CatchUp(this.context, this, snapshot.place()))
+    if (snapshot.owes) this.#needAdded(snapshot)
+  }
+
+  // --- Reading ---
+
+  /** Whether the log must be read, and no read is pending. */
+  get wantsPage (): boolean {
+    if (this.#reading || this.catchUp === null) return false
+    return this.#awaited !== null || this.catchUp.outbox.lagging !== null || this.#snapshot?.isLoaded === true
+  }
+
+  /** Reads the log: a page of missed events, or whether it has what follows a cursor or a snapshot. Rejects if it cannot be read. */
   async readPage (broker: Broker, turns: Turns, interest: Interest, wants: (message: Message) => boolean): Promise<void> {
-    const { eventLog } = this.#context
     if (this.#reading) return
     this.#reading = true
     try {
       if (this.#awaited !== null) return await this.#reach(broker, this.#awaited)
-      const lane = this.#outbox?.ask(eventLog.newest, eventLog.position) ?? null
-      if (lane === null) return
-      const page = await broker.read({ epoch: eventLog.epoch, ...lane, limit: PAGE_EVENTS, interest })
-      await this.#takePage(page, lane, turns, wants)
+      const catchUp = this.catchUp
+      if (catchUp === null) return
+      if (this.#snapshot?.isLoaded === true && catchUp.outbox.idle) return await this.#place(broker, this.#snapshot)
+      const gap = await catchUp.read(broker, turns, interest, wants)
+      if (this.catchUp !== catchUp) return
+      if (gap !== null) this.#lose(gap, this.#unmarked ?? '', { floor: Math.max(...catchUp.place ?? [0]) })
+      else if (catchUp.outbox.lagging === null && this.#resumed === null) this.#decide(true)
     } finally {
       this.#reading = false
     }
-  }
-
-  async #takePage (page: Page, lane: { priority: EventPriority, after: number }, turns: Turns, wants: (message: Message) => boolean): Promise<void> {
-    const { eventLog, frames } = this.#context
-    const outbox = this.#outbox
-    const { priority } = lane
-    let { after } = lane
-    // The outbox can change while the page is read. `wants` calls code of the application, which can change it as well.
-    const moved = (): boolean => this.#outbox !== outbox || outbox?.isReading(priority, after) !== true
-    if (outbox === null || moved()) return
-    if (page.gap !== undefined) return outbox.skip(gapFrame(page.gap, this.cursor ?? ''))
-    let bytes = 0
-    for (const message of page.messages) {
-      // Later messages are not delivered on this node yet. The connection receives them live.
-      if (message.seq > eventLog.position) break
-      if (bytes >= PAGE_BYTES) return
-      if (turns.over) {
-        await turns.next()
-        // Without this check, code of the application would be called for a stream that has ended.
-        if (moved()) return
-      }
-      const wanted = wants(message)
-      if (moved()) return
-      if (wanted) {
-        const frame = frames.of(message, eventLog.epoch)
-        if (frame.textBytes > this.#allowance) return outbox.skip(gapFrame('limit', this.cursor ?? ''))
-        if (!outbox.refill(frame)) return
-        this.#allowance -= frame.textBytes
-        bytes += frame.bytes
-      }
-      after = message.seq
-      outbox.advance(priority, after, eventLog.position)
-    }
-    outbox.advance(priority, Math.min(page.next, eventLog.position), eventLog.position)
   }
 }

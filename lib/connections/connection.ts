@@ -1,5 +1,6 @@
 import { Frame } from '../delivery/frame.js'
-import type { EventInput, NotificationInput, ResourceName, ResourcePayload } from '../events/event-input.js'
+import { Chunk } from '../wire/chunk.js'
+import type { Claims, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../events/event-input.js'
 import { composeMessage, createDataEvent, createNotificationEvent } from '../events/message.js'
 import type { ClientInfo } from '../events/subscriber.js'
 import type { Interest } from '../log/log-index.js'
@@ -11,16 +12,20 @@ import type { HttpResponse } from '../wire/http.js'
 import type { ConnectionContext } from './context.js'
 import { sourceErrorFrame, unsubscribedFrame } from './control-frames.js'
 import { Lifecycle, type StreamSettings } from './lifecycle.js'
+import { PUMP_BYTES } from './sender.js'
+import { Snapshot, type SnapshotPlan } from './snapshot.js'
 
 /** The client of a connection and its request, fixed before the stream opens. @internal */
 export interface ConnectionProfile extends StreamSettings {
   readonly clientId: string
   readonly userId: string | null
-  readonly claims: unknown
+  readonly claims: Claims | undefined
   readonly clientInfo: ClientInfo
   readonly lastEventId: string | null
   /** The initial topics and patterns. The connection keeps the set itself, not a copy. */
   readonly held: Set<string>
+  /** Null without the option `snapshot`. */
+  readonly snapshot: SnapshotPlan | null
 }
 
 // It conforms to `Member` and `Timed` without `implements`: internal members are missing in the published types, which would not compile.
@@ -38,18 +43,18 @@ export interface ConnectionProfile extends StreamSettings {
  */
 export class SSEConnection extends Lifecycle {
   /** The id of the connection. A client that reconnects gets a new id. */
-  readonly clientId: string
+  override readonly clientId: string
   /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
   /** The claims that `authHandler` returned with the user; undefined if there are none. */
-  readonly claims: unknown
+  readonly claims: Claims | undefined
   /** Address, user agent and time of the connection, and the properties of the option `clientInfo`. */
   readonly clientInfo: ClientInfo
   /**
    * The cursor of the client: the option `lastEventId`, otherwise the header `Last-Event-ID` or `lastEventId` in the query. Null for a
    * first connect.
    */
-  readonly lastEventId: string | null
+  override readonly lastEventId: string | null
   /** @internal */ readonly held: Set<string>
   /** @internal */ index = -1
 
@@ -63,7 +68,8 @@ export class SSEConnection extends Lifecycle {
     this.lastEventId = profile.lastEventId
     this.held = profile.held
     // Deliveries can arrive from now on, before the headers are sent. So the position in the log is fixed here.
-    if (this.managed && this.lastEventId !== null) this.backlog.resume(this.lastEventId)
+    // A HEAD request has no stream that could have a gap.
+    if (this.managed && !profile.headOnly) this.backlog.begin(this.lastEventId, profile.snapshot === null ? null : new Snapshot(context, this, this.backlog, profile.snapshot, this.lastEventId))
   }
 
   /** Whether the connection has an authenticated user. */
@@ -117,8 +123,8 @@ export class SSEConnection extends Lifecycle {
   }
 
   /**
-   * Adds a topic or pattern to this connection. Events that are published from now on are received. Has no effect if the connection
-   * holds it already.
+   * Adds a topic or pattern to this connection. Events that are published from now on are received. With the option `snapshot`, its
+   * state is loaded first. Has no effect if the connection holds it already.
    * @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED,
    * SSE_ERR_TOO_MANY_SUBSCRIPTIONS; SSE_ERR_UNKNOWN_CONNECTION if the connection has ended or streams a source
    * @see SSEManager.addSubscription
@@ -156,10 +162,22 @@ export class SSEConnection extends Lifecycle {
     this.receive(unsubscribedFrame(subscriptionId, reason))
   }
 
+  /**
+   * Writes an event of a source at once if its client keeps up. Further events of the same turn are written together at its end: the
+   * mark, which this stream has until then, makes `receive` take them. @internal
+   */
+  writeAtOnce (frame: Frame): boolean {
+    if (this.next !== null || this.blocked || this.state !== 'open' || frame.textBytes > PUMP_BYTES || !this.backlog.empty) return false
+    this.write(new Chunk(frame.head + frame.text, frame.textBytes))
+    this.sent++
+    this.marked()
+    return true
+  }
+
   /** Ends the stream after its source has failed. The client does not receive the error. @internal */
   fail (): void {
     if (this.hasEnded()) return
-    this.receive(sourceErrorFrame())
+    if (this.control) this.receive(sourceErrorFrame())
     this.close('source-error')
   }
 

@@ -10,14 +10,17 @@ import type { Log } from '../util/logger.js'
 import { MemoryBudget } from '../util/memory-budget.js'
 import { Chunk, ChunkMemo } from '../wire/chunk.js'
 import { KEEP_ALIVE } from './control-frames.js'
+import { Greetings } from './greetings.js'
+import { SnapshotLoads } from './snapshot-loads.js'
 import type { Counted } from './statistics.js'
+import type { Telemetry } from '../diagnostics/telemetry.js'
 import { tickMsFor, TimingWheel, type TimingOptions } from './timing-wheel.js'
 
 /** The options that concern connections; see `SSEOptions`. */
 export interface ConnectionOptions extends MessageOptions, TimingOptions {
   readonly outboxBytes: number
   readonly maxQueuedBytes: number
-  readonly keepAlive: boolean
+  readonly keepAlive: boolean | 'event'
   readonly maxReplayEvents: number
   readonly maxReplayBytes: number
   readonly maxConcurrentReplays: number
@@ -28,6 +31,7 @@ export interface ConnectionOptions extends MessageOptions, TimingOptions {
 interface Surroundings {
   readonly options: ConnectionOptions
   readonly log: Log
+  readonly telemetry: Telemetry
   readonly broker: Broker
   readonly eventLog: EventLog
   readonly audience: Audience<Receiver>
@@ -55,24 +59,29 @@ export class ConnectionContext {
   /** Frames of messages that were recently read from the log. */
   readonly frames = new FrameCache()
   readonly subscriptions: Authorization<Holder>
+  readonly snapshotLoads: SnapshotLoads
   readonly log: Log
+  readonly telemetry: Telemetry
   readonly keepAliveChunk = new Chunk(KEEP_ALIVE)
-  /** First blocks, and cursor blocks of idle connections. They are equal for all connections until the next event is published. */
-  readonly greetings = new ChunkMemo()
+  readonly greetings: Greetings
+  /** Cursor blocks of idle connections. They are equal for all connections until the next event is published. */
   readonly cursors = new ChunkMemo()
   readonly onEnd: (connection: Counted, reason: string) => void
 
-  constructor ({ options, log, broker, eventLog, audience, subscriptions, onEnd }: Surroundings) {
+  constructor ({ options, log, telemetry, broker, eventLog, audience, subscriptions, onEnd }: Surroundings) {
     this.options = options
     this.outboxBytes = options.outboxBytes
     this.eventLog = eventLog
     this.budget = new MemoryBudget(options.maxQueuedBytes)
-    this.flusher = new Flusher(options.flush === 'immediate' ? 0 : options.flush.intervalMs)
+    this.flusher = new Flusher(options.flush === 'immediate' ? 0 : options.flush.intervalMs, undefined, telemetry)
     this.wheel = new TimingWheel(tickMsFor(options), options.clock)
     this.audience = audience
     this.replays = new ReplayScheduler(broker, options.maxConcurrentReplays, log)
     this.subscriptions = subscriptions
+    this.snapshotLoads = new SnapshotLoads(options, this.budget, eventLog, log)
     this.log = log
+    this.telemetry = telemetry
+    this.greetings = new Greetings(options.keepAlive === false ? null : options.keepAliveIntervalMs)
     this.onEnd = onEnd
   }
 }

@@ -5,7 +5,7 @@ import { destroyTransport, isGone, sendHead, type HttpResponse } from '../wire/h
 import type { Opening } from '../wire/writer.js'
 import { assertCloseReason, type CloseReason } from './close-reason.js'
 import type { ConnectionContext } from './context.js'
-import { farewellText, greetingText } from './control-frames.js'
+import { FAREWELL, farewellText } from './control-frames.js'
 import { NO_POSITION } from './sender.js'
 import { Timing } from './timing.js'
 
@@ -13,30 +13,38 @@ import { Timing } from './timing.js'
 export interface StreamSettings {
   /** Whether broadcasts reach the stream; false for a stream of `reply.sse(source)`. */
   readonly managed: boolean
+  /** Whether control events and a reconnection time are sent; see `SourceOptions`. */
+  readonly control: boolean
   /** Whether the request is a HEAD request, whose response has no body. */
   readonly headOnly: boolean
   /** Reconnection time of the first block, in milliseconds. */
   readonly retryMs: number
+  /** Time of the request by the monotonic clock, in milliseconds. */
+  readonly arrivedAt: number
   /** Expiry of the user's rights in milliseconds since the Unix epoch; undefined for rights that do not expire. */
   readonly expiresAt: number | undefined
 }
 
 /** Opens and ends a stream. */
 export abstract class Lifecycle extends Timing {
+  /** Whether control events and a reconnection time are sent. @internal */ readonly control: boolean
   readonly #response: HttpResponse
   readonly #retryMs: number
   readonly #headOnly: boolean
+  readonly #arrivedAt: number
   #abort: AbortController | null = null
   /** Whether the application has received the connection. Earlier, no listener of its signal can exist, so it must not abort. */
   #handedOver = false
   #onOpened: ((open: boolean) => void) | null = null
 
   /** @internal */
-  constructor (context: ConnectionContext, response: HttpResponse, { managed, headOnly, retryMs, expiresAt }: StreamSettings) {
+  constructor (context: ConnectionContext, response: HttpResponse, { managed, control, headOnly, retryMs, arrivedAt, expiresAt }: StreamSettings) {
     super(context, response, managed, expiresAt)
     this.#response = response
     this.#retryMs = retryMs
     this.#headOnly = headOnly
+    this.#arrivedAt = arrivedAt
+    this.control = control
   }
 
   /**
@@ -79,12 +87,19 @@ export abstract class Lifecycle extends Timing {
     this.reason = reason
     if (this.state === 'opening') return
     this.flush()
+    // Without `sse:close`, a client would take the orderly end of a response for the end of its source.
+    if (!this.control && reason !== 'source-end') return this.cut(reason)
     this.state = 'closing'
     const { drainMs } = this.context.options
-    const farewell = new Chunk(farewellText(reason, this.#retryMs, drainMs, this.cursorBlock()))
+    const farewell = new Chunk(this.control ? farewellText(reason, this.retryAfter(this.#retryMs), drainMs, this.cursorBlock()) : FAREWELL)
     this.startDraining()
     this.stopSending()
     this.writer.end(farewell, reason === 'shutdown' ? drainMs : null)
+  }
+
+  /** Time since the request arrived, in milliseconds. @internal */
+  get ageMs (): number {
+    return this.context.options.clock.monotonic() - this.#arrivedAt
   }
 
   /** Handles the end of the stream. Called once. @internal */
@@ -110,10 +125,11 @@ export abstract class Lifecycle extends Timing {
     const { eventLog, greetings } = this.context
     // A client with a backlog receives its own cursor, which is not the position of the log.
     const position = this.backlog.behind ? NO_POSITION : eventLog.position
-    this.writer.open(destination, opening, greetings.of(greetingText(this.#retryMs, this.cursorBlock())))
+    this.writer.open(destination, opening, greetings.next(this.control ? this.#retryMs : null, this.cursorBlock()))
     // A wrapper of the response has thrown, so the stream was destroyed.
     if (!this.#isOpening()) return
     this.state = 'open'
+    this.context.telemetry.onOpen(this)
     this.goLive(position)
     this.startTiming()
     this.#tellOpened(true)
@@ -165,7 +181,7 @@ export abstract class Lifecycle extends Timing {
   // --- The end ---
 
   /** Destroys the stream without `sse:close`, because the client does not read, or must not read further. @internal */
-  protected override cut (reason: CloseReason): void {
+  protected override cut (reason: string): void {
     this.reason ??= reason
     this.state = 'closing'
     this.destroy()

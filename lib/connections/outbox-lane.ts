@@ -30,6 +30,12 @@ export class OutboxLane {
     return this.#ephemeral.keys()
   }
 
+  /** Yields all waiting frames. Those that were yielded can be removed meanwhile. */
+  * all (): Generator<Frame> {
+    yield * this.#logged
+    yield * this.#ephemeral.keys()
+  }
+
   /**
    * Appends a frame.
    * @param position position of the log. An ephemeral frame is sent after the events that were logged before it.
@@ -76,6 +82,13 @@ export class OutboxLane {
    */
   seen (otherwise: number): number {
     return this.#logged.size > 0 ? this.#sent : otherwise
+  }
+
+  /** Returns the sequence number of the newest waiting logged frame, or `otherwise` if that is higher. */
+  newest (otherwise: number): number {
+    let newest = otherwise
+    for (const { seq } of this.#logged) newest = Math.max(newest, seq)
+    return newest
   }
 
   /** Lets ephemeral frames be sent without the logged frames before them, which were discarded. */

@@ -4,7 +4,10 @@ import { formatLanes, type Lanes } from '../log/cursor.js'
 import { PRIORITIES, type EventPriority } from '../events/event-rules.js'
 import { encodeIdLine } from '../wire/event-stream.js'
 import { FRAME_BYTES, type Frame } from '../delivery/frame.js'
+import type { Lead } from './lead.js'
+import { OutboxKeys } from './outbox-keys.js'
 import { OutboxLane } from './outbox-lane.js'
+import type { OutboxOwner } from './outbox-owner.js'
 
 /**
  * The bounded queue of one connection that cannot be written to at present, and its position in the log. Higher priorities are sent
@@ -15,15 +18,14 @@ import { OutboxLane } from './outbox-lane.js'
 export class Outbox {
   readonly #limit: number
   readonly #budget: MemoryBudget
+  readonly #owner: OutboxOwner | null
   readonly #lanes: readonly OutboxLane[] = Array.from({ length: PRIORITIES }, () => new OutboxLane())
-  /** Waiting frames by key. A newer frame with the same key replaces the older one. */
-  readonly #keyed = new Map<string, Frame>()
-  /** Newest sequence number per key, queued while a page is read. Frames of the page with a lower one are outdated. */
-  #overtaking: Map<string, number> | null = null
+  readonly #keys = new OutboxKeys()
   /** The highest priority that lags; -1 if none lags. */
   #level = -1
   /** The pending gap event. No cursor is sent before it: a client with a later cursor would miss the gap. */
   #gap: Frame | null = null
+  #lead: Lead | null = null
   #bytes = 0
   #dropped = 0
 
@@ -31,21 +33,25 @@ export class Outbox {
    * @param limit maximum size in bytes; a single larger frame is accepted if nothing else waits
    * @param budget memory budget of all outboxes; frames that exceed it are not queued at delivery
    */
-  constructor (limit: number, budget: MemoryBudget) {
+  constructor (limit: number, budget: MemoryBudget, owner: OutboxOwner | null = null) {
     this.#limit = limit
     this.#budget = budget
+    this.#owner = owner
   }
 
   /** Removes all frames, and returns their bytes to the budget. */
   discard (): void {
-    for (const lane of this.#lanes) {
-      for (const frame of lane.logged) this.#remove(frame)
-      for (const frame of lane.ephemeral) this.#remove(frame)
-    }
+    for (const lane of this.#lanes) for (const frame of lane.all()) this.#remove(frame)
+    this.leadWith(null)
   }
 
   /** Memory of the waiting frames in bytes. */
   get bytes (): number {
+    return this.#bytes + (this.#lead?.bytes ?? 0)
+  }
+
+  /** The same without a snapshot, which `limit` does not bound. */
+  get boundedBytes (): number {
     return this.#bytes
   }
 
@@ -56,7 +62,7 @@ export class Outbox {
 
   /** Whether no frames wait, and nothing must be read from the log. */
   get idle (): boolean {
-    return this.#level < 0 && this.#gap === null && this.#lanes.every(lane => lane.empty)
+    return this.#level < 0 && this.#gap === null && this.#lead === null && this.#lanes.every(lane => lane.empty)
   }
 
   /**
@@ -67,7 +73,7 @@ export class Outbox {
   ask (newest: readonly number[], position: number): { priority: EventPriority, after: number } | null {
     for (const [priority, lane] of this.#lanes.entries()) if (priority <= this.#level && lane.read >= newest[priority]!) lane.read = Math.max(lane.read, position)
     this.#goLive(position)
-    this.#overtaking = this.#level < 0 ? null : new Map()
+    this.#keys.read(this.#level >= 0)
     return this.lagging
   }
 
@@ -86,10 +92,27 @@ export class Outbox {
     return this.#gap === null ? this.#seen(position) : null
   }
 
+  /** Reads all lanes from the log: those that do not lag, after `position` or the last frame that waits. */
+  lagFrom (position: number): void {
+    for (const lane of this.#lanes.slice(this.#level + 1)) lane.read = lane.newest(position)
+    this.#level = PRIORITIES - 1
+  }
+
   /** Starts at a cursor. The most urgent lane behind `position` and all lower lanes are read from the log. */
   startAt (lanes: Lanes, position: number): void {
     this.#level = lanes.findLastIndex(seq => seq < position)
     for (const [priority, lane] of this.#lanes.entries()) lane.read = lanes[priority]!
+  }
+
+  /** Whether a snapshot waits, in whole or in part. */
+  get leads (): boolean {
+    return this.#lead !== null && this.#lead.isState
+  }
+
+  /** Sends these blocks before all frames, and after a gap event. Earlier ones are discarded. */
+  leadWith (lead: Lead | null): void {
+    this.#lead?.discard()
+    this.#lead = lead
   }
 
   /**
@@ -101,20 +124,18 @@ export class Outbox {
     this.#conflate(frame)
     this.#makeRoom(frame, position)
     if (this.#lags(frame)) return true
-    if (this.#full(frame)) {
-      this.#dropped++
-      return false
-    }
-    this.#append(frame, position)
-    return true
+    const isFull = this.#full(frame)
+    if (isFull) this.#drop(frame)
+    else this.#append(frame, position)
+    return !isFull
   }
 
   /** Queues a frame that was read from the log for the lagging lane. Returns false if the queue is full; it must be read again later. */
   refill (frame: Frame): boolean {
-    if (frame.key === null || this.#newestOf(frame.key) < frame.seq) {
+    if (!this.#keys.outdates(frame)) {
       if (this.#crowded(frame) && this.#hasReady()) return false
       // No frame can be sent to free memory, so ephemeral frames are dropped. Without this, the read would never continue.
-      this.#shed(frame.priority, () => this.#crowded(frame))
+      this.#shed(frame, frame.priority, () => this.#crowded(frame))
       this.#conflate(frame)
       this.#append(frame, frame.seq)
     }
@@ -124,15 +145,14 @@ export class Outbox {
 
   /** Sets the position up to which a lane is read. Lanes that are read up to `position` no longer lag. */
   advance (priority: EventPriority, seq: number, position: number): void {
-    const lane = this.#lanes[priority]!
-    lane.read = Math.max(lane.read, seq)
+    this.#lanes[priority]!.read = Math.max(this.#lanes[priority]!.read, seq)
     this.#goLive(position)
   }
 
   /** Ends the lag of lanes that are read up to `position`, from the most urgent one down. */
   #goLive (position: number): void {
     while (this.#level >= 0 && this.#lanes[this.#level]!.read >= position) this.#level--
-    if (this.#level < 0) this.#overtaking = null
+    if (this.#level < 0) this.#keys.read(false)
   }
 
   /** Ends the lag of all lanes without reading, and queues a gap event. Their logged frames are discarded. */
@@ -147,30 +167,39 @@ export class Outbox {
 
   /** Discards the logged frames of all lanes, and queues a gap event. */
   restart (gap: Frame): void {
+    this.leadWith(null)
     this.#level = PRIORITIES - 1
     this.skip(gap)
   }
 
   /** Removes frames whose target no longer includes this connection; the cursor moves past them. */
   sift (isTarget: (target: Target) => boolean): void {
-    for (const lane of this.#lanes) {
-      for (const frames of [lane.logged, lane.ephemeral]) {
-        for (const frame of frames) if (frame.target !== null && !isTarget(frame.target)) this.#remove(frame)
-      }
-    }
+    for (const lane of this.#lanes) for (const frame of lane.all()) if (frame.target !== null && !isTarget(frame.target)) this.#remove(frame)
   }
 
-  /** Removes and returns the next blocks, about `bytes` bytes. Each logged block has the cursor that is valid after it is received. */
-  take (bytes: number, epoch: string, position: number): { text: string, frames: readonly Frame[] } {
+  /**
+   * Removes and returns the next blocks, about `bytes` bytes. Each logged block has the cursor that is valid after it is received.
+   * @param mark the end of each cursor; null sends no cursors
+   */
+  take (bytes: number, epoch: string, position: number, mark: string | null = ''): { text: string, frames: readonly Frame[] } {
     let text = ''
     const frames: Frame[] = []
-    const place = (): string => encodeIdLine(formatLanes(epoch, this.#seen(position)))
+    const place = (): string => mark === null ? '' : encodeIdLine(formatLanes(epoch, this.#seen(position)) + mark)
     if (this.#gap !== null) {
       const gap = this.#gap
       this.#gap = null
       bytes -= gap.textBytes
       text += place() + gap.text
       frames.push(gap)
+    }
+    if (this.#lead !== null) {
+      const taken = this.#lead.take(bytes, mark)
+      text += taken.text
+      frames.push(...taken.frames)
+      // Events follow the whole snapshot: the cursors of the client would say that it has the rest.
+      if (!this.#lead.sent) return { text, frames }
+      this.#lead = null
+      for (const { textBytes } of taken.frames) bytes -= textBytes
     }
     for (let priority = PRIORITIES - 1; priority >= Math.max(this.#level, 0); priority--) {
       const lane = this.#lanes[priority]!
@@ -213,9 +242,7 @@ export class Outbox {
     this.#bytes += frame.bytes + FRAME_BYTES
     this.#budget.hold(frame)
     this.#budget.add(FRAME_BYTES)
-    if (frame.key === null) return
-    this.#keyed.set(frame.key, frame)
-    if (frame.seq > 0) this.#overtaking?.set(frame.key, frame.seq)
+    this.#keys.add(frame)
   }
 
   #remove (frame: Frame): void {
@@ -227,44 +254,47 @@ export class Outbox {
     this.#bytes -= frame.bytes + FRAME_BYTES
     this.#budget.release(frame)
     this.#budget.add(-FRAME_BYTES)
-    if (frame.key !== null) this.#keyed.delete(frame.key)
-  }
-
-  #newestOf (key: string): number {
-    return Math.max(this.#overtaking?.get(key) ?? 0, this.#keyed.get(key)?.seq ?? 0)
+    this.#keys.remove(frame)
   }
 
   #conflate (frame: Frame): void {
-    const older = frame.key === null ? undefined : this.#keyed.get(frame.key)
+    const older = this.#keys.replacedBy(frame)
     if (older !== undefined) this.#remove(older)
   }
 
   /** Frees memory for a frame. A logged frame displaces frames of its own priority and below, an ephemeral frame only those below. */
   #makeRoom (frame: Frame, position: number): void {
     const highest = frame.seq > 0 ? frame.priority : frame.priority - 1
-    this.#shed(highest, () => this.#full(frame))
-    for (let priority = 0; priority <= highest && this.#full(frame); priority++) this.#fallBehind(priority, position)
+    this.#shed(frame, highest, () => this.#full(frame))
+    for (let priority = 0; priority <= highest && this.#full(frame); priority++) this.readLater(position, priority)
   }
 
-  /** Drops ephemeral frames while `need` returns true, lowest priority and oldest first. */
-  #shed (highest: number, need: () => boolean): void {
+  /** Drops ephemeral frames for another frame while `need` returns true, lowest priority and oldest first. */
+  #shed (cause: Frame, highest: number, need: () => boolean): void {
     for (let priority = 0; priority <= highest; priority++) {
       for (const frame of this.#lanes[priority]!.ephemeral) {
         if (!need()) return
+        this.#drop(cause)
         this.#remove(frame)
-        this.#dropped++
       }
     }
   }
 
-  /** Removes the logged frames of a priority and below. They will be read from the log later. */
-  #fallBehind (highest: number, position: number): void {
+  /** Counts a frame that is dropped for `cause`. */
+  #drop (cause: Frame): void {
+    this.#dropped++
+    this.#owner?.onDrop(this.#crowded(cause) ? 'outbox' : 'memory')
+  }
+
+  /** Removes the logged frames of a priority and below, by default all. They will be read from the log later. */
+  readLater (position: number, highest = this.#lanes.findLastIndex(lane => lane.hasLogged)): void {
     const seen = this.#seen(position)
     for (let priority = 0; priority <= highest; priority++) {
       const lane = this.#lanes[priority]!
       for (const frame of lane.logged) this.#remove(frame)
       lane.read = seen[priority]!
     }
+    if (this.#level < 0 && highest >= 0) this.#owner?.onLag()
     this.#level = Math.max(this.#level, highest)
   }
 }

@@ -1,9 +1,13 @@
 import { EventPriority } from '../events/event-rules.js'
 import type { Broker, GapReason } from '../log/broker.js'
-import { formatLanes, type Cursor } from '../log/cursor.js'
+import { formatLanes, type Cursor, type Lanes } from '../log/cursor.js'
 import type { ConnectionContext } from './context.js'
-import { gapFrame } from './control-frames.js'
-import type { Outbox } from './outbox.js'
+
+/** Reads the log at a position. Resolves with the reason of a gap, or null if the log has all later events. Rejects if the read fails. */
+export async function gapAfter (broker: Broker, epoch: string, position: number): Promise<GapReason | null> {
+  const { gap } = await broker.read({ epoch, after: position, priority: EventPriority.LOW, limit: 1 })
+  return gap ?? null
+}
 
 /**
  * The resumption of a client that reconnects with a cursor. It decides whether the stream begins at the cursor or with a gap event.
@@ -13,12 +17,17 @@ export class Resumption {
   readonly #context: ConnectionContext
   readonly #cursor: Cursor
   /** The cursor as the client sent it. */
-  readonly #lastEventId: string
+  readonly lastEventId: string
 
   constructor (context: ConnectionContext, cursor: Cursor, lastEventId: string) {
     this.#context = context
     this.#cursor = cursor
-    this.#lastEventId = lastEventId
+    this.lastEventId = lastEventId
+  }
+
+  /** The sequence numbers of the cursor. */
+  get lanes (): Lanes {
+    return this.#cursor.lanes
   }
 
   /** The cursor in its standard form. */
@@ -35,21 +44,12 @@ export class Resumption {
 
   /** Reads the log at the cursor. Resolves with the reason of a gap; null if `gap` must be checked again. Rejects if the read fails. */
   async ask (broker: Broker): Promise<GapReason | null> {
-    const { epoch, lanes } = this.#cursor
-    const { gap } = await broker.read({ epoch, after: Math.max(...lanes), priority: EventPriority.LOW, limit: 1 })
-    return gap ?? null
+    return await gapAfter(broker, this.#cursor.epoch, Math.max(...this.lanes))
   }
 
-  /**
-   * Begins the stream at the cursor, or with a gap event if there is a reason for it.
-   * @param outbox returns the outbox, created if needed; a client that has missed nothing does not need it
-   */
-  begin (gap: GapReason | null, outbox: () => Outbox): void {
+  /** The reason of a gap if the client has missed more events than the options allow; null otherwise. */
+  get limit (): GapReason | null {
     const { eventLog: { position }, options: { maxReplayEvents } } = this.#context
-    const { lanes } = this.#cursor
-    const oldest = Math.min(...lanes)
-    const reason = gap ?? (maxReplayEvents > 0 && position - oldest > maxReplayEvents ? 'limit' : null)
-    if (reason !== null) outbox().skip(gapFrame(reason, this.#lastEventId))
-    else if (oldest < position) outbox().startAt(lanes, position)
+    return maxReplayEvents > 0 && position - Math.min(...this.lanes) > maxReplayEvents ? 'limit' : null
   }
 }

@@ -10,14 +10,14 @@ import { encodeIdBlock } from '../wire/event-stream.js'
 import type { HttpResponse } from '../wire/http.js'
 import { Writer } from '../wire/writer.js'
 import { Backlog } from './backlog.js'
-import type { CloseReason } from './close-reason.js'
 import type { ConnectionContext } from './context.js'
 import type { ConnectionStats } from './statistics.js'
 
 /** The states of a stream, in order. */
 export type ConnectionState = 'opening' | 'open' | 'closing' | 'closed'
 
-const PUMP_BYTES = 16 * 1024
+/** @internal */
+export const PUMP_BYTES = 16 * 1024
 /** A position that equals no position of the log. */
 export const NO_POSITION = -1
 
@@ -35,8 +35,8 @@ export abstract class Sender {
   /** @internal */ protected readonly backlog: Backlog
   /** Log position of the last cursor that the client was sent. */
   #sentPosition = 0
-  #sent = 0
-  /** Time of the last write, by the clock of the wheel. @internal */ protected lastWriteAt = 0
+  /** Number of events written. @internal */ protected sent = 0
+  /** Time of the last write, by the clock of the wheel. @internal */ lastWriteAt = 0
   /** The frames that are being written in pieces; null if there are none. */
   #unfinished: readonly Frame[] | null = null
   #waiter: (() => void) | null = null
@@ -50,13 +50,13 @@ export abstract class Sender {
     this.context = context
     this.managed = managed
     this.writer = new Writer(response, this, context.budget)
-    this.backlog = new Backlog(context)
+    this.backlog = new Backlog(context, this)
   }
 
   /** Returns the counters of this connection. */
   stats (): ConnectionStats {
     const { dropped, bytes, lagging } = this.backlog
-    return { sentEvents: this.#sent, droppedEvents: dropped, queuedBytes: bytes + this.writer.queuedBytes, lagging }
+    return { sentEvents: this.sent, droppedEvents: dropped, queuedBytes: bytes + this.writer.queuedBytes, lagging }
   }
 
   /** Whether the stream is open: true after the response headers are sent, until the stream closes or ends. */
@@ -66,6 +66,7 @@ export abstract class Sender {
 
   // --- Implemented by subclasses ---
 
+  abstract readonly clientId: string
   /** The connection, as the log knows it. @internal */
   protected abstract readonly interest: Interest
   /** Returns whether the connection currently receives messages with this target. @internal */
@@ -73,7 +74,7 @@ export abstract class Sender {
   /** Handles that the stream starts to wait, for its socket or for an authorization. @internal */
   protected abstract onWait (): void
   /** Destroys the stream without `sse:close`. @internal */
-  protected abstract cut (reason: CloseReason): void
+  protected abstract cut (reason: string): void
   /** See `WriterOwner`. @internal */
   abstract onWriteError (error: unknown): void
   /** See `WriterOwner`. @internal */
@@ -87,7 +88,8 @@ export abstract class Sender {
     return this.reason !== null
   }
 
-  #marked (): void {
+  /** @internal */
+  protected marked (): void {
     (this.managed ? this.context.flusher : this.context.sourceFlusher).mark(this)
   }
 
@@ -96,7 +98,7 @@ export abstract class Sender {
     if (this.hasEnded()) return false
     if (!this.blocked && this.backlog.overflows(frame)) this.flush()
     const taken = this.backlog.receive(frame, this.blocked)
-    if (!this.blocked || !this.backlog.behind) this.#marked()
+    if (!this.blocked || !this.backlog.behind) this.marked()
     return taken
   }
 
@@ -108,7 +110,7 @@ export abstract class Sender {
     if (batch !== null) {
       if (batch.frame!.seq > 0) this.#sentPosition = batch.frame!.seq
       this.write(batch.chunk)
-      this.#sent += batch.events
+      this.sent += batch.events
       if (this.writer.hasRest) this.#keepUnfinished(batch.frames)
       // Usually nothing else is queued: a connection with an outbox has no batch.
       else if (this.#waiter === null) return
@@ -127,9 +129,10 @@ export abstract class Sender {
       this.#dropUnfinished()
       const taken = this.backlog.take(PUMP_BYTES)
       if (taken === null) break
-      this.#sent += taken.frames.length
+      this.sent += taken.frames.length
       this.write(new Chunk(taken.text))
       if (this.writer.hasRest) this.#keepUnfinished(taken.frames)
+      else this.backlog.written()
     }
     // Reads a page only when the socket is empty: a lagging connection keeps its cursor and no frames.
     if (this.blocked) return
@@ -154,7 +157,7 @@ export abstract class Sender {
     this.#sentPosition = position
     this.#wrote()
     if (this.#holds > 0) this.#waitForRights()
-    if (this.backlog.behind) this.#marked()
+    if (this.backlog.behind) this.marked()
   }
 
   /** Keeps frames that are written in pieces, to check them when rights change. The budget counts them beside the pieces. */
@@ -164,8 +167,7 @@ export abstract class Sender {
   }
 
   #dropUnfinished (): void {
-    if (this.#unfinished === null) return
-    for (const frame of this.#unfinished) this.context.budget.release(frame)
+    for (const frame of this.#unfinished ?? []) this.context.budget.release(frame)
     this.#unfinished = null
   }
 
@@ -193,7 +195,7 @@ export abstract class Sender {
     this.backlog.fallOut(reason)
     // The same number in another epoch is another position.
     this.#sentPosition = NO_POSITION
-    this.#marked()
+    this.marked()
   }
 
   /** Returns the block with the cursor of the client; empty while no cursor can be sent. @internal */
@@ -251,7 +253,7 @@ export abstract class Sender {
   letGo (): void {
     if (--this.#holds > 0) return
     this.blocked = this.#socketBlocked
-    if (!this.blocked) this.#marked()
+    if (!this.blocked) this.marked()
   }
 
   /** Whether the stream waits for an authorization only, and not for its socket. @internal */
@@ -267,9 +269,11 @@ export abstract class Sender {
     return new Promise(resolve => { this.#waiter = resolve })
   }
 
-  /** Returns whether a source must wait before it adds this frame, so that none of its items is dropped. @internal */
+  /** Returns whether a source must wait before it adds this frame, so that none of its items is dropped. Can write earlier frames. @internal */
   crowdedFor (frame: Frame): boolean {
     if (this.hasEnded()) return false
+    // `receive` would do so as well, and drop the frame if the socket is then full and the queues of other clients leave no memory.
+    if (!this.blocked && this.backlog.overflows(frame)) this.flush()
     const { behind, textBytes } = this.backlog
     return this.blocked || behind || (textBytes > 0 && textBytes + frame.textBytes > Math.min(PUMP_BYTES, this.context.outboxBytes))
   }
@@ -279,9 +283,8 @@ export abstract class Sender {
   }
 
   #wake (): void {
-    const waiter = this.#waiter
+    this.#waiter?.()
     this.#waiter = null
-    waiter?.()
   }
 
   /** Discards waiting frames, and wakes a waiting source. @internal */

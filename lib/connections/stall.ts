@@ -1,8 +1,8 @@
 import type { CloseReason } from './close-reason.js'
-import { Sender } from './sender.js'
+import { StateFirst } from './state-first.js'
 
 /** Destroys a stream whose socket has accepted no byte for `stallTimeoutMs`. A full queue alone is no reason. */
-export abstract class Stall extends Sender {
+export abstract class Stall extends StateFirst {
   /** @internal */ dueAt = Infinity
   /** @internal */ slot = -1
   /** @internal */ slotIndex = 0
@@ -11,8 +11,6 @@ export abstract class Stall extends Sender {
 
   // --- Implemented by subclasses ---
 
-  /** Closes the stream with `sse:close`. */
-  abstract close (reason?: string): void
   /** See `Timed`. @internal */
   abstract onTime (now: number): void
 

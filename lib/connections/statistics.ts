@@ -1,4 +1,8 @@
-import { isCloseReason } from './close-reason.js'
+import type { GapReason } from '../events/control.js'
+import type { DropReason, StartResult } from '../diagnostics/channels.js'
+import type { ReportedStream, Telemetry } from '../diagnostics/telemetry.js'
+import type { Broker, LogSize } from '../log/broker.js'
+import type { RunStatus } from '../log/run-store.js'
 import type { Member, Registry } from '../subscriptions/registry.js'
 
 /** Counters of one connection, returned by `connection.stats()`. */
@@ -12,7 +16,7 @@ export interface ConnectionStats {
    * counts with its text, its target, its key and 400 bytes.
    */
   readonly queuedBytes: number
-  /** Whether the client reads older events from the log, or waits until this node reaches its cursor. */
+  /** Whether the client reads older events from the log, waits for its snapshot, or waits until this node reaches its cursor. */
   readonly lagging: boolean
 }
 
@@ -30,18 +34,37 @@ export interface ManagerStats {
   readonly delivered: number
   /** Total number of ephemeral events that were dropped for slow clients. */
   readonly dropped: number
-  /** Number of connections that read older events from the log, or wait until this node reaches their cursor. */
+  /** Number of connections that read older events from the log, wait for their snapshot, or wait until this node reaches their cursor. */
   readonly lagging: number
   /** Bytes that wait for slow clients, without buffers of the kernel. The sum of `queuedBytes` of all connections. */
   readonly queuedBytes: number
   /** Total number of ended streams by close reason. After 64 distinct reasons, further reasons of the application count as `other`. */
   readonly closed: Readonly<Record<string, number>>
+  /** Total number of admitted streams: the open ones, and the sum of `closed`. */
+  readonly opened: number
+  /** Total number of events that this node has published. */
+  readonly published: number
+  /** Total number of events that connections have read from the log, because their clients had resumed or were too slow. */
+  readonly replayed: number
+  /** Total number of refused requests by error code; `other` for errors without a code of this package. A request counts once. */
+  readonly refused: Readonly<Record<string, number>>
+  /**
+   * Total number of starts of managed streams and of streams of runs. `fresh`: the client had no cursor. `resumed`: it has missed nothing.
+   * `gap`: it has missed events.
+   */
+  readonly resumes: Readonly<Record<StartResult, number>>
+  /** Total number of gaps by reason, at the start of streams and later. */
+  readonly gaps: Readonly<Record<GapReason, number>>
+  /** `dropped` by the bound that was reached: `outboxBytes` of the client, or `maxQueuedBytes` of the node. */
+  readonly droppedBy: Readonly<Record<DropReason, number>>
+  /** Runs whose source this node reads: number of those that are running, and total number of those that have ended, by status. */
+  readonly runs: Readonly<Record<RunStatus, number>>
+  /** The events that this node keeps in memory for replay; null if the broker does not tell. */
+  readonly log: LogSize | null
 }
 
-const MAX_COUNTED_REASONS = 64
-
 /** A connection whose counters are summed. */
-export interface Counted extends Member {
+export interface Counted extends Member, ReportedStream {
   /** Returns the counters of the connection. */
   stats (): ConnectionStats
 }
@@ -56,36 +79,47 @@ interface Counters {
 export class Statistics {
   readonly #registry: Registry<Counted>
   readonly #counters: Counters
-  readonly #closed: Record<string, number> = Object.create(null)
-  /** Ephemeral events that connections had dropped when they ended. */
-  #dropped = 0
+  readonly #telemetry: Telemetry
+  readonly #broker: Pick<Broker, 'size'>
 
-  constructor (registry: Registry<Counted>, counters: Counters) {
+  constructor (registry: Registry<Counted>, counters: Counters, telemetry: Telemetry, broker: Pick<Broker, 'size'>) {
     this.#registry = registry
     this.#counters = counters
-  }
-
-  /** Counts the end of a connection. */
-  ended (connection: Counted, reason: string): void {
-    this.#dropped += connection.stats().droppedEvents
-    const known = isCloseReason(reason) || reason in this.#closed || Object.keys(this.#closed).length < MAX_COUNTED_REASONS
-    const counted = known ? reason : 'other'
-    this.#closed[counted] = (this.#closed[counted] ?? 0) + 1
+    this.#telemetry = telemetry
+    this.#broker = broker
   }
 
   /** Returns the current counters. Visits each connection. */
   read (): ManagerStats {
     let lagging = 0
     let queuedBytes = 0
-    let dropped = this.#dropped
     for (const connection of this.#registry.all()) {
       const stats = connection.stats()
       if (stats.lagging) lagging++
       queuedBytes += stats.queuedBytes
-      dropped += stats.droppedEvents
     }
     const { size: connections, users, subscriptions } = this.#registry
     const { messages, deliveries: delivered } = this.#counters
-    return { connections, users, subscriptions, messages, delivered, dropped, lagging, queuedBytes, closed: { ...this.#closed } }
+    const { opened, published, replayed, closed, refused, resumes, gaps, dropped, runs } = this.#telemetry
+    return {
+      connections,
+      users,
+      subscriptions,
+      messages,
+      delivered,
+      dropped: dropped.outbox + dropped.memory,
+      lagging,
+      queuedBytes,
+      closed: closed.read(),
+      opened,
+      published,
+      replayed,
+      refused: refused.read(),
+      resumes: { ...resumes },
+      gaps: { ...gaps },
+      droppedBy: { ...dropped },
+      runs: { ...runs },
+      log: this.#broker.size ?? null
+    }
   }
 }

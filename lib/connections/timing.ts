@@ -1,5 +1,6 @@
 import type { HttpResponse } from '../wire/http.js'
 import type { ConnectionContext } from './context.js'
+import { pingText } from './control-frames.js'
 import { Stall } from './stall.js'
 
 /** Schedules the timed actions of a stream: keep-alives, the expiry of rights, the maximum age, and stall checks. */
@@ -58,9 +59,12 @@ export abstract class Timing extends Stall {
   }
 
   #keepAlive (now: number): void {
-    const { options: { keepAlive, keepAliveIntervalMs }, keepAliveChunk } = this.context
+    const { options: { keepAlive, keepAliveIntervalMs }, keepAliveChunk, cursors } = this.context
+    const isSilent = now - this.lastWriteAt >= keepAliveIntervalMs
+    // A source decides alone which events its client receives. The cursor is not sent before the events of this turn, which it includes.
+    if (isSilent && keepAlive === 'event' && this.managed) return this.backlog.textBytes > 0 ? undefined : this.write(cursors.of(pingText(this.backlog.cursor)))
     if (this.keepCursor()) return
-    if (keepAlive && now - this.lastWriteAt >= keepAliveIntervalMs) this.write(keepAliveChunk)
+    if (isSilent && keepAlive !== false) this.write(keepAliveChunk)
   }
 
   #nextDue (now: number): number {

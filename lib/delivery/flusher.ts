@@ -1,4 +1,5 @@
 import { Batch } from './batch.js'
+import type { Telemetry } from '../diagnostics/telemetry.js'
 import { inNoContext } from '../util/async-context.js'
 
 /** An item of the flush queue. The queue is a linked list through its items, so that queueing allocates nothing. */
@@ -32,14 +33,22 @@ export class Flusher {
   #due = 0
   #scheduled = false
   #root = new Batch()
+  readonly #telemetry: Telemetry | null
+  /** Arrival of the first data of this run and of the next one, by the clock; 0 if it is not needed. */
+  #since = 0
+  #nextSince = 0
+  /** Number of items that this run has flushed. */
+  #flushed = 0
 
   /**
    * @param intervalMs time between flushes in milliseconds; 0 flushes at the end of each turn
    * @param clock returns monotonic time in milliseconds
+   * @param telemetry receives the duration of each flush; null: nothing is measured
    */
-  constructor (intervalMs: number, clock: () => number = () => performance.now()) {
+  constructor (intervalMs: number, clock: () => number = () => performance.now(), telemetry: Telemetry | null = null) {
     this.#intervalMs = intervalMs
     this.#clock = clock
+    this.#telemetry = telemetry
   }
 
   /** The empty batch, the root of all batches of this turn. */
@@ -55,6 +64,8 @@ export class Flusher {
     else this.#last.next = item
     this.#last = item
     this.#waiting++
+    // The first item that this run does not flush.
+    if (this.#waiting === this.#due + 1) this.#nextSince = this.#telemetry?.timesDelivery === true ? this.#clock() : 0
     if (!this.#scheduled) this.#schedule()
   }
 
@@ -69,7 +80,8 @@ export class Flusher {
   }
 
   readonly #run = (): void => {
-    this.#due = this.#waiting
+    this.#due = this.#flushed = this.#waiting
+    this.#since = this.#nextSince
     this.#writeSlice()
   }
 
@@ -96,10 +108,15 @@ export class Flusher {
       setImmediate(this.#writeSlice)
       return
     }
+    if (this.#since > 0) this.#report()
     // A new root releases the frames of this run.
     this.#root = new Batch()
     if (this.#waiting > 0) return this.#schedule()
     this.#scheduled = false
     this.#last = END
+  }
+
+  #report (): void {
+    this.#telemetry!.onDeliver(this.#flushed, this.#clock() - this.#since)
   }
 }

@@ -1,6 +1,6 @@
 import { Buffer } from 'node:buffer'
 import { bytesOfTarget, type Target } from '../events/target.js'
-import { memoryBytes } from '../util/text.js'
+import { memoryBytes, ownText } from '../util/text.js'
 import type { Held } from '../util/memory-budget.js'
 import { type Message, conflationKey } from '../events/message.js'
 import { formatCursor } from '../log/cursor.js'
@@ -45,13 +45,25 @@ export class Frame implements Held {
     this.bytes = head.length + memoryBytes(text.length, textBytes) + (key === null ? 0 : key.length) + (target === null ? 0 : bytesOfTarget(target))
   }
 
+  /** Returns the same frame with a text that references no other string. */
+  withOwnText (): Frame {
+    const { head, text, priority, seq, key, target, textBytes, fromLog } = this
+    return new Frame(head, ownText(text), priority, seq, key, target, textBytes - head.length, fromLog)
+  }
+
   /** Encodes a message. */
   static ofMessage (message: Message, epoch: string, fromLog = message.seq > 0): Frame {
     const { event, data, priority, seq, target, retry } = message
     const head = seq === 0 ? '' : encodeIdLine(formatCursor(epoch, seq))
     const text = encodeEvent(event, data, retry)
-    // Measuring `text` would flatten the string. Everything in it except name and data is ASCII, so those are measured instead.
-    const bytes = text.length + Buffer.byteLength(event) - event.length + Buffer.byteLength(data) - data.length
-    return new Frame(head, text, priority, seq, conflationKey(message), target, bytes, fromLog)
+    return new Frame(head, text, priority, seq, conflationKey(message), target, sizeOfEvent(text, event, data), fromLog)
   }
+}
+
+/**
+ * Returns the size of an encoded event in bytes. Measuring `text` would flatten the string. Everything in it except name and data is
+ * ASCII, so those are measured instead.
+ */
+export function sizeOfEvent (text: string, event: string, data: string): number {
+  return text.length + Buffer.byteLength(event) - event.length + Buffer.byteLength(data) - data.length
 }

@@ -52,14 +52,12 @@ export class Turns {
     return (this.#over = now >= this.#endsAt)
   }
 
-  /** Resolves in a later turn, in the order of the calls. */
-  async next (): Promise<void> {
-    do {
-      await new Promise<void>(resolve => {
-        this.#paused.push(resolve)
-        this.#wait()
-      })
-    } while (this.over)
+  /** Resolves in the next turn, in the order of the calls. Readers check `over` again: those before them may have used up the time. */
+  next (): Promise<void> {
+    return new Promise(resolve => {
+      this.#paused.push(resolve)
+      this.#wait()
+    })
   }
 
   /** Starts a turn. Waiting readers continue after the caller has returned. */

@@ -3,8 +3,9 @@ import type { Notification, NotificationLevel } from './catalogue.js'
 import type { EventPriority } from './event-rules.js'
 
 /**
- * Registers the catalogue of an application with TypeScript. After the augmentation below, event names and payloads are checked
- * at compile time. The file with the augmentation must import from the package.
+ * Registers the catalogue of an application with TypeScript, and the type of the claims of its users. After the augmentation below, event
+ * names, payloads and claims are checked at compile time. The file with the augmentation must import from the package. In a program with
+ * several catalogues, give the type of each to its manager instead: `SSEManager<typeof events>`.
  * @example
  * ```ts
  * import { Type } from '@sinclair/typebox'
@@ -13,34 +14,48 @@ import type { EventPriority } from './event-rules.js'
  * export const events = defineEvents({ events: { 'order-paid': Type.Object({ orderId: Type.String() }) } })
  *
  * declare module 'fastify-sse-manager' {
- *   interface Register { catalogue: typeof events }
+ *   interface Register {
+ *     catalogue: typeof events
+ *     claims: { role: 'admin' | 'guest' }
+ *   }
  * }
  * ```
  */
 export interface Register {}
 
-type Payloads<S extends Record<string, TSchema>> = { [N in keyof S & string]: Static<S[N]> }
-type Events = Register extends { catalogue: { events: infer E extends Record<string, TSchema> } } ? Payloads<E> : Record<string, unknown>
-type Resources = Register extends { catalogue: { resources: infer R extends Record<string, TSchema> } } ? Payloads<R> : Record<string, unknown>
+/** What `defineEvents()` returns, and clients know of it. */
+export interface AnyCatalogue {
+  /** The schemas of the events, by event name. */
+  readonly events: Record<string, TSchema>
+  /** The schemas of the resources, by resource name. */
+  readonly resources: Record<string, TSchema>
+}
 
-/** A resource name of the registered catalogue. Without a registered catalogue, any string. */
-export type ResourceName = keyof Resources & string
-/** The payload of a resource. Without a registered catalogue, `unknown`. */
-export type ResourcePayload<N extends ResourceName> = Resources[N]
-/** An event name of the registered catalogue, or a built-in one. Without a registered catalogue, any string. */
-export type EventName = (keyof Events & string) | 'data' | 'notification'
+/** The catalogue of `Register`; without one, any names. */
+export type RegisteredCatalogue = Register extends { catalogue: infer C extends AnyCatalogue } ? C : AnyCatalogue
+/** The claims of users: the property `claims` of `Register`; without one, `unknown`. */
+export type Claims = Register extends { claims: infer C } ? C : unknown
+
+type Payloads<S extends Record<string, TSchema>> = string extends keyof S ? Record<string, unknown> : { [N in keyof S & string]: Static<S[N]> }
+
+/** A resource name of the catalogue. Without one, any string. */
+export type ResourceName<C extends AnyCatalogue = RegisteredCatalogue> = keyof Payloads<C['resources']> & string
+/** The payload of a resource. Without a catalogue, `unknown`. */
+export type ResourcePayload<N extends ResourceName<C>, C extends AnyCatalogue = RegisteredCatalogue> = Payloads<C['resources']>[N]
+/** An event name of the catalogue, or a built-in one. Without a catalogue, any string. */
+export type EventName<C extends AnyCatalogue = RegisteredCatalogue> = (keyof Payloads<C['events']> & string) | 'data' | 'notification'
 
 /** The properties of an event beside its name and data. */
 export interface EventOptions {
   /** Order of delivery to a client with a backlog: higher priorities first. Default NORMAL; HIGH for `createNotificationEvent`. */
-  priority?: EventPriority
+  priority?: EventPriority | undefined
   /** Reconnection time that the client uses from this event on: an integer from 100 to 3,600,000 milliseconds. Absent: unchanged. */
-  retry?: number
+  retry?: number | undefined
   /**
    * Conflation key, 1 to 256 characters: the event replaces older undelivered events with the same key and target. Absent: no
    * conflation.
    */
-  key?: string
+  key?: string | undefined
 }
 
 interface AnyEvent {
@@ -50,20 +65,20 @@ interface AnyEvent {
   data: unknown
 }
 
-type CatalogueEvent = { [N in keyof Events & string]: N extends 'message' ? UnnamedEvent<N> : NamedEvent<N> }[keyof Events & string]
+type CatalogueEvent<P> = { [N in keyof P & string]: N extends 'message' ? UnnamedEvent<N, P[N]> : NamedEvent<N, P[N]> }[keyof P & string]
 
-interface NamedEvent<N extends keyof Events> {
+interface NamedEvent<N extends string, D> {
   /** Event name of the catalogue. */
   event: N
   /** Payload, checked by the schema of the event. */
-  data: Events[N]
+  data: D
 }
 
-interface UnnamedEvent<N extends keyof Events> extends Partial<Pick<NamedEvent<N>, 'event'>>, Pick<NamedEvent<N>, 'data'> {}
+interface UnnamedEvent<N extends string, D> extends Partial<Pick<NamedEvent<N, D>, 'event'>>, Pick<NamedEvent<N, D>, 'data'> {}
 
-type DataEvent = { [N in ResourceName]: ResourceEvent<N> }[ResourceName]
+type DataEvent<P> = { [N in keyof P & string]: ResourceEvent<N, P[N]> }[keyof P & string]
 
-interface ResourceEvent<N extends ResourceName> {
+interface ResourceEvent<N extends string, D> {
   /** The built-in event of `broadcastData` and `sendData`. */
   event: 'data'
   /** The data of the event. */
@@ -71,7 +86,7 @@ interface ResourceEvent<N extends ResourceName> {
     /** Resource name. */
     resource: N
     /** Payload, checked by the schema of the resource. */
-    data: Resources[N]
+    data: D
   }
 }
 
@@ -83,10 +98,10 @@ interface NotificationEvent {
 }
 
 /**
- * An event to send: `{ event, data, priority?, retry?, key? }`. An absent `event` means `message`. With a registered catalogue,
- * only its names and payloads are accepted; without one, any name and any data with a JSON form.
+ * An event to send: `{ event, data, priority?, retry?, key? }`. An absent `event` means `message`. With a catalogue, only its
+ * names and payloads are accepted; without one, any name and any data with a JSON form.
  */
-export type EventInput = EventOptions & (Register extends { catalogue: unknown } ? CatalogueEvent | DataEvent | NotificationEvent : AnyEvent)
+export type EventInput<C extends AnyCatalogue = RegisteredCatalogue> = EventOptions & (AnyCatalogue extends C ? AnyEvent : CatalogueEvent<Payloads<C['events']>> | DataEvent<Payloads<C['resources']>> | NotificationEvent)
 
 /** A notification to send. */
 export interface NotificationInput {
@@ -95,7 +110,7 @@ export interface NotificationInput {
   /** Text to display. */
   message: string
   /** Severity. Default `info`. */
-  level?: NotificationLevel
+  level?: NotificationLevel | undefined
   /** Actions that the page offers with the notification. Their form is up to the application. */
-  actions?: NonNullable<Notification['actions']>
+  actions?: Notification['actions'] | undefined
 }

@@ -61,14 +61,22 @@ export function assertPriority (priority: unknown): asserts priority is EventPri
 }
 
 /**
- * Returns the text of the `data:` lines: a string unchanged, any other value as JSON. The log keeps the text, so it references
- * no other string.
- * @throws SSE_ERR_INVALID_DATA for a value without a JSON form, and for lone surrogates, which UTF-8 cannot encode
+ * Returns the text of the `data:` lines as `textOfData`. The log keeps the text, so it references no other string.
+ * @throws SSE_ERR_INVALID_DATA
  */
 export function serialize (data: unknown): string {
+  const text = textOfData(data)
+  return typeof data === 'string' ? ownText(text) : text
+}
+
+/**
+ * Returns the text of the `data:` lines: a string unchanged, any other value as JSON.
+ * @throws SSE_ERR_INVALID_DATA for a value without a JSON form, and for lone surrogates, which UTF-8 cannot encode
+ */
+export function textOfData (data: unknown): string {
   if (typeof data === 'string') {
     if (!data.isWellFormed()) throw new InvalidData('must not have lone surrogates')
-    return ownText(data)
+    return data
   }
   if (data instanceof Promise) throw new InvalidData('is a promise: await it first')
   let text: string | undefined

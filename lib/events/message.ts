@@ -80,7 +80,10 @@ export function composeMessage (input: EventInput, options: BroadcastOptions, { 
 
 /** Rejects unknown properties: a misspelt name would change the event, and a target among them would not limit the receivers. */
 function assertKeys (input: EventInput): void {
-  if (typeof input !== 'object' || input === null) throw new InvalidEvent(`must be an object { event?, data, … }, got ${kindOf(input)}`)
+  if (typeof input !== 'object' || input === null || Array.isArray(input)) throw new InvalidEvent(`must be an object { event?, data, … }, got ${kindOf(input)}`)
+  // Rows and lists are often passed as they are, to a broadcast or as the state of `snapshot.load`.
+  const [first] = Object.keys(input)
+  if (first !== undefined && !('event' in input) && !('data' in input)) throw new InvalidEvent(`has no data, but ${quote(first)}: write { event: "orders", data: … }, also around a list that snapshot.load returns`)
   if ('id' in input) throw new InvalidId('is assigned by the log; only reply.sse(source) accepts ids')
   for (const key of Object.keys(input)) if (!KEYS.includes(key)) throw new InvalidEvent(`has an unknown property ${quote(key)}${alternatives(key, KEYS)}; receivers belong in the options of the broadcast`)
 }

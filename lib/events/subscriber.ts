@@ -1,3 +1,5 @@
+import type { Claims } from './event-input.js'
+
 /** Information about a client. The application can add properties. */
 export interface ClientInfo {
   /** IP address of the client: Fastify's `request.ip`, or the address of the socket for a request of plain Node. */
@@ -17,7 +19,7 @@ export interface Subscriber {
   /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
   /** The claims that `authHandler` returned with the user. */
-  readonly claims: unknown
+  readonly claims: Claims | undefined
   /** Address, user agent and time of the connection, and the properties that the application added. */
   readonly clientInfo: ClientInfo
   /** Whether the connection has an authenticated user. */

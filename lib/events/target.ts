@@ -20,6 +20,17 @@ export interface BroadcastOptions extends Target, EventOptions {
   local?: boolean
 }
 
+/**
+ * The receivers and the delivery of an event that a publisher publishes: `BroadcastOptions` without `local` and `filter`, which need a
+ * node with connections.
+ */
+export interface PublishOptions extends Omit<BroadcastOptions, 'local' | 'filter' | 'filterContext'> {
+  /** A publisher has no connections: the event goes to those of all nodes. */
+  local?: false
+  /** A function cannot reach the nodes. Name `userIds`, `subscriptionIds` or `clientIds` instead. */
+  filter?: never
+}
+
 /** The receivers of a message. A connection must match every list that is given. Without a list, every connection matches. */
 export interface Target {
   /** User ids. Connections of these users match; an empty list matches none. */
@@ -96,6 +107,15 @@ function copyOf (ids: unknown, name: string): readonly string[] {
   const wrong = ids.findIndex(id => !isId(id))
   if (wrong >= 0) throw new InvalidTarget(`${name}[${wrong}] ${faultOfId(ids[wrong])}`)
   return ids.map(ownText)
+}
+
+/**
+ * Rejects the options that only a node has.
+ * @throws SSE_ERR_INVALID_TARGET
+ */
+export function assertPublishOptions (options: BroadcastOptions): void {
+  if (options?.local === true) throw new InvalidTarget('has local: true, but a publisher has no connections: omit it, and the event goes to those of all nodes')
+  if (options?.filter !== undefined) throw new InvalidTarget('has a filter, but a function cannot reach the nodes: name userIds, subscriptionIds or clientIds instead')
 }
 
 /** Returns the memory of the ids of a target in bytes. */

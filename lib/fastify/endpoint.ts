@@ -1,6 +1,7 @@
-import type { FastifyInstance, FastifyReply, RegisterOptions, RouteOptions } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, RegisterOptions, RouteOptions } from 'fastify'
 import { InvalidOption, InvalidSubscription, SubscriptionForbidden } from '../errors.js'
 import { assertChosenSubscription, isPattern } from '../events/topic.js'
+import type { Guard } from './guard.js'
 import { quote } from '../util/quote.js'
 import type { ResolvedOptions } from '../options.js'
 import type { SSEOptions } from '../../types/options.js'
@@ -27,7 +28,7 @@ const NEARLY_SUBSCRIPTION = /^subscriptions?(?:[_-]?ids?)?(?:\[.*\]|\.\d+)?$/i
  * Registers the ready endpoint: a GET route that opens a stream. Clients choose topics with `?subscription=` if `clientSubscriptions`
  * allows it.
  */
-export function registerEndpoint (fastify: FastifyInstance, path: string, { clientSubscriptions, decorators }: ResolvedOptions, { prefix = '', ...logging }: Routing): void {
+export function registerEndpoint (fastify: FastifyInstance, guard: Guard, path: string, { clientSubscriptions, snapshot, decorators }: ResolvedOptions, { prefix = '', ...logging }: Routing): void {
   // On the instance of the application, not in a scope of its own: hooks that the application adds later apply to the endpoint as well.
   const route: RouteOptions & Record<string, unknown> = {
     ...logging as Partial<RouteOptions>,
@@ -35,23 +36,35 @@ export function registerEndpoint (fastify: FastifyInstance, path: string, { clie
     url: prefixed(prefix, path),
     [decorators.reply]: true,
     handler: async (request, reply) => {
-      // Parsed from the URL, without a schema: the application can have its own validator or query parser.
-      const [, ...query] = request.raw.url!.split('?')
-      const subscriptions: string[] = []
-      for (const [name, value] of new URLSearchParams(query.join('?'))) {
-        if (name === 'subscription') subscriptions.push(value)
-        // Without this error, the stream would open without subscriptions and never receive an event.
-        else if (NEARLY_SUBSCRIPTION.test(name)) throw new InvalidSubscription(`parameter ${quote(name)}`, 'is not read: write "subscription", once for each, as in ?subscription=a&subscription=b')
+      let subscriptions: string[]
+      try {
+        subscriptions = chosenSubscriptions(request, clientSubscriptions)
+      } catch (error) {
+        guard.refused(reply, error)
+        throw error
       }
-      for (const subscription of subscriptions) {
-        if (clientSubscriptions === false) throw new SubscriptionForbidden(quote(subscription), 'clients may choose topics only with the option "clientSubscriptions"')
-        if (clientSubscriptions === true && isPattern(subscription)) throw new SubscriptionForbidden(quote(subscription), 'clients may choose patterns only if the option "clientSubscriptions" is \'patterns\'')
-        assertChosenSubscription(subscription)
-      }
-      await (reply as unknown as Record<string, FastifyReply['sse']>)[decorators.reply]!({ subscriptions })
+      await (reply as unknown as Record<string, FastifyReply['sse']>)[decorators.reply]!({ subscriptions, ...(snapshot !== undefined && { snapshot }) })
     }
   }
   fastify.route(route)
+}
+
+/** Returns the topics and patterns that a client has chosen. @throws SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_SUBSCRIPTION_FORBIDDEN */
+function chosenSubscriptions (request: FastifyRequest, clientSubscriptions: ResolvedOptions['clientSubscriptions']): string[] {
+  // Parsed from the URL, without a schema: the application can have its own validator or query parser.
+  const [, ...query] = request.raw.url!.split('?')
+  const subscriptions: string[] = []
+  for (const [name, value] of new URLSearchParams(query.join('?'))) {
+    if (name === 'subscription') subscriptions.push(value)
+    // Without this error, the stream would open without subscriptions and never receive an event.
+    else if (NEARLY_SUBSCRIPTION.test(name)) throw new InvalidSubscription(`parameter ${quote(name)}`, 'is not read: write "subscription", once for each, as in ?subscription=a&subscription=b')
+  }
+  for (const subscription of subscriptions) {
+    if (clientSubscriptions === false) throw new SubscriptionForbidden(quote(subscription), 'clients may choose topics only with the option "clientSubscriptions"')
+    if (clientSubscriptions === true && isPattern(subscription)) throw new SubscriptionForbidden(quote(subscription), 'clients may choose patterns only if the option "clientSubscriptions" is \'patterns\'')
+    assertChosenSubscription(subscription)
+  }
+  return subscriptions
 }
 
 /** Joins a prefix and a path as Fastify joins the prefix of a scope and the URL of a route. */

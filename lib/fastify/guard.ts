@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { currentUser, findUser, isRefusal, type SSEUser } from '../access/authentication.js'
 import type { Admission } from '../access/admission.js'
-import type { ConnectOptions } from '../access/connect-options.js'
+import type { EnterOptions } from '../access/connect-options.js'
 import type { Arrival } from '../access/arrival.js'
 import { Ticket } from '../access/tickets.js'
 import { AuthenticationFailed, Unauthenticated } from '../errors.js'
@@ -75,13 +75,23 @@ export class Guard {
   }
 
   /** Creates the connection of a request. The user is that of `onRequest`, unless a later hook has set another user. */
-  async connect (request: FastifyRequest, reply: FastifyReply, options: ConnectOptions, managed: boolean): Promise<SSEConnection> {
+  async connect (request: FastifyRequest, reply: FastifyReply, options: EnterOptions, managed: boolean): Promise<SSEConnection> {
     const identification = this.arrive(request, reply)
-    const isDecided = identification.found !== null
-    if (!isDecided) identification.arrival.assertAcceptable()
-    const found = await this.decide(request, reply)
-    const user = isDecided && mayHaveChanged(identification, request as Known, found) ? await this.#review(identification, request as Known, found) : found
-    return await this.#admission.enter(identification.arrival, user, options, managed)
+    try {
+      const isDecided = identification.found !== null
+      if (!isDecided) identification.arrival.assertAcceptable()
+      const found = await this.decide(request, reply)
+      const user = isDecided && mayHaveChanged(identification, request as Known, found) ? await this.#review(identification, request as Known, found) : found
+      return await this.#admission.enter(identification.arrival, user, options, managed)
+    } catch (error) {
+      this.refused(reply, error)
+      throw error
+    }
+  }
+
+  /** Counts a request that is refused with this error. */
+  refused (reply: FastifyReply, error: unknown): void {
+    this.#admission.refused(reply.raw, error)
   }
 
   async #admit (identification: Identification, request: Known, reply: FastifyReply): Promise<SSEUser | null> {
@@ -91,6 +101,7 @@ export class Guard {
       reservation?.assign(user?.userId ?? null)
       return user
     } catch (error) {
+      this.refused(reply, error)
       reservation?.leave()
       throw error
     }

@@ -26,7 +26,7 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   Object.defineProperty(manager, kManager, { value: true })
   fastify.decorate(names.instance, manager)
   fastify.decorateReply(names.reply, function (this: FastifyReply, first?: unknown, second?: unknown) {
-    return replySSE(guard, this.request, this, first, second)
+    return replySSE(guard, manager.node.runs, this.request, this, first, second)
   })
 
   const covers = (scope: FastifyInstance): boolean => (scope as unknown as Record<string, unknown>)[names.instance] === manager
@@ -42,7 +42,7 @@ async function ssePlugin (fastify: FastifyInstance, given: SSEOptions): Promise<
   fastify.addHook('onClose', () => manager.close())
 
   await manager.open()
-  if (options.path !== undefined) registerEndpoint(fastify, options.path, options, routing)
+  if (options.path !== undefined) registerEndpoint(fastify, guard, options.path, options, routing)
 }
 
 function assertFree (fastify: FastifyInstance, names: ResolvedOptions['decorators']): void {

@@ -1,16 +1,10 @@
+import type { GapReason } from '../events/control.js'
 import type { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { Interest } from './log-index.js'
+import type { RunStore } from './run-store.js'
 
-/**
- * Why events after a client's cursor cannot be replayed.
- * - `malformed`: the cursor was not issued by this package.
- * - `epoch`: the cursor belongs to an earlier epoch of the log, before a restart or a wiped store.
- * - `unknown`: the cursor is ahead of the newest event of the log.
- * - `trimmed`: events after the cursor are no longer in the history.
- * - `limit`: more events follow the cursor than `maxReplayEvents` or `maxReplayBytes` allow.
- */
-export type GapReason = 'malformed' | 'epoch' | 'unknown' | 'trimmed' | 'limit'
+export type { GapReason }
 
 /** The result of a publish. */
 export interface Published {
@@ -54,6 +48,31 @@ export interface History {
   readonly maxAgeMs: number
   /** Maximum size in bytes: data, event names, keys and the ids in targets, plus 16 KB for each filter. */
   readonly maxBytes: number
+}
+
+/** The end of a log. */
+export interface LogPosition {
+  /** Epoch of the log. */
+  readonly epoch: string
+  /** Sequence number of the newest logged message; 0 for an empty log. */
+  readonly position: number
+}
+
+/** The size of the history that a node keeps in memory. */
+export interface LogSize {
+  /** Number of messages, with those between nodes. */
+  readonly events: number
+  /** Their memory in bytes, counted as `history.maxBytes` is. */
+  readonly bytes: number
+}
+
+/** A log that is open for publishing only, see `Broker.openForPublishing`. */
+export interface PublishingLog {
+  /**
+   * Asks the log for its end.
+   * @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
+   */
+  position (): Promise<LogPosition>
 }
 
 /** A read of one priority of the log. */
@@ -118,13 +137,26 @@ export interface Broker {
   readonly epoch: string
   /** Sequence number of the newest logged message on this node, including a message that is being delivered; 0 for an empty log. */
   readonly position: number
+  /** Keeps the runs of all nodes. Absent: a log that is not shared keeps them in memory; on a shared log, `startRun()` and the like reject. */
+  readonly runs?: RunStore
+  /** Messages that this node keeps in memory for `read`. Absent: `stats()` and the metrics do not have it. */
+  readonly size?: LogSize | undefined
   /**
    * Calls `sink.state('up')`, then starts to deliver the messages that follow the newest one. The node is degraded until `up`.
-   * Called once. Rejects when the log is unreachable.
+   * Called once, and again only after it has rejected. Rejects when the log is unreachable.
    * @param now returns the time of this node in milliseconds since the Unix epoch. Absent: `Date.now`. A log in memory measures ages
    * and `ttlMs` by it, so that tests can control them.
    */
   open (sink: Sink, history: History, now?: () => number): Promise<void>
+  /**
+   * Opens the log for publishing only, instead of `open`: for `createPublisher()`, in processes without clients. Nothing is read,
+   * delivered or kept in memory, and the process is no node. Called as `open` is.
+   *
+   * Afterwards, `publish` answers when the message is logged, or sent if it is ephemeral, with `delivered: 0`. `epoch` is that of the
+   * last answer. `read`, `claim` and `position` are not used. Absent: `createPublisher()` rejects the broker.
+   * @param history the bounds that this process applies to the log when it publishes
+   */
+  openForPublishing? (sink: Pick<Sink, 'state'>, history: History, now?: () => number): Promise<PublishingLog>
   /**
    * Appends a message to the log, or sends it if it is ephemeral.
    * @param message belongs to the broker from this call on: the broker can keep it and add properties. Each call has its own object.

@@ -7,7 +7,7 @@ import { inNoContext } from '../util/async-context.js'
 import type { Clock } from '../util/clock.js'
 import type { Log } from '../util/logger.js'
 import type { Broker, GapReason, History, Published } from './broker.js'
-import { EPOCH } from './cursor.js'
+import { EPOCH, formatCursor } from './cursor.js'
 import { degraded, up, type Health } from './health.js'
 
 /** Receives events and changes of state from the event log. */
@@ -34,9 +34,12 @@ export type NodeWay = 'logged' | 'ordered' | 'apart'
 
 const NO_TARGET: Target = { clientIds: [] }
 
+/** What the event log uses of a broker. */
+export type LoggedBroker = Pick<Broker, 'shared' | 'epoch' | 'position' | 'open' | 'publish' | 'close'>
+
 /** The event log of this node: opens and closes the broker, checks its results, and tracks position and health. @internal */
 export class EventLog {
-  readonly #broker: Broker
+  readonly #broker: LoggedBroker
   readonly #history: History
   readonly #clock: Clock
   readonly #listener: LogListener
@@ -50,7 +53,7 @@ export class EventLog {
   #opened = false
   #closed = false
 
-  constructor (broker: Broker, { history, clock }: { readonly history: History, readonly clock: Clock }, listener: LogListener, log: Log) {
+  constructor (broker: LoggedBroker, { history, clock }: { readonly history: History, readonly clock: Clock }, listener: LogListener, log: Log) {
     this.#broker = broker
     this.#history = history
     this.#clock = clock
@@ -150,6 +153,16 @@ export class EventLog {
     this.#closed = true
     this.#health = degraded('The event log is closed', this.#clock.wall())
     if (this.#opening !== null) await this.#broker.close()
+  }
+
+  /**
+   * Returns the cursor of a client that has received everything up to now.
+   * @throws SSE_ERR_CLOSED, SSE_ERR_BROKER_UNAVAILABLE
+   */
+  cursor (): string {
+    this.assertOpen()
+    if (!this.#opened) throw new BrokerUnavailable('is not open yet: await open() before position()')
+    return formatCursor(this.epoch, this.#position)
   }
 
   /**

@@ -1,4 +1,4 @@
-import type { Broker, History, Page, Published, ReadRequest, Sink } from './broker.js'
+import type { Broker, History, LogSize, Page, Published, ReadRequest, Sink } from './broker.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import { Closed, InvalidOption } from '../errors.js'
 import { systemClock } from '../util/clock.js'
@@ -41,6 +41,10 @@ class MemoryBroker implements Broker {
 
   get position (): number {
     return this.#ring?.last ?? 0
+  }
+
+  get size (): LogSize | undefined {
+    return this.#ring?.size
   }
 
   async open (sink: Sink, history: History, now = systemClock.wall): Promise<void> {

@@ -1,4 +1,4 @@
-import type { History, Page } from './broker.js'
+import type { History, LogSize, Page } from './broker.js'
 import { type Message, bytesOf, conflationKey } from '../events/message.js'
 import type { EventPriority } from '../events/event-rules.js'
 import { LogIndex, type Interest } from './log-index.js'
@@ -56,6 +56,12 @@ export class Ring {
   /** Memory of the stored messages in bytes. */
   get bytes (): number {
     return this.#bytes
+  }
+
+  /** Number and memory of the stored messages. */
+  get size (): LogSize {
+    this.#trim(this.#now())
+    return { events: this.#last - this.#first + 1, bytes: this.#bytes }
   }
 
   /** Whether messages were removed because of the bounds. Older messages are then not part of the history. */
@@ -156,7 +162,7 @@ export class Ring {
   }
 
   #put (message: Message, time: number): void {
-    if (this.#last - this.#first >= this.#entries.length) this.#grow(message.seq)
+    if (this.#last - this.#first >= this.#entries.length) this.#grow()
     const key = conflationKey(message)
     const entry = { message, time, bytes: bytesOf(message, key), key }
     this.#entries[message.seq & (this.#entries.length - 1)] = entry
@@ -185,13 +191,11 @@ export class Ring {
     }
   }
 
-  /** Doubles the capacity. The message with the number `arriving` is not stored yet. */
-  #grow (arriving: number): void {
+  /** Doubles the capacity. */
+  #grow (): void {
     const size = this.#entries.length * 2
     const entries: (Entry | undefined)[] = new Array(size)
-    for (let seq = this.#first; seq <= this.#last; seq++) {
-      if (seq !== arriving) entries[seq & (size - 1)] = this.#entries[seq & (this.#entries.length - 1)]
-    }
+    for (let seq = this.#first; seq <= this.#last; seq++) entries[seq & (size - 1)] = this.#entries[seq & (this.#entries.length - 1)]
     this.#entries = entries
   }
 }

@@ -1,14 +1,20 @@
 import type { Readable } from 'node:stream'
-import type { SSEConnection } from '../connections/connection.js'
 import { InvalidSource } from '../errors.js'
-import { assertEventName, assertRetry, EventPriority, serialize } from '../events/event-rules.js'
+import { assertEventName, assertRetry, EventPriority, textOfData } from '../events/event-rules.js'
 import { kindOf, quote } from '../util/quote.js'
 import { encodeId, encodeEvent } from '../wire/event-stream.js'
-import { Frame } from '../delivery/frame.js'
+import { Frame, sizeOfEvent } from '../delivery/frame.js'
 import type { ConnectOptions } from '../access/connect-options.js'
 
 /** Options of `reply.sse(source, options)`. */
-export type SourceOptions = Omit<ConnectOptions, 'subscriptions'>
+export interface SourceOptions extends Omit<ConnectOptions, 'subscriptions' | 'snapshot'> {
+  /**
+   * Whether the stream has control events and a reconnection time. `false`: only comments, ids and the items themselves are written, as the
+   * transport of the AI SDK requires. A stream that ends before its source is then cut, so that the client does not take it for
+   * complete. Default `true`.
+   */
+  control?: boolean | undefined
+}
 
 /** An event of a source. */
 export interface SourceEvent {
@@ -22,8 +28,14 @@ export interface SourceEvent {
   retry?: number
 }
 
-/** An item of a source: the data of an event without a name, as a string or as UTF-8 bytes, or an event. */
-export type SourceItem = string | Uint8Array | SourceEvent
+/** An object with a `type`, such as a part of `toUIMessageStream()` of the AI SDK. It is sent as JSON, as the data of an event without a name. */
+export interface SourcePart {
+  /** What the object is. */
+  type: string
+}
+
+/** An item of a source: the data of an event without a name, as a string, as UTF-8 bytes or as an object with a `type`, or an event. */
+export type SourceItem = string | Uint8Array | SourceEvent | SourcePart
 
 /** A source of `reply.sse(source)`: an iterable, an async iterable, a Node.js stream or a web stream. */
 export type Source = Iterable<SourceItem> | AsyncIterable<SourceItem> | ReadableStream<SourceItem>
@@ -47,9 +59,6 @@ export type SourceFactory = (context: {
   lastEventId: string | null
 }) => Source | Promise<Source>
 
-// After this many events, the source waits for one turn of the event loop. A source that never waits would block the process.
-const EVENTS_PER_TURN = 256
-
 /** Returns whether the first argument of `reply.sse()` is a source. */
 export function isSource (value: unknown): value is Source | SourceFactory {
   if (typeof value === 'function') return true
@@ -57,47 +66,13 @@ export function isSource (value: unknown): value is Source | SourceFactory {
 }
 
 /** A source that is being read. */
-interface Reading {
-  next (): Result | Promise<Result>
+export interface Reading {
+  next (): Result | PromiseLike<Result>
   /** Stops the source, also while `next` is pending. */
   cancel (): unknown
 }
-type Result = { done?: boolean | undefined, value?: unknown }
-
-/**
- * Writes a source to one connection, as fast as the client reads. Resolves when the source or the stream has ended. The source is then
- * stopped, so that its `finally` runs. Rejects with the error of the source.
- * @throws SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_EVENT_NAME, SSE_ERR_INVALID_ID, SSE_ERR_INVALID_RETRY, SSE_ERR_INVALID_DATA
- */
-export async function pump (connection: SSEConnection, source: Source | SourceFactory): Promise<void> {
-  const { signal, lastEventId } = connection
-  const departure = new Departure(signal)
-  const made = typeof source === 'function' ? source({ signal, lastEventId }) : source
-  const given = await departure.or(made)
-  if (given === GONE) {
-    Promise.resolve(made).then(discard, () => {})
-    return
-  }
-  hold(given)
-  const reading = read(given)
-  const decoder = new TextDecoder()
-  let events = 0
-  try {
-    while (connection.isConnected) {
-      const result = await departure.or(reading.next())
-      if (result === GONE) break
-      const frame = result.done === true ? frameOfText(decoder.decode()) : frameOf(result.value as SourceItem, decoder)
-      if (frame !== null) {
-        while (connection.crowdedFor(frame)) await connection.drained()
-        connection.receive(frame)
-      }
-      if (result.done === true) break
-      if (++events % EVENTS_PER_TURN === 0) await new Promise(resolve => setImmediate(resolve))
-    }
-  } finally {
-    cancel(reading)
-  }
-}
+/** What a source gives. */
+export type Result = { done?: boolean | undefined, value?: unknown }
 
 /** Adds an error listener to a Node.js stream. Without it, an error before or after the read would crash the process. */
 export function hold (source: Source | SourceFactory): void {
@@ -116,7 +91,7 @@ export function discard (source: Source | SourceFactory): void {
 }
 
 /** Stops a source without waiting for it: its pending operation may never complete. */
-function cancel (reading: Reading): void {
+export function cancel (reading: Reading): void {
   try {
     Promise.resolve(reading.cancel()).catch(() => {})
   } catch {
@@ -124,7 +99,7 @@ function cancel (reading: Reading): void {
   }
 }
 
-function read (source: Source): Reading {
+export function read (source: Source): Reading {
   if (typeof source === 'object' && source !== null) {
     // Streams are stopped themselves: `return()` of their iterators would first wait for the pending read.
     if ('getReader' in source) {
@@ -141,13 +116,14 @@ function isNodeStream (source: unknown): source is Readable {
   return typeof source === 'object' && source !== null && 'destroy' in source && 'on' in source && typeof source.destroy === 'function' && typeof source.on === 'function'
 }
 
-const GONE = Symbol('gone')
+/** The result of `Departure.or` after the end of the stream. */
+export const GONE = Symbol('gone')
 
 /**
  * Waits for a source and for the end of the stream at the same time. `Promise.race` would leak memory: it adds a reaction to the
  * longer-lived promise for each item.
  */
-class Departure {
+export class Departure {
   #left = false
   #leave: ((gone: typeof GONE) => void) | null = null
 
@@ -169,24 +145,43 @@ class Departure {
   }
 }
 
-function frameOfText (text: string): Frame | null {
-  return text === '' ? null : new Frame('', encodeEvent('message', text), EventPriority.NORMAL)
+/** Makes a frame of decoded bytes; null for none. */
+export function frameOfText (text: string): Frame | null {
+  return text === '' ? null : frameOfEvent('message', text)
 }
 
-const EVENT_KEYS = new Set(['event', 'data', 'id', 'retry'])
-const YIELDS = 'it yields strings, bytes or { event?, data, id?, retry? }'
+function frameOfEvent (event: string, data: string, id?: string, retry?: number): Frame {
+  const text = encodeEvent(event, data, retry)
+  return new Frame(id === undefined ? '' : encodeId(id), text, EventPriority.NORMAL, 0, null, null, sizeOfEvent(text, event, data))
+}
 
-function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): Frame | null {
-  if (typeof item === 'string') return new Frame('', encodeEvent('message', serialize(item)), EventPriority.NORMAL)
+const EVENT_KEYS: ReadonlySet<string> = new Set(['event', 'data', 'id', 'retry'])
+const YIELDS = 'it yields strings, bytes, { event?, data, id?, retry? } or objects with a type'
+
+/** Makes a frame of an item. Returns null for bytes that end within a character, which the decoder keeps. */
+export function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): Frame | null {
+  if (typeof item === 'string') return frameOfEvent('message', textOfData(item))
   if (item instanceof Uint8Array) {
     // A character can be split between two buffers, so the decoder keeps its first part.
     return frameOfText(decoder.decode(item, { stream: true }))
   }
-  if (typeof item !== 'object' || item === null || !('data' in item)) throw new InvalidSource(`yielded ${kindOf(item)}${kindOf(item) === 'an object' ? ' without data' : ''}: ${YIELDS}`)
-  // With a misspelt name, the event would lack its name, id or reconnection time.
-  for (const key of Object.keys(item)) if (!EVENT_KEYS.has(key)) throw new InvalidSource(`yielded an object with an unknown property ${quote(key)}: ${YIELDS}`)
-  const { event = 'message', data, id, retry } = item as SourceEvent
+  const { event = 'message', data, id, retry } = eventOf(item, EVENT_KEYS, YIELDS)
   assertEventName(event)
   if (retry !== undefined) assertRetry(retry)
-  return new Frame(id === undefined ? '' : encodeId(id), encodeEvent(event, serialize(data), retry), EventPriority.NORMAL)
+  return frameOfEvent(event, textOfData(data), id, retry)
+}
+
+/**
+ * Returns the event of an item that is neither a string nor bytes.
+ * @param keys the properties that an event can have
+ * @param yields what a source yields, for the error
+ * @throws SSE_ERR_INVALID_SOURCE
+ */
+export function eventOf (item: unknown, keys: ReadonlySet<string>, yields: string): SourceEvent {
+  if (typeof item !== 'object' || item === null) throw new InvalidSource(`yielded ${kindOf(item)}: ${yields}`)
+  if ('type' in item && typeof item.type === 'string' && !('event' in item)) return { data: item }
+  if (!('data' in item)) throw new InvalidSource(`yielded ${kindOf(item)}${kindOf(item) === 'an object' ? ' without data' : ''}: ${yields}`)
+  // With a misspelt name, the event would lack its name, id or reconnection time.
+  for (const key of Object.keys(item)) if (!keys.has(key)) throw new InvalidSource(`yielded an object with an unknown property ${quote(key)}: ${yields}`)
+  return item as SourceEvent
 }

@@ -1,3 +1,4 @@
+import type { Claims } from '../events/event-input.js'
 import { InvalidOption, InvalidTarget } from '../errors.js'
 import type { Subscriber } from '../events/subscriber.js'
 import type { Target } from '../events/target.js'
@@ -10,7 +11,7 @@ export interface TopicQuestion {
   /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
   /** The claims that `authHandler` returned with the user. */
-  readonly claims: unknown
+  readonly claims: Claims | undefined
   /** The topic that the event was published to. */
   readonly topic: string
   /** The connection, which holds a pattern that covers the topic. */

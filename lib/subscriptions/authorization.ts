@@ -1,3 +1,4 @@
+import type { Claims } from '../events/event-input.js'
 import { AuthenticationFailed, SubscriptionForbidden, TooManySubscriptions, UnknownConnection } from '../errors.js'
 import type { Log } from '../util/logger.js'
 import { inNoContext } from '../util/async-context.js'
@@ -13,7 +14,7 @@ export interface SubscriptionQuestion {
   /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
   /** The claims that `authHandler` returned with the user. */
-  readonly claims: unknown
+  readonly claims: Claims | undefined
   /** The topic or pattern. */
   readonly subscriptionId: string
 }
@@ -38,7 +39,7 @@ export interface Applicant {
   /** The authenticated user id; null for an anonymous connection. */
   readonly userId: string | null
   /** The claims that `authHandler` returned with the user. */
-  readonly claims: unknown
+  readonly claims: Claims | undefined
 }
 
 /** The options that restrict subscriptions. */
@@ -62,6 +63,8 @@ export interface Holder extends Receiver {
   hold (): void
   /** Ends `hold()`. */
   letGo (): void
+  /** Handles a subscription that was added to an open connection. */
+  added (subscription: string): void
   /** Sends the control event `sse:unsubscribed`. */
   tellUnsubscribed (subscriptionId: string, reason: string): void
 }
@@ -109,8 +112,10 @@ export class Authorization<H extends Holder> {
     return await this.grant({ request: null, userId, claims }, [subscription], () => {
       // The connection may have ended, or gained subscriptions, during the authorization.
       if (this.#managed(clientId) === null) return null
-      if (!held.has(subscription) && held.size >= maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
+      if (held.has(subscription)) return true
+      if (held.size >= maxSubscriptionsPerConnection) throw new TooManySubscriptions(maxSubscriptionsPerConnection)
       this.#registry.subscribe(connection, subscription)
+      connection.added(subscription)
       return true
     })
   }

@@ -19,6 +19,11 @@ export class MultiMap<M extends object> {
     return found instanceof Set ? [...found] : [found]
   }
 
+  /** Iterates over the keys, with the number of members of each. */
+  * counts (): IterableIterator<[key: string, count: number]> {
+    for (const [key, found] of this.#entries) yield [key, found instanceof Set ? found.size : 1]
+  }
+
   /** Returns the number of members of a key. */
   count (key: string): number {
     const found = this.#entries.get(key)

@@ -122,6 +122,11 @@ export class Registry<M extends Member> {
     return this.#bySubscription.list(subscription)
   }
 
+  /** Iterates over the topics and patterns that connections hold, with the number of their holders. */
+  holders (): IterableIterator<[subscription: string, connections: number]> {
+    return this.#bySubscription.counts()
+  }
+
   /** Iterates over all connections. */
   all (): IterableIterator<M> {
     return this.#byClient.values()

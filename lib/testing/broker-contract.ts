@@ -3,7 +3,7 @@ import { EventPriority } from '../events/event-rules.js'
 import type { Broker } from '../log/broker.js'
 import { EPOCH } from '../log/cursor.js'
 import { ContractNode, flood, HISTORY, message, numbers, texts, within, type Check, type StoreFaults } from './broker-harness.js'
-import { betweenNodes, whenOneNodeLags, whenTheStoreFails } from './shared-broker-contract.js'
+import { betweenNodes, forPublishers, whenOneNodeLags, whenThePublisherFails, whenTheStoreFails } from './shared-broker-contract.js'
 
 // Tests of the guarantees that the interface `Broker` describes.
 
@@ -42,12 +42,20 @@ export function brokerContract (test: RunTest, name: string, create: CreateBroke
   const check: Check = (what, run, history = HISTORY) => test(`${name}: ${what}`, async () => {
     const log = `contract-${process.pid}-${++counter}`
     const nodes: ContractNode[] = []
+    const add = () => {
+      const node = new ContractNode(create(log, nodes.length))
+      nodes.push(node)
+      return node
+    }
     try {
       await run(async () => {
-        const node = new ContractNode(create(log, nodes.length))
-        nodes.push(node)
+        const node = add()
         await node.open(history)
         return node
+      }, async () => {
+        const node = add()
+        const log = await node.openForPublishing(history)
+        return log === null ? null : { node, log }
       })
     } finally {
       for (const [index] of nodes.entries()) await faults?.heal(index)
@@ -55,9 +63,15 @@ export function brokerContract (test: RunTest, name: string, create: CreateBroke
     }
   })
   ofEachNode(check, shared)
-  if (shared) betweenNodes(check)
+  if (shared) {
+    betweenNodes(check)
+    forPublishers(check)
+  }
   if (faults !== undefined) whenTheStoreFails(check, faults)
-  if (faults !== undefined && shared) whenOneNodeLags(check, faults)
+  if (faults !== undefined && shared) {
+    whenOneNodeLags(check, faults)
+    whenThePublisherFails(check, faults)
+  }
 }
 
 /** The tests for every broker. */
@@ -200,13 +214,15 @@ function ofEachNode (check: Check, shared: boolean): void {
   check('what is published from inside a delivery is delivered after it', async join => {
     const node = await join()
     const inner: Promise<unknown>[] = []
-    node.onDeliver = ({ data }) => { if (data === 'outer') inner.push(node.publish('inner')) }
+    const nested: Record<string, string> = { outer: 'inner', inner: 'innermost' }
+    node.onDeliver = ({ data }) => { if (data in nested) inner.push(node.publish(nested[data]!)) }
     await node.publish('outer')
     await node.publish('next')
-    await node.has(3)
+    await node.has(4)
     await Promise.all(inner)
     assert.equal(node.texts[0], 'outer')
-    assert.deepEqual(node.delivered.map(({ seq }) => seq), [0, 1, 2].map(n => node.delivered[0]!.seq + n))
+    assert.ok(node.texts.indexOf('inner') < node.texts.indexOf('innermost'))
+    assert.deepEqual(node.delivered.map(({ seq }) => seq), numbers(4).map(n => node.delivered[0]!.seq + Number(n)))
   })
 
   check('reads one lane in pages', async join => {
@@ -236,6 +252,7 @@ function ofEachNode (check: Check, shared: boolean): void {
       return [gap, messages]
     }
     assert.deepEqual(await gapOf(position, 'other'), ['epoch', []])
+    assert.deepEqual(await gapOf(0, 'other'), ['epoch', []])
     assert.deepEqual(await gapOf(position + 1), ['unknown', []])
     assert.deepEqual(await gapOf(position - 6), ['trimmed', []])
     assert.deepEqual(texts((await node.read(position - 5)).messages), numbers(20).slice(15))

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
-import type { Broker, GapReason, History, Page, Published } from '../log/broker.js'
+import type { Broker, GapReason, History, Page, Published, PublishingLog } from '../log/broker.js'
 
 // Helpers of the broker contract: open brokers whose reports are recorded.
 
@@ -46,8 +46,17 @@ export class ContractNode {
         return count
       },
       gap: (reason, _error, commandsKept) => { this.gaps.push({ reason, commandsKept }) },
-      state: state => { if (this.states.at(-1) !== state) this.states.push(state) }
+      state: state => this.#tell(state)
     }, history)
+  }
+
+  /** Opens the broker for publishing only. Resolves with null if the broker cannot. */
+  async openForPublishing (history: History): Promise<PublishingLog | null> {
+    return await this.broker.openForPublishing?.({ state: state => this.#tell(state) }, history) ?? null
+  }
+
+  #tell (state: string): void {
+    if (this.states.at(-1) !== state) this.states.push(state)
   }
 
   async publish (data: string, more: Partial<OutgoingMessage> = {}): Promise<Published> {
@@ -85,8 +94,17 @@ export class ContractNode {
   }
 }
 
-/** Runs a test on its own log. `join` opens another node on this log. */
-export type Check = (what: string, run: (join: () => Promise<ContractNode>) => Promise<void>, history?: History) => unknown
+/** A process that only publishes, and the log that it has opened. */
+export interface ContractPublisher {
+  readonly node: ContractNode
+  readonly log: PublishingLog
+}
+
+/**
+ * Runs a test on its own log. `join` opens another node on this log. `joinAsPublisher` opens it for publishing only, and resolves with null
+ * if the broker cannot.
+ */
+export type Check = (what: string, run: (join: () => Promise<ContractNode>, joinAsPublisher: () => Promise<ContractPublisher | null>) => Promise<void>, history?: History) => unknown
 
 /** Breaks the connection between a node and its store, for example with `slowRedis()`. Each method can return a promise. */
 export interface StoreFaults {

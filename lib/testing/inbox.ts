@@ -1,5 +1,15 @@
+import { EventParser, type ParsedEvent } from '../client/event-parser.js'
 import { TestStreamEnded, TestTimeout } from '../errors.js'
-import { EventParser, type ReceivedEvent } from './event-parser.js'
+
+/** An event as a client receives it. */
+export interface ReceivedEvent extends ParsedEvent {
+  /** Name of the event; `message` without an `event:` line. Names of control events start with `sse:`. */
+  readonly event: string
+  /** The data parsed as JSON; undefined if it is not JSON. */
+  readonly json: any
+  /** Value of the `id:` line of this event; null without one. `stream.lastEventId` has the newest id of the stream. */
+  readonly id: string | null
+}
 
 interface Waiter {
   look (): void
@@ -49,7 +59,8 @@ export class Inbox {
     this.#parser = !isStream
       ? null
       : new EventParser({
-        event: event => {
+        event: parsed => {
+          const event = { ...parsed, json: jsonOf(parsed.data) }
           this.events.push(event)
           this.#unread.push(event)
         },
@@ -151,5 +162,13 @@ export class Inbox {
     const shown = events.slice(-SHOWN_EVENTS).map(({ event, data }) => `${event} ${data.length > SHOWN_LETTERS ? `${data.slice(0, SHOWN_LETTERS)}…` : data}`)
     return `${this.#describe()}; ${events.length} events${shown.length === 0 ? '' : `, the last ${shown.length}: ${shown.join(' | ')}`}; ` +
       `${this.#unread.length} unread; ${comments.length} comments; last event id ${JSON.stringify(lastEventId)}`
+  }
+}
+
+function jsonOf (text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
   }
 }

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
+import type { Published } from '../log/broker.js'
 import { HISTORY, numbers, texts, within, type Check, type StoreFaults } from './broker-harness.js'
 
 // The part of the broker contract that needs several nodes, or a failing store.
@@ -62,6 +63,71 @@ export function betweenNodes (check: Check): void {
     assert.equal((await other.read(published[10]!.seq!)).gap, 'trimmed')
     assert.deepEqual(texts((await other.read(published[14]!.seq!)).messages), numbers(20).slice(15))
   }, { ...HISTORY, maxEvents: 5 })
+}
+
+/** The tests with a process that only publishes. A broker without `openForPublishing` passes them. */
+export function forPublishers (check: Check): void {
+  check('a publisher writes to the log of the nodes, and nothing is delivered to it', async (join, joinAsPublisher) => {
+    const one = await join()
+    const publisher = await joinAsPublisher()
+    if (publisher === null) return
+    const { node, log } = publisher
+    assert.deepEqual(node.states, ['up'])
+    const start = one.broker.position
+    const results: Published[] = []
+    for (const n of numbers(10)) results.push(await (Number(n) % 2 === 0 ? node : one).publish(n))
+    assert.deepEqual(await node.publish('ephemeral', { ephemeral: true }), { seq: null, delivered: 0 })
+    await one.has(11)
+    assert.deepEqual(one.texts, [...numbers(10), 'ephemeral'])
+    assert.deepEqual(results.map(({ seq }) => seq), numbers(10).map(n => start + Number(n) + 1))
+    assert.deepEqual(results.map(({ delivered }, n) => n % 2 === 0 ? delivered : 0), results.map(() => 0))
+    assert.equal(node.broker.epoch, one.broker.epoch)
+    assert.deepEqual(await log.position(), { epoch: one.broker.epoch, position: start + 10 })
+    assert.deepEqual([node.delivered, node.gaps], [[], []])
+  })
+
+  check('the messages of a publisher are in order, and kept for nodes that open later', async (join, joinAsPublisher) => {
+    const publisher = await joinAsPublisher()
+    if (publisher === null) return
+    const results = await Promise.all(numbers(20).map(n => publisher.node.publish(n)))
+    const other = await join()
+    const { epoch, position } = await publisher.log.position()
+    assert.deepEqual([epoch, position], [other.broker.epoch, results[19]!.seq])
+    assert.deepEqual(texts((await other.read(results[15]!.seq!)).messages), numbers(20).slice(16))
+    assert.equal((await other.read(results[10]!.seq!)).gap, 'trimmed')
+  }, { ...HISTORY, maxEvents: 5 })
+
+  check('after close every call of a publisher rejects', async (_join, joinAsPublisher) => {
+    const publisher = await joinAsPublisher()
+    if (publisher === null) return
+    await publisher.node.publish('before')
+    await publisher.node.broker.close()
+    await assert.rejects(publisher.node.publish('after'), { code: 'SSE_ERR_CLOSED' })
+    await assert.rejects(publisher.log.position(), { code: 'SSE_ERR_CLOSED' })
+  })
+}
+
+/** The test with a node, and a publisher that is disconnected from the store. */
+export function whenThePublisherFails (check: Check, faults: StoreFaults): void {
+  check('without the store every call of a publisher rejects, and what is known to be rejected is not published later', async (join, joinAsPublisher) => {
+    const one = await join()
+    const publisher = await joinAsPublisher()
+    if (publisher === null) return
+    const { node, log } = publisher
+    await node.publish('before')
+    await faults.cut(1)
+    await within(() => node.publish('during').then(() => false, ({ code }) => code === UNAVAILABLE.code), () => 'a publish is rejected')
+    await node.isIn('down')
+    await assert.rejects(node.publish('later'), UNAVAILABLE)
+    await assert.rejects(log.position(), UNAVAILABLE)
+    await faults.heal(1)
+    await node.isIn('up')
+    await within(() => node.publish('after').then(() => true, () => false), () => 'a publish is accepted again')
+    await within(() => one.texts.at(-1) === 'after', () => 'it is delivered')
+    assert.equal(one.texts[0], 'before')
+    assert.equal(one.texts.includes('later'), false)
+    assert.deepEqual(node.states, ['up', 'down', 'up'])
+  })
 }
 
 /** The tests with one node and a failing store. */

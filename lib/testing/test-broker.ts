@@ -1,7 +1,7 @@
 import { BrokerUnavailable, Closed, InvalidOption } from '../errors.js'
 import type { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
-import type { Broker, GapReason, History, Page, Published, ReadRequest, Sink } from '../log/broker.js'
+import type { Broker, GapReason, History, Page, Published, PublishingLog, ReadRequest, Sink } from '../log/broker.js'
 import { systemClock } from '../util/clock.js'
 import { inTime } from '../util/timeout.js'
 
@@ -109,6 +109,17 @@ export class TestBroker implements Broker {
     this.#log.join(this, history, now)
     this.position = this.#log.position
     sink.state('up')
+  }
+
+  /** See `Broker.openForPublishing`. @throws SSE_ERR_INVALID_OPTION when the broker is or was open, SSE_ERR_BROKER_UNAVAILABLE */
+  async openForPublishing (sink: Pick<Sink, 'state'>, history: History, now?: () => number): Promise<PublishingLog> {
+    await this.open({ deliver: () => 0, gap: () => {}, state: (state, error) => sink.state(state, error) }, history, now)
+    return {
+      position: async () => {
+        this.#assertReachable()
+        return { epoch: this.#log.epoch, position: this.#log.position }
+      }
+    }
   }
 
   /** See `Broker.publish`. @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED */

@@ -21,7 +21,7 @@ const PATIENCE_MS = 100
 /** A clock that only `advance()` moves. `testClock()` creates it. */
 export class TestClock {
   /** Options that pass the clock to the plugin or to an `SSEManager`: `{ ...options, ...clock.options }`. */
-  readonly options: SSEOptions
+  readonly options: Omit<SSEOptions, 'authHandler' | 'extractAuthData'>
   /** @internal */ readonly clock: Clock
   readonly #startedAt = Date.now()
   readonly #timers = new Set<TestTimer>()
@@ -38,7 +38,7 @@ export class TestClock {
       cancel: timer => { if (timer) this.#remove(timer as TestTimer) }
     }
     const options: { readonly [kClock]: Clock } = { [kClock]: this.clock }
-    this.options = options as SSEOptions
+    this.options = options as TestClock['options']
   }
 
   /** Time of the clock, in milliseconds since the Unix epoch. The clock starts at the current time. */

@@ -82,7 +82,7 @@ export class TestLog {
 
   /** Returns whether all messages after this position are in the history. @internal */
   reachesBackTo (position: number): boolean {
-    return this.#ring!.read({ after: position, priority: EventPriority.NORMAL, limit: 1 }).gap === undefined
+    return this.#ring?.read({ after: position, priority: EventPriority.NORMAL, limit: 1 }).gap === undefined
   }
 
   /** @internal */

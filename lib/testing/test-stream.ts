@@ -1,8 +1,7 @@
 import type { IncomingMessage } from 'node:http'
 import { TLSSocket } from 'node:tls'
 import { TestMisuse } from '../errors.js'
-import type { ReceivedEvent } from './event-parser.js'
-import { Inbox } from './inbox.js'
+import { Inbox, type ReceivedEvent } from './inbox.js'
 import type { Link, Target } from './link.js'
 import { MemorySocket } from './memory-socket.js'
 

@@ -6,10 +6,18 @@ export interface Held {
   holders: number
 }
 
+/** A holder of things that it can get again. */
+export interface Yielder {
+  /** The memory is needed. Gives back what can be got again. */
+  giveBack (): void
+}
+
 /** Memory budget of all queues of a node. Shared objects are counted once. */
 export class MemoryBudget {
   /** Limit in bytes. */
   readonly limit: number
+  /** Holders that can be asked to give memory back, oldest first. */
+  readonly yielders = new Set<Yielder>()
   #used = 0
 
   constructor (limit: number) {
@@ -44,5 +52,14 @@ export class MemoryBudget {
   /** Returns whether one more holder of `thing`, plus `beside` further bytes, stays within the limit. */
   fits (thing: Held, beside = 0): boolean {
     return this.#used + beside + (thing.holders === 0 ? thing.bytes : 0) <= this.limit
+  }
+
+  /** Asks holders to give memory back until `thing` fits. Parameters and result are those of `fits`. */
+  reclaim (thing: Held, beside = 0): boolean {
+    for (const yielder of this.yielders) {
+      if (this.fits(thing, beside)) return true
+      yielder.giveBack()
+    }
+    return this.fits(thing, beside)
   }
 }

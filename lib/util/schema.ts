@@ -20,6 +20,8 @@ export interface Marks {
   pluginOnly?: true
   /** The fault of a string that does not match the pattern, such as `must begin with "/"`. */
   rule?: string
+  /** The type in the public interface, if it is not that of the resolved options. */
+  publicType?: string
 }
 
 // Builders of option schemas. `value` is the default, `description` the public documentation.
@@ -27,7 +29,7 @@ export const count = (description: string, value: number) => Type.Integer({ mini
 export const durationMs = (description: string, value: number, minimum = 0, maximum = 2_147_483_647) => Type.Integer({ minimum, maximum, default: value, description })
 export const bytes = (description: string, value: number, minimum = 1024) => Type.Integer({ minimum, maximum: 2 ** 31, default: value, description })
 export const fn = <T>(description: string, marks: Marks = {}) => Type.Optional(Type.Unsafe<T>(Type.Function([], Type.Unknown(), { description, ...marks })))
-export const any = <T>(description: string) => Type.Optional(Type.Unsafe<T>(Type.Unknown({ description })))
+export const any = <T>(description: string, marks: Marks = {}) => Type.Optional(Type.Unsafe<T>(Type.Unknown({ description, ...marks })))
 
 /** Context for the error messages of `resolve`. */
 export interface OptionsPlace {
@@ -44,7 +46,7 @@ export interface OptionsPlace {
 export function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, given: unknown, { prefix = '', where = '' }: OptionsPlace = {}): Static<T> {
   const refuse = (path: string, fault: string): never => { throw new InvalidOption(path, where + fault) }
   const root = prefix === '' ? '/' : prefix.slice(0, -1)
-  if (typeof given !== 'object' || given === null || Array.isArray(given)) return refuse(root, `must be an object, got ${shown(given)}`)
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) return refuse(root, `must be an object${requiredOf(schema)}, got ${shown(given)}`)
   // A promise has no own properties: every option would take its default, and access would be open.
   if ('then' in given) return refuse(root, 'must be an object, not a promise of one: await it first')
   const options = withDefaults(schema, given as Record<string, unknown>, (path, { description }) => {
@@ -55,6 +57,12 @@ export function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, give
     return refuse(prefix + error.path.slice(1).replaceAll('/', '.'), faultOf(error))
   }
   return options
+}
+
+/** Returns the options without a default, for the error of a value that is no object: ` { ownerId }`. */
+function requiredOf (schema: TSchema): string {
+  const names = Object.entries(propertiesOf(schema)!).filter(([, property]) => !TypeGuard.IsOptional(property) && property.default === undefined && propertiesOf(property) === undefined)
+  return names.length === 0 ? '' : ` { ${names.map(([name]) => name).join(', ')} }`
 }
 
 /** Returns the first error. An unknown name comes before others: it can be a missing one, misspelt. */

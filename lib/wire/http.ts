@@ -3,6 +3,8 @@ import { ServerResponse, STATUS_CODES, type IncomingMessage, type OutgoingHttpHe
 import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from 'node:http2'
 import type { Socket } from 'node:net'
 
+export type { FastifyRequest }
+
 /** A request: Fastify's in a Fastify handler, Node's for `createConnection`. */
 export type AnyRequest = FastifyRequest | HttpRequest
 

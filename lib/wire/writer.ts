@@ -106,6 +106,7 @@ export class Writer {
   /** Writes a chunk. Must not be called while the owner is blocked. */
   write (chunk: Chunk): void {
     if (this.#framed && chunk.bytes <= PIECE_BYTES) return this.#put(chunk.forOneMore())
+    if (this.#response.writableEnded) return
     this.#writePiece(this.#framed ? chunk.framed : chunk.plain)
     if (this.#rest === null) return
     this.#chunk = chunk
@@ -116,10 +117,20 @@ export class Writer {
   writeRest (): boolean {
     const rest = this.#rest
     if (rest === null) return false
+    if (this.#response.writableEnded) {
+      this.#abandonRest()
+      return false
+    }
     this.#rest = null
     this.#writePiece(rest)
     if (this.#rest === null) this.#dropRest()
     return true
+  }
+
+  /** Other code has ended the response in the middle of a chunk: its client would read the next response of the socket as the rest. */
+  #abandonRest (): void {
+    if (this.#framed && this.#rest !== null) this.#destination!.destroy()
+    this.#dropRest()
   }
 
   #dropRest (): void {
@@ -192,11 +203,11 @@ export class Writer {
     this.#response.off('close', onClose)
     ;(this.#response as Owned)[kWriter] = undefined
     this.#leaveSocket?.()
+    this.#abandonRest()
     if (this.#destination !== null) {
       this.#destination.off('drain', onDrain)
       ;(this.#destination as Owned)[kWriter] = undefined
     }
-    this.#dropRest()
     this.#destination = null
     this.#end = null
   }

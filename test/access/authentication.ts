@@ -1,7 +1,10 @@
 import fastifyCookie from '@fastify/cookie'
 import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify'
 import t from 'tap'
+import { assertOrigin, authDataOf, currentUser, findUser, isRefusal, parameterOf, queryOf, type AuthenticationOptions } from '../../lib/access/authentication.js'
 import ssePlugin, { SSEManager } from '../../lib/index.js'
+import type { HttpRequest } from '../../lib/wire/http.js'
+import { systemClock } from '../../lib/util/clock.js'
 import { refusal, start, type Server } from '../helpers/server.js'
 import { until } from '../helpers/wait.js'
 import { payloads } from '../helpers/app.js'
@@ -98,7 +101,7 @@ t.test('what a request brings: token, cookies, query, headers, and what the appl
       })
       await server.open('/sse?a=1&a=2&ticket=x%20y', { headers: { authorization: 'bearer  abc.def-1', cookie: 'session=s%201; quoted="q"; broken=%zz; session=second; noequals', 'x-device': 'desk', 'x-other': 'o' } })
       t.equal(data.token, 'abc.def-1')
-      t.match({ ...data.cookies }, { session: 's 1', quoted: 'q', broken: '%zz' })
+      t.strictSame({ ...data.cookies }, { session: 's 1', quoted: withPlugin ? '"q"' : 'q', broken: '%zz' })
       t.strictSame(data.query, { replaced: true }, 'what is extracted comes last')
       t.equal(data.device, 'desk')
       t.equal(data.headers['x-other'], 'o')
@@ -255,4 +258,52 @@ t.test('a client that leaves while it is authenticated', async t => {
   const opening = server.open('/sse')
   ;(await until(() => gates.shift()))('ada')
   t.ok((await opening).isStream, 'and others still can')
+})
+
+t.test('the parts of a request of plain Node, and what is made of the result', async t => {
+  const NOW = 1_700_000_000_000
+  const options: AuthenticationOptions = { clock: { ...systemClock, wall: () => NOW }, requireAuthentication: false, allowedOrigins: [] }
+  const asking = (url: string | undefined, headers: object = {}) => ({ url, headers }) as HttpRequest
+
+  t.strictSame({ ...queryOf(asking('/sse?a=1&b=%20&a=2&=x&__proto__=p')) }, { a: '1', b: ' ', '': 'x', ['__proto__']: 'p' }, 'the first value of each')
+  for (const url of [undefined, '', '/sse', '/sse?']) t.strictSame({ ...queryOf(asking(url)) }, {})
+  t.strictSame(['a', 'b', 'sse'].map(name => parameterOf(asking('/sse?a=1&a=2&x=b'), name)), ['1', null, null])
+  const data = authDataOf(asking('/sse?q=1', { cookie: 'a=1; a=2; quoted="x y"; half="x; b = %C3%A9 ; broken=%zz; empty=; none' }), () => ({ query: 'own', extra: 1 }))
+  t.strictSame({ ...data.cookies }, { a: '1', quoted: 'x y', half: '"x', b: 'é', broken: '%zz', empty: '' })
+  t.match(data, { token: null, query: 'own', extra: 1 })
+
+  // The properties of createConnection() come after what the request says.
+  const found: unknown[] = []
+  findUser({ ...options, authHandler: data => { found.push(data['token'], data['more']); return null } }, asking('/'), { token: 'given', more: 1 })
+  t.strictSame(found, ['given', 1])
+  const refusal = Object.assign(new Error('no'), { statusCode: 403 })
+  t.equal(await findUser({ ...options, authHandler: async () => { throw refusal } }, asking('/')), null)
+  const later = findUser({ ...options, authHandler: async () => 7 as never }, asking('/')) as Promise<unknown>
+  await t.rejects(later, { code: 'SSE_ERR_AUTHENTICATION_FAILED', cause: { code: 'SSE_ERR_INVALID_USER' } }, 'a user that is none is a failure, whenever it comes')
+  t.strictSame([401, 403, 400, 500].map(statusCode => isRefusal(Object.assign(new Error(), { statusCode }))), [true, true, false, false])
+  t.notOk(isRefusal({ statusCode: 401 }))
+
+  const until = (expiresAt: number) => currentUser({ userId: 'ada', expiresAt }, options)
+  t.strictSame([NOW - 1, NOW, NOW + 1].map(expiresAt => until(expiresAt) === null), [true, true, false])
+  for (const seconds of [1e9, 1.7e9, 99_999_999_999]) t.throws(() => until(seconds), { code: 'SSE_ERR_INVALID_USER', message: 'looks like seconds' }, String(seconds))
+  for (const past of [0, 999_999_999, 1e11]) t.equal(until(past), null, String(past))
+
+  const allows = (headers: object, allowedOrigins: AuthenticationOptions['allowedOrigins'] = []) => {
+    try {
+      assertOrigin({ allowedOrigins }, asking('/', headers))
+      return true
+    } catch (error) {
+      t.match(error, { code: 'SSE_ERR_ORIGIN_FORBIDDEN' })
+      return false
+    }
+  }
+  t.ok(allows({ origin: 'https://own.example', ':authority': 'own.example' }), 'HTTP/2 has no host header')
+  t.ok(allows({ origin: 'http://own.example', host: 'own.example:80' }))
+  t.notOk(allows({ origin: 'http://own.example', host: 'own.example:443' }))
+  t.notOk(allows({ origin: 'https://own.example' }), 'without a host there is nothing to compare')
+  t.notOk(allows({ origin: 'capacitor://own.example', host: 'own.example' }))
+  t.ok(allows({ origin: 'capacitor://own.example', host: 'own.example' }, ['capacitor://own.example']))
+  // The browser knows better than a comparison of names.
+  t.notOk(allows({ origin: 'https://own.example', host: 'own.example', 'sec-fetch-site': 'same-site' }))
+  t.ok(allows({ origin: 'https://own.example', host: 'proxy.internal', 'sec-fetch-site': 'same-origin' }))
 })

@@ -5,7 +5,7 @@ import { createServer as createH2Server, type Http2Server } from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { fetch } from 'undici'
-import { SSEError, SSEManager, type SSEOptions } from '../../lib/index.js'
+import { SSEError, SSEManager, type ManagerOptions } from '../../lib/index.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { dataOf } from '../helpers/raw.js'
 import { raw } from '../helpers/reply.js'
@@ -13,7 +13,7 @@ import { until } from '../helpers/wait.js'
 import { openURL } from '../helpers/app.js'
 
 t.test('createConnection', async t => {
-  const authHandler: NonNullable<SSEOptions['authHandler']> = ({ token }) => token
+  const authHandler: NonNullable<ManagerOptions['authHandler']> = ({ token }) => token
   type Open = (manager: SSEManager, request: any, response: any) => Promise<void>
 
   const serveHttp = async (t: Test, server: Server | Http2Server): Promise<string> => {

@@ -4,6 +4,9 @@ import { createServer } from 'node:http'
 import { type AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
+import { refusalOf, sendRefusal, streamRefusal } from '../../lib/access/refusal.js'
+import { Closed } from '../../lib/errors.js'
+import type { HttpRequest, HttpResponse } from '../../lib/wire/http.js'
 import { memoryBroker, SSEManager, type SSEOptions } from '../../lib/index.js'
 import { openURL, payloads, serve, type Service } from '../helpers/app.js'
 import { until } from '../helpers/wait.js'
@@ -303,4 +306,24 @@ t.test('refusals', async t => {
     t.match(payloads(stream, 'sse:error'), [{ code: 'SSE_ERR_TOO_MANY_CONNECTIONS', retryable: true }])
     await first.close()
   })
+})
+
+t.test('a refusal by its parts', async t => {
+  const request = { method: 'GET', headers: STREAM, httpVersionMajor: 1, httpVersionMinor: 1 } as unknown as HttpRequest
+  const post = { ...request, method: 'POST' } as HttpRequest
+  const options = { refusals: 'auto', retryMs: 1_500, drainMs: 60_000 } as const
+  t.match(refusalOf(new Closed(), post, options), { statusCode: 503, headers: { 'retry-after': '2' }, retryable: true }, 'whole seconds, and not too early')
+  const retries = (error: unknown, retryAfter?: unknown) => Array.from({ length: 30 }, () => Number(/retry: (\d+)/.exec(streamRefusal(error, request, options, retryAfter)!.body)![1]))
+  const status = (statusCode: unknown) => Object.assign(new Error(), { statusCode })
+  for (const [list, least] of [[retries(status(429)), 1_500], [retries(status(429), '7'), 7_000], [retries(status(503), 'Fri, 31 Dec 1999'), 1_500], [retries(new Closed()), 60_000]] as const) {
+    t.ok(list.every(ms => ms >= least && ms <= 2 * least), `${least}`)
+    t.ok(new Set(list).size > 10, 'spread')
+  }
+  t.equal(streamRefusal(status('503'), request, options), null, 'a status is a number')
+  t.equal(streamRefusal(status(429), request, { ...options, refusals: 'status' }), null)
+  t.equal(streamRefusal(status(429), post, options), null)
+  for (const [code, expected] of [[399, null], [400, 204], [499, 204], [500, null]] as const) t.equal(streamRefusal(status(code), request, { ...options, refusals: 'stop' })?.statusCode ?? null, expected, `${code}`)
+  for (const gone of [{ headersSent: true }, { headersSent: false, destroyed: true }]) {
+    t.doesNotThrow(() => sendRefusal(new Closed(), request, { ...gone, setHeader: () => { throw new Error('written to') } } as unknown as HttpResponse, options))
+  }
 })

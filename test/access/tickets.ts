@@ -1,4 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import { createHmac } from 'node:crypto'
 import t from 'tap'
 import { Tickets } from '../../lib/access/tickets.js'
 import { redacting, redactUrl } from '../../lib/fastify/request-serializer.js'
@@ -120,10 +121,16 @@ t.test('tickets', async t => {
         return true
       }
     })
-    await tickets.redeem(tickets.issue({ userId: 'ada' }))
+    const ticket = tickets.issue({ userId: 'ada' })
+    await tickets.redeem(ticket)
     await tickets.redeem(tickets.issue({ userId: 'ada', ttlMs: 600_000 }))
     t.ok(claims[0]! > 89_000 && claims[0]! <= 90_000, `${claims[0]} ms`)
     t.ok(claims[1]! > 659_000 && claims[1]! <= 660_000, `${claims[1]} ms`)
+    for (const ttlMs of [1_000, 600_000]) t.doesNotThrow(() => tickets.issue({ userId: 'ada', ttlMs }))
+    for (const ttlMs of [999, 600_001]) t.throws(() => tickets.issue({ userId: 'ada', ttlMs }), { code: 'SSE_ERR_TICKET_NOT_ISSUED' })
+    // What the application signs with the same secret for another purpose is no ticket.
+    const [text] = ticket.split('.') as [string]
+    await t.rejects(tickets.redeem(`${text}.${createHmac('sha256', SECRET).update(text).digest('base64url')}`), { code: 'SSE_ERR_INVALID_TICKET' })
   })
 
   await t.test('it opens a stream, and nothing else: it makes no new ticket', async t => {

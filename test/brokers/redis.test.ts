@@ -80,7 +80,7 @@ const unavailable = { code: 'SSE_ERR_BROKER_UNAVAILABLE' }
 t.test('options', async t => {
   const client = 'redis://127.0.0.1:1'
   const cases: [options: unknown, path: string, problem?: RegExp][] = [
-    [undefined, 'broker', /must be an object, got undefined$/],
+    [undefined, 'broker', /must be an object { client }, got undefined$/],
     [{}, 'broker.client', /node-redis/],
     [{ client: {} }, 'broker.client', /node-redis/],
     [{ client: null }, 'broker.client', /node-redis/],
@@ -1141,12 +1141,29 @@ t.test('neither the password nor what was published gets into the log', { skip: 
   }
 })
 
+t.test('the address of the server is known without its credentials', async t => {
+  const lazyConnect = true
+  const cases: [client: unknown, peer: object | undefined][] = [
+    ['redis://somebody:hunter2@redis.example:7000/2', { address: 'redis.example', port: 7000 }],
+    ['redis://redis.example', { address: 'redis.example', port: 6379 }],
+    ['unix:///run/redis.sock', { address: '/run/redis.sock' }],
+    ['redis://a:b:c', undefined],
+    [new Redis({ host: 'redis.example', port: 7000, password: 'hunter2', lazyConnect }), { address: 'redis.example', port: 7000 }],
+    [new Redis('/run/redis.sock', { lazyConnect }), { address: '/run/redis.sock' }],
+    [new Redis({ sentinels: [{ host: 'redis.example', port: 7000 }], name: 'main', lazyConnect }), undefined],
+    [createClient({ url: 'redis://somebody:hunter2@redis.example:7000' }), { address: 'redis.example', port: 7000 }],
+    [createClient({ url: 'unix:///run/redis.sock' }), { address: '/run/redis.sock' }],
+    [createClient(), { address: 'localhost', port: 6379 }]
+  ]
+  for (const [client, peer] of cases) t.strictSame(connector(client, undefined, 1_000).peer, peer)
+})
+
 t.test('an outage is logged once, and its end', { skip: withoutRedis }, async t => {
   const server = await start(t, '--appendonly', 'yes')
   const one = await open(t, { client: server.url })
   const after = await one.publish('seen')
   for (const n of numbers(10)) await one.publish(n)
-  const lines: { level: number, msg: string }[] = []
+  const lines: { level: number, msg: string, err?: object }[] = []
   const said = (level: number) => lines.filter(line => line.level === level && /event log/.test(line.msg)).map(({ msg }) => msg)
   const { app, join } = await serve(t, { broker: redisStreamsBroker({ client: server.url, startTimeoutMs: 20_000 }) }, { logger: { stream: { write: line => { lines.push(JSON.parse(line)) } } } })
   await server.kill()
@@ -1159,6 +1176,7 @@ t.test('an outage is logged once, and its end', { skip: withoutRedis }, async t 
   await server.run()
   for (const stream of clients) t.strictSame((await stream.collect(10, 'e')).map(({ data }) => data), numbers(10))
   await until(() => said(30).length === 2)
+  t.match(lines.find(({ level }) => level === 50)!.err, { address: '127.0.0.1', port: server.port }, 'which server')
   t.strictSame([50, 40, 30].map(level => said(level).sort()), [['The event log cannot be reached'], ['Reading the event log failed; it is tried again every 500 ms'], ['The event log can be read again', 'The event log is reachable again']])
 })
 

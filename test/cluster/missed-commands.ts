@@ -1,4 +1,5 @@
 import t from 'tap'
+import { MissedCommands } from '../../lib/cluster/missed-commands.js'
 import { SSEManager, type Broker } from '../../lib/index.js'
 import { memoryBroker } from '../../lib/log/memory-broker.js'
 import { isApplicationEvent, payloads, serve } from '../helpers/app.js'
@@ -222,4 +223,45 @@ t.test('other nodes are told that rights have changed before this one has asked 
   await log.hear({ kind: 'answer', to: app.sse.nodeId, id, value: 2 })
   ;(await until(() => answer))(false)
   t.equal(await reauthorizing, 3)
+})
+
+t.test('a node has missed a command if another has read a newer one in the epoch that both have left', async t => {
+  const begin = (position = 10) => {
+    const commands = new MissedCommands()
+    commands.open('one', position)
+    return commands
+  }
+  const says = (epoch: string, command: number, into = 'two') => ({ epoch, command, into })
+
+  const commands = begin()
+  t.equal(commands.left, undefined)
+  t.equal(commands.missed(says('one', 99, 'one')), false, 'nothing was left yet')
+  commands.heard(12)
+  t.equal(commands.moved('two', 3, 'epoch', undefined), false)
+  t.strictSame(commands.left, says('one', 12))
+  t.strictSame([12, 13, 13, 14].map(command => commands.missed(says('one', command))), [false, true, false, false], 'once')
+  t.strictSame(commands.left, says('one', 14), 'others learn of the newest that any has read')
+  t.equal(commands.moved('three', 0, 'epoch', undefined), false)
+  t.strictSame(commands.left, says('two', 0, 'three'), 'commands are counted anew')
+  t.strictSame([3, 4].map(command => commands.missed(says('two', command, 'three'))), [false, true], 'commands from before its position do not concern it, and in the next epoch it is said again')
+
+  const later = begin()
+  later.moved('two', 0, 'epoch', undefined)
+  t.strictSame([10, 11].map(command => later.missed(says('one', command))), [false, true], 'it began to read at 10')
+
+  for (const kept of [true, false]) {
+    const certain = begin()
+    t.equal(certain.moved('two', 0, 'epoch', kept), !kept, 'the broker knows')
+    t.equal(certain.left, undefined)
+    t.equal(certain.missed(says('one', 99)), false)
+  }
+
+  for (const kept of [true, false, undefined]) {
+    const trimmed = begin()
+    trimmed.heard(12)
+    t.equal(trimmed.moved('one', 20, 'trimmed', kept), kept !== true)
+    t.equal(trimmed.left, undefined, 'the epoch is the same')
+    trimmed.moved('two', 0, 'epoch', undefined)
+    t.equal(trimmed.missed(says('one', 15)), kept === true, 'after a loss all streams began anew')
+  }
 })

@@ -1,4 +1,6 @@
+import fc from 'fast-check'
 import { Redis } from 'ioredis'
+import assert from 'node:assert/strict'
 import t from 'tap'
 import { Membership } from '../../lib/cluster/membership.js'
 import type { MessageOf, Saying } from '../../lib/cluster/node-message.js'
@@ -7,9 +9,10 @@ import { PresenceList } from '../../lib/cluster/presence.js'
 import { EventPriority } from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { testClock } from '../../lib/testing/index.js'
-import { systemClock } from '../../lib/util/clock.js'
+import { systemClock, type Clock } from '../../lib/util/clock.js'
 import { openURL, payloads, serve, type Joined, type Service } from '../helpers/app.js'
 import { node, nodes, prefixes, REPORT, server, startClusterNode, TestLog } from '../helpers/cluster.js'
+import { collect } from '../helpers/heap.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
 
@@ -304,6 +307,49 @@ t.test('after a time in which this node heard nobody, the others have all their 
   t.strictSame(gone, ['there'], 'three and a half of its intervals')
 })
 
+t.test('heartbeats are spread over a time, and who is there is known after three and a half of them', async t => {
+  const due: { ms: number, run: () => unknown, held: boolean, cancelled: boolean }[] = []
+  const clock: Clock = {
+    ...systemClock,
+    wall: () => 7,
+    after: (ms, run) => {
+      const timer = { ms, run, held: true, cancelled: false, unref: () => { timer.held = false } }
+      due.push(timer)
+      return timer
+    },
+    cancel: timer => { Object.assign(timer!, { cancelled: true }) }
+  }
+  const gone: string[] = []
+  const told = Promise.resolve()
+  const membership = new Membership(clock, 1_000, { beat: () => told, gone: nodeId => { gone.push(nodeId) } })
+  const beat = () => due.at(-1)!.run()
+  membership.start()
+  membership.heard({ ...REPORT, nodeId: 'fast', status: 'up', everyMs: 10 })
+  t.match([...membership.all()], [{ heardAt: 7, report: { nodeId: 'fast' } }])
+  membership.remove('never seen')
+  membership.listen(false)
+  for (let i = 0; i < 10; i++) beat()
+  t.equal(membership.established, false, 'it could hear nobody')
+  membership.listen(true)
+  let heardMs = 0
+  const silences: boolean[] = []
+  for (let i = 0; i < 10; i++) {
+    heardMs += due.at(-1)!.ms
+    t.equal(beat(), told, 'the clock of a test waits for what is sent')
+    t.equal(membership.established, (heardMs > 3_500))
+    silences.push(gone.includes('fast') === (heardMs > 3_500))
+  }
+  t.ok(silences.every(Boolean), 'a node that beats faster is given the beats of this one')
+  t.strictSame(gone, ['fast'])
+  for (let i = 0; i < 300; i++) beat()
+  const times = due.map(({ ms }) => ms)
+  t.ok(times.every(ms => Number.isInteger(ms) && ms >= 800 && ms <= 1_200))
+  t.ok(Math.min(...times) < 900 && Math.max(...times) > 1_100, 'a fifth to both sides')
+  t.ok(due.every(({ held }) => !held), 'none keeps the process alive')
+  membership.stop()
+  t.strictSame(due.map(({ cancelled }) => cancelled), due.map((_, i) => i === due.length - 1))
+})
+
 t.test('a node that says something and never reports is gone in the end, one that reports is not', async t => {
   const time = testClock()
   const gone: string[] = []
@@ -366,4 +412,191 @@ t.test('after a gap a node says all it has, and asks the others for what they ha
   await until(() => log.sayings('hello').length === before + 1)
   await until(() => log.sayings('present').at(-1).entries.length === 1)
   t.match(log.sayings('present').at(-1), { first: true, more: false, entries: [['room:1', 'ada']] })
+})
+
+t.test('what changes in a turn is said once at its end, and only what is watched', async t => {
+  const said: Saying[] = []
+  const list = new PresenceList(systemClock, { topics: ['room:*'], lingerMs: 50 }, 'here', { say: saying => said.push(saying), announce: () => {} })
+  const [ada, grace, nobody] = ['ada', 'grace', null].map(userId => ({ userId })) as [{ userId: string }, { userId: string }, { userId: null }]
+  const end = async () => {
+    await new Promise(resolve => setImmediate(resolve))
+    return said.splice(0)
+  }
+  list.held(ada, 'room:1')
+  list.held(ada, 'room:1')
+  list.held(grace, 'room:1')
+  for (const other of ['room:*', 'room:1:a', 'other', '**']) list.held(ada, other)
+  list.held(nobody, 'room:1')
+  t.strictSame(said, [], 'not before the end of the turn')
+  t.strictSame(await end(), [{ kind: 'presence', changes: [['room:1', 'ada', true], ['room:1', 'grace', true]] }])
+  t.equal(list.size, 2)
+  list.held(ada, 'room:1')
+  t.strictSame(await end(), [], 'nothing has changed')
+  list.left(ada, 'room:1')
+  list.left(ada, 'room:1')
+  list.left(nobody, 'room:1')
+  for (const other of ['room:*', 'room:1:a', 'other', '**']) list.left(ada, other)
+  t.strictSame(await end(), [], 'she has another stream')
+  list.left(ada, 'room:1')
+  list.held(grace, 'room:2')
+  t.strictSame(await end(), [{ kind: 'presence', changes: [['room:1', 'ada', false], ['room:2', 'grace', true]] }])
+  list.held(ada, 'room:2')
+  list.tellAll()
+  const entries = [['room:1', 'grace'], ['room:2', 'grace'], ['room:2', 'ada']]
+  t.strictSame(said.splice(0), [{ kind: 'presence', changes: [['room:2', 'ada', true]] }, { kind: 'present', first: true, more: false, entries }], 'what has changed comes before the list')
+  t.strictSame(await end(), [])
+  list.close()
+})
+
+t.test('all nodes agree on who is present, whoever comes, leaves, dies or starts', async t => {
+  const LINGER_MS = 1_000
+  const TOPICS = ['room:1', 'room:2']
+  const user = fc.constantFrom('ada', 'alan', 'grace')
+  const step = fc.oneof(
+    { weight: 4, arbitrary: fc.record({ do: fc.constant('hold' as const), node: fc.nat(2), user, topic: fc.constantFrom(...TOPICS) }) },
+    { weight: 4, arbitrary: fc.record({ do: fc.constant('leave' as const), node: fc.nat(2), pick: fc.nat(20) }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant('wait' as const), ms: fc.constantFrom(1, 400, 600, 2_000) }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant('restart' as const), node: fc.nat(2) }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant('greet' as const), node: fc.nat(2) }) })
+  await t.resolves(fc.assert(fc.asyncProperty(fc.array(step, { minLength: 10, maxLength: 30, size: 'max' }), async steps => {
+    const time = testClock()
+    let started = 0
+    interface Node { id: string, list: PresenceList, connections: [userId: string, topic: string][], announced: Set<string>, established: boolean }
+    const nodes: Node[] = []
+    /** When the last node of a user was gone, by topic and user. */
+    const leftAt = new Map<string, number>()
+    const hear = (from: string, saying: Saying) => {
+      for (const { list, established } of nodes) {
+        if (saying.kind === 'presence') list.changed({ ...saying, from })
+        else if (saying.kind === 'present') list.listed({ ...saying, from }, established)
+        else if (saying.kind === 'leaving' && !established) list.lingering({ ...saying, from })
+      }
+    }
+    const start = (at: number) => {
+      const id = `node-${started++}`
+      const announced = new Set<string>()
+      const announce = (what: 'join' | 'leave', topic: string, userId: string) => {
+        const key = `${topic} ${userId}`
+        assert.equal(announced.has(key), what === 'leave', `${what} ${key} on ${id}`)
+        if (what === 'join') announced.add(key)
+        else announced.delete(key)
+      }
+      const node: Node = nodes[at] = { id, list: new PresenceList(time.clock, { topics: ['room:*'], lingerMs: LINGER_MS }, id, { say: saying => hear(id, saying), announce }), connections: [], announced, established: false }
+      for (const { list } of nodes) list.tellAll()
+      // Those who are there when a node starts, or may return to it, are announced to nobody there.
+      for (const topic of TOPICS) for (const userId of node.list.announced(topic).keys()) announced.add(`${topic} ${userId}`)
+      node.established = true
+    }
+    for (let at = 0; at < 3; at++) start(at)
+    const holders = (topic: string, userId: string) => nodes.filter(({ connections }) => connections.some(([user, held]) => user === userId && held === topic)).length
+    for (const step of steps) {
+      const before = new Map(TOPICS.flatMap(topic => ['ada', 'alan', 'grace'].map(userId => [`${topic} ${userId}`, holders(topic, userId)])))
+      if (step.do === 'wait') {
+        await time.advance(step.ms)
+      } else {
+        const node = nodes[step.node]!
+        if (step.do === 'hold') {
+          node.connections.push([step.user, step.topic])
+          node.list.held({ userId: step.user }, step.topic)
+        } else if (step.do === 'leave' && node.connections.length > 0) {
+          const [[userId, topic]] = node.connections.splice(step.pick % node.connections.length, 1) as [[string, string]]
+          node.list.left({ userId }, topic)
+        } else if (step.do === 'greet') {
+          for (const { list } of nodes) list.tellAll()
+        } else if (step.do === 'restart') {
+          node.list.close()
+          node.connections = []
+          for (const { id, list } of nodes) if (id !== node.id) list.gone(node.id)
+          start(step.node)
+        }
+        node.list.flush()
+      }
+      const now = time.clock.monotonic()
+      for (const topic of TOPICS) {
+        const expected = new Map<string, number>()
+        for (const userId of ['ada', 'alan', 'grace']) {
+          const key = `${topic} ${userId}`
+          const count = holders(topic, userId)
+          if (count === 0 && before.get(key)! > 0) leftAt.set(key, now)
+          if (count > 0) leftAt.delete(key)
+          if (count > 0 || (leftAt.has(key) && now < leftAt.get(key)! + LINGER_MS)) expected.set(userId, count)
+        }
+        for (const { id, list, announced } of nodes) {
+          const present = list.announced(topic)
+          assert.deepEqual(new Map([...present].sort()), expected, `${topic} on ${id}`)
+          assert.deepEqual([...announced].filter(key => key.startsWith(topic)).sort(), [...expected.keys()].map(userId => `${topic} ${userId}`).sort(), `announced on ${id}`)
+        }
+      }
+      for (const { list } of nodes) for (const other of nodes) assert.equal(list.misses(other.id, other.list.size), false)
+    }
+    for (const { list } of nodes) list.close()
+  }), { numRuns: 60 }))
+})
+
+t.test('a user who may return to a node that starts leaves there no later than anywhere, and a list that ends amiss begins anew', async t => {
+  const time = testClock()
+  const told: string[] = []
+  const list = new PresenceList(time.clock, { topics: ['room:*'], lingerMs: 1_000 }, 'here', { say: () => {}, announce: (what, _topic, userId) => told.push(`${what} ${userId}`) })
+  list.lingering({ from: 'x', kind: 'leaving', entries: [['room:1', 'ada', 5_000]] })
+  await time.advance(1_000)
+  t.strictSame(told.splice(0), ['leave ada'], 'another node may wait longer')
+
+  const part = (first: boolean, more: boolean, ...users: string[]) => list.listed({ from: 'x', kind: 'present', first, more, entries: users.map(userId => ['room:1', userId]) }, false)
+  part(true, false, 'ada', 'alan', 'grace')
+  t.strictSame([told.length, list.misses('x', 3)], [0, false])
+  // The end of this list is lost.
+  part(true, true, 'ada')
+  part(true, true, 'ada', 'alan')
+  part(false, false, 'new')
+  await time.advance(1_000)
+  t.strictSame(told.splice(0), ['join new', 'leave grace'])
+  list.changed({ from: 'x', kind: 'presence', changes: [['room:1', 'grace', true]] })
+  part(false, false, 'late')
+  await time.advance(1_000)
+  t.strictSame(told.splice(0), ['join grace', 'join late'], 'a part without its beginning takes nobody away')
+  t.equal(list.misses('x', 5), false)
+  list.changed({ from: 'x', kind: 'presence', changes: [['room:1', 'grace', false]] })
+  part(true, true, 'ada')
+  list.gone('x')
+  t.equal(list.misses('x', 4), true)
+  await time.advance(1_000)
+  t.strictSame(told.splice(0).sort(), ['leave ada', 'leave alan', 'leave grace', 'leave late', 'leave new'])
+  // Unknown again: its users are announced only if this node is established.
+  part(true, false, 'ada')
+  t.strictSame(told, [])
+  list.gone('x')
+  list.close()
+  await time.advance(5_000)
+  t.strictSame(told, [], 'nothing is announced after the end')
+})
+
+t.test('users of this node are announced by its own list, too; one who returns while the event loop is blocked has not left', async t => {
+  const timers = () => process.getActiveResourcesInfo().filter(kind => kind === 'Timeout').length
+  const before = timers()
+  const told: string[] = []
+  const list = new PresenceList(systemClock, { topics: ['room:*'], lingerMs: 20 }, 'here', { say: () => {}, announce: (what, topic, userId) => told.push(`${what} ${topic} ${userId}`) })
+  const change = (present: boolean, ...changes: string[]) => list.changed({ kind: 'presence', from: 'here', changes: changes.map(topic => [topic, 'ada', present]) })
+  list.listed({ from: 'here', kind: 'present', first: true, more: false, entries: [['room:1', 'ada']] }, false)
+  t.strictSame(told, ['join room:1 ada'])
+  change(false, 'room:1')
+  t.equal(timers(), before, 'no timer keeps the process alive')
+  setImmediate(() => change(true, 'room:1'))
+  const blockedUntil = performance.now() + 100
+  while (performance.now() < blockedUntil);
+  const waitedUntil = performance.now() + 100
+  await until(() => performance.now() > waitedUntil)
+  t.strictSame(told, ['join room:1 ada'])
+
+  const heap = collect()
+  for (let round = 0; round < 20; round++) {
+    const topics = Array.from({ length: 1_000 }, (_, i) => `room:${round}-${i}`)
+    change(true, ...topics)
+    change(false, ...topics)
+    told.length = 0
+    await until(() => told.length === 1_000)
+    told.length = 0
+  }
+  const taken = collect() - heap
+  t.ok(taken < 2 << 20, `${taken} bytes for 20,000 topics that nobody is in any more`)
+  list.close()
 })

@@ -65,6 +65,38 @@ t.test('silence', async t => {
     t.equal(stream.comments.filter(comment => comment === 'keep-alive').length, 0)
   })
 
+  t.test('with keepAlive: event, a page receives them, with its cursor', async t => {
+    const { app, join, open } = await serve(t, { keepAlive: 'event', keepAliveIntervalMs: 40 }, {}, app => {
+      app.get('/source', (request, reply) => reply.sse(async function * ({ signal }) {
+        await once(signal, 'abort')
+      }))
+    })
+    const { stream } = await join('ada', ['quiet'])
+    t.equal(stream.comments[0], 'stream keep-alive=40', 'the interval is in the first comment')
+    const first = await stream.next('sse:ping')
+    t.strictSame([first.id, first.json], [app.sse.position(), { lastEventId: app.sse.position() }])
+    const { id } = await app.sse.broadcastToSubscriptions({ data: 1 }, ['elsewhere'])
+    await stream.until(() => stream.named('sse:ping').some(ping => ping.id === id && (ping.json as { lastEventId: string }).lastEventId === id))
+    t.strictSame(stream.comments.slice(1), [], 'and no comments')
+    const pending = await join('ada', [], { snapshot: { load: () => new Promise<never>(() => {}) } })
+    t.strictSame((await pending.stream.next('sse:ping')).json, { lastEventId: null }, 'no cursor before the state')
+    t.equal(pending.stream.lastEventId, '')
+    const source = await open('/source')
+    await source.until(() => source.comments.includes('keep-alive'))
+    t.strictSame(source.events, [], 'a source decides alone which events its client receives')
+
+    const batching = await serve(t, { keepAlive: 'event', keepAliveIntervalMs: 20, flush: { intervalMs: 90 } })
+    const batched = await batching.join('ada', ['a'])
+    for (let n = 0; n < 8; n++) {
+      const { id } = await batching.app.sse.broadcastToSubscriptions({ event: 'x', data: n }, ['a'])
+      await batched.stream.until(() => batched.stream.lastEventId === id)
+      t.equal(batched.stream.named('x').at(-1)?.id, id, 'no ping has the cursor of an event that waits')
+    }
+
+    const off = await serve(t, { keepAlive: false })
+    t.strictSame((await off.join()).stream.comments, ['stream'])
+  })
+
   t.test('a stream of its own source is kept awake as well, without a cursor', async t => {
     const { open, app } = await serve(t, { keepAliveIntervalMs: 20 }, {}, app => {
       app.get('/source', (request, reply) => reply.sse(async function * ({ signal }) {

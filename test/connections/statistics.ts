@@ -87,7 +87,13 @@ t.test('lookups, counts and stats', async t => {
   await sse.broadcastEvent({ event: 'x', data: 2 }, { userIds: ['ada'], ephemeral: true })
   await sse.broadcastEvent({ event: 'x', data: 3 }, { userIds: ['zoe'], local: true })
   await ada.stream.collect(2, 'x')
-  t.strictSame(sse.stats(), { connections: 3, users: 1, subscriptions: 2, messages: 3, delivered: 5, dropped: 0, lagging: 0, queuedBytes: 0, closed: {} })
+  const none = { malformed: 0, epoch: 0, unknown: 0, trimmed: 0, limit: 0 }
+  const nowhere = { outbox: 0, memory: 0 }
+  const runs = { running: 0, done: 0, failed: 0, stopped: 0, lost: 0 }
+  const same = { subscriptions: 2, messages: 3, delivered: 5, dropped: 0, lagging: 0, queuedBytes: 0, opened: 3, published: 3, replayed: 0, refused: {}, resumes: { fresh: 3, resumed: 0, gap: 0 }, gaps: none, droppedBy: nowhere, runs }
+  const { log, ...stats } = sse.stats()
+  t.strictSame(stats, { ...same, connections: 3, users: 1, closed: {} })
+  t.strictSame([log?.events, log!.bytes > 0], [1, true])
   t.strictSame(ada.connection.stats(), { sentEvents: 2, droppedEvents: 0, queuedBytes: 0, lagging: false })
 
   t.equal(await sse.closeConnection(ada.connection.clientId, 'kicked'), true)
@@ -101,7 +107,7 @@ t.test('lookups, counts and stats', async t => {
   t.strictSame(payloads(phone.stream, 'sse:close'), [{ reason: 'disconnected', reconnect: false }])
   await nobody.stream.close()
   await until(() => sse.connectionCount === 0)
-  t.strictSame(sse.stats(), { connections: 0, users: 0, subscriptions: 0, messages: 3, delivered: 5, dropped: 0, lagging: 0, queuedBytes: 0, closed: { kicked: 1, disconnected: 1, client: 1 } })
+  t.strictSame(sse.stats(), { ...same, log, connections: 0, users: 0, subscriptions: 0, closed: { kicked: 1, disconnected: 1, client: 1 } })
   t.strictSame([sse.getConnection(ada.connection.clientId), sse.getConnectionsByUser('ada'), sse.getConnectionsBySubscription('a')], [undefined, [], []])
   t.equal(ada.connection.closeReason, 'kicked')
   t.equal(nobody.connection.closeReason, 'client')

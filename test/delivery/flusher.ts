@@ -1,5 +1,9 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import t from 'tap'
 import { Flusher, type Flushable } from '../../lib/delivery/flusher.js'
+import { Telemetry } from '../../lib/diagnostics/telemetry.js'
+import { Reports } from '../helpers/diagnostics.js'
+import { collect } from '../helpers/heap.js'
 import { turns, until } from '../helpers/wait.js'
 
 // --- flush.ts ---
@@ -108,4 +112,42 @@ t.test('an interval is kept however many there are: each is written to once in a
   await until(() => items.every(({ flushes }) => flushes === 5))
   // Timers of Node may be early by a millisecond.
   t.ok(times.slice(1).every((time, i) => time - times[i]! >= 18), times.join())
+})
+
+t.test('the clock is read once in a while, items run in no context, and none is kept', async t => {
+  const store = new AsyncLocalStorage<string>()
+  for (const intervalMs of [0, 5]) {
+    let looks = 0
+    const stores: unknown[] = []
+    const flusher = new Flusher(intervalMs, () => { looks++; return 0 })
+    const last = (() => {
+      const items = Array.from({ length: 512 }, (): Flushable => ({ next: null, flush: () => { stores.push(store.getStore()) } }))
+      store.run('request', () => { for (const item of items) flusher.mark(item) })
+      return new WeakRef(items.at(-1)!)
+    })()
+    await until(() => stores.length === 512)
+    await turns(2)
+    t.ok(looks <= 1 + 512 / 64, `${looks} looks`)
+    t.strictSame([...new Set(stores)], [undefined])
+    collect()
+    t.equal(last.deref(), undefined)
+    t.ok(flusher.root)
+  }
+})
+
+t.test('the time of a delivery begins when its data arrives, also during the flush before', async t => {
+  let now = 1_000
+  const telemetry = new Telemetry(null)
+  const flusher = new Flusher(0, () => now, telemetry)
+  const reports = new Reports(t, () => null, ['deliver'])
+  const flushed: Noting[] = []
+  const late = new Noting(flushed)
+  const items = Array.from({ length: 1_000 }, (_, index) => new Noting(flushed, () => {
+    now++
+    if (index === 400) flusher.mark(late)
+  }))
+  for (const item of items) flusher.mark(item)
+  await until(() => flushed.includes(late))
+  await turns(2)
+  t.match(reports.of('deliver'), [{ connections: 1_000, durationMs: 1_000 }, { connections: 1, durationMs: 599 }])
 })

@@ -16,7 +16,7 @@ t.test('the wire', async t => {
   const { stream } = await join()
   const head = blocksOf(stream.text).map(({ text }) => text)
   const epoch = stream.lastEventId.split('.')[0]!
-  t.strictSame(head, [': stream', 'retry: 3000', `id: ${epoch}.0`], 'a comment, the reconnection time and the place come at once')
+  t.strictSame(head, [': stream keep-alive=15000', 'retry: 3000', `id: ${epoch}.0`], 'a comment, the reconnection time and the place come at once')
 
   const actions = [{ label: 'Open', url: '/report/1' }]
   const delivery = await app.sse.broadcastData('messages', { text: 'hi' })

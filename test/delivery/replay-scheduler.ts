@@ -1,5 +1,5 @@
 import t from 'tap'
-import { ReplayScheduler, type Reader, type Turns } from '../../lib/delivery/replay-scheduler.js'
+import { ReplayScheduler, Turns, type Reader } from '../../lib/delivery/replay-scheduler.js'
 import type { Broker } from '../../lib/log/broker.js'
 import { warnings } from '../../lib/util/logger.js'
 import { turns, until } from '../helpers/wait.js'
@@ -48,7 +48,7 @@ t.test('catch-up: the time of a turn is kept within pages as well, and no page i
       this.reads++
       if (this.awayMs > 0) await new Promise(resolve => setTimeout(resolve, this.awayMs))
       for (let n = 0; n < PAGE; n++) {
-        if (time.over) await time.next()
+        while (time.over) await time.next()
         asked++
         this.turns.push(turn)
         const end = performance.now() + 1
@@ -110,4 +110,69 @@ t.test('catch-up: a log that cannot be read is asked again, nobody is forgotten,
   await until(() => said.length === 4)
   t.strictSame(said, ['away', 'free', 'away', 'free'])
   t.equal(gone.calls, 1)
+})
+
+t.test('catch-up: a bounded number of reads is under way for each turn, and one that is done makes room for another', async t => {
+  const silent = { ...warnings, warn: () => {}, info: () => {} }
+  let started = 0
+  const count = () => started
+  const hanging = new ReplayScheduler(null as unknown as Broker, 8, silent)
+  for (let i = 0; i < 20; i++) hanging.want({ isConnected: true, readPage: () => { started++; return new Promise(() => {}) } })
+  t.equal(started, 0, 'in a later turn')
+  const before: number[] = []
+  while (count() < 20) {
+    await turns(1)
+    before.push(count())
+  }
+  t.ok(before.every((count, i) => count - (before[i - 1] ?? 0) <= 8), before.join())
+
+  let read = 0
+  let passed = 0
+  const quick = new ReplayScheduler(null as unknown as Broker, 2, silent)
+  for (let i = 0; i < 200; i++) quick.want({ isConnected: true, readPage: async () => { read++ } })
+  for (const done = () => read === 200; !done(); passed++) await turns(1)
+  t.ok(passed < 50, `${passed} turns, not one for each two`)
+})
+
+t.test('catch-up: a reader that asks for its next page and then fails waits like any other', async t => {
+  const scheduler: ReplayScheduler = new ReplayScheduler(null as unknown as Broker, 8, { ...warnings, warn: () => {}, info: () => {} })
+  const reader = {
+    isConnected: true,
+    calls: 0,
+    readPage: async () => {
+      if (++reader.calls > 1) return
+      await turns(1)
+      scheduler.want(reader)
+      throw new Error('away')
+    }
+  }
+  const alive = setInterval(() => {}, 1000)
+  t.teardown(() => clearInterval(alive))
+  const at = performance.now()
+  scheduler.want(reader)
+  await until(() => reader.calls === 2)
+  t.ok(performance.now() - at > 450, 'not at once')
+})
+
+t.test('catch-up: however many wait, a turn has its time once', async t => {
+  let waits = 0
+  const time = new Turns(() => { waits++ })
+  const done: string[] = []
+  const read = async (name: string): Promise<void> => {
+    while (time.over) await time.next()
+    const end = performance.now() + 10
+    while (performance.now() < end);
+    done.push(name)
+    time.look()
+  }
+  const readers = ['one', 'two', 'three'].map(read)
+  t.strictSame([waits, done], [3, []], 'nothing before the first turn')
+  for (const expected of [['one'], ['one', 'two'], ['one', 'two', 'three']]) {
+    t.equal(time.awaited, true)
+    time.begin()
+    await turns(1)
+    t.strictSame(done, expected)
+  }
+  t.equal(time.awaited, false)
+  await Promise.all(readers)
 })

@@ -3,8 +3,9 @@ import { createServer, type Server } from 'node:http'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import Fastify, { type FastifyReply, type FastifyRequest } from 'fastify'
+import type { Test } from 'tap'
 import { EventSource } from 'undici'
-import ssePlugin, { memoryBroker, type SSEManager } from '../../lib/index.js'
+import ssePlugin, { createPublisher, memoryBroker, type SSEManager } from '../../lib/index.js'
 import type { Broker, Sink } from '../../lib/log/broker.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { testLog, type TestStream } from '../../lib/testing/index.js'
@@ -24,9 +25,38 @@ async function terminate (signal: 'SIGTERM', before: readonly unknown[]): Promis
   for (const listener of process.rawListeners(signal)) if (!before.includes(listener)) await listener.call(process, signal)
 }
 
+async function * slowly (tokens: readonly string[], signal: AbortSignal) {
+  for (const token of tokens) {
+    await once(signal, 'abort', { signal: AbortSignal.timeout(20) }).catch(() => {})
+    yield token
+  }
+}
+
 const validateToken = async (token: string) => token === 'good' ? 'user123' : null
 const bearer = (token: string): ClientOptions => ({ headers: { authorization: `Bearer ${token}` } })
 const resources = (stream: TestStream) => payloads(stream, 'data').map(({ resource }) => resource)
+
+/** A worker produces an answer, which a web node streams. */
+async function answerFromWorker (t: Test): Promise<void> {
+  if (withoutRedis !== false) return t.comment(withoutRedis)
+  const redis = await RedisServer.start()
+  t.teardown(() => redis.stop())
+  const app = bare(t)
+  await app.register(ssePlugin, { requireAuthentication: true, authHandler: ({ query }) => query['user'] as string ?? null, broker: redisStreamsBroker({ client: redis.url }) })
+  const before = process.rawListeners('SIGTERM')
+  const model = { stream: (prompt: string, { signal }: { signal: AbortSignal }) => slowly([prompt, '!'], signal) }
+  await run(t, { app }, [], undefined, 'worker-answers')
+  const { work } = await run(t, { model }, ['work'], text => text.replace('export async', 'async').replaceAll('process.env.REDIS_URL', JSON.stringify(redis.url)), 'queue-worker')
+  const url = await listen(app)
+  t.equal((await visit(t, `${url}/answers/7?user=ada`)).status, 204)
+  await Promise.all([1, 2].map(() => work({ id: '7', userId: 'ada', prompt: 'Hi' })))
+  const stream = await visit(t, `${url}/answers/7?user=ada`)
+  await stream.ended
+  t.same(stream.events.map(({ data }) => data).slice(0, 3), ['Hi', '!', '{"status":"done","events":2}'])
+  t.equal((await visit(t, `${url}/answers/7?user=eve`)).status, 204)
+  await terminate('SIGTERM', before)
+  await t.rejects(work({ id: '8', userId: 'ada', prompt: 'Hi' }), { code: 'SSE_ERR_CLOSED' })
+}
 
 export const DRIVERS: Drivers = {
   async 'quick-start' (t) {
@@ -53,6 +83,92 @@ export const DRIVERS: Drivers = {
     await stream.until(() => stream.named('data').length >= 1)
     const [connection] = app.sse.getConnectionsBySubscription('updates:dashboard')
     t.match(connection, { userId: 'user123', clientInfo: { host: '127.0.0.1', ip: '127.0.0.1', connectedAt: Number } })
+  },
+
+  async snapshot (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    const asked: unknown[] = []
+    await run(t, { app, loadOrders: async (topics: unknown) => asked.push(topics) && [{ id: '1', version: 3 }] })
+    const stream = await visit(t, `${await listen(app)}/orders`)
+    await app.sse.broadcastEvent({ event: 'order', data: { id: '1', version: 4 } }, { subscriptionIds: ['orders:acme:1'] })
+    await stream.next('order')
+    t.same(stream.events.map(({ event, json }) => [event, json]), [['orders', [{ id: '1', version: 3 }]], ['order', { id: '1', version: 4 }]])
+    t.same(asked, [['orders:acme:**']])
+  },
+
+  async 'snapshot-of-path' (t) {
+    const app = bare(t)
+    await run(t, { app, loadOrders: async () => [{ id: '1', version: 3 }] })
+    const stream = await visit(t, `${await listen(app)}/orders`)
+    t.same((await stream.next('orders')).json, [{ id: '1', version: 3 }])
+  },
+
+  async 'snapshot-key' (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    let loads = 0
+    let answer = (): void => {}
+    await run(t, { app, loadPrices: () => new Promise(resolve => { answer = () => resolve({ gold: ++loads }) }) })
+    const url = await listen(app)
+    const streams = await Promise.all([1, 2].map(() => visit(t, `${url}/prices`)))
+    answer()
+    for (const stream of streams) t.same((await stream.next('prices')).json, { gold: 1 })
+  },
+
+  async 'snapshot-page' (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    app.get('/orders', { sse: true }, (request, reply) => reply.sse({ snapshot: { load: () => t.fail('the page has its state') as never } }))
+    await run(t, { app, loadOrders: async () => [] })
+    const url = await listen(app)
+    const page = await (await fetch(url)).text()
+    await app.sse.broadcastEvent({ event: 'order', data: 1 })
+    const stream = await visit(t, url + /EventSource\('(.*?)'\)/.exec(page)![1]!)
+    t.equal((await stream.next('order')).json, 1)
+  },
+
+  async answers (t) {
+    const app = Fastify()
+    t.teardown(() => app.close())
+    await app.register(ssePlugin, { requireAuthentication: true, authHandler: ({ query }) => query['user'] as string ?? null })
+    const prompts: string[] = []
+    let begin = (): void => {}
+    const begun = new Promise<void>(resolve => { begin = resolve })
+    const model = {
+      async * stream (prompt: string, { signal }: { signal: AbortSignal }) {
+        prompts.push(prompt)
+        await begun
+        yield * slowly(['Hel', 'lo', '!'], signal)
+      }
+    }
+    await run(t, { app, model })
+    const url = await listen(app)
+    const ask = (answer: string) => visit(t, `${url}/answers/${answer}?user=ada`, { method: 'POST', body: JSON.stringify({ prompt: 'Hi' }), headers: { 'content-type': 'application/json' } })
+    const streams = [await ask('7'), await visit(t, `${url}/answers/7?user=ada`), await ask('7')]
+    begin()
+    for (const stream of streams) {
+      await stream.ended
+      t.same(stream.events.map(({ data }) => data).slice(0, 4), ['Hel', 'lo', '!', '{"status":"done","events":3}'])
+    }
+    t.same(prompts, ['Hi'], 'asked once')
+    t.equal((await visit(t, `${url}/answers/7?user=eve`)).status, 204)
+    t.same(await (await fetch(`${url}/answers/7?user=ada`, { method: 'DELETE' })).json(), { stopped: false })
+  },
+
+  async 'answer-page' (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    await app.sse.startRun('7', ({ signal }) => slowly(['Hel', 'lo'], signal), { ownerId: null })
+    app.get('/answers/:answer', async (request, reply) => reply.sse(await app.sse.getRun((request.params as { answer: string }).answer, { ownerId: null })))
+    const { Source } = eventSourceOf(t, await listen(app))
+    const { show } = await run(t, { EventSource: Source }, ['show'])
+    const shown: string[] = []
+    await new Promise<void>(resolve => show('7', (token: string) => shown.push(token), (status: string) => {
+      shown.push(status)
+      resolve()
+    }))
+    t.same(shown, ['Hel', 'lo', 'done'])
   },
 
   async 'ready-endpoint' (t) {
@@ -219,6 +335,17 @@ export const DRIVERS: Drivers = {
     t.ok(sample.includes(`${error.code}, ${error.message}`), `the page has: ${error.message}`)
     await t.rejects(app.sse.broadcastEvent({ event: 'chat_massage', data: {} }), { code: 'SSE_ERR_UNKNOWN_EVENT' })
     t.equal(app.sse.stats().messages, 2, 'only the right ones were published')
+  },
+
+  async 'catalogue-snapshot' (t) {
+    const { app, orders } = await run(t, {}, ['app', 'orders'])
+    t.teardown(() => app.close())
+    const url = await listen(app)
+    orders.set('7', { id: '7', state: 'packed', version: 1 })
+    t.same((await (await visit(t, `${url}/orders`)).next('orders')).json, [{ id: '7', state: 'packed', version: 1 }])
+    const incomplete = await visit(t, `${url}/incomplete`)
+    await incomplete.ended
+    t.same(payloads(incomplete, 'sse:close'), [{ reason: 'snapshot-error', reconnect: true }])
   },
 
   async 'catalogue-strict' (t) {
@@ -483,6 +610,62 @@ export const DRIVERS: Drivers = {
     }
   },
 
+  async 'publish-from-a-script' (t) {
+    if (withoutRedis !== false) return t.comment(withoutRedis)
+    const redis = await RedisServer.start()
+    t.teardown(() => redis.stop())
+    const app = bare(t)
+    await app.register(ssePlugin, { authHandler: () => 'user123', broker: redisStreamsBroker({ client: redis.url }) })
+    app.get('/sse', { sse: true }, async (_request, reply) => { await reply.sse() })
+    const stream = await visit(t, `${await listen(app)}/sse`)
+    await run(t, {}, [], text => text.replaceAll('process.env.REDIS_URL', JSON.stringify(redis.url)))
+    t.same((await stream.next('data')).json, { resource: 'invoices', data: { id: '7', state: 'paid' } })
+  },
+
+  async 'publish-again' (t) {
+    const log = testLog()
+    const app = bare(t)
+    await app.register(ssePlugin, { authHandler: () => 'user123', broker: log.broker() })
+    app.get('/sse', { sse: true }, async (_request, reply) => { await reply.sse() })
+    const stream = await visit(t, `${await listen(app)}/sse`)
+    const publisher = createPublisher({ broker: log.broker() })
+    t.teardown(() => publisher.close())
+    let waits = 0
+    const again = async () => {
+      // Redis is back after two attempts.
+      if (++waits === 2) log.restore()
+    }
+    const { publishInvoice } = await run(t, { again }, [], text => text.replace('await sleep(', 'await again('))
+    await publisher.open()
+    log.fail()
+    const { signal } = new AbortController()
+    t.match(await publishInvoice(publisher, { id: '7', version: 1 }, signal), { id: String })
+    t.equal(waits, 2)
+    t.same((await stream.next('data')).json, { resource: 'invoices', data: { id: '7', version: 1 } })
+    await publisher.close()
+    await t.rejects(publishInvoice(publisher, { id: '7', version: 2 }, signal), { code: 'SSE_ERR_CLOSED' })
+  },
+
+  async 'log-state' (t) {
+    const log = testLog()
+    const app = bare(t)
+    await app.register(ssePlugin, { path: '/sse', broker: log.broker() })
+    await run(t, { app }, [], text => text.replace('1_000', '20'))
+    const stream = await visit(t, `${await listen(app)}/sse`)
+    log.fail()
+    t.same((await stream.next('log-state')).json, { status: 'degraded' })
+    log.restore()
+    t.same((await stream.next('log-state')).json, { status: 'up' })
+  },
+
+  async 'queue-worker' (t) {
+    await answerFromWorker(t)
+  },
+
+  async 'worker-answers' (t) {
+    await answerFromWorker(t)
+  },
+
   async contract (t) {
     const promises: (() => Promise<void>)[] = []
     await run(t, { test: (_name: string, promise: () => Promise<void>) => promises.push(promise) }, [], text => text.replace(/^import .* from 'node:test';?$/m, ''))
@@ -554,6 +737,14 @@ export const DRIVERS: Drivers = {
     t.same(payloads(kicked, 'sse:close'), [{ reason: 'kicked', reconnect: false }])
     await others[3]!.stream.ended
     t.equal(others[3]!.connection.closeReason, 'disconnected')
+  },
+
+  async 'list-connections' (t) {
+    const { app, join } = await serve(t)
+    for (const topic of ['orders:7', 'orders:*', 'orders:8']) await join(topic, [topic])
+    const { printed } = await run(t, { app })
+    t.match(printed.slice(0, 2).sort(), [['orders:*', '127.0.0.1', String, false], ['orders:7', '127.0.0.1', String, false]])
+    t.same(printed.slice(2), [[2, null]])
   },
 
   async health (t) {

@@ -1,16 +1,13 @@
 import { join, relative } from 'node:path'
 import t from 'tap'
 import ts from 'typescript'
+import { ENTRIES, packageProgram } from '../helpers/compiler.js'
 import { ROOT } from '../helpers/pages.js'
 
 // Whatever an application can name has something to show in an editor.
 
-const ENTRIES = ['lib/index.ts', 'lib/redis.ts', 'lib/testing/index.ts', 'types/index.ts']
-
 t.test('no public name has an empty hover', async t => {
-  const { config } = ts.readConfigFile(join(ROOT, 'tsconfig.json'), path => ts.sys.readFile(path))
-  const { options } = ts.parseJsonConfigFileContent({ ...config, files: [], include: undefined }, ts.sys, ROOT)
-  const program = ts.createProgram(ENTRIES.map(entry => join(ROOT, entry)), { ...options, noEmit: true })
+  const program = packageProgram()
   const checker = program.getTypeChecker()
   const seen = new Set<ts.Symbol | ts.Node>()
   const empty: string[] = []
@@ -64,7 +61,7 @@ t.test('no public name has an empty hover', async t => {
     ts.forEachChild(node, child => { if (!ts.isConditionalTypeNode(node) || child !== node.extendsType) within(child, path) })
   }
 
-  for (const entry of ENTRIES) {
+  for (const entry of [...Object.values(ENTRIES), 'types/index.ts']) {
     const file = program.getSourceFile(join(ROOT, entry))!
     const module = checker.getSymbolAtLocation(file)!
     for (const symbol of checker.getExportsOfModule(module)) look(symbol, symbol.name)

@@ -45,3 +45,7 @@ t.test('pages are short', async t => {
     t.ok(lines <= 300, `${path} has ${lines} lines`)
   }
 })
+
+t.test('each recipe with TypeScript says how to run it on Node.js 20', async t => {
+  for (const { path, text } of PAGES) if (path.startsWith('docs/recipes/') && text.includes('\n```ts ')) t.match(text, /Node\.js 20/, path)
+})

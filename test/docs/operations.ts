@@ -1,11 +1,26 @@
+import { trace } from '@opentelemetry/api'
 import Fastify from 'fastify'
+import { register } from 'prom-client'
 import ssePlugin from '../../lib/index.js'
 import { listen } from '../helpers/app.js'
 import { bare, run, visit, type Drivers } from '../helpers/samples.js'
+import { startTracing } from '../helpers/tracing.js'
 import { until } from '../helpers/wait.js'
 
 /** Of the samples in docs/operations that are not in guides.ts. */
 export const DRIVERS: Drivers = {
+  async 'admin-page' (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    await run(t, { app, findSession: async (cookie: string | undefined) => cookie === undefined ? null : { role: cookie } })
+    const url = await listen(app)
+    const ask = async (headers: Record<string, string>) => (await fetch(`${url}/admin/streams`, { headers })).status
+    t.same([await ask({}), await ask({ cookie: 'customer' }), await ask({ cookie: 'operator' })], [403, 403, 200])
+    const page = await fetch(`${url}/admin/streams`, { headers: { cookie: 'operator' } })
+    t.match(page.url, /\/admin\/streams\/$/)
+    t.match(await page.text(), '<h1>Event streams</h1>')
+  },
+
   async 'log-stats' (t) {
     const lines: Record<string, unknown>[] = []
     const app = Fastify({ logger: { level: 'info', stream: { write (line: string) { lines.push(JSON.parse(line)) } } } })
@@ -18,7 +33,55 @@ export const DRIVERS: Drivers = {
     t.match(lines.find(({ connections }) => connections === 1), { msg: 'Event streams', lagging: 0, queuedBytes: Number, dropped: 0, stalled: 0 })
   },
 
-  async 'drain-first' (t) {
+  async metrics (t) {
+    const app = bare(t)
+    await app.register(ssePlugin)
+    app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse() })
+    t.teardown(() => { register.clear() })
+    await run(t, { app })
+    const url = await listen(app)
+    await visit(t, `${url}/sse`)
+    const response = await fetch(`${url}/metrics`)
+    t.match(response.headers.get('content-type'), /^text\/plain/)
+    t.match(await response.text(), /\nsse_connections 1\n/)
+  },
+
+  async tracing (t) {
+    const { provider, spans } = startTracing(t)
+    trace.setGlobalTracerProvider(provider)
+    t.teardown(() => { trace.disable() })
+    const app = bare(t)
+    await app.register(ssePlugin)
+    app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse() })
+    await run(t, { app })
+    await visit(t, `${await listen(app)}/sse`)
+    await app.sse.broadcastEvent({ event: 'x', data: 1 })
+    t.strictSame(spans.map(({ name }) => name), ['sse open', 'sse publish'])
+    await app.close()
+  },
+
+  async 'http-instrumentation' (t) {
+    const { http } = await run(t, {}, ['http'], text => text.replace('\nexport { http }', ''))
+    t.teardown(() => { http.disable() })
+    const ignores = (accept: string) => http.getConfig().ignoreIncomingRequestHook({ headers: { accept } })
+    t.strictSame([ignores('text/event-stream'), ignores('application/json')], [true, false])
+  },
+
+  async diagnostics (t) {
+    const lines: Record<string, unknown>[] = []
+    const app = Fastify({ logger: { level: 'warn', stream: { write (line: string) { lines.push(JSON.parse(line)) } } } })
+    t.teardown(() => app.close())
+    await app.register(ssePlugin)
+    app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse() })
+    await run(t, { app })
+    await visit(t, `${await listen(app)}/sse`)
+    const [connection] = app.sse.connections()
+    connection!.close('stalled')
+    await until(() => lines.length > 0)
+    t.match(lines, [{ msg: 'A client has stopped to read', clientId: connection!.clientId, durationMs: Number }])
+  },
+
+  async 'live-and-ready' (t) {
     const app = bare(t)
     await app.register(ssePlugin)
     app.get('/sse', { sse: true }, async (request, reply) => { await reply.sse() })
@@ -28,6 +91,7 @@ export const DRIVERS: Drivers = {
     const stream = await visit(t, `${url}/sse`)
     const ready = async () => (await fetch(`${url}/ready`)).status
     t.equal(await ready(), 200)
+    t.equal((await fetch(`${url}/live`)).status, 200)
     const [listener] = process.rawListeners('SIGTERM').filter(listener => !before.includes(listener))
     const closing: Promise<void> = listener!.call(process, 'SIGTERM')
     t.equal(await ready(), 503)

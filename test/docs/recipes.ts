@@ -1,32 +1,24 @@
-import { existsSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import type { NestFastifyApplication } from '@nestjs/platform-fastify'
-import type { FastifyInstance } from 'fastify'
-import { chromium } from 'playwright-core'
+import Fastify, { type FastifyInstance } from 'fastify'
 import type { Test } from 'tap'
 import ts from 'typescript'
 import { EventSource } from 'undici'
 import ssePlugin from '../../lib/index.js'
-import type { TestStream } from '../../lib/testing/index.js'
+import { forceGap, restart, type TestStream } from '../../lib/testing/index.js'
 import { listen, payloads } from '../helpers/app.js'
-import { transpile } from '../helpers/compiler.js'
-import { pageAt, ROOT, sampleOf } from '../helpers/pages.js'
+import { browse } from '../helpers/browser.js'
+import { Gate } from '../helpers/gate.js'
+import { fenceIn, linesOf, ROOT, sampleOf } from '../helpers/pages.js'
 import { at, bare, eventSourceOf, run, visit, type Drivers } from '../helpers/samples.js'
 import type { ClientOptions } from '../helpers/sse.js'
 import { until } from '../helpers/wait.js'
 
 const validateToken = async (token: string) => token === 'good' || token === 'other' ? `user-${token}` : null
-const CHROMIUM = process.env['CHROMIUM'] ?? '/usr/bin/chromium'
-const withoutChromium = process.env['CI'] !== 'true' && !existsSync(CHROMIUM) && `no Chromium at ${CHROMIUM}`
 const bearer = (token: string): { headers: Record<string, string> } => ({ headers: { authorization: `Bearer ${token}` } })
-
-/** The first fence of a language in a page. */
-function fenceIn (path: string, language: string): string {
-  return new RegExp(`^\`\`\`${language}\n(.*?)^\`\`\`$`, 'ms').exec(pageAt(path).text)![1]!
-}
 
 // --- Outbox ---
 
@@ -65,39 +57,19 @@ class Store {
   }
 }
 
-// --- Order dashboard ---
+// --- State ---
 
-interface Dashboard {
-  app: FastifyInstance
-  url: string
-  /** Signs in and returns the cookie. */
-  signIn (user: string): Promise<string>
-  post (url: string, cookie: string, payload?: object): Promise<{ status: number, body: any }>
-}
+interface RenderedOrder { id: string, item: string, state: string, version: number }
 
-/** The application of the page, with times and a history that a test can wait for. */
-async function startDashboard (t: Test): Promise<Dashboard> {
-  const server = transpile(sampleOf('order-dashboard'), ['app']).replace('maxConnectionsPerUser: 10', 'retryMs: 300, history: { maxEvents: 1 }, maxConnectionsPerUser: 10')
-  const directory = t.testdir({ 'server.mjs': server, 'orders.html': fenceIn('docs/recipes/order-dashboard.md', 'html'), 'orders.js': sampleOf('order-dashboard-client').text })
-  const before = process.rawListeners('SIGTERM')
-  const { app } = await import(pathToFileURL(join(directory, 'server.mjs')).href) as { app: FastifyInstance }
-  t.teardown(async () => {
-    for (const listener of process.rawListeners('SIGTERM')) if (!before.includes(listener)) process.removeListener('SIGTERM', listener as () => void)
-    await app.close()
-  })
-  const post: Dashboard['post'] = async (url, cookie, payload) => {
-    const response = await app.inject({ method: 'POST', url, headers: { cookie }, ...(payload !== undefined && { payload }) })
-    return { status: response.statusCode, body: response.json() }
-  }
-  return {
-    app,
-    url: at(app.server),
-    post,
-    async signIn (user) {
-      const response = await app.inject({ method: 'POST', url: '/login', payload: { user } })
-      return String(response.headers['set-cookie']).split(';')[0]!
-    }
-  }
+/** The application of docs/recipes/rendered-page.md, and the orders that it reads. */
+async function startRenderedPage (t: Test, readOrders: () => Promise<RenderedOrder[]>): Promise<{ app: FastifyInstance, gate: Gate, url: string, publish (order: RenderedOrder): Promise<void> }> {
+  const app = bare(t)
+  const gate = new Gate()
+  app.addHook('onRequest', gate.hook)
+  app.get('/orders.js', async (request, reply) => reply.type('text/javascript').send(sampleOf('rendered-page-client').text))
+  const edit = (text: string) => text.replace('register(ssePlugin)', 'register(ssePlugin, { retryMs: 100, history: { maxEvents: 10 } })')
+  const { publish } = await run(t, { app, readOrders }, [], edit, 'rendered-page')
+  return { app, gate, url: await listen(app), publish }
 }
 
 // --- MCP ---
@@ -197,123 +169,238 @@ export const DRIVERS: Drivers = {
   },
 
   async 'order-dashboard' (t) {
-    const { app, url, signIn, post } = await startDashboard(t)
-    t.match(await (await fetch(url)).text(), "from '/orders.js'")
-    t.match(await (await fetch(`${url}/orders.js`)).text(), 'export function connect')
-    for (const path of ['/live', '/orders']) t.equal((await visit(t, url + path)).status, 401, path)
-    t.equal((await post('/login', '', { user: 'eve' })).status, 401)
+    const html = fenceIn('docs/recipes/order-dashboard.md', 'html')
+    t.ok(linesOf(sampleOf(t.name).text) <= 25, 'a short server')
+    t.ok(linesOf(html) <= 20, 'a short page')
+    t.testdir({ 'orders.html': html })
+    const gate = new Gate()
+    const { app, orders } = await run(t, { gate: gate.hook }, ['app', 'orders'], text => text
+      .replace('const app = fastify();', "$& app.addHook('onRequest', gate);")
+      .replace('register(ssePlugin)', 'register(ssePlugin, { retryMs: 100, history: { maxEvents: 10 } })')) as { app: FastifyInstance, orders: Map<string, object> }
+    t.teardown(() => app.close())
+    const url = at(app.server)
+    const put = async (id: string, item: string, state?: string) => await app.inject({ method: 'PUT', url: `/orders/${id}`, payload: { item, state } })
 
-    const [ada, grace, staff] = await Promise.all(['ada', 'grace', 'staff'].map(signIn)) as [string, string, string]
-    const [adaStream, staffStream] = await Promise.all([ada, staff].map(cookie => visit(t, `${url}/live`, { headers: { cookie } }))) as [TestStream, TestStream]
-    const { body: tea } = await post('/orders', ada, { item: 'tea' })
-    await post('/orders', grace, { item: 'milk' })
-    await staffStream.until(() => staffStream.named('data').length >= 2)
-    t.same(payloads(staffStream, 'data').map(({ data: { customer, item, state } }) => [customer, item, state]), [['ada', 'tea', 'placed'], ['grace', 'milk', 'placed']])
+    await put('1', 'tea', 'placed')
+    const stream = await visit(t, `${url}/orders`)
+    t.same((await stream.next('orders')).json, [{ id: '1', item: 'tea', state: 'placed', version: 1 }])
+    await put('1', 'tea', 'packed')
+    t.same((await stream.next('order')).json, { id: '1', item: 'tea', state: 'packed', version: 2 })
+    t.equal((await put('1', 'tea')).statusCode, 400)
+    await stream.close()
 
-    t.equal((await post(`/orders/${tea.id}/next`, ada)).status, 403)
-    t.equal((await post('/orders/none/next', staff)).status, 404)
-    t.match(await post(`/orders/${tea.id}/next`, staff), { status: 200, body: { state: 'packed', version: 2 } })
-    await adaStream.until(() => adaStream.named('data').length >= 2)
-    t.same(payloads(adaStream, 'data').map(({ data: { item, state } }) => [item, state]), [['tea', 'placed'], ['tea', 'packed']], 'her own orders only')
-    const list = await app.inject({ url: '/orders', headers: { cookie: ada } })
-    t.match(list.json(), { isStaff: false, orders: [{ item: 'tea', state: 'packed', version: 2 }] })
-    t.equal(list.json().orders.length, 1)
-    t.match((await app.inject({ url: '/orders', headers: { cookie: staff } })).json(), { isStaff: true, orders: [{ item: 'tea' }, { item: 'milk' }] })
+    const page = await browse(t, url)
+    if (page === null) return
+    const shows = async (text: string) => t.ok(await until(async () => await page.locator('#list').textContent() === text, undefined, text), text)
+    await shows('tea: packed\n')
+    // A change that the list contains already.
+    await app.sse.broadcastEvent({ event: 'order', data: { id: '1', item: 'tea', state: 'placed', version: 1 } }, { subscriptionIds: ['orders'] })
+    await put('2', '<b>milk</b>', 'placed')
+    await shows('tea: packed\n<b>milk</b>: placed\n')
+    await gate.away(app, async () => await put('2', 'milk', 'packed'))
+    await shows('tea: packed\nmilk: packed\n')
+    await gate.away(app, async () => {
+      // Not published: only the list tells it.
+      orders.delete('1')
+      await forceGap(app)
+    })
+    await shows('milk: packed\n')
 
-    t.same((await post('/logout', ada)).body, { streams: 1 })
-    await adaStream.ended
-    t.same(payloads(adaStream, 'sse:close'), [{ reason: 'disconnected', reconnect: false }])
-    t.equal((await visit(t, `${url}/live`, { headers: { cookie: ada } })).status, 401)
-
-    if (withoutChromium !== false) return t.comment(withoutChromium)
-    const browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage'] })
-    t.teardown(() => browser.close())
-    const page = await browser.newPage()
-    const signInAs = async (user: string) => {
-      await page.locator('#login [name=user]').fill(user)
-      await page.locator('#login button').click()
-      await page.locator('#logout').waitFor()
-    }
-    await page.goto(url)
-    await signInAs('ada')
-    await page.locator('#list li', { hasText: 'ada: tea, packed' }).waitFor()
-    t.equal(await page.locator('#list li').count(), 1)
-    t.equal(await page.locator('#list button').count(), 0, 'a customer has no button that would be answered with 403')
-    await page.locator('#logout').click()
-    await page.locator('#login').waitFor()
-    t.equal(await page.locator('#list').innerText(), '', 'signing out clears the list')
-    await signInAs('grace')
-    await page.locator('#list li').waitFor()
-    t.same((await page.locator('#list li').allInnerTexts()).map(text => text.trim()), ['grace: milk, placed'])
-    await page.locator('#logout').click()
-    await page.locator('#login').waitFor()
-    await signInAs('staff')
-    await page.locator('#list li', { hasText: 'milk' }).locator('button').click()
-    await page.locator('#list li', { hasText: 'grace: milk, packed' }).waitFor()
+    const says = async (text: string) => t.ok(await until(async () => await page.locator('#state').textContent() === text, undefined, text), text)
+    await says('Live')
+    const close = (reason: string) => { for (const connection of app.sse.connections()) connection.close(reason) }
+    await page.route('**/orders', route => route.fulfill({ status: 502 }))
+    close('max-age')
+    await says('Not live: reload the page')
+    await page.unroute('**/orders')
+    await page.reload()
+    await says('Live')
+    close('kicked')
+    await says('Not live: reload the page')
   },
 
-  async 'order-dashboard-client' (t) {
-    const { app, url, signIn, post } = await startDashboard(t)
-    const [ada, staff] = [await signIn('ada'), await signIn('staff')]
-    const { fetch } = globalThis
-    let loads = 0
+  async 'order-dashboard-users' (t) {
+    const app = bare(t)
+    const sessions = new Map([['a', { userId: 'ada', role: 'guest' }], ['s', { userId: 'sam', role: 'staff' }]])
+    const asked: unknown[] = []
+    await run(t, {
+      app,
+      findSession: async (id: string) => sessions.has(id) ? { ...sessions.get(id), expiresAt: Date.now() + 600_000 } : null,
+      loadOrders: async (topics: unknown) => asked.push(topics) && [{ id: '1', version: 1 }]
+    })
+    const url = `${await listen(app)}/orders`
+    t.equal((await visit(t, url)).status, 401)
+    const [ada, staff] = [await visit(t, url, { headers: { cookie: 'session=a' } }), await visit(t, url, { headers: { cookie: 'session=s' } })]
+    for (const stream of [ada, staff]) await stream.next('orders')
+    t.same(asked, [['orders:ada'], ['orders:*']])
+    for (const user of ['grace', 'ada']) await app.sse.broadcastEvent({ event: 'order', data: user }, { subscriptionIds: [`orders:${user}`] })
+    t.same((await staff.collect(2, 'order')).map(({ data }) => data), ['grace', 'ada'])
+    t.equal((await ada.next('order')).data, 'ada')
+    await t.rejects(app.sse.getConnectionsByUser('ada')[0]!.addSubscription('orders:grace'), { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN' })
+  },
+
+  async 'order-dashboard-sign-in' (t) {
+    const app = bare(t)
+    let user: string | null = 'ada'
+    await app.register(ssePlugin, { path: '/orders', retryMs: 100, requireAuthentication: true, authHandler: () => user })
+    const { Source } = eventSourceOf(t, await listen(app))
     let signIns = 0
-    let held: Promise<void> | null = null
-    const load = async (path: string, { headers }: { headers: Record<string, string> }) => {
-      loads++
-      const response = await fetch(url + path, { headers: { ...headers, cookie: ada } })
-      await held
-      return response
-    }
-    const shown: { item: string, state: string }[][] = []
-    const { connect } = await run(t, { EventSource: eventSourceOf(t, url, ada).Source, fetch: load })
-    const roles: boolean[] = []
-    const show = (orders: { item: string, state: string }[], isStaff: boolean) => {
-      shown.push(orders)
-      roles.push(isStaff)
-    }
-    const source = connect({ show, signIn: () => { signIns++ } }) as EventSource
-    const line = () => shown.at(-1)?.map(({ item, state }) => `${item} ${state}`).sort().join(', ')
-    await until(() => shown.length > 0)
-    t.equal(line(), '')
-
-    const { body: tea } = await post('/orders', ada, { item: 'tea' })
-    await until(() => line() === 'tea placed')
-    await post(`/orders/${tea.id}/next`, staff)
-    await until(() => line() === 'tea packed')
-
-    /** Cuts the stream off; `what` happens while the client is away. */
-    const away = async (what: () => Promise<unknown>) => {
-      for (const connection of app.sse.getConnectionsByUser('ada')) connection.close('max-age')
-      await until(() => app.sse.connectionCount === 0)
-      await what()
+    const { attach } = await run(t, { EventSource, signIn: () => { signIns++ } }, [], text => `export function attach (source) {\n${text.replace(/export \{.*\}\s*$/, '')}\n}`)
+    const connect = async () => {
+      const source = new Source('/orders')
+      attach(source)
       await until(() => app.sse.connectionCount === 1)
+      return source
     }
-    await away(() => post('/orders', ada, { item: 'milk' }))
-    await until(() => line() === 'milk placed, tea packed')
-    t.equal(loads, 1, 'resumed')
-    await away(async () => { for (const item of ['salt', 'rice', 'oats']) await post('/orders', ada, { item }) })
-    await until(() => line() === 'milk placed, oats placed, rice placed, salt placed, tea packed')
-    t.equal(loads, 2, 'loaded after the gap')
-    t.equal(signIns, 0)
-    t.notOk(roles.includes(true))
-
-    // The list is asked for before the sign-out, and arrives after it.
-    let release = () => {}
-    held = new Promise(resolve => { release = resolve })
-    source.dispatchEvent(new Event('sse:gap'))
-    await until(() => loads === 3)
-    await post('/logout', ada)
+    const signedOut = await connect()
+    await app.sse.disconnectUser('ada')
     await until(() => signIns === 1)
-    t.equal(source.readyState, EventSource.CLOSED)
-    const before = shown.length
-    release()
-    await sleep(50)
-    t.equal(shown.length, before, 'not shown again')
-    t.equal(signIns, 1)
-    // Without a session: refused.
-    connect({ show: () => {}, signIn: () => { signIns++ } })
+    t.equal(signedOut.readyState, EventSource.CLOSED)
+
+    const expired = await connect()
+    user = null
+    for (const connection of app.sse.connections()) connection.close('max-age')
     await until(() => signIns === 2)
+    t.equal(expired.readyState, EventSource.CLOSED)
+  },
+
+  async 'rendered-page' (t) {
+    const order = { id: '"1"', item: '<tea>', state: 'placed', version: 1 }
+    let loads = 0
+    const { app, url, publish } = await startRenderedPage(t, async () => {
+      loads++
+      // Changed between the position and the state.
+      if (loads === 1) await publish({ ...order, version: 2 })
+      return [{ ...order, version: 2 }]
+    })
+    const html = await (await fetch(url)).text()
+    const line = '<li id="order-&#34;1&#34;" data-version="2">&#60;tea&#62;: placed</li>'
+    t.match(html, line, 'escaped')
+    const position = /data-position="(.*?)"/.exec(html)![1]!
+    const stream = await visit(t, `${url}/orders?lastEventId=${encodeURIComponent(position)}`)
+    t.equal((await stream.next('order')).data, line, 'what follows the position')
+    t.equal(loads, 1, 'the state is not loaded again')
+
+    await forceGap(app)
+    const late = await visit(t, `${url}/orders?lastEventId=${encodeURIComponent(position)}`)
+    t.equal((await late.next('orders')).data, line)
+    t.match(late.named('sse:gap').map(({ json }) => json), [{ reason: 'trimmed', snapshot: true }])
+  },
+
+  async 'rendered-page-client' (t) {
+    const orders = [{ id: '1', item: 'tea', state: 'packed', version: 2 }, { id: '2', item: 'milk', state: 'placed', version: 1 }]
+    const { app, gate, url, publish } = await startRenderedPage(t, async () => orders)
+    const page = await browse(t, url)
+    if (page === null) return
+    const shows = async (...lines: string[]) => t.ok(await until(async () => (await page.locator('#list li').allInnerTexts()).join() === lines.join(), undefined, lines.join()), lines.join())
+    await shows('tea: packed', 'milk: placed')
+    await until(() => app.sse.connectionCount === 1)
+    await publish({ ...orders[0]!, state: 'placed', version: 1 })
+    await publish({ ...orders[1]!, state: 'packed', version: 2 })
+    await publish({ id: '3', item: 'salt', state: 'placed', version: 1 })
+    await shows('tea: packed', 'milk: packed', 'salt: placed')
+    await gate.away(app, async () => {
+      // Not published: only the list tells it.
+      orders.pop()
+      await forceGap(app)
+    })
+    await shows('tea: packed')
+  },
+
+  async 'chat-and-state' (t) {
+    const app = bare(t)
+    await run(t, { app })
+    const url = await listen(app)
+    const stream = await visit(t, `${url}/room`)
+    t.match((await stream.next('poll-state')).json, { yes: 0, no: 0, version: 1 })
+    for (const isYes of [true, false, true]) await app.inject({ method: 'POST', url: '/room/votes', payload: { isYes } })
+    t.match((await stream.collect(3, 'poll')).at(-1)!.json, { yes: 2, no: 1, version: 4 })
+    for (let number = 1; number <= 60; number++) await app.inject({ method: 'POST', url: '/room/messages', payload: { text: `${number}` } })
+    t.match((await stream.collect(60, 'chat')).map(({ json }) => json), Array.from({ length: 60 }, (_, i) => ({ number: i + 1, text: `${i + 1}` })))
+    const numbers = async (query = '') => (await app.inject(`/room/messages${query}`)).json().map(({ number }: { number: number }) => number)
+    t.same(await numbers(), Array.from({ length: 50 }, (_, i) => i + 11), 'the newest')
+    t.same(await numbers('?after=5'), Array.from({ length: 50 }, (_, i) => i + 6), 'those that follow')
+    t.same(await numbers('?after=60'), [])
+  },
+
+  async 'chat-and-state-client' (t) {
+    const app = bare(t)
+    const gate = new Gate()
+    app.addHook('onRequest', gate.hook)
+    const start = (t: Test, app: FastifyInstance) =>
+      run(t, { app }, ['messages'], text => text.replace('register(ssePlugin)', 'register(ssePlugin, { retryMs: 100, drainMs: 100, history: { maxEvents: 10 } })'), 'chat-and-state') as Promise<{ messages: { number: number, text: string }[] }>
+    const { messages } = await start(t, app)
+    const url = await listen(app)
+    const say = async () => await app.inject({ method: 'POST', url: '/room/messages', payload: { text: '' } })
+    for (let i = 0; i < 52; i++) await say()
+
+    const { fetch } = globalThis
+    let isDown = false
+    const get = async (path: string) => {
+      if (isDown) throw new TypeError('fetch failed')
+      return await fetch(url + path)
+    }
+    const { watchRoom, printed } = await run(t, { EventSource: eventSourceOf(t, url).Source, fetch: get }, [])
+    const versions: number[] = []
+    let shown = ''
+    watchRoom({
+      showPoll: ({ version }: { version: number }) => { versions.push(version) },
+      showChat: (list: { number: number }[]) => { shown = list.map(({ number }) => number).join() }
+    })
+    const shows = async (from: number, to: number) => {
+      const numbers = Array.from({ length: to - from + 1 }, (_, i) => from + i).join()
+      t.ok(await until(() => shown === numbers, undefined, numbers), `${from} to ${to}`)
+    }
+    await shows(3, 52)
+    await say()
+    await shows(3, 53)
+    await app.inject({ method: 'POST', url: '/room/votes', payload: { isYes: true } })
+    await app.sse.broadcastEvent({ event: 'poll', data: { version: 1 } }, { subscriptionIds: ['room'] })
+    await gate.away(app, say)
+    await shows(3, 54)
+    t.same(versions, [1, 2], 'an older state is ignored')
+
+    await gate.away(app, async () => {
+      isDown = true
+      // Not published, and more than one answer has.
+      for (let number = 55; number <= 120; number++) messages.push({ number, text: '' })
+      await forceGap(app)
+      await app.inject({ method: 'POST', url: '/room/votes', payload: { isYes: true } })
+    })
+    await until(() => versions.at(-1) === 3, undefined, 'the state is replaced')
+    await until(() => printed.length > 0, undefined, 'the messages are not loaded')
+    await say()
+    await until(() => shown.endsWith(',54,121'), undefined, 'a message behind the missing ones')
+    isDown = false
+    await shows(3, 121)
+
+    await t.test('a restart, after which the versions begin again', async t => {
+      const next = await restart(app, async () => {
+        const next = bare(t)
+        const { messages: stored } = await start(t, next)
+        stored.push(...messages)
+        return next
+      })
+      await until(() => versions.at(-1) === 1, undefined, 'the new state')
+      await next.inject({ method: 'POST', url: '/room/votes', payload: { isYes: true } })
+      await until(() => versions.at(-1) === 2, undefined, 'its change')
+      t.same(versions.slice(-2), [1, 2])
+      await next.inject({ method: 'POST', url: '/room/messages', payload: { text: '' } })
+      await shows(3, 122)
+    })
+  },
+
+  async 'chat-and-state-gaps' (t) {
+    const warnings: string[] = []
+    const app = Fastify({ logger: { level: 'warn', stream: { write: (line: string) => { warnings.push(line) } } } })
+    t.teardown(() => app.close())
+    await app.register(ssePlugin)
+    await run(t, { app })
+    const url = `${await listen(app)}/room/watched`
+    await visit(t, url)
+    await visit(t, url, { headers: { 'last-event-id': 'nonsense' } })
+    await until(() => warnings.length > 0)
+    t.match(warnings.map(line => JSON.parse(line)), [{ msg: 'A client has missed events', reason: 'malformed' }])
   },
 
   async htmx (t) {

@@ -34,7 +34,7 @@ t.test('the head and a first comment come at once, in chunks that are exact to t
   t.notOk('content-length' in answer!.headers)
   t.notOk('content-encoding' in answer!.headers)
   t.equal(answer!.chunks.length, 1)
-  t.match(answer!.body, /^: stream\n\nretry: 3000\n\nid: [A-Za-z0-9_-]+\.0\n\n$/)
+  t.match(answer!.body, /^: stream keep-alive=15000\n\nretry: 3000\n\nid: [A-Za-z0-9_-]+\.0\n\n$/)
   t.equal(connection!.isConnected, true)
 
   const before = socket.length
@@ -135,7 +135,7 @@ t.test('what is neither a source nor options opens no stream', async t => {
   const attempts: [unknown[], string, RegExp][] = [
     [[Promise.resolve(['a'])], 'SSE_ERR_INVALID_SOURCE', /await it/],
     [['text'], 'SSE_ERR_INVALID_SOURCE', /got a string$/],
-    [[null], 'SSE_ERR_INVALID_SOURCE', /null/],
+    [[['a'], null], 'SSE_ERR_INVALID_SOURCE', /got null$/],
     [[{ subscription: 'a' }], 'SSE_ERR_INVALID_OPTION', /"subscription" of reply.sse\(\) is not an option/],
     [[['a'], { subscriptions: ['a'] }], 'SSE_ERR_INVALID_OPTION', /"subscriptions" of reply.sse\(source\) is not an option: it has clientInfo,/],
     [[{ subscriptions: 'chat' }], 'SSE_ERR_INVALID_SUBSCRIPTION', /must be an array/],
@@ -143,19 +143,24 @@ t.test('what is neither a source nor options opens no stream', async t => {
   ]
   const { app, url } = await start(t, app => {
     for (const [i, [given]] of attempts.entries()) app.get(`/${i}`, async (request, reply) => { await (reply.sse as (...given: unknown[]) => Promise<unknown>)(...given) })
+    app.get('/started', async (request, reply) => await reply.sse(await app.sse.startRun('a', () => [], { ownerId: null }) as never))
   })
+  t.match(await (await fetch(`${url}/started`)).json(), { code: 'SSE_ERR_INVALID_SOURCE', message: /is the result of startRun\(\): pass its property "run"$/ })
   for (const [i, [, code, message]] of attempts.entries()) t.match(await (await fetch(`${url}/${i}`)).json(), { code, message })
   t.match(app.sse.stats(), { connections: 0, closed: {} })
 })
 
-t.test('an array of topics as a source is sent, and warned of', async t => {
+t.test('an array of topics is no source', async t => {
   const { app, open, lines } = await startLogged(t, async app => {
     await app.register(ssePlugin)
     app.get('/topics', (_request, reply) => reply.sse(['news:**', 'orders']))
     app.get('/texts', (_request, reply) => reply.sse(['good morning', 'orders']))
   })
-  for (const path of ['/texts', '/topics']) await (await open(path)).ended
-  t.match(lines.filter(({ level }) => level === 40), [{ first: 'news:**', msg: /subscriptions belong in reply\.sse\(\{ subscriptions \}\)/ }])
+  await (await open('/texts')).ended
+  const refused = await open('/topics')
+  t.equal(refused.status, 500)
+  t.match(JSON.parse(refused.text), { code: 'SSE_ERR_INVALID_SOURCE', message: /write reply\.sse\(\{ subscriptions: \["news:\*\*", …\] \}\)/ })
+  t.same(lines.filter(({ level }) => level === 40), [])
   t.equal(app.sse.connectionCount, 0)
 })
 

@@ -1,6 +1,4 @@
-import { execFileSync, spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { createServer } from 'node:http'
+import { spawn } from 'node:child_process'
 import { connect, type Socket } from 'node:net'
 import { getDefaultHighWaterMark } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -12,6 +10,7 @@ import { tie } from '../../lib/testing/tie.js'
 import type { SSEConnection, SSEOptions } from '../../lib/index.js'
 import { openURL, payloads, serve, type Joined, type Service } from '../helpers/app.js'
 import { collect } from '../helpers/heap.js'
+import { Namespace } from '../helpers/namespace.js'
 import { blocksOf, RawSocket, requestText } from '../helpers/raw.js'
 import { AnswerReader, SSEClient } from '../helpers/sse.js'
 import { listenForTrouble } from '../helpers/trouble.js'
@@ -55,7 +54,7 @@ async function scene (t: Test, options: SSEOptions = {}, setup?: (app: FastifyIn
 }
 
 /** Clients in a process of their own. */
-async function readers (t: Test, url: string, count: number, path: string, prefix: string[] = []) {
+async function readers (t: Test, url: string, count: number, path: string, prefix: readonly string[] = []) {
   const { hostname, port } = new URL(url)
   const [command, ...args] = [...prefix, process.execPath, fileURLToPath(new URL('reader.mjs', import.meta.url)), hostname, port, String(count), path]
   const child = tie(spawn(command!, args, { stdio: ['pipe', 'pipe', 'inherit'] }))
@@ -286,38 +285,17 @@ t.test('how much a client reads before the server sees any of it', async t => {
 })
 
 t.test('a client that vanishes without a FIN, with its network', async t => {
-  const name = `sse${process.pid % 100_000}`
-  const ip = (...args: string[]) => execFileSync('ip', args, { stdio: 'pipe' })
-  const address = '10.231.77.1'
-  try {
-    ip('netns', 'add', name)
-    t.teardown(() => { ip('netns', 'del', name) })
-    ip('link', 'add', `${name}a`, 'type', 'veth', 'peer', 'name', `${name}b`)
-    ip('link', 'set', `${name}b`, 'netns', name)
-    ip('addr', 'add', `${address}/30`, 'dev', `${name}a`)
-    ip('link', 'set', `${name}a`, 'up')
-    ip('-n', name, 'addr', 'add', '10.231.77.2/30', 'dev', `${name}b`)
-    ip('-n', name, 'link', 'set', `${name}b`, 'up')
-  } catch (error) {
-    if (process.env['CI'] !== undefined) throw error
-    t.comment('skipped: no network namespace may be made here')
-    return
-  }
+  const namespace = Namespace.create(t)
+  if (namespace === null) return
   const { app, publish, check } = await scene(t, { stallTimeoutMs: 500, maxConnectionAgeMs: 20_000, keepAliveIntervalMs: 100, outboxBytes: 100_000, history: { maxBytes: 1 << 20 } }, app => {
     app.get('/readers', async (request, reply) => { await reply.sse({ subscriptions: ['news'] }) })
     app.get('/quiet', async (request, reply) => { await reply.sse({ subscriptions: ['quiet'] }) })
   })
-  // The same application, reached over the other network as well.
-  const server = createServer((request, response) => { app.routing(request, response) })
-  server.listen(0, address)
-  await once(server, 'listening')
-  t.teardown(() => { server.closeAllConnections() })
-  t.teardown(() => { server.close() })
-  const url = `http://${address}:${(server.address() as { port: number }).port}`
-  await readers(t, url, 5, '/readers', ['ip', 'netns', 'exec', name])
-  await readers(t, url, 5, '/quiet', ['ip', 'netns', 'exec', name])
+  const url = await namespace.serve(t, app)
+  await readers(t, url, 5, '/readers', namespace.command)
+  await readers(t, url, 5, '/quiet', namespace.command)
   const began = performance.now()
-  ip('link', 'set', `${name}a`, 'down')
+  namespace.pullOut()
   await until(async () => {
     await publish(50_000)
     return app.sse.stats().closed['stalled'] === 5

@@ -6,7 +6,7 @@ import type { TestNode } from '../../lib/testing/index.js'
 import { buildNode, startApplicationNode } from '../helpers/node.js'
 import { requestText } from '../helpers/raw.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
-import { until } from '../helpers/wait.js'
+import { until, windows } from '../helpers/wait.js'
 
 // A node is killed with 2,000 clients on it, and all of them come to the other at once. Each has every event once and in
 // order, those who were there before go on receiving, and Redis is not asked for each.
@@ -24,6 +24,8 @@ class Client {
   twice = 0
   gaps = 0
   connections = 0
+  /** The last reconnection time, in milliseconds. */
+  retryMs = 0
   #socket!: Socket
   #open = false
   #rest = ''
@@ -51,6 +53,7 @@ class Client {
     if (line.startsWith('event: ')) this.#event = line.slice(7)
     else if (line.startsWith('data: ')) this.#data = line.slice(6)
     else if (line.startsWith('id: ')) this.#lastEventId = line.slice(4)
+    else if (line.startsWith('retry: ')) this.retryMs = Number(line.slice(7))
     if (line !== '') return
     if (this.#event === 'n') this.#take(Number(this.#data))
     else if (this.#event === 'sse:gap') this.gaps++
@@ -93,6 +96,9 @@ t.test('a herd', { skip: withoutRedis, timeout: 400_000 }, async t => {
   const reads = () => Promise.all(['xread', 'xrange'].map(command => redis.calls(command)))
   await publish(EVENTS)
   await have(all)
+  // They have received no other time than the first when their node is killed.
+  const { mean, most } = windows(herd.map(({ retryMs }) => retryMs))
+  t.ok(most <= 3 * mean, `an EventSource would reconnect by the time it received: at most ${most} in 100 ms, ${mean.toFixed(1)} in the mean`)
   await killed.kill()
   await until(() => !herd.some(({ connected }) => connected), DEADLINE_MS, 'the herd has no node')
   await publish(EVENTS)

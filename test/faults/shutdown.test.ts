@@ -18,7 +18,7 @@ import { block, openURL, payloads } from '../helpers/app.js'
 import { createCertificate } from '../helpers/certificate.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { RawSocket } from '../helpers/raw.js'
-import { until } from '../helpers/wait.js'
+import { until, windows } from '../helpers/wait.js'
 import type { TestStream } from '../../lib/testing/index.js'
 import { openStream } from '../../lib/testing/index.js'
 
@@ -376,12 +376,6 @@ t.test('clients return to the next server by themselves, all of them, and spread
   t.ok(sources.every(source => source.readyState === EventSource.OPEN), 'nobody gave up')
   t.equal(await pages.open(), pages.count)
 
-  const windows = (times: number[]) => {
-    const start = Math.min(...times)
-    const counts = new Array<number>(Math.ceil((Math.max(...times) - start + 1) / 100)).fill(0)
-    for (const time of times) counts[Math.floor((time - start) / 100)]!++
-    return { mean: times.length / counts.length, most: Math.max(...counts) }
-  }
   const told = windows(witnesses.map(witness => witness.retryMs!))
   t.ok(told.most <= 3 * told.mean, `told: at most ${told.most} in 100 ms, ${told.mean.toFixed(1)} in the mean`)
   // They come when a busy machine lets them: shown, not judged.

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import fc from 'fast-check'
 import Fastify, { type FastifyInstance } from 'fastify'
-import ssePlugin, { SSEError, SSEManager, type BroadcastOptions, type EventInput, type SSEOptions } from '../../lib/index.js'
+import ssePlugin, { SSEError, SSEManager, type BroadcastOptions, type EventInput, type ManagerOptions, type SSEOptions } from '../../lib/index.js'
 import { resolveOptions } from '../../lib/options.js'
 import { requestText } from '../helpers/raw.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
@@ -49,7 +49,7 @@ const options: Property = {
   make: met => fc.asyncProperty(fc.oneof(fc.dictionary(optionName, optionValue, { maxKeys: 3 }), fc.anything()), async given => {
     let manager: SSEManager
     try {
-      manager = new SSEManager(given as SSEOptions)
+      manager = new SSEManager(given as ManagerOptions)
     } catch (error) {
       assert.ok(isOurs(error) && (error as SSEError).code === 'SSE_ERR_INVALID_OPTION', String(error))
       met['refused'] = (met['refused'] ?? 0) + 1

@@ -16,7 +16,7 @@ import { Wire, type WireOptions } from './wire.js'
 
 export interface Setup {
   front: 'fastify' | 'node'
-  options: SSEOptions
+  options: Omit<SSEOptions, 'authHandler' | 'extractAuthData'>
   wires: WireOptions[]
 }
 

@@ -54,6 +54,11 @@ export class Wire extends Duplex {
     }
   }
 
+  /** As of `net.Socket`: without it, an HTTP server only ends its half of the connection, and its parser holds the socket for ever. */
+  destroySoon (): void {
+    this.end(() => this.destroy())
+  }
+
   /** The client has reset the connection: what is on its way is lost. */
   cut (): void {
     this.#inFlight.length = 0

@@ -6,9 +6,8 @@ import { ROOT } from './pages.js'
 import { startNode, type TestNode } from '../../lib/testing/test-node.js'
 
 /** What nodes run, as JavaScript in a directory of the test's: one that is restarted is back in a moment, as in production. */
-export function buildNode (t: Test): string {
+export function buildNode (t: Test, main = 'test/helpers/node-main.ts'): string {
   const directory = t.testdir({ 'package.json': '{ "type": "module" }' })
-  const main = 'test/helpers/node-main.ts'
   const lib = readdirSync(join(ROOT, 'lib'), { recursive: true }).map(file => join('lib', String(file)))
   for (const file of [...lib.filter(file => file.endsWith('.ts')), main]) {
     const { outputText } = ts.transpileModule(readFileSync(join(ROOT, file), 'utf8'), { compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext } })

@@ -1,4 +1,5 @@
 import type { TSchema } from '@sinclair/typebox'
+import type { Member } from './compiler.js'
 
 /** README's table of the options of a schema. */
 export function optionsTable (options: TSchema): string {
@@ -16,6 +17,20 @@ export function optionsTable (options: TSchema): string {
 }
 
 /**
+ * The table of options that are declared as an interface.
+ * @param where what takes an option, for a column of its own.
+ */
+export function membersTable (members: readonly Member[], where?: (name: string) => string): string {
+  const row = (...cells: (string | undefined)[]) => `| ${cells.filter(cell => cell !== undefined).join(' | ')} |`
+  const typed = (type: string) => type.split(' | ').filter(each => each !== 'undefined').map(each => each === 'function' ? each : `\`${each}\``).join(' or ')
+  return [
+    row('Option', where && 'In', 'Type', 'Meaning'),
+    `|${'---|'.repeat(where === undefined ? 3 : 4)}`,
+    ...members.map(({ name, type, documentation }) => row(`\`${name}\``, where?.(name), typed(type), documentation))
+  ].join('\n')
+}
+
+/**
  * The options of a schema as an interface, each with its meaning, range and default: a type that is inferred from a schema has none to show.
  * @param resolved the type that is inferred.
  */
@@ -26,9 +41,13 @@ export function optionsInterface (name: string, about: string, options: TSchema,
     const standard = nested || property.default === undefined ? '' : ` Default ${code(property.default)}.`
     const required = (schema.required as string[]).includes(name) && property.default === undefined
     const member = `${indent}${name}${required ? '' : '?'}: `
+    // An option that protects must not be undefined: a misspelt variable would remove a protection.
+    const absent = required || property.protects === true ? '' : ' | undefined'
+    const own = `${type}['${name}']`
+    const given = property.publicType ?? (property.protects === true && property.default === undefined ? `NonNullable<${own}>` : own)
     return [
       ...comment(`${property.description}${range}${standard}`, indent),
-      ...nested ? [`${member}{`, ...members(property, `${type}['${name}']`, `${indent}  `), `${indent}}`] : [`${member}${type}['${name}']`]
+      ...nested ? [`${member}{`, ...members(property, `${type}['${name}']`, `${indent}  `), `${indent}}${absent}`] : [`${member}${given}${absent}`]
     ]
   })
   return [...comment(about, ''), `export interface ${name} {`, ...members(options, resolved, '  '), '}'].join('\n')

@@ -11,10 +11,10 @@ export interface Page {
   readonly text: string
 }
 
-/** README, the pages of docs/, and the other texts of the repository that people read. */
+/** README, the pages of docs/, and the other texts of the repository that people read. Not the API reference, which is made from comments. */
 export const PAGES: readonly Page[] = [
   'README.md', 'SECURITY.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'example-app/README.md',
-  ...readdirSync(join(ROOT, 'docs'), { recursive: true, encoding: 'utf8' }).filter(file => file.endsWith('.md')).sort().map(file => `docs/${file}`)
+  ...readdirSync(join(ROOT, 'docs'), { recursive: true, encoding: 'utf8' }).filter(file => file.endsWith('.md') && !file.startsWith(join('reference', 'api'))).sort().map(file => `docs/${file}`)
 ].map(path => ({ path, text: readFileSync(join(ROOT, path), 'utf8') }))
 
 export function pageAt (path: string): Page {
@@ -34,6 +34,13 @@ export const SAMPLES: readonly Sample[] = PAGES.flatMap(({ text }) =>
 export function sampleOf (name: string): Sample {
   return SAMPLES.find(sample => sample.name === name)!
 }
+
+/** The first fence of a language in a page. */
+export function fenceIn (path: string, language: string): string {
+  return new RegExp(`^\`\`\`${language}\n(.*?)^\`\`\`$`, 'ms').exec(pageAt(path).text)![1]!
+}
+
+export const linesOf = (text: string): number => text.trimEnd().split('\n').length
 
 /** The rows of the table whose header begins with `first`, on whatever page; code marks are left out. */
 export function tableOf (first: string): string[][] {

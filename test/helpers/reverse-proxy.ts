@@ -24,7 +24,7 @@ function configurationOf (kind: ReverseProxyKind): string {
   return PAGES.map(({ text }) => new RegExp(`^\`\`\`${kind} nodes\\n(.*?)^\`\`\`$`, 'ms').exec(text)?.[1]).find(text => text !== undefined)!
 }
 
-/** The nginx or haproxy of docs/ in front of two nodes, a process of the test's own. */
+/** The nginx or haproxy of docs/ in front of two nodes, or with a configuration of the test's own, whose `PORT` is a free port. */
 export class ReverseProxy {
   readonly port: number
   readonly directory: string
@@ -40,10 +40,11 @@ export class ReverseProxy {
     return `http://127.0.0.1:${this.port}`
   }
 
-  static async start (kind: ReverseProxyKind, nodePorts: readonly [number, number]): Promise<ReverseProxy> {
+  static async start (kind: ReverseProxyKind, nodePorts: readonly [number, number], configuration = configurationOf(kind)): Promise<ReverseProxy> {
     const port = await freePort()
     const directory = mkdtempSync(join(tmpdir(), `sse-${kind}-`))
-    const text = configurationOf(kind)
+    const text = configuration
+      .replaceAll('PORT', String(port))
       .replaceAll('127.0.0.1:3001', `127.0.0.1:${nodePorts[0]}`)
       .replaceAll('127.0.0.1:3002', `127.0.0.1:${nodePorts[1]}`)
       .replace(/^( *listen|\s*bind) .*?:?80\b/m, `$1 127.0.0.1:${port}`)

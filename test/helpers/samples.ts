@@ -9,30 +9,24 @@ import { Agent, EventSource } from 'undici'
 import type { TestStream } from '../../lib/testing/index.js'
 import { openURL } from './app.js'
 import { transpile } from './compiler.js'
+import { setGlobals } from './globals.js'
 import { sampleOf } from './pages.js'
 import type { ClientOptions } from './sse.js'
 
 /** What runs a sample, by its name, and looks at what it does. */
 export type Drivers = Record<string, (t: Test) => Promise<void>>
 
-/** Runs the sample that the test is named after, with these globals; `edit` prepares its text. Returns what it is asked to export. */
-export async function run (t: Test, globals: Record<string, unknown> = {}, exports: string[] = [], edit = (text: string) => text): Promise<Record<string, any>> {
-  const sample = sampleOf(t.name)
+/** Runs the sample that the test is named after, or another, with these globals; `edit` prepares its text. Returns what it is asked to export. */
+export async function run (t: Test, globals: Record<string, unknown> = {}, exports: string[] = [], edit = (text: string) => text, name = t.name): Promise<Record<string, any>> {
+  const sample = sampleOf(name)
   const printed: unknown[][] = []
-  const given = { ...globals, [`printed-${t.name}`]: (...values: unknown[]) => { printed.push(values) } }
-  const before = Object.getOwnPropertyDescriptors(globalThis)
-  for (const [name, value] of Object.entries(given)) Object.defineProperty(globalThis, name, { value, configurable: true, writable: true })
-  t.teardown(() => {
-    for (const name of Object.keys(given)) {
-      Reflect.deleteProperty(globalThis, name)
-      if (name in before) Object.defineProperty(globalThis, name, before[name as keyof typeof before])
-    }
-  })
+  const given = { ...globals, [`printed-${name}`]: (...values: unknown[]) => { printed.push(values) } }
+  setGlobals(t, given)
   const text = edit(transpile(sample, exports))
   // Within the repository, so that the sample finds what it imports; beside what the driver may have put there.
   if (!existsSync(t.testdirName)) t.testdir({})
-  const file = join(t.testdirName, 'sample.mjs')
-  await writeFile(file, `const console = { log: globalThis['printed-${t.name}'] }\n${text}`)
+  const file = join(t.testdirName, `${name}.mjs`)
+  await writeFile(file, `const console = { log: globalThis['printed-${name}'] }\n${text}`)
   const module = await import(pathToFileURL(file).href)
   return { ...module, printed }
 }

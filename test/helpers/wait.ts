@@ -15,3 +15,11 @@ export async function until<T> (condition: () => T | Promise<T>, ms = 30_000, wh
 export async function turns (count = 3): Promise<void> {
   for (let i = 0; i < count; i++) await new Promise(resolve => setImmediate(resolve))
 }
+
+/** How many of these times (in milliseconds) fall into one window of 100 ms: in the mean from the first to the last, and at most. */
+export function windows (times: readonly number[]): { mean: number, most: number } {
+  const start = Math.min(...times)
+  const counts = new Array<number>(Math.ceil((Math.max(...times) - start + 1) / 100)).fill(0)
+  for (const time of times) counts[Math.floor((time - start) / 100)]!++
+  return { mean: times.length / counts.length, most: Math.max(...counts) }
+}

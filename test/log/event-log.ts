@@ -1,8 +1,11 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
-import { memoryBroker, SSEManager, type Broker, type Log } from '../../lib/index.js'
+import { EventPriority, memoryBroker, SSEManager, type Broker, type Log, type Message, type OutgoingMessage, type Sink } from '../../lib/index.js'
+import { EventLog } from '../../lib/log/event-log.js'
+import { testClock } from '../../lib/testing/index.js'
 import { openURL, payloads, serve, settleUnlogged } from '../helpers/app.js'
 import { turns } from '../helpers/wait.js'
 
@@ -113,4 +116,151 @@ t.test('a log that could not be opened is opened by whoever asks next', async t 
   await manager.open()
   t.equal(attempts, 2)
   t.match(manager.health(), { status: 'up' })
+})
+
+const HISTORY = { maxEvents: 10, maxAgeMs: 60_000, maxBytes: 1_000 }
+const message = (seq: number, more: Partial<Message> = {}): Message => ({ event: 'x', data: '', priority: EventPriority.NORMAL, target: {}, ephemeral: seq === 0, seq, ...more })
+
+/** An event log on a broker whose calls the test answers, and what it tells its node and the application's log. */
+function eventLog () {
+  const time = testClock()
+  const told: unknown[] = []
+  const broker = {
+    shared: true,
+    epoch: 'one',
+    position: 5,
+    sink: null as unknown as Sink,
+    closed: 0,
+    published: [] as OutgoingMessage[],
+    answer: { seq: 6, delivered: 0 } as unknown,
+    opening: Promise.resolve(),
+    context: undefined as unknown,
+    open (sink: Sink) {
+      broker.sink = sink
+      broker.context = store.getStore()
+      sink.state('up')
+      return broker.opening
+    },
+    publish (message: OutgoingMessage) {
+      broker.published.push(message)
+      if (broker.answer instanceof Error) throw broker.answer
+      return broker.answer as never
+    },
+    read: () => Promise.reject(new Error('not read')),
+    claim: async () => true,
+    close: async () => { broker.closed++ }
+  }
+  const note = (name: string) => (...args: unknown[]) => { told.push([name, ...args]) }
+  const deliver = ({ seq }: Message, epoch: string) => {
+    told.push(['deliver', seq, epoch, log.position])
+    return 3
+  }
+  const logged = (level: string) => (_details: object, message: string) => { told.push([level, message]) }
+  const log: EventLog = new EventLog(broker, { history: HISTORY, clock: time.clock }, {
+    opened: note('opened'), deliver, told: (text, seq) => { told.push(['told', text, seq, log.position]) }, gap: note('gap'), state: note('state')
+  }, { error: logged('error'), warn: logged('warn'), info: logged('info'), debug: logged('debug') })
+  return { broker, log, time, told: () => told.splice(0) }
+}
+const store = new AsyncLocalStorage<string>()
+
+t.test('the log of a node: position, newest of each priority, state and health follow what the broker tells', async t => {
+  const { broker, log, time, told } = eventLog()
+  t.match(log.health, { status: 'degraded', reason: /not open/ })
+  t.equal(log.isOpen, false)
+  await store.run('request', () => Promise.all([log.open(), log.open()]))
+  t.equal(broker.context, undefined, 'what the broker does later belongs to no request')
+  t.strictSame(told(), [['state', 'up'], ['debug', 'The event log is reachable again'], ['opened']])
+  t.strictSame([log.isOpen, log.position, [...log.newest], log.health.status], [true, 5, [5, 5, 5, 5], 'up'])
+
+  t.equal(broker.sink.deliver(message(6, { priority: EventPriority.HIGH })), 3)
+  t.equal(broker.sink.deliver(message(7, { event: 'sse:node', data: 'text' })), 0)
+  t.equal(broker.sink.deliver(message(0)), 3)
+  t.strictSame(told(), [['deliver', 6, 'one', 5], ['told', 'text', 7, 7], ['deliver', 0, 'one', 7]])
+  t.strictSame([log.position, [...log.newest]], [7, [5, 7, 6, 5]])
+
+  await time.advance(1_000)
+  broker.sink.state('down', new Error('first'))
+  const { health: { since } } = log
+  await time.advance(1_000)
+  broker.sink.state('down', new Error('second'))
+  t.strictSame(log.health, { status: 'degraded', reason: 'second', since }, 'the reason is another, the outage is the same')
+  broker.sink.state('down')
+  t.match(log.health, { reason: 'The event log cannot be reached', since })
+  t.strictSame(told(), [['state', 'down'], ['error', 'The event log cannot be reached']])
+  broker.sink.state('up')
+  t.strictSame(log.health, { status: 'up', since: since + 1_000 })
+  broker.sink.state('up')
+  t.strictSame(told(), [['state', 'up'], ['info', 'The event log is reachable again']])
+
+  Object.assign(broker, { epoch: 'two', position: 2 })
+  broker.sink.gap('epoch', undefined, true)
+  t.strictSame(told(), [['gap', 'epoch', true], ['state', 'up']])
+  t.strictSame([log.epoch, log.position, [...log.newest]], ['two', 2, [2, 2, 2, 2]])
+  broker.sink.gap('trimmed', new Error('lost'))
+  t.strictSame(told(), [['gap', 'trimmed', undefined], ['state', 'up'], ['warn', 'The event log has lost its continuity; connected clients receive sse:gap']])
+  for (const epoch of ['', 'a b', 'a\nb', 'a.b', 'e'.repeat(33), ' a']) {
+    broker.epoch = epoch
+    t.throws(() => broker.sink.gap('epoch'), { code: 'SSE_ERR_INVALID_OPTION', message: '"broker" has the epoch' }, JSON.stringify(epoch))
+    t.match(log.health, { status: 'degraded', reason: /has the epoch/ })
+  }
+  t.strictSame(told(), [])
+})
+
+t.test('what a broker answers is checked, and its own errors become the cause of one of ours', async t => {
+  const { broker, log } = eventLog()
+  broker.epoch = 'not one'
+  await t.rejects(log.open(), { code: 'SSE_ERR_INVALID_OPTION' })
+  broker.epoch = 'one'
+  await log.tell('opens the log', 'apart')
+  t.ok(log.isOpen)
+  const good = { seq: 6, delivered: 1 }
+  broker.answer = good
+  t.equal(log.append(message(0)), good, 'an answer at once is given at once')
+  for (const answer of [good, { seq: null, delivered: 0 }]) {
+    broker.answer = Promise.resolve(answer)
+    t.strictSame(await log.append(message(0)), answer)
+  }
+  for (const answer of [undefined, null, {}, { seq: 6 }, { delivered: 1 }, { seq: '6', delivered: 1 }, { seq: 1.5, delivered: 1 }, { seq: 6, delivered: NaN }]) {
+    for (broker.answer of [answer, Promise.resolve(answer)]) await t.rejects(async () => log.append(message(0)), { code: 'SSE_ERR_BROKER_UNAVAILABLE', message: 'returned an invalid result' }, JSON.stringify(answer))
+  }
+  const own = new Error('own')
+  const ours = Object.assign(new Error('ours'), { code: 'SSE_ERR_CLOSED' })
+  for (const make of [(error: Error) => error, (error: Error) => Promise.reject(error)]) {
+    broker.answer = make(own)
+    await t.rejects(async () => log.append(message(0)), { code: 'SSE_ERR_BROKER_UNAVAILABLE', message: 'is not known', cause: own })
+    broker.answer = make(ours)
+    t.equal(await Promise.resolve().then(() => log.append(message(0))).catch(error => error), ours)
+  }
+  broker.answer = good
+  broker.published.length = 0
+  for (const way of ['logged', 'ordered', 'apart'] as const) await log.tell(way, way)
+  const node = { event: 'sse:node', priority: EventPriority.NORMAL, target: { clientIds: [] } }
+  t.strictSame(broker.published, [{ ...node, data: 'logged', ephemeral: false, channel: 'node' }, { ...node, data: 'ordered', ephemeral: true }, { ...node, data: 'apart', ephemeral: true, channel: 'node' }], 'a message between nodes is for no connection')
+})
+
+t.test('a log that was closed takes and tells nothing, also if it was still opening', async t => {
+  for (const when of ['never opened', 'opening', 'open'] as const) {
+    const { broker, log, told } = eventLog()
+    let opened = () => {}
+    broker.opening = new Promise(resolve => { opened = resolve })
+    const opening = when === 'never opened' ? null : log.open()
+    if (when === 'open') {
+      opened()
+      await opening
+    }
+    told()
+    const telling = when === 'never opened' ? null : t.rejects(log.tell('text', 'apart'), { code: 'SSE_ERR_CLOSED' })
+    await log.close()
+    opened()
+    await telling
+    if (when === 'opening') await t.rejects(opening!, { code: 'SSE_ERR_CLOSED' })
+    t.equal(broker.closed, when === 'never opened' ? 0 : 1, when)
+    t.equal(log.isOpen, when === 'open')
+    t.match(log.health, { status: 'degraded', reason: /is closed/ })
+    if (when !== 'never opened') for (const state of ['down', 'up'] as const) broker.sink.state(state)
+    t.match(log.health, { status: 'degraded', reason: /is closed/ })
+    const calls: (() => Promise<unknown>)[] = [() => log.open(), async () => await log.append(message(0)), () => log.tell('', 'apart'), async () => log.assertOpen()]
+    for (const call of calls) await t.rejects(call(), { code: 'SSE_ERR_CLOSED' })
+    t.strictSame([told(), broker.published], [[], []], when)
+  }
 })

@@ -6,8 +6,9 @@ import { bytesOf, type Message } from '../../lib/events/message.js'
 import type { Target } from '../../lib/events/target.js'
 import { covers } from '../../lib/events/topic.js'
 import type { Page } from '../../lib/log/broker.js'
-import type { Interest } from '../../lib/log/log-index.js'
+import { LogIndex, type Interest } from '../../lib/log/log-index.js'
 import { Ring } from '../../lib/log/ring.js'
+import { collect } from '../helpers/heap.js'
 
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 300)
 fc.configureGlobal({ includeErrorInReport: true })
@@ -123,6 +124,7 @@ t.test('a read for a connection looks only at what concerns it', async t => {
   // The index is made in portions, by reads that scan meanwhile.
   let reads = 0
   while (read(nobody).next < ring.last) t.ok(reads++ < 100)
+  t.ok(reads > 20, 'each does a part')
   t.strictSame(read(nobody), { messages: [], next: 100_000 })
   const page = read(ada)
   t.equal(page.next, 100_000)
@@ -159,4 +161,107 @@ t.test('the ring over many rounds of its own size', async t => {
     }
     t.strictSame(seqs, Array.from({ length: 25 }, (_, i) => 9_901 + i * 4 + (priority + 3) % 4))
   }
+})
+
+t.test('a message that is put before the others is found by readers that use the index', async t => {
+  const ring = new Ring({ maxEvents: 1e6, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0, 1_000)
+  const message = (seq: number, topic: string) => ({ ...logged(seq, 1, 'x'), target: { subscriptionIds: [topic] } })
+  for (let seq = 1_001; seq <= 2_000; seq++) ring.append(message(seq, 'other'), 0)
+  const read = () => ring.read({ after: ring.first - 1, priority: 1, limit: 10, interest: { clientId: 'c', userId: null, subscriptions: new Set(['mine']) } })
+  t.strictSame(read(), { messages: [], next: 2_000 })
+  ring.prepend(message(1_000, 'mine'), 0)
+  t.strictSame(read(), { messages: [message(1_000, 'mine')], next: 2_000 })
+})
+
+t.test('what the bounds exclude is not put before the others, and a message is as old as the log says', async t => {
+  let now = 10_000
+  const ring = new Ring({ maxEvents: 3, maxAgeMs: 1_000, maxBytes: 1e9 }, () => now, 4)
+  const state = () => [ring.first, ring.last, ring.full]
+  t.strictSame(state(), [5, 4, false])
+  ring.append(logged(5, 1, 'x'), now - 400)
+  ring.append(logged(6, 1, 'x'), now - 300)
+  t.equal(ring.prepend(logged(4, 1, 'x'), now - 500), true)
+  t.strictSame(ring.read({ after: 3, priority: 1, limit: 9 }).messages.map(({ seq }) => seq), [4, 5, 6])
+  t.strictSame(state(), [4, 6, false])
+  t.equal(ring.prepend(logged(3, 1, 'x'), now - 600), false, 'one too many')
+  t.strictSame(state(), [4, 6, true])
+  now += 650
+  t.equal(ring.read({ after: 5, priority: 1, limit: 9 }).messages.length, 1, 'by the times at which they were logged')
+  t.strictSame(state(), [6, 6, true])
+  t.equal(ring.read({ after: 4, priority: 1, limit: 9 }).gap, 'trimmed')
+  t.equal(ring.prepend(logged(5, 1, 'x'), now - 1_001), false, 'too old')
+  t.strictSame(state(), [6, 6, true])
+})
+
+t.test('an older message with a key does not replace a newer one', async t => {
+  const ring = new Ring({ maxEvents: 100, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0, 20)
+  const keyed = (seq: number) => ({ ...logged(seq, 1, 'x'), key: 'k' })
+  ring.append(keyed(21))
+  for (let seq = 20; seq > 0; seq--) ring.prepend(keyed(seq), 0)
+  t.strictSame(ring.read({ after: 0, priority: 1, limit: 9 }), { messages: [keyed(21)], next: 21 })
+})
+
+t.test('the index lists each message once, by all that can find it, and forgets what leaves the log', async t => {
+  const nine = Array.from({ length: 9 }, (_, i) => `id-${i}`)
+  const messages: [target: Target, lists: number, found: string[]][] = [
+    [{}, 1, ['all']],
+    [{ exceptClientIds: ['one'] }, 1, ['all']],
+    [{ subscriptionIds: ['a:1:x'] }, 3, ['a:1:x', 'a:**', 'a:1:*']],
+    [{ subscriptionIds: ['a:1:y', 'a:1:x', 'a:1:y'] }, 9, ['a:1:x', 'a:1:y', 'a:**', 'a:1:*']],
+    [{ subscriptionIds: ['a'], userIds: ['ada'], clientIds: ['one'] }, 2, ['a', 'a:**']],
+    [{ userIds: ['a:1', 'ada'], clientIds: ['one'] }, 2, ['user ada']],
+    [{ clientIds: ['one', 'one'] }, 2, ['client one']],
+    [{ subscriptionIds: [] }, 1, []],
+    [{ userIds: nine.slice(1) }, 8, ['user id-3']],
+    [{ userIds: nine }, 1, ['all']],
+    [{ subscriptionIds: ['b:2'] }, 3, ['b:2', 'b:*']],
+    [{ subscriptionIds: ['b:2'] }, 3, ['b:2', 'b:*']]
+  ]
+  const names = ['all', 'a', 'a:1:x', 'a:1:y', 'a:**', 'a:1:*', 'b:2', 'b:*', 'user ada', 'user id-3', 'client one']
+  const index = new LogIndex()
+  const listed = (name: string) => {
+    const [kind, id] = name.split(' ')
+    const interest = { clientId: kind === 'client' ? id! : 'other', userId: kind === 'user' ? id! : null, subscriptions: new Set(name === 'all' || id !== undefined ? [] : [name]) }
+    t.ok(LogIndex.serves(interest))
+    return index.lists(interest).map(list => Array.from({ length: list.end - list.indexAfter(0) }, (_, i) => list.at(list.indexAfter(0) + i)))
+  }
+  const check = (from: number) => {
+    for (const name of names) {
+      const seqs = (of: string) => messages.flatMap(([,, found], i) => i >= from && found.includes(of) ? [i + 1] : [])
+      t.strictSame(listed(name), name === 'all' || seqs(name).length === 0 ? [seqs('all')] : [seqs('all'), seqs(name)], `${name} from ${from}`)
+    }
+  }
+  messages.forEach(([target, lists], i) => t.equal(index.add(i + 1, target), lists, JSON.stringify(target)))
+  check(0)
+  messages.forEach(([target], i) => {
+    index.remove(i + 1, target)
+    check(i + 1)
+  })
+  const many = (count: number) => ({ clientId: 'c', userId: null, subscriptions: new Set(Array.from({ length: count }, (_, i) => `t${i}`)) })
+  t.strictSame([160, 161].map(count => LogIndex.serves(many(count))), [true, false], 'with more a scan is cheaper')
+  for (const subscription of ['**', '*', '*:a']) t.notOk(LogIndex.serves({ ...many(0), subscriptions: new Set([subscription]) }), `${subscription} finds everything`)
+})
+
+t.test('an index that is not complete is not read, and what was trimmed is let go', async t => {
+  const ring = new Ring({ maxEvents: 1e6, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0)
+  // As many as one read takes into the index, and one more.
+  for (let seq = 1; seq <= 2_049; seq++) ring.append({ ...logged(seq, 1, 'x'), target: { userIds: [seq === 2_049 ? 'ada' : `u${seq}`] } })
+  const found: Message[] = []
+  for (let after = 0; after < ring.last;) {
+    const page = ring.read({ after, priority: 1, limit: 10, interest: { clientId: 'c', userId: 'ada', subscriptions: new Set() } })
+    found.push(...page.messages.filter(({ target }) => target.userIds!.includes('ada')))
+    after = page.next
+  }
+  t.equal(found.length, 1)
+
+  const small = new Ring({ maxEvents: 2, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0)
+  const references = [1, 2, 3].map(seq => {
+    const message = logged(seq, 1, 'x')
+    small.append(message)
+    return new WeakRef(message)
+  })
+  await new Promise(resolve => setImmediate(resolve))
+  collect()
+  t.strictSame(references.map(reference => reference.deref() === undefined), [true, false, false])
+  t.equal(small.last, 3)
 })

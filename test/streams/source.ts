@@ -1,3 +1,4 @@
+import { createHook } from 'node:async_hooks'
 import { once } from 'node:events'
 import { Readable } from 'node:stream'
 import { ReadableStream } from 'node:stream/web'
@@ -5,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { EventSource, fetch } from 'undici'
 import type { Source, SourceFactory } from '../../lib/index.js'
+import { block, serve } from '../helpers/app.js'
 import { collectAll } from '../helpers/heap.js'
 import { blocksOf, dataOf } from '../helpers/raw.js'
 import { HIGH_WATER_MARK, raw, start, startSource, waitingAtMost } from '../helpers/reply.js'
@@ -39,11 +41,11 @@ t.test('every kind of source', async t => {
     lines: { source: () => ['one\r\ntwo\rthree\n', ' indented', ''], data: ['one\ntwo\nthree\n', ' indented', ''] }
   }
   const { app, url } = await startSource(t, request => sources[decodeURIComponent((request.query as { kind: string }).kind)]!.source())
-  for (const [kind, { data }] of Object.entries(sources)) {
+  for (const [i, [kind, { data }]] of Object.entries(sources).entries()) {
     const socket = raw(t, `${url}`, { path: `/?kind=${encodeURIComponent(kind)}` })
     const [answer] = await socket.waitForAnswers(1)
     t.strictSame(dataOf(answer!.body), data, kind)
-    t.equal(answer!.chunks[0], ': stream\n\nretry: 3000\n\n', `${kind}: head`)
+    t.equal(answer!.chunks[0], `: stream keep-alive=15000\n\nretry: ${Math.round(3000 * (1 + i / 32))}\n\n`, `${kind}: head`)
     const last = blocksOf(answer!.body).at(-1)!
     t.strictSame([last.event, last.data], ['sse:close', '{"reason":"source-end","reconnect":false}'], `${kind}: farewell`)
   }
@@ -154,6 +156,66 @@ t.test('an item larger than the outbox is not lost', async t => {
   t.equal(app.sse.stats().dropped, 0)
 })
 
+t.test('the first item of a turn is written at once, and the others of it together', async t => {
+  const written: number[] = []
+  const { url } = await startSource(t, request => (async function * () {
+    const { socket } = request.raw
+    // An item has been written, or not, when the next one is asked for.
+    const measure = () => { written.push(socket.bytesWritten) }
+    measure()
+    for (const item of ['a', 'b', 'c']) {
+      yield item
+      measure()
+    }
+    await new Promise(resolve => setImmediate(resolve))
+    measure()
+  })())
+  const socket = raw(t, url, {})
+  const [answer] = await socket.waitForAnswers(1)
+  t.strictSame(answer!.chunks.slice(1, 3), ['data: a\n\n', 'data: b\n\ndata: c\n\n'])
+  const [start, first, second, third, end] = written as [number, number, number, number, number]
+  t.ok(first > start, 'the first item')
+  t.equal(second, first)
+  t.equal(third, first)
+  t.ok(end > third, 'at the end of the turn')
+})
+
+t.test('an item costs no promise beside that of the source', async t => {
+  let promises = 0
+  const hook = createHook({ init (id, type) { if (type === 'PROMISE') promises++ } }).enable()
+  t.teardown(() => hook.disable())
+  const counts: Record<string, number[]> = { sync: [], async: [] }
+  const { url } = await startSource(t, request => {
+    const mine = counts[request.url.slice(2)]!
+    if (request.url === '/?sync') return (function * () { for (let i = 0; i < 100; i++) { mine.push(promises); yield 'x' } })()
+    let items = 0
+    return { [Symbol.asyncIterator]: () => ({ next: () => { mine.push(promises); return Promise.resolve({ done: items === 100, value: String(items++) }) } }) } as AsyncIterable<string>
+  })
+  for (const kind of Object.keys(counts)) await raw(t, url, { path: `/?${kind}` }).waitForAnswers(1)
+  // All items of an array are read in one turn; promises between two reads of the other source are its own and that of its callback.
+  t.equal(counts.sync!.at(-1)! - counts.sync![0]!, 0)
+  t.ok(Math.min(...counts.async!.slice(1).map((count, i) => count - counts.async![i]!)) <= 2)
+})
+
+t.test('a source that ends its own stream is stopped', async t => {
+  let stopped = 0
+  const { app, url } = await start(t, app => {
+    app.get('/', (request, reply) => reply.sse((function * () {
+      try {
+        yield 'a'
+        // The stream ends while the generator runs.
+        reply.raw.emit('close')
+        yield 'b'
+      } finally {
+        stopped++
+      }
+    })()))
+  })
+  raw(t, url, {})
+  await until(() => stopped === 1)
+  t.equal(app.sse.connectionCount, 0)
+})
+
 t.test('an endless synchronous generator leaves the event loop to others', async t => {
   const { app, url } = await start(t, app => {
     app.get('/endless', (request, reply) => reply.sse((function * () { for (let i = 0; ; i++) yield String(i) })()))
@@ -195,4 +257,31 @@ t.test('a long stream leaves nothing behind for each item', async t => {
   const grown = await collectAll() - before
   t.ok(grown < 4_000_000, `${grown} bytes more after 100,000 items`)
   end()
+})
+
+t.test('a client that stops to read loses no item while other clients fill the memory of all queues', async t => {
+  const count = 8_000
+  const service = await serve(t, { maxQueuedBytes: 150_000, stallTimeoutMs: 0, drainMs: 100 }, {}, app => {
+    app.get('/source', { sse: true }, (_request, reply) => reply.sse(async function * () { for (let i = 0; i < count; i++) yield String(i).padStart(1_000) }))
+  })
+  const { app: { sse } } = service
+  const slow = await service.join('slow')
+  await block(slow)
+  while (sse.stats().dropped === 0) slow.connection.sendEvent({ data: 'x'.repeat(20_000) })
+  const { dropped } = sse.stats()
+  const stream = await service.open('/source')
+  stream.freeze()
+  // Its socket is full: over ten looks, nothing more was written.
+  let last = -1
+  let quiet = 0
+  await until(async () => {
+    const sent = (await sse.listConnections({ userId: null })).connections[0]!.sentEvents
+    quiet = sent > 0 && sent === last ? quiet + 1 : 0
+    last = sent
+    return quiet > 10
+  })
+  stream.thaw()
+  await stream.ended
+  t.strictSame(stream.named('message').map(({ data }) => Number(data)), Array.from({ length: count }, (_, i) => i))
+  t.equal(sse.stats().dropped, dropped)
 })

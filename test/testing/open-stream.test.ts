@@ -6,7 +6,6 @@ import { join } from 'node:path'
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import ssePlugin, { SSEManager, type SSEOptions } from '../../lib/index.js'
-import { EventParser } from '../../lib/testing/event-parser.js'
 import { openStream, type OpenStreamOptions, type ReceivedEvent, type TestContext } from '../../lib/testing/index.js'
 import { createCertificate } from '../helpers/certificate.js'
 
@@ -42,7 +41,7 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       const stream = await openStream(app, '/sse', { ...transport, test: t })
       t.equal(stream.status, 200)
       t.equal(stream.headers['content-type'], 'text/event-stream')
-      t.strictSame(stream.comments, ['stream'])
+      t.strictSame(stream.comments, ['stream keep-alive=15000'])
       const { id } = await app.sse.broadcastData('orders', { é: 1 })
       t.strictSame(await stream.next(), { event: 'data', data: '{"resource":"orders","data":{"é":1}}', json: { resource: 'orders', data: { é: 1 } }, id })
       t.equal(stream.lastEventId, id)
@@ -86,7 +85,7 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       await stream.until(() => stream.lastEventId !== lastEventId)
       await stream.until(() => stream.comments.includes('keep-alive'))
       t.strictSame(stream.events, [])
-      t.match(stream.text, /^: stream\n\nretry: \d+\n\nid: [\w-]+\.0\n\n/)
+      t.match(stream.text, /^: stream keep-alive=\d+\n\nretry: \d+\n\nid: [\w-]+\.0\n\n/)
       t.match(stream.text, '\n\n: keep-alive\n')
       t.equal(stream.text.length, stream.receivedBytes)
       await stream.close()
@@ -369,23 +368,4 @@ t.test('TLS, also with HTTP/2 beside HTTP/1.1; HTTP/2 alone is named', async t =
     await app.close()
   }
   await t.rejects(openStream(await build(t, {}, { http2: true }), '/sse'), { code: 'SSE_ERR_TEST_MISUSE', message: 'HTTP/2' })
-})
-
-t.test('the parser reads by the letter of the specification, wherever the text is cut', async t => {
-  const text = '\uFEFF: first\r\n\r\nevent: a\rdata: 1\rdata\rid: 7\r\rdata:  2\nid\n\nid: 8\nevent: lost\n\n:\ndata:{"x":[1]}\nretry: 100\nretry: 1s\nretry:\nid: 9\0\nunknown: 1\n\n\ndata: unfinished\n'
-  const wanted = [
-    'comment first', 'id 7', { event: 'a', data: '1\n', json: 1, id: '7' }, 'id ', { event: 'message', data: ' 2', json: 2, id: '' }, 'id 8',
-    'comment ', 'retry 100', { event: 'message', data: '{"x":[1]}', json: { x: [1] }, id: null }
-  ]
-  for (const size of [1, 2, 3, 5, text.length]) {
-    const seen: unknown[] = []
-    const parser = new EventParser({
-      event: event => { seen.push(event) },
-      comment: text => { seen.push(`comment ${text}`) },
-      retry: ms => { seen.push(`retry ${ms}`) },
-      lastEventId: id => { seen.push(`id ${id}`) }
-    })
-    for (let at = 0; at < text.length; at += size) parser.push(text.slice(at, at + size))
-    t.strictSame(seen, wanted, `pieces of ${size}`)
-  }
 })

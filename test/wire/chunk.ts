@@ -15,6 +15,10 @@ t.test('a chunk carries its bytes, framed and plain', async t => {
     for (const text of [shared.forOneMore(), shared.forOneMore()]) assert.ok(Buffer.from(text as string, TEXT_ENCODING).equals(new Chunk(value).framed))
     assert.ok(chunk.plain.equals(Buffer.from(value)))
     assert.ok(decodeChunked(chunk.framed).body.equals(chunk.plain))
+    // Text is queued once: for others, it would be converted again.
+    const ascii = Buffer.byteLength(value) === value.length
+    assert.deepEqual([shared, new Chunk(value)].map(chunk => [typeof chunk.forOneMore(), Buffer.isBuffer(chunk.forOneMore())]), [['object', true], [ascii ? 'string' : 'object', true]])
+    assert.equal(chunk.bytes, chunk.framed.length, 'the budget counts what is kept')
     assert.equal(chunk.framed.length, chunk.plain.length + chunk.plain.length.toString(16).length + 4)
   }), { numRuns: 100 }))
 })

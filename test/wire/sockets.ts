@@ -3,7 +3,7 @@ import { type FastifyServerOptions } from 'fastify'
 import { once } from 'node:events'
 import { createServer, ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { SSEError, SSEManager } from '../../lib/index.js'
 import { createCertificate } from '../helpers/certificate.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
@@ -117,7 +117,7 @@ t.test('sockets', async t => {
     const [answer] = socket.answers
     t.notOk('transfer-encoding' in answer!.headers)
     t.equal(answer!.headers['connection'], 'close')
-    t.match(answer!.body, /^: stream\n\nretry: 3000\n\nid: \S+\n\n/)
+    t.match(answer!.body, /^: stream keep-alive=15000\n\nretry: 3000\n\nid: \S+\n\n/)
     const [connection] = app.sse.connections()
     connection!.close()
     await socket.waitForClose()
@@ -287,7 +287,9 @@ t.test('sockets', async t => {
     t.ok(connection!.stats().queuedBytes < 400_000, `${connection!.stats().queuedBytes} bytes wait`)
   })
 
-  t.test('a response that the application ends while a client is slow has nothing behind its end', async t => {
+  /** Sends events of this size, each in a write of its own, to a client that does not read, until more waits than its socket has taken. */
+  async function stuck (t: Test, size: number) {
+    let ended: ServerResponse | null = null
     const { app, url } = await start(t, app => {
       routes(app)
       app.get('/ended', async (_request, reply) => {
@@ -295,24 +297,38 @@ t.test('sockets', async t => {
         ended = reply.raw
       })
     })
-    let ended: ServerResponse | null = null
     const socket = raw(t, url, { path: '/ended' })
     await socket.waitFor('retry: ')
     socket.socket.pause()
     const [connection] = app.sse.connections()
     for (let i = 0; i < 2_000 && connection!.stats().queuedBytes < 300_000; i++) {
-      await app.sse.broadcastEvent({ data: 'x'.repeat(30_000) })
-      // Each in a write of its own: a larger one would be cut off in the middle.
+      await app.sse.broadcastEvent({ data: 'x'.repeat(size) })
       await turns(1)
     }
     t.ok(connection!.stats().queuedBytes >= 300_000, 'more waits than the socket has taken')
-    ended!.end()
+    return { app, socket, response: ended! as ServerResponse }
+  }
+
+  t.test('a response that the application ends while a client is slow has nothing behind its end', async t => {
+    // A larger event would be cut off in the middle.
+    const { app, socket, response } = await stuck(t, 30_000)
+    response.end()
     await app.sse.broadcastEvent({ data: 'behind' })
     socket.send({ path: '/json' })
     socket.socket.resume()
     const [stream, json] = await socket.waitForAnswers(2)
     t.notOk(dataOf(stream!.body).includes('behind'))
     t.equal(json!.body, '{"json":true}', 'the next answer on the socket is whole')
+    await until(() => app.sse.connectionCount === 0)
+  })
+
+  t.test('a response that the application ends in the middle of an event takes its socket with it', async t => {
+    const { app, socket, response } = await stuck(t, 900_000)
+    response.end()
+    socket.send({ path: '/json' })
+    socket.socket.resume()
+    await socket.waitForClose()
+    t.notOk(socket.text.includes('{"json":true}'), 'no answer begins inside of an event')
     await until(() => app.sse.connectionCount === 0)
   })
 
@@ -348,7 +364,7 @@ t.test('sockets', async t => {
     response.stream().on('error', () => {})
     await app.sse.broadcastEvent({ data: 'injected' })
     await until(() => received.includes('data: injected\n\n'))
-    t.match(received, /^: stream\n\nretry: 3000\n\nid: \S+\n\nid: \S+\ndata: injected\n\n$/)
+    t.match(received, /^: stream keep-alive=15000\n\nretry: 3094\n\nid: \S+\n\nid: \S+\ndata: injected\n\n$/)
     const [connection] = app.sse.connections()
     const { signal } = connection!
     controller.abort()

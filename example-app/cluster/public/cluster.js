@@ -1,6 +1,8 @@
-/* global EventSource, sessionStorage */
-import { $, call, h } from './dom.js'
+/* global sessionStorage */
+import { $, call, h, plural } from './dom.js'
 import { Ledger } from './ledger.js'
+import { createClient } from './sse-client.js'
+import { TokenPanel } from './tokens.js'
 
 const TICKS_SHOWN = 120
 const MESSAGES_SHOWN = 100
@@ -19,20 +21,22 @@ let node = null
 let began = 0
 let away = null
 
-const source = new EventSource(`/sse?user=${me}`)
-const on = (name, handle) => source.addEventListener(name, event => handle(JSON.parse(event.data)))
+const client = createClient(`/sse?user=${me}`)
 
-source.addEventListener('error', () => {
-  state(source.readyState === EventSource.CLOSED ? 'closed' : 'reconnecting')
+client.onState(({ name, reason }) => {
+  // The stream is live when the server has sent the name of the node.
+  if (name === 'open') return
+  state(name === 'closed' ? 'closed' : node === null ? 'connecting' : 'reconnecting', reason)
+  // Which nodes are running, the next node says.
+  if (reason === 'network' && node !== null) $('nodes').querySelector(`[data-node=${node}]`)?.replaceWith(card(node))
   if (away === null && node !== null) away = { from: node, at: performance.now(), replayed: ledger.replayed }
 })
 
-on('welcome', welcome => {
+client.on('welcome', welcome => {
   changes.clear()
   node = welcome.node
   began = away === null ? 0 : welcome.at
-  if (away !== null) away.to = node
-  if (away !== null) away.ms = performance.now() - away.at
+  if (away !== null) Object.assign(away, { to: node, ms: performance.now() - away.at })
   $('served').dataset.node = node
   $('node').textContent = node
   $('client-id').textContent = welcome.clientId
@@ -40,7 +44,7 @@ on('welcome', welcome => {
   account()
 })
 
-on('tick', ({ node, run, seq, at }) => {
+client.on('tick', ({ node, run, seq, at }) => {
   if (!ledger.take(`${node}/${run}`, seq)) return account()
   ledger.received++
   const replayed = at < began
@@ -50,46 +54,49 @@ on('tick', ({ node, run, seq, at }) => {
   account()
 })
 
-on('nodes', nodes => {
+client.on('nodes', nodes => {
   const byName = new Map(nodes.map(stats => [stats.name, stats]))
   $('nodes').replaceChildren(...NAMES.map(name => card(name, byName.get(name))))
 })
 
-on('said', ({ user, text, node, at }) => write({ 'data-replayed': at < began }, h('strong', {}, user), ' ', h('span', { class: 'text' }, text), h('span', { class: 'by', 'data-node': node }, `by ${node}`)))
+client.on('said', ({ user, text, node, at }) => write({ 'data-replayed': at < began }, h('strong', {}, user), ' ', h('span', { class: 'text' }, text), h('span', { class: 'by', 'data-node': node }, `by ${node}`)))
 
-on('present', users => {
+client.on('present', users => {
   present.clear()
   for (const user of users) present.add(user)
   for (const [user, here] of changes) present[here ? 'add' : 'delete'](user)
   lobby()
 })
-on('sse:join', ({ userId }) => {
+client.onJoin(({ userId }) => {
   changes.set(userId, true)
   present.add(userId)
-  if (userId !== me) write({ class: 'news' }, `${userId} has come`)
+  if (userId !== me) write({ class: 'news' }, `${userId} has joined`)
   lobby()
 })
-on('sse:leave', ({ userId }) => {
+client.onLeave(({ userId }) => {
   changes.set(userId, false)
   present.delete(userId)
   write({ class: 'news' }, `${userId} has left`)
   lobby()
 })
 
-on('sse:gap', () => {
+client.onGap(() => {
   ledger.forgetAll()
   $('resumed').dataset.state = 'gap'
-  $('resumed').textContent = 'The log no longer had all that was missed.'
+  $('resumed').textContent = 'Some of the missed events were no longer in the log.'
 })
 
-function state (name) {
+function state (name, reason) {
   $('state').dataset.state = name
   $('state-text').textContent = { connecting: 'Connecting', live: 'Live', reconnecting: 'Reconnecting', closed: 'Closed' }[name]
   for (const id of ['served', 'nodes']) $(id).toggleAttribute('data-away', name !== 'live')
   $('kill').disabled = name !== 'live'
+  $('closed').hidden = name !== 'closed'
+  $('closed-reason').textContent = name === 'closed' ? `The server has closed this stream: ${reason}.` : ''
+  $('controls').disabled = name === 'closed'
   if (name !== 'reconnecting') return
   $('resumed').dataset.state = 'away'
-  $('resumed').textContent = `${node ?? 'The node'} is gone. The browser is looking for another …`
+  $('resumed').textContent = `The connection to ${node} is broken. The client is connecting to another node …`
 }
 
 function account () {
@@ -98,11 +105,11 @@ function account () {
   $('count-replayed').toggleAttribute('data-zero', ledger.replayed === 0)
   $('count-lost').textContent = ledger.lost
   $('count-lost').toggleAttribute('data-bad', ledger.lost > 0)
-  $('count-repeated').textContent = ledger.repeated
-  $('count-repeated').toggleAttribute('data-bad', ledger.repeated > 0)
+  $('count-duplicates').textContent = ledger.duplicates
+  $('count-duplicates').toggleAttribute('data-bad', ledger.duplicates > 0)
   if (away?.to === undefined) return
   $('resumed').dataset.state = 'whole'
-  $('resumed').textContent = `From ${away.from} to ${away.to} in ${(away.ms / 1000).toFixed(1)} s: ${ledger.replayed - away.replayed} events replayed, ${ledger.lost} lost, ${ledger.repeated} twice.`
+  $('resumed').textContent = `From ${away.from} to ${away.to} in ${(away.ms / 1000).toFixed(1)} s: ${ledger.replayed - away.replayed} events replayed, ${ledger.lost} lost, ${plural(ledger.duplicates, 'duplicate')}.`
   // The replay arrives at once. The next disconnect is counted separately.
   clearTimeout(account.timer)
   account.timer = setTimeout(() => { away = null }, 1_000)
@@ -111,9 +118,9 @@ function account () {
 function card (name, stats) {
   const gone = stats === undefined
   return h('li', { class: 'node', 'data-node': name, 'data-gone': gone },
-    h('div', { class: 'row' }, h('strong', {}, name), h('span', { class: 'pill', 'data-state': gone ? 'closed' : stats.status === 'up' ? 'live' : 'reconnecting' }, h('span', { class: 'dot' }), gone ? 'gone' : stats.status)),
+    h('div', { class: 'row' }, h('strong', {}, name), h('span', { class: 'pill', 'data-state': gone ? 'closed' : stats.status === 'up' ? 'live' : 'reconnecting' }, h('span', { class: 'dot' }), gone ? 'down' : stats.status)),
     gone
-      ? h('p', { class: 'muted small' }, 'It is started again in a few seconds.')
+      ? h('p', { class: 'muted small' }, 'It starts again in a few seconds.')
       : h('dl', {}, ...[['streams', stats.connections], ['users', stats.users], ['up for', `${Math.max(0, Math.round((Date.now() - stats.startedAt) / 1000))} s`]].flatMap(([term, value]) => [h('dt', {}, term), h('dd', {}, String(value))])),
     gone || name === node ? null : h('button', { type: 'button', class: 'quiet', onclick: () => kill(name) }, `Kill ${name}`))
 }
@@ -137,6 +144,8 @@ function kill (name) {
 }
 
 $('kill').addEventListener('click', () => { kill(node) })
+$('reconnect').addEventListener('click', () => { client.reconnect() })
+export const tokens = new TokenPanel({ user: me, failed: error => { $('answer-note').textContent = error.message } })
 
 $('composer').addEventListener('submit', async event => {
   event.preventDefault()

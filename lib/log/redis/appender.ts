@@ -37,12 +37,14 @@ const OVERHEAD_BYTES = 512
 /**
  * Publishes messages over one connection, in batches. One batch is sent at a time; messages published meanwhile form the next
  * batch. After a lost reply, the same batch is sent again with the same number, and Redis appends it only once. A publish is
- * answered when this node has read the message from the log, or after `publishTimeoutMs`.
+ * answered when this node has read the message from the log, or after `publishTimeoutMs`. In a process that does not read the log, it
+ * is answered when the message is stored.
  */
 export class Appender {
   readonly #log: RedisStore
   readonly #history: History
   readonly #options: Options
+  readonly #onStored: ((epoch: number) => void) | null
   /** Publishes by nonce, in the order of their deadlines. */
   readonly #pending = new Map<string, Pending>()
   #queue: Pending[] = []
@@ -59,15 +61,18 @@ export class Appender {
   #onIdle: (() => void) | null = null
   #skipped = { epoch: 0, position: 0 }
 
-  constructor (log: RedisStore, history: History, options: Options) {
+  /** @param onStored for a process that does not read the log: called with the epoch before publishes are answered. Null: this node reads it. */
+  constructor (log: RedisStore, history: History, options: Options, onStored: ((epoch: number) => void) | null = null) {
     this.#log = log
     this.#history = history
     this.#options = options
+    this.#onStored = onStored
   }
 
   /** Publishes over this connection until it fails; see `Serve`. */
   async serve (connection: Connection, report: Report): Promise<never> {
-    await this.#log.greet(connection, { asked: 0, writable: true })
+    const place = await this.#log.greet(connection, { asked: 0, writable: true })
+    this.#onStored?.(place.epoch)
     return await new Promise<never>((_resolve, reject) => {
       this.#connection = connection
       this.#fail = reject
@@ -86,7 +91,7 @@ export class Appender {
   }
 
   /**
-   * Queues a message for the next batch. Resolves when this node has read it from the log.
+   * Queues a message for the next batch. Resolves when this node has read it from the log, or when it is stored.
    * @throws SSE_ERR_BROKER_UNAVAILABLE
    */
   publish (message: OutgoingMessage): Promise<Published> {
@@ -103,7 +108,7 @@ export class Appender {
     })
   }
 
-  /** Answers the publish of a message that this node has read from the log. */
+  /** Answers the publish of a message that this node has read from the log, or need not read. */
   seen (nonce: string, seq: number | null, delivered: number): void {
     const pending = this.#pending.get(nonce)
     if (pending !== undefined) this.#settle(pending).resolve({ seq, delivered })
@@ -174,19 +179,18 @@ export class Appender {
 
   #logged (items: readonly Pending[], { epoch, first }: { epoch: number, first: number }): void {
     let next = first
+    this.#onStored?.(epoch)
     for (const item of items) {
       item.logged = { epoch, seq: item.message.ephemeral ? null : next++ }
-      this.#checkSkipped(item)
+      if (this.#onStored === null) this.#checkSkipped(item)
+      else this.seen(item.nonce, item.logged.seq, 0)
     }
   }
 
   /** Rejects a batch that Redis answered with an error: nothing was appended. */
   #refused (items: readonly Pending[], cause: Error): void {
     this.#batch = null
-    for (const item of items) {
-      item.sent = false
-      this.#reject(item, nothing(cause), cause)
-    }
+    for (const item of items) this.#reject(item, nothing(cause), cause)
   }
 
   /** Queues a batch again that arrived after the deadline of its first message: the other messages may still be in time. */

@@ -1,6 +1,6 @@
-import type { Broker, GapReason, History, Page, Published, ReadRequest, Sink } from '../broker.js'
+import type { Broker, GapReason, History, LogPosition, LogSize, Page, Published, PublishingLog, ReadRequest, Sink } from '../broker.js'
 import type { Message, OutgoingMessage } from '../../events/message.js'
-import { BrokerUnavailable, Closed } from '../../errors.js'
+import { BrokerUnavailable, Closed, InvalidOption } from '../../errors.js'
 import { createId } from '../../util/id.js'
 import { inTime } from '../../util/timeout.js'
 import type { ResolvedRedisOptions } from './options.js'
@@ -11,6 +11,7 @@ import { HistoryReader } from './history-reader.js'
 import { CursorAhead } from './cursor-ahead.js'
 import { NodeChannel } from './node-channel.js'
 import { Reconnector, type Serve } from './reconnector.js'
+import { RedisRunStore } from './run-store.js'
 import { RedisStore } from './store.js'
 import { LogReader, type Arrival } from './reader.js'
 import { HistoryCache, type Fetch } from './history-cache.js'
@@ -21,6 +22,7 @@ const NO_EPOCH = 'none'
 /** An event log that many nodes share, in Redis Streams. `redisStreamsBroker` creates it. */
 export class RedisStreamsBroker implements Broker {
   readonly shared = true
+  readonly runs: RedisRunStore
   readonly #options: ResolvedRedisOptions
   readonly #connect: Connect
   readonly #clock = new ServerClock()
@@ -35,7 +37,10 @@ export class RedisStreamsBroker implements Broker {
   readonly #down = new Map<string, Error>()
   #links: Reconnector[] = []
   #appender: Appender | null = null
+  /** Null in a process that only publishes. */
   #sink: Sink | null = null
+  /** Null before the broker is opened, and after it is closed. */
+  #onState: Sink['state'] | null = null
   #history: History | null = null
   #epoch = 0
   #replay: HistoryCache | null = null
@@ -56,11 +61,9 @@ export class RedisStreamsBroker implements Broker {
       moved: (epoch, position, reason, why, commandsKept) => this.#move(epoch, position, reason, why, commandsKept),
       arrived: arrival => this.#arrive(arrival)
     })
-    this.#cursorAhead = new CursorAhead(() => this, async () => {
-      const { epoch, newest } = await this.#log.greet(this.#reached(), { asked: 0 })
-      return { epoch: nameOf(epoch), position: newest }
-    })
+    this.#cursorAhead = new CursorAhead(() => this, () => this.#end())
     this.#past = new HistoryReader(this.#log, connect)
+    this.runs = new RedisRunStore(options, this.#clock, connect)
   }
 
   get epoch (): string {
@@ -71,11 +74,34 @@ export class RedisStreamsBroker implements Broker {
     return this.#replay?.position ?? 0
   }
 
+  get size (): LogSize | undefined {
+    return this.#replay?.size
+  }
+
   async open (sink: Sink, history: History): Promise<void> {
-    this.#sink = sink
+    await this.#open(sink, history, null, () => {
+      this.#sink = sink
+      this.#link('reader', (connection, report) => this.#reader.serve(connection, report))
+      this.#link('nodes', (connection, report) => this.#nodes.serve(connection, report))
+    })
+  }
+
+  async openForPublishing (sink: Pick<Sink, 'state'>, history: History): Promise<PublishingLog> {
+    await this.#open(sink, history, epoch => {
+      if (epoch === this.#epoch) return
+      this.#epoch = epoch
+      // If this process is the first to reach a wiped Redis, nodes must learn which epoch came before: otherwise they would end all streams.
+      this.#log.progress = { epoch, command: 0, commandTime: 0 }
+    })
+    return { position: () => this.#end() }
+  }
+
+  async #open (sink: Pick<Sink, 'state'>, history: History, onStored: ((epoch: number) => void) | null, addLinks = () => {}): Promise<void> {
+    if (this.#appender !== null) throw new InvalidOption('broker', 'is already open: create one for each manager or publisher')
+    this.#onState = (state, error) => sink.state(state, error)
     this.#history = history
-    const appender = this.#appender = new Appender(this.#log, history, this.#options)
-    this.#link('reader', (connection, report) => this.#reader.serve(connection, report))
+    const appender = this.#appender = new Appender(this.#log, history, this.#options, onStored)
+    addLinks()
     this.#link('writer', (connection, report) => {
       this.#connection = connection
       return appender.serve(connection, report)
@@ -83,7 +109,6 @@ export class RedisStreamsBroker implements Broker {
       this.#connection = null
       appender.lost(error)
     })
-    this.#link('nodes', (connection, report) => this.#nodes.serve(connection, report))
     const { startTimeoutMs, startDegraded } = this.#options
     const up = new Promise<void>(resolve => { this.#onUp = resolve })
     for (const link of this.#links) link.start()
@@ -91,12 +116,21 @@ export class RedisStreamsBroker implements Broker {
       await inTime(up, startTimeoutMs)
     } catch (error) {
       const [cause = error as Error] = this.#down.values()
-      if (startDegraded) return
-      await this.close()
-      throw new BrokerUnavailable(`could not be reached within ${startTimeoutMs} ms; the cause says why`, { cause })
-    } finally {
-      this.#started = true
+      if (!startDegraded) {
+        await this.#reset()
+        throw new BrokerUnavailable(`could not be reached within ${startTimeoutMs} ms; the cause says why`, { cause })
+      }
     }
+    this.#started = true
+  }
+
+  /** Returns to the state before `open`, which can be called again. */
+  async #reset (): Promise<void> {
+    await Promise.all(this.#links.map(link => link.stop()))
+    this.#links = []
+    this.#awaited.clear()
+    this.#down.clear()
+    this.#appender = this.#sink = null
   }
 
   async publish (message: OutgoingMessage): Promise<Published> {
@@ -125,8 +159,12 @@ export class RedisStreamsBroker implements Broker {
   }
 
   async #close (): Promise<void> {
+    // An `open` that waits for Redis ends.
+    this.#onUp?.()
     await this.#appender?.close()
+    await this.runs.close()
     this.#sink = null
+    this.#onState = null
     this.#cursorAhead.close(new Closed())
     this.#past.close()
     await Promise.all(this.#links.map(link => link.stop()))
@@ -143,6 +181,8 @@ export class RedisStreamsBroker implements Broker {
           this.#down.delete(name)
           for (const link of this.#links) link.hurry()
         } else {
+          // For the log: an error of a lost connection does not say which server it is.
+          if (!('address' in error)) Object.assign(error, this.#connect.peer)
           this.#down.set(name, error)
           onLost(error)
         }
@@ -160,7 +200,14 @@ export class RedisStreamsBroker implements Broker {
     if (state === this.#state && reason === this.#reason) return
     this.#state = state
     this.#reason = reason
-    this.#sink?.state(state, error)
+    this.#onState?.(state, error)
+  }
+
+  /** Asks Redis for the end of the log. */
+  async #end (): Promise<LogPosition> {
+    if (this.#closing !== null) throw new Closed()
+    const { epoch, newest } = await this.#log.greet(this.#reached(), { asked: 0 })
+    return { epoch: nameOf(epoch), position: newest }
   }
 
   #reached (): Connection {

@@ -41,7 +41,17 @@ export interface Connection {
  * Makes a connection that is authenticated and has its database selected. `onLost` is called when the connection is lost later.
  * `signal` aborts the attempt.
  */
-export type Connect = (onLost: (error: Error) => void, signal: AbortSignal) => Promise<Connection>
+export interface Connect {
+  (onLost: (error: Error) => void, signal: AbortSignal): Promise<Connection>
+  /** The server, for the log. Absent if it is not known, as with Sentinels. */
+  readonly peer?: Peer | undefined
+}
+
+/** Host and port, or the path of a Unix socket, with the names that network errors of Node.js use. */
+export interface Peer {
+  readonly address: string
+  readonly port?: number
+}
 
 interface OwnIoredis extends IoredisClient {
   connect (): Promise<void>
@@ -78,9 +88,30 @@ const URL_FORM = /^(?:rediss?|unix):\/\//
  */
 export function connector (client: unknown, database: number | undefined, connectTimeoutMs: number): Connect {
   if (typeof client === 'string') return fromUrl(client, database, connectTimeoutMs)
-  if (isIoredis(client)) return (onLost, signal) => connectIoredis(client, { database, connectTimeoutMs, onLost, signal })
-  if (isNodeRedis(client)) return (onLost, signal) => connectNodeRedis(client, { database, connectTimeoutMs, onLost, signal })
+  const { options } = Object(client) as { options?: ServerOptions & { socket?: ServerOptions } }
+  if (isIoredis(client)) return withPeer((onLost, signal) => connectIoredis(client, { database, connectTimeoutMs, onLost, signal }), options)
+  if (isNodeRedis(client)) return withPeer((onLost, signal) => connectNodeRedis(client, { database, connectTimeoutMs, onLost, signal }), options?.socket ?? {})
   throw new InvalidOption('broker.client', 'must be a client of ioredis or node-redis for one server (no cluster, no pool), or a URL')
+}
+
+/** The part of the options of a client that names the server. */
+interface ServerOptions {
+  readonly host?: string
+  readonly port?: number
+  readonly path?: string
+  readonly sentinels?: readonly unknown[] | null
+}
+
+function withPeer (connect: Connect, server: ServerOptions | undefined): Connect {
+  if (server === undefined || server.sentinels) return connect
+  const { host, port, path } = server
+  return Object.assign(connect, { peer: path ? { address: path } : { address: host || 'localhost', port: port || 6379 } })
+}
+
+function serverOf (url: string): ServerOptions | undefined {
+  if (!URL.canParse(url)) return undefined
+  const { protocol, hostname, port, pathname } = new URL(url)
+  return protocol === 'unix:' ? { path: pathname } : { host: hostname, port: Number(port) }
 }
 
 function isIoredis (client: unknown): client is IoredisClient {
@@ -98,14 +129,14 @@ function has (client: unknown, ...methods: string[]): client is object {
 
 function fromUrl (url: string, database: number | undefined, connectTimeoutMs: number): Connect {
   if (!URL_FORM.test(url)) throw new InvalidOption('broker.client', 'as a URL begins with redis://, rediss:// or unix://')
-  return async (onLost, signal) => {
+  return withPeer(async (onLost, signal) => {
     const { Redis } = await import('ioredis').catch((cause: unknown) => {
       throw new InvalidOption('broker.client', 'is a URL, which needs ioredis: npm install ioredis', { cause })
     })
     // ioredis expects the path of a Unix socket without a scheme.
     const template = new Redis(url.replace(/^unix:\/\//, ''), { lazyConnect: true })
     return connectIoredis(template, { database, connectTimeoutMs, onLost, signal })
-  }
+  }, serverOf(url))
 }
 
 async function connectIoredis (client: IoredisClient, { database, connectTimeoutMs, onLost, signal }: Attempt): Promise<Connection> {

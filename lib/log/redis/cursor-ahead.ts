@@ -1,14 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { GapReason } from '../broker.js'
+import type { GapReason, LogPosition } from '../broker.js'
 import { BrokerUnavailable } from '../../errors.js'
-
-/** The position of a node in the log, or the end of the log itself. */
-export interface Standing {
-  /** Epoch of the log. */
-  readonly epoch: string
-  /** Sequence number of the newest entry. */
-  readonly position: number
-}
 
 interface Waiter {
   /** Entry of the current epoch that this node must read; Infinity waits for another epoch. */
@@ -29,11 +21,11 @@ const PATIENCE_MS = 5_000
  * reached it. If so, the read waits for this node; if not, the cursor is not of this log, which is a gap.
  */
 export class CursorAhead {
-  readonly #node: () => Standing
-  readonly #askRedis: () => Promise<Standing>
+  readonly #node: () => LogPosition
+  readonly #askRedis: () => Promise<LogPosition>
   /** Waiting reads, oldest first. */
   readonly #waiting = new Set<Waiter>()
-  #asking: Promise<Standing> | null = null
+  #asking: Promise<LogPosition> | null = null
   /** Time of `performance.now()` at the last request to Redis. */
   #askedAt = -Infinity
   readonly #stop = new AbortController()
@@ -43,7 +35,7 @@ export class CursorAhead {
   #timer: NodeJS.Timeout | null = null
 
   /** @param askRedis resolves with the end of the log; rejects if Redis is unreachable */
-  constructor (node: () => Standing, askRedis: () => Promise<Standing>) {
+  constructor (node: () => LogPosition, askRedis: () => Promise<LogPosition>) {
     this.#node = node
     this.#askRedis = askRedis
   }
@@ -94,11 +86,11 @@ export class CursorAhead {
   }
 
   /** Shares a request that is not sent yet. The reply to an earlier request could be older than the cursor of the client. */
-  #ask (): Promise<Standing> {
+  #ask (): Promise<LogPosition> {
     return (this.#asking ??= this.#askSoon())
   }
 
-  async #askSoon (): Promise<Standing> {
+  async #askSoon (): Promise<LogPosition> {
     const { signal } = this.#stop
     const waitMs = this.#askedAt + ASK_INTERVAL_MS - performance.now()
     // Without a wait, the request is shared only by callers of this turn.

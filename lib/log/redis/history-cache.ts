@@ -1,4 +1,4 @@
-import type { History, Page, ReadRequest } from '../broker.js'
+import type { History, LogSize, Page, ReadRequest } from '../broker.js'
 import type { Message } from '../../events/message.js'
 import { Ring } from '../ring.js'
 import type { Entry } from './entry.js'
@@ -22,6 +22,11 @@ export class HistoryCache {
   constructor (history: History, position: number, fetch: Fetch) {
     this.#ring = new Ring(history, Date.now, position)
     this.#fetch = fetch
+  }
+
+  /** See `Ring.size`. */
+  get size (): LogSize {
+    return this.#ring.size
   }
 
   /** Sequence number of the newest message. */

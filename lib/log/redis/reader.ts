@@ -61,9 +61,12 @@ export class LogReader {
     for (;;) {
       const news = await this.#news(connection)
       const late = news !== null && this.#take(news)
+      const epoch = this.#epoch
       // After silence, the log is checked: a wiped log has no entries after our position, so no read would return any.
       if (news === null || news.suspect || late) await this.#greet(connection)
       if (late) goal = this.#known.newest
+      // There is nothing more to read, or the numbers of another epoch are smaller.
+      else if (news === null || epoch !== this.#epoch) goal = this.#position
       if (behind !== (this.#position < goal)) {
         behind = !behind
         report(behind ? this.#lag(goal) : null)
@@ -139,8 +142,9 @@ export class LogReader {
     }
     for (const entry of ephemeral.entries) {
       passOn(({ number }) => number <= entry.other)
-      // The reply was cut, and a missing logged entry comes before this ephemeral one. The next read returns both.
-      if (entry.other > this.#position && logged.cut) break
+      // The reply was cut, and a missing logged entry comes before this ephemeral one. The next read returns both. If the reply has a
+      // later logged entry, none is missing: the log has a hole, and without this check the next read would return the same again.
+      if (entry.other > this.#position && logged.cut && next === logged.entries.length) break
       if (isArrival(entry)) this.#sink.arrived(entry)
       this.#ephemerals = entry.number
     }

@@ -73,7 +73,7 @@ export class Reconnector {
     let upSince = Infinity
     let over = false
     let connection: Connection | null = null
-    let lose: (error: Error) => void = () => {}
+    let lose!: (error: Error) => void
     const lost = new Promise<never>((_resolve, reject) => { lose = reject })
     lost.catch(() => {})
     const onAbort = () => lose(signal.reason)

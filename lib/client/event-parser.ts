@@ -1,19 +1,17 @@
-/** An event as a client receives it. */
-export interface ReceivedEvent {
-  /** Name of the event; `message` without an `event:` line. Names of control events start with `sse:`. */
+/** An event as it was sent. */
+export interface ParsedEvent {
+  /** Name of the event; `message` without an `event:` line. */
   readonly event: string
   /** Text of the `data:` lines, joined by line feeds. */
   readonly data: string
-  /** The data parsed as JSON; undefined if it is not JSON. */
-  readonly json: any
-  /** Value of the `id:` line of this event; null without one. `stream.lastEventId` has the newest id of the stream. */
+  /** Value of the `id:` line of this event; null without one. */
   readonly id: string | null
 }
 
 /** Receives what a parser has read. */
 export interface EventSink {
   /** Called for each event. */
-  event (event: ReceivedEvent): void
+  event (event: ParsedEvent): void
   /** Called for each comment, without its colon. */
   comment (text: string): void
   /** Called for each valid `retry:` line, with its value in milliseconds. */
@@ -22,7 +20,9 @@ export interface EventSink {
   lastEventId (id: string): void
 }
 
-const LINE_END = /\r\n|\n|\r(?!$)/g
+/** Longest event that clients hold, in characters. A server that never ends one would exhaust the memory. */
+const MAX_CHARS = 64 * 1024 * 1024
+const LINE_END = /\r\n?|\n/g
 
 /**
  * Parses an event stream (WHATWG HTML, 9.2.6) that arrives in parts of any size. It shares no code with the encoder. `eventsource-parser`
@@ -30,8 +30,11 @@ const LINE_END = /\r\n|\n|\r(?!$)/g
  */
 export class EventParser {
   readonly #sink: EventSink
-  #rest = ''
+  /** The parts of a line whose end has not arrived. Joined once: joined with each part, a long line would take quadratic time. */
+  readonly #line: string[] = []
+  #chars = 0
   #atStart = true
+  #afterCR = false
   #event = ''
   #data: string[] = []
   #id: string | null = null
@@ -40,23 +43,34 @@ export class EventParser {
     this.#sink = sink
   }
 
-  /** Parses the next part of the stream. */
-  push (text: string): void {
-    if (this.#atStart && text !== '') {
-      this.#atStart = false
-      if (text.startsWith('\uFEFF')) text = text.slice(1)
-    }
-    const all = this.#rest + text
-    let from = 0
-    // A CR at the end of the text is not yet a line end: it can be the first half of a CRLF.
-    for (const { 0: end, index } of all.matchAll(LINE_END)) {
-      this.#line(all.slice(from, index))
-      from = index + end.length
-    }
-    this.#rest = all.slice(from)
+  /** Whether the event that arrives is too long. */
+  get isOverlong (): boolean {
+    return this.#chars > MAX_CHARS
   }
 
-  #line (line: string): void {
+  /** Parses the next part of the stream. */
+  push (text: string): void {
+    if (text === '') return
+    const isLeadingMark = this.#atStart && text.startsWith('\uFEFF')
+    // The second half of a CRLF, whose first half has already ended the line.
+    const isSecondHalf = this.#afterCR && text.startsWith('\n')
+    this.#atStart = false
+    this.#chars += text.length
+    this.#afterCR = text.endsWith('\r')
+    if (isLeadingMark || isSecondHalf) text = text.slice(1)
+    let from = 0
+    for (const { 0: end, index } of text.matchAll(LINE_END)) {
+      this.#line.push(text.slice(from, index))
+      from = index + end.length
+      this.#endLine()
+    }
+    if (from < text.length) this.#line.push(text.slice(from))
+  }
+
+  #endLine (): void {
+    const line = this.#line.join('')
+    this.#line.length = 0
+    if (this.#data.length === 0) this.#chars = 0
     if (line === '') return this.#dispatch()
     const colon = line.indexOf(':')
     if (colon === 0) return this.#sink.comment(line.slice(1).replace(/^ /, ''))
@@ -76,16 +90,6 @@ export class EventParser {
     this.#data = []
     this.#id = null
     if (id !== null) this.#sink.lastEventId(id)
-    if (lines.length === 0) return
-    const data = lines.join('\n')
-    this.#sink.event({ event, data, json: parsed(data), id })
-  }
-}
-
-function parsed (text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
+    if (lines.length > 0) this.#sink.event({ event, data: lines.join('\n'), id })
   }
 }

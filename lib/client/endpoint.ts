@@ -1,0 +1,45 @@
+/** What a client asks for: a URL, subscriptions, and which of them the client has no state of. */
+export class Endpoint {
+  readonly #url: URL
+  #subscriptions: ReadonlySet<string>
+  /** Subscriptions that were added, until the server has sent the next id: the snapshot has arrived then, if there is one. */
+  readonly #fresh = new Set<string>()
+
+  constructor (url: URL, subscriptions: Iterable<string>) {
+    this.#url = url
+    this.#subscriptions = new Set(subscriptions)
+  }
+
+  /** Identifies what a cursor of this endpoint covers. */
+  get key (): string {
+    return [this.#url.href, ...[...this.#subscriptions].sort()].join(' ')
+  }
+
+  /** Replaces the subscriptions. Returns whether they have changed. */
+  replace (subscriptions: Iterable<string>): boolean {
+    const before = this.#subscriptions
+    const after = this.#subscriptions = new Set(subscriptions)
+    for (const subscription of after) if (!before.has(subscription)) this.#fresh.add(subscription)
+    for (const subscription of before) if (!after.has(subscription)) this.#fresh.delete(subscription)
+    return before.size !== after.size || [...after].some(subscription => !before.has(subscription))
+  }
+
+  /** Records that the client has the state of all subscriptions. */
+  settle (): void {
+    this.#fresh.clear()
+  }
+
+  /** Returns the URL of the next request. */
+  request (lastEventId: string, ticket: string | null): URL {
+    const url = new URL(this.#url)
+    const { searchParams } = url
+    for (const subscription of this.#subscriptions) searchParams.append('subscription', subscription)
+    if (lastEventId !== '') {
+      // The header has a newer one. The server ignores `fresh` beside a cursor that is outdated.
+      searchParams.delete('lastEventId')
+      for (const subscription of this.#fresh) searchParams.append('fresh', subscription)
+    }
+    if (ticket !== null) searchParams.set('ticket', ticket)
+    return url
+  }
+}

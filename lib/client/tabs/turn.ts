@@ -1,0 +1,73 @@
+import type { Locks } from './browser.js'
+
+/** Decides which tab reads: the one that holds a Web Lock. The browser passes it on when a tab is closed or crashes. */
+export class Turn {
+  readonly #locks: Locks
+  readonly #name: string
+  readonly #onHeld: (isHeld: boolean) => void
+  #waiting = new AbortController()
+  /** Releases the lock; null while this tab does not hold it. */
+  #release: (() => void) | null = null
+  #isLeft = true
+
+  constructor (locks: Locks, name: string, onHeld: (isHeld: boolean) => void) {
+    this.#locks = locks
+    this.#name = name
+    this.#onHeld = onHeld
+  }
+
+  /** Waits for the lock. */
+  wait (): void {
+    this.#isLeft = false
+    this.#waiting = new AbortController()
+    this.#request({ signal: this.#waiting.signal })
+  }
+
+  /** Takes the lock from a tab that does not answer. */
+  steal (): void {
+    if (this.#release !== null || this.#isLeft) return
+    this.#waiting.abort()
+    this.#request({ steal: true })
+  }
+
+  /** Releases the lock, and does not wait for it any more. */
+  leave (): void {
+    this.#isLeft = true
+    this.#waiting.abort()
+    this.#release?.()
+    this.#release = null
+  }
+
+  #request (options: Parameters<Locks['request']>[1]): void {
+    let release: (() => void) | null = null
+    const held = new Promise<void>(resolve => { release = resolve })
+    let isHeld = false
+    const request = this.#locks.request(this.#name, options, async () => {
+      if (this.#isLeft) return
+      isHeld = true
+      this.#release = release
+      this.#onHeld(true)
+      await held
+    })
+    // It rejects when another tab steals the lock, and when this tab stops to wait.
+    request.catch(() => {
+      if (!isHeld || this.#release !== release) return
+      this.#release = null
+      this.#onHeld(false)
+      this.wait()
+    })
+  }
+}
+
+/** Holds a lock until the returned function is called. `held` resolves when it is held, and rejects if the page may not use locks. */
+export function hold (locks: Locks, name: string): { readonly held: Promise<void>, release (): void } {
+  let release!: () => void
+  const released = new Promise<void>(resolve => { release = resolve })
+  const held = new Promise<void>((resolve, reject) => {
+    locks.request(name, {}, async () => {
+      resolve()
+      await released
+    }).catch(reject)
+  })
+  return { held, release }
+}

@@ -1,0 +1,27 @@
+import { assertEventName, serialize } from '../events/event-rules.js'
+import { eventOf, type SourceEvent, type SourceItem, type SourcePart } from '../streams/source.js'
+import { encodeEvent } from '../wire/event-stream.js'
+
+/** An item of the source of a run: as those of a stream, without ids and reconnection times of its own. */
+export type RunItem = string | Uint8Array | Omit<SourceEvent, 'id' | 'retry'> | SourcePart
+
+const KEYS: ReadonlySet<string> = new Set(['event', 'data'])
+const YIELDS = 'a run yields strings, bytes, { event?, data } or objects with a type, and its events get their ids from the run'
+
+/** Encodes an item without its id. Returns null for bytes that end within a character, which the decoder keeps. */
+export function textOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): string | null {
+  if (typeof item === 'string') return encodeEvent('message', serialize(item))
+  if (item instanceof Uint8Array) return textOfDecoded(decoder.decode(item, { stream: true }))
+  const { event = 'message', data } = eventOf(item, KEYS, YIELDS)
+  assertEventName(event)
+  return encodeEvent(event, serialize(data))
+}
+
+/** Encodes what the decoder has kept; null for nothing. */
+export function textOfRest (decoder: InstanceType<typeof TextDecoder>): string | null {
+  return textOfDecoded(decoder.decode())
+}
+
+function textOfDecoded (text: string): string | null {
+  return text === '' ? null : encodeEvent('message', text)
+}

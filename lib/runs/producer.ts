@@ -1,0 +1,261 @@
+import { Buffer } from 'node:buffer'
+import { Closed, StreamEnded } from '../errors.js'
+import { runKeyOf, type RunEnd, type RunKey, type RunLease, type RunOutcome, type RunState, type RunStore } from '../log/run-store.js'
+import { cancel, Departure, discard, GONE, hold, read, type Source } from '../streams/source.js'
+import type { Clock } from '../util/clock.js'
+import type { Log } from '../util/logger.js'
+import { textOf, textOfRest, type RunItem } from './item.js'
+import type { RunSettings } from './run-options.js'
+
+/** A source of a run. */
+export type RunSource = Iterable<RunItem> | AsyncIterable<RunItem> | ReadableStream<RunItem>
+/** A function that returns the source of a run, or a promise of it. */
+export type RunFactory = (context: {
+  /** Aborts if the run ends before its source. */
+  signal: AbortSignal
+}) => RunSource | Promise<RunSource>
+
+/** Bytes that wait to be appended, from which the source waits. */
+const MAX_PENDING_BYTES = 64 * 1024
+/** After this number of items, the source waits for one turn of the event loop. */
+const ITEMS_PER_TURN = 256
+/** The lease is renewed when this part of it has passed. */
+const RENEWALS_PER_LEASE = 3
+/** Interval of renewals of a run that is stopped without readers: each reports whether there are readers. */
+const LOOK_MS = 500
+const FIRST_RETRY_MS = 50
+const MAX_RETRY_MS = 1_000
+
+/** The functions of the node that a producer uses. */
+export interface ProducerHost {
+  readonly store: RunStore
+  readonly clock: Clock
+  readonly log: Log
+  /** Whether the node ends without waiting any longer for a store that cannot be reached. */
+  readonly isOver: boolean
+  /** Adds bytes of the runs of this node. Returns false if they exceed `runs.maxBytes`. */
+  reserve (bytes: number): boolean
+  /** Handles the end of a producer. Called once. */
+  ended (producer: Producer): void
+}
+
+/** Reads the source of one run on this node, and appends its events to the store. */
+export class Producer {
+  readonly lease: RunLease
+  readonly id: string
+  /** Resolves with the last state; its status is the end. */
+  readonly finished: Promise<RunState>
+  readonly #host: ProducerHost
+  readonly #settings: RunSettings
+  readonly #abort = new AbortController()
+  #state: RunState
+  /** Encoded events that are not appended yet. */
+  #pending: string[] = []
+  #pendingBytes = 0
+  #appending: Promise<void> | null = null
+  #events = 0
+  #bytes = 0
+  /** Number of events in the store. */
+  #after = 0
+  #outcome: RunOutcome | null = null
+  #finish!: (state: RunState) => void
+  /** Times in milliseconds, without those in which the process stood still. */
+  #ageMs = 0
+  #idleMs = 0
+  #unreadMs = 0
+  /** Whether the source is being waited for. */
+  #isWaiting = true
+  #renewedAt: number
+  #renewing = false
+
+  constructor (host: ProducerHost, lease: RunLease, settings: RunSettings, state: RunState) {
+    this.#host = host
+    this.lease = lease
+    this.id = runKeyOf(lease.key)
+    this.#settings = settings
+    this.#state = state
+    this.#renewedAt = host.clock.monotonic()
+    this.finished = new Promise(resolve => { this.#finish = resolve })
+  }
+
+  get key (): RunKey {
+    return this.lease.key
+  }
+
+  /** The state as far as it is appended. */
+  get state (): RunState {
+    return this.#state
+  }
+
+  /** Size of the events so far in bytes. */
+  get bytes (): number {
+    return this.#bytes
+  }
+
+  /** Reads the source to its end. Never rejects. */
+  async produce (factory: RunFactory): Promise<void> {
+    try {
+      await this.#pump(factory)
+      await this.end({ status: 'done' })
+    } catch (err) {
+      if (this.#outcome === null) this.#host.log.error({ err, runId: this.key.runId }, 'The source of a run failed')
+      await this.end({ status: 'failed', reason: 'error' })
+    }
+  }
+
+  async #pump (factory: RunFactory): Promise<void> {
+    const { signal } = this.#abort
+    const departure = new Departure(signal)
+    const made = factory({ signal })
+    const given = await departure.or(made)
+    if (given === GONE) {
+      Promise.resolve(made).then(source => discard(source as Source), () => {})
+      return
+    }
+    hold(given as Source)
+    const reading = read(given as Source)
+    const decoder = new TextDecoder()
+    let items = 0
+    try {
+      for (;;) {
+        this.#isWaiting = true
+        const result = await departure.or(reading.next())
+        if (result === GONE) return
+        this.#isWaiting = false
+        this.#idleMs = 0
+        const text = result.done === true ? textOfRest(decoder) : textOf(result.value as RunItem, decoder)
+        if (text !== null && !this.#add(text)) return
+        if (result.done === true) return
+        while (this.#pendingBytes > MAX_PENDING_BYTES && this.#outcome === null) await this.#appending
+        if (++items % ITEMS_PER_TURN === 0) await new Promise(resolve => setImmediate(resolve))
+      }
+    } finally {
+      cancel(reading)
+    }
+  }
+
+  /** Queues an event. Returns false if the run ends instead. */
+  #add (text: string): boolean {
+    if (this.#outcome !== null) return false
+    const bytes = Buffer.byteLength(text)
+    const { maxEvents, maxBytes } = this.#settings
+    if (this.#events >= maxEvents || this.#bytes + bytes > maxBytes || !this.#host.reserve(bytes)) {
+      this.#host.log.warn({ runId: this.key.runId, events: this.#events, bytes: this.#bytes }, 'A run has exceeded a limit and is ended')
+      this.end({ status: 'failed', reason: 'limit' })
+      return false
+    }
+    this.#events++
+    this.#bytes += bytes
+    this.#pending.push(text)
+    this.#pendingBytes += bytes
+    this.#append()
+    return true
+  }
+
+  /** Appends what is pending, unless an append has no answer yet. */
+  #append (): void {
+    while (this.#appending === null && this.#pending.length > 0) {
+      const texts = this.#pending
+      this.#pending = []
+      this.#pendingBytes = 0
+      const append = () => this.#host.store.append(this.lease, this.#after, texts)
+      let answer: RunState | null | Promise<RunState | null>
+      try {
+        answer = append()
+      } catch (error) {
+        answer = Promise.reject(error)
+      }
+      if (answer instanceof Promise) this.#appending = this.#await(answer, append, texts.length)
+      else this.#appended(answer, texts.length)
+    }
+  }
+
+  async #await (answer: Promise<RunState | null>, append: () => RunState | null | Promise<RunState | null>, count: number): Promise<void> {
+    const state = await this.#insist(append, answer)
+    this.#appending = null
+    this.#appended(state, count)
+    this.#append()
+  }
+
+  #appended (state: RunState | null, count: number): void {
+    if (state === null) {
+      this.#pending = []
+      this.#lose()
+      return
+    }
+    this.#after += count
+    this.#renewed(state)
+  }
+
+  #renewed (state: RunState): void {
+    this.#state = state
+    this.#renewedAt = this.#host.clock.monotonic()
+    if (state.isRead) this.#unreadMs = 0
+    // Decided by a new state only: a reader can have come since the last one.
+    else if (this.#unreadMs >= this.#settings.graceMs) this.end({ status: 'stopped', reason: 'disconnect' })
+  }
+
+  /** Repeats a call while the store cannot be reached, for as long as the lease can last. Then resolves with null. */
+  async #insist<T> (call: () => T | Promise<T>, first: Promise<T> | null = null): Promise<T | null> {
+    const { clock, log } = this.#host
+    for (let retryMs = FIRST_RETRY_MS; ; retryMs = Math.min(2 * retryMs, MAX_RETRY_MS)) {
+      try {
+        const answer = first ?? call()
+        first = null
+        return await answer
+      } catch (err) {
+        if (err instanceof Closed || this.#host.isOver || clock.monotonic() - this.#renewedAt > this.lease.leaseMs) {
+          log.error({ err, runId: this.key.runId }, 'A run is lost: its events could not be stored')
+          return null
+        }
+        await new Promise<void>(resolve => { clock.after(retryMs, resolve) })
+      }
+    }
+  }
+
+  /** Handles that the run does not belong to this producer any more, or that the store has lost events of it. */
+  async #lose (): Promise<void> {
+    const state = await this.#host.store.get(this.key).catch(() => null)
+    const isEnded = state !== null && state.generation === this.lease.generation && state.status !== 'running'
+    this.end({ status: isEnded ? state.status as RunEnd : 'lost' })
+  }
+
+  /** Ends the run. The first call decides, unless the store has another end already. Resolves when the end is stored. Never rejects. */
+  async end (outcome: RunOutcome): Promise<void> {
+    if (this.#outcome !== null) return
+    this.#outcome = outcome
+    const { status } = outcome
+    if (status !== 'done') this.#abort.abort(new StreamEnded(outcome.reason ?? status))
+    while (this.#appending !== null) await this.#appending
+    // All events: if some could not be appended, the run is lost.
+    const state = await this.#insist(() => this.#host.store.finish(this.key, outcome, { lease: this.lease, after: this.#events }))
+    const { generation } = this.lease
+    this.#state = state !== null && state.generation === generation && state.status !== 'running' ? state : { ...this.#state, status: 'lost', reason: undefined, endedAt: this.#host.clock.wall() }
+    this.#host.ended(this)
+    this.#finish(this.#state)
+  }
+
+  /** Checks all time limits. Called repeatedly. `elapsedMs`: the time since the last call, without that in which the process stood still. */
+  age (elapsedMs: number): void {
+    if (this.#outcome !== null) return
+    const { maxDurationMs, idleTimeoutMs, graceMs } = this.#settings
+    this.#ageMs += elapsedMs
+    if (this.#isWaiting) this.#idleMs += elapsedMs
+    this.#unreadMs = this.#state.isRead ? 0 : this.#unreadMs + elapsedMs
+    if (this.#ageMs >= maxDurationMs || this.#idleMs >= idleTimeoutMs) this.end({ status: 'failed', reason: 'timeout' })
+    else if (this.#unreadMs >= graceMs || this.#host.clock.monotonic() - this.#renewedAt >= (graceMs === Infinity ? this.lease.leaseMs / RENEWALS_PER_LEASE : Math.min(LOOK_MS, this.lease.leaseMs / RENEWALS_PER_LEASE))) this.check()
+  }
+
+  /** Renews the lease, and notices if the run was ended elsewhere. */
+  async check (): Promise<void> {
+    // An append renews the lease as well.
+    if (this.#renewing || this.#appending !== null || this.#outcome !== null) return
+    this.#renewing = true
+    const after = this.#after
+    const state = await this.#insist(() => this.#host.store.append(this.lease, after, []))
+    this.#renewing = false
+    if (state !== null) this.#renewed(state)
+    // Events were appended meanwhile, so the position has changed.
+    else if (this.#after === after && this.#appending === null) this.#lose()
+  }
+}

@@ -1,0 +1,2 @@
+import './admin/page.js'
+import './admin/routes.js'

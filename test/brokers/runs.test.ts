@@ -1,0 +1,52 @@
+import { createClient } from '@redis/client'
+import { Redis } from 'ioredis'
+import t from 'tap'
+import { MemoryRunStore } from '../../lib/log/memory-run-store.js'
+import { redisStreamsBroker } from '../../lib/redis.js'
+import { runStoreContract } from '../../lib/testing/index.js'
+import { systemClock } from '../../lib/util/clock.js'
+import { pageAt } from '../helpers/pages.js'
+import { RedisServer, withoutRedis } from '../helpers/redis.js'
+import { until } from '../helpers/wait.js'
+
+// The contract of run stores, in memory and in Redis.
+
+t.test('in memory', async t => {
+  runStoreContract((name, run) => { t.test(name, run) }, 'memory', () => new MemoryRunStore(systemClock, 1 << 30))
+})
+
+t.test('in Redis', { skip: withoutRedis }, async t => {
+  const server = await RedisServer.start()
+  t.teardown(() => server.stop())
+  const { url } = server
+  for (const [name, client] of Object.entries({ ioredis: new Redis(url, { lazyConnect: true }), 'node-redis': createClient({ url }) })) {
+    await t.test(name, async t => {
+      runStoreContract((name, run) => { t.test(name, run) }, name, keyPrefix => redisStreamsBroker({ client, keyPrefix, replyTimeoutMs: 10_000 }).runs!, { shared: true })
+    })
+  }
+
+  t.test('the rights that the documentation names are enough', async t => {
+    const [, rights] = /^ACL SETUSER sse (.*)$/m.exec(pageAt('docs/operations/redis.md').text)!
+    t.match(await server.ask('ACL', 'SETUSER', 'sse', ...rights!.split(' ')), /^\+OK/)
+    const authorised = url.replace('://', '://sse:password@')
+    runStoreContract((name, run) => { t.test(name, run) }, 'rights', name => redisStreamsBroker({ client: authorised, keyPrefix: `sse:${name}`, replyTimeoutMs: 10_000 }).runs!)
+  })
+
+  t.test('each run is one key with a hash tag of its own, and nothing is left of it', async t => {
+    const keys = async () => (await server.ask('KEYS', 'own:*')).split('\r\n').filter(line => line.startsWith('own:'))
+    const store = redisStreamsBroker({ client: url, keyPrefix: 'own', replyTimeoutMs: 10_000 }).runs!
+    t.teardown(() => store.close())
+    store.watch({ news () {}, ended () {} })
+    const key = { ownerId: 'ada@example', runId: 'a{b}\r\n*' }
+    const { state: { generation } } = await store.claim({ key, token: 't', leaseMs: 60_000, ttlMs: 300, joinFinished: false, settings: '' })
+    const lease = { key, generation, token: 't', leaseMs: 60_000, ttlMs: 300 }
+    await store.append(lease, 0, Array.from({ length: 5_000 }, (_, n) => `data: ${n}\n\n`))
+    const found = (await keys()).sort()
+    t.equal(found.length, 2, found.join(' '))
+    t.match(found[0]!, /^own:run:\{[\w-]{32}\}$/)
+    t.match(found[1]!, /^own:runs:\{[\w-]{32}\}$/, 'the list of the owner')
+    for (const key of found) t.match(await server.ask('PTTL', key), /^:\d{4,6}\r/, 'it expires by itself')
+    await store.finish(key, { status: 'done' }, { lease, after: 5_000 })
+    await until(async () => (await keys()).length === 0)
+  })
+})

@@ -1,0 +1,5 @@
+import './cli/arguments.js'
+import './cli/answers.js'
+import './cli/doctor.js'
+import './cli/proxies.js'
+import './cli/tail.js'

@@ -1,0 +1,30 @@
+import t from 'tap'
+import { EventParser } from '../../lib/client/event-parser.js'
+
+t.test('the parser reads by the letter of the specification, wherever the text is cut', async t => {
+  const text = '\uFEFF: first\r\n\r\nevent: a\rdata: 1\rdata\rid: 7\r\rdata:  2\nid\n\nid: 8\nevent: lost\n\n:\ndata:{"x":[1]}\nretry: 100\nretry: 1s\nretry:\nid: 9\0\nunknown: 1\n\n\ndata: unfinished\n'
+  const wanted = [
+    'comment first', 'id 7', { event: 'a', data: '1\n', id: '7' }, 'id ', { event: 'message', data: ' 2', id: '' }, 'id 8',
+    'comment ', 'retry 100', { event: 'message', data: '{"x":[1]}', id: null }
+  ]
+  for (const size of [1, 2, 3, 5, text.length]) {
+    const seen: unknown[] = []
+    const parser = new EventParser({
+      event: event => { seen.push(event) },
+      comment: text => { seen.push(`comment ${text}`) },
+      retry: ms => { seen.push(`retry ${ms}`) },
+      lastEventId: id => { seen.push(`id ${id}`) }
+    })
+    for (let at = 0; at < text.length; at += size) parser.push(text.slice(at, at + size))
+    t.strictSame(seen, wanted, `pieces of ${size}`)
+  }
+})
+
+t.test('a long line in many parts', async t => {
+  const events: string[] = []
+  const parser = new EventParser({ event: ({ data }) => { events.push(data) }, comment () {}, retry () {}, lastEventId () {} })
+  parser.push('data: ')
+  for (let i = 0; i < 100_000; i++) parser.push('0123456789')
+  parser.push('\n\n')
+  t.equal(events[0]?.length, 1_000_000)
+})

@@ -1,0 +1,115 @@
+import t, { type Test } from 'tap'
+import { Reading, Recent } from '../../lib/client/tabs/reading.js'
+import { Relay } from '../../lib/client/tabs/relay.js'
+import { serve } from '../helpers/app.js'
+import { until } from '../helpers/wait.js'
+
+// What a tab receives that joins late, or is ahead of the tab that reads.
+
+const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
+const block = (id: string, data: string): string => `id: ${id}\nevent: n\ndata: ${data}\n\n`
+
+/** The stream of a tab at this cursor, which has joined after this one. */
+function join (cursor: string, previous: string, recent = new Recent()) {
+  const reading = new Reading(new URL('http://localhost/own'), { headers: { 'last-event-id': cursor } }, recent)
+  reading.open(previous, '')
+  let text = ''
+  reading.response.then(async response => {
+    const decoder = new TextDecoder()
+    for await (const part of response!.body!) text += decoder.decode(part, { stream: true })
+  }).catch(() => {})
+  const relay = new Relay()
+  relay.start(previous)
+  return {
+    reading,
+    push (blocks: string) { reading.push(relay.push(bytes(blocks))) },
+    /** Waits for an event with this data, and returns the data of all. */
+    async data (last: string): Promise<string[]> {
+      await until(() => text.includes(`data: ${last}\n`), undefined, `${last} arrives`)
+      return Array.from(text.matchAll(/^data: (.*)$/gm), ([, data]) => data!)
+    }
+  }
+}
+
+/** A server whose state has three parts. The returned function reads a stream into a relay, until the state has arrived. */
+async function start (t: Test) {
+  const { url } = await serve(t, {
+    path: '/own',
+    clientSubscriptions: true,
+    authorizeSubscription: () => true,
+    snapshot: { load: () => [1, 2, 3].map(data => ({ event: 'state', data })) }
+  })
+  return async (cursor: string): Promise<Relay> => {
+    const open = new AbortController()
+    const response = await fetch(`${url}/own?subscription=a`, { signal: open.signal, headers: { accept: 'text/event-stream', ...(cursor !== '' && { 'last-event-id': cursor }) } })
+    const relay = new Relay()
+    relay.start(cursor)
+    let text = ''
+    for await (const part of response.body!) {
+      text += new TextDecoder().decode(part)
+      relay.push(part)
+      if (text.includes('data: 3\n\n')) break
+    }
+    open.abort()
+    return relay
+  }
+}
+
+const dataOf = (slice: ReturnType<Relay['after']>): string[] => slice!.entries.flatMap(({ text }) => /^data: (.*)$/m.exec(text)?.[1] ?? [])
+
+t.test('a tab that joins later receives all parts of a state', async t => {
+  const read = await start(t)
+  t.match(dataOf((await read('old.1')).after('old.1', false)), [/"reason":"epoch"/, '1', '2', '3'], 'after a gap')
+  t.same(dataOf((await read('')).fromBegin()), ['1', '2', '3'])
+})
+
+t.test('a subscription that two tabs add begins with its state in both', t => {
+  const relay = new Relay()
+  relay.start('a.1')
+  relay.push(bytes('id: a.1!0\n\nevent: state\ndata: 1\n\n'))
+  for (const cursor of ['a.1', 'a.1!0']) t.same(dataOf(relay.after(cursor, true)), ['1'], cursor)
+  t.same(dataOf(relay.after('a.1', false)), [], 'a tab that has the state')
+  t.end()
+})
+
+t.test('what is not kept any more is not skipped', t => {
+  const relay = new Relay()
+  relay.start('a.1')
+  relay.push(bytes(`event: sse:gap\ndata: {}\n\n${'event: n\ndata: x\n\n'.repeat(1_000)}`))
+  t.equal(relay.after('a.1', false), null, 'a gap')
+  t.equal(relay.fromBegin(), null, 'the beginning of a state')
+  t.equal(relay.after('a.1', true), null)
+  t.end()
+})
+
+t.test('another event with the same text is not taken for one that was received', async t => {
+  const recent = new Recent()
+  const tab = join('a.1', 'a.1', recent)
+  tab.push(block('a.2', 'same') + block('a.3', 'x') + block('a.4', 'y'))
+  await tab.data('y')
+  // Another tab reads, at a.2. Its replay begins with a new event of a higher priority.
+  const next = join('a.4', 'a.2', recent)
+  next.push(block('a.2~2~5~5', 'same') + block('a.3~3~5~5', 'x') + block('a.4~4~5~5', 'y') + block('a.5', 'z'))
+  t.same(await next.data('z'), ['same', 'z'])
+  t.equal(next.reading.cursor, 'a.5')
+})
+
+t.test('a tab that is ahead goes on when the log was lost', async t => {
+  const recent = new Recent()
+  const tab = join('a.1', 'a.1', recent)
+  tab.push(block('a.2', 'same') + block('a.3', 'same'))
+  await tab.data('same')
+  const next = join('a.3', 'a.2', recent)
+  next.push(`event: sse:gap\ndata: {"reason":"epoch"}\n\n${block('b.1', 'same')}${block('b.2', 'last')}`)
+  t.same(await next.data('last'), ['{"reason":"epoch"}', 'same', 'last'])
+  t.equal(next.reading.cursor, 'b.2', 'the cursor is that of the new log')
+})
+
+t.test('a tab that is ahead has the state that replaces what it has received', async t => {
+  for (const [cursor, gap] of [['a.3', 'event: sse:gap\ndata: {"reason":"trimmed","snapshot":true}\n\n'], ['a.3!0', 'id: a.2!0\n\n']] as const) {
+    const next = join(cursor, 'a.2')
+    next.push(`${gap}event: state\ndata: 1\n\n${block('a.3', '2')}${block('a.4', 'last')}`)
+    t.same((await next.data('last')).slice(-3), ['1', '2', 'last'])
+    t.equal(next.reading.cursor, 'a.4')
+  }
+})

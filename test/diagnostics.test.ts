@@ -1,0 +1,3 @@
+import './diagnostics/allocation.js'
+import './diagnostics/channels.js'
+import './diagnostics/tally.js'

@@ -1,0 +1,3 @@
+import './metrics/dashboard.js'
+import './metrics/histogram.js'
+import './metrics/registries.js'

@@ -1,0 +1,2 @@
+import './otel/latency.js'
+import './otel/spans.js'

@@ -1,0 +1,6 @@
+import './runs/run.js'
+import './runs/answers.js'
+import './runs/limits.js'
+import './runs/nodes.js'
+import './runs/run-log.js'
+import './runs/feed.js'
