@@ -1,7 +1,8 @@
 import { Buffer } from 'node:buffer'
 import { Closed, StreamEnded } from '../errors.js'
 import { runKeyOf, type RunEnd, type RunKey, type RunLease, type RunOutcome, type RunState, type RunStore } from '../log/run-store.js'
-import { cancel, Departure, discard, GONE, hold, read, type Source } from '../streams/source.js'
+import { consume, type Sink } from '../streams/consume.js'
+import type { Result } from '../streams/source.js'
 import type { Clock } from '../util/clock.js'
 import type { Log } from '../util/logger.js'
 import { textOf, textOfRest, type RunItem } from './item.js'
@@ -17,8 +18,6 @@ export type RunFactory = (context: {
 
 /** Bytes that wait to be appended, from which the source waits. */
 const MAX_PENDING_BYTES = 64 * 1024
-/** After this number of items, the source waits for one turn of the event loop. */
-const ITEMS_PER_TURN = 256
 /** The lease is renewed when this part of it has passed. */
 const RENEWALS_PER_LEASE = 3
 /** Interval of renewals of a run that is stopped without readers: each reports whether there are readers. */
@@ -40,7 +39,7 @@ export interface ProducerHost {
 }
 
 /** Reads the source of one run on this node, and appends its events to the store. */
-export class Producer {
+export class Producer implements Sink {
   readonly lease: RunLease
   readonly id: string
   /** Resolves with the last state; its status is the end. */
@@ -48,6 +47,7 @@ export class Producer {
   readonly #host: ProducerHost
   readonly #settings: RunSettings
   readonly #abort = new AbortController()
+  readonly #decoder = new TextDecoder()
   #state: RunState
   /** Encoded events that are not appended yet. */
   #pending: string[] = []
@@ -95,7 +95,8 @@ export class Producer {
   /** Reads the source to its end. Never rejects. */
   async produce (factory: RunFactory): Promise<void> {
     try {
-      await this.#pump(factory)
+      const { signal } = this.#abort
+      await consume(factory({ signal }), signal, this)
       await this.end({ status: 'done' })
     } catch (err) {
       if (this.#outcome === null) this.#host.log.error({ err, runId: this.key.runId }, 'The source of a run failed')
@@ -103,53 +104,42 @@ export class Producer {
     }
   }
 
-  async #pump (factory: RunFactory): Promise<void> {
-    const { signal } = this.#abort
-    const departure = new Departure(signal)
-    const made = factory({ signal })
-    const given = await departure.or(made)
-    if (given === GONE) {
-      Promise.resolve(made).then(source => discard(source as Source), () => {})
-      return
-    }
-    hold(given as Source)
-    const reading = read(given as Source)
-    const decoder = new TextDecoder()
-    let items = 0
-    try {
-      for (;;) {
-        this.#isWaiting = true
-        const result = await departure.or(reading.next())
-        if (result === GONE) return
-        this.#isWaiting = false
-        this.#idleMs = 0
-        const text = result.done === true ? textOfRest(decoder) : textOf(result.value as RunItem, decoder)
-        if (text !== null && !this.#add(text)) return
-        if (result.done === true) return
-        while (this.#pendingBytes > MAX_PENDING_BYTES && this.#outcome === null) await this.#appending
-        if (++items % ITEMS_PER_TURN === 0) await new Promise(resolve => setImmediate(resolve))
-      }
-    } finally {
-      cancel(reading)
-    }
+  /** Whether the run takes more of its source. See `Sink`. */
+  get isOpen (): boolean {
+    return this.#outcome === null
   }
 
-  /** Queues an event. Returns false if the run ends instead. */
-  #add (text: string): boolean {
-    if (this.#outcome !== null) return false
+  /** Takes an item of the source. See `Sink`. */
+  take ({ done, value }: Result): Promise<void> | null {
+    this.#isWaiting = false
+    this.#idleMs = 0
+    const text = done === true ? textOfRest(this.#decoder) : textOf(value as RunItem, this.#decoder)
+    if (text !== null) this.#add(text)
+    if (this.#pendingBytes > MAX_PENDING_BYTES) return this.#relief()
+    this.#isWaiting = true
+    return null
+  }
+
+  /** Resolves when there is room for more. */
+  async #relief (): Promise<void> {
+    while (this.#pendingBytes > MAX_PENDING_BYTES && this.isOpen) await this.#appending
+    this.#isWaiting = true
+  }
+
+  /** Queues an event, or ends the run if it exceeds a limit. */
+  #add (text: string): void {
     const bytes = Buffer.byteLength(text)
     const { maxEvents, maxBytes } = this.#settings
     if (this.#events >= maxEvents || this.#bytes + bytes > maxBytes || !this.#host.reserve(bytes)) {
       this.#host.log.warn({ runId: this.key.runId, events: this.#events, bytes: this.#bytes }, 'A run has exceeded a limit and is ended')
       this.end({ status: 'failed', reason: 'limit' })
-      return false
+      return
     }
     this.#events++
     this.#bytes += bytes
     this.#pending.push(text)
     this.#pendingBytes += bytes
     this.#append()
-    return true
   }
 
   /** Appends what is pending, unless an append has no answer yet. */

@@ -4,6 +4,7 @@ import { EventPriority } from '../events/event-rules.js'
 import type { GapReason } from '../log/broker.js'
 import type { RunState, RunStatus } from '../log/run-store.js'
 import type { Clock } from '../util/clock.js'
+import { send, sendNow } from '../streams/send.js'
 import { encodeControl, encodeId, encodeIdBlock } from '../wire/event-stream.js'
 import type { Telemetry } from '../diagnostics/telemetry.js'
 import type { FeedPage, FeedReader, RunFeed } from './feed.js'
@@ -55,8 +56,7 @@ export class RunReader implements FeedReader {
       const { state, frames } = page
       if (state?.generation !== this.#generation || state.status !== 'running') return false
       for (const frame of frames) {
-        if (connection.crowdedFor(frame)) return false
-        if (!connection.receive(frame)) return false
+        if (!connection.writeAtOnce(frame) && !sendNow(connection, frame)) return false
         this.#after++
       }
       this.#isAwake = false
@@ -112,7 +112,7 @@ export class RunReader implements FeedReader {
       return false
     }
     for (const frame of frames) {
-      if (!await this.#send(frame)) return true
+      if (!await send(this.#connection, frame)) return true
       this.#after++
     }
     // With an empty page, it would read again and again without a pause.
@@ -125,7 +125,7 @@ export class RunReader implements FeedReader {
   async #end (state: RunState | null): Promise<boolean> {
     const connection = this.#connection
     const status = state?.status ?? 'unknown'
-    await this.#send(endFrame(state, connection.control))
+    await send(connection, endFrame(state, connection.control))
     // Without control events, only an orderly end of the response tells the client that nothing is missing.
     if (!connection.control && !isComplete(status)) return await this.#cut()
     await connection.drained()
@@ -143,18 +143,7 @@ export class RunReader implements FeedReader {
   async #tellGap (reason: GapReason, lastEventId: string): Promise<void> {
     this.#telemetry.onGap(this.#connection.clientId, reason)
     const id = encodeId(formatRunId(this.#generation, 0))
-    if (this.#connection.control) await this.#send(new Frame(id, encodeControl('gap', { reason, lastEventId }), EventPriority.NORMAL))
-  }
-
-  /** Sends a frame when the client has read enough. Returns false if the stream has ended. */
-  async #send (frame: Frame): Promise<boolean> {
-    const connection = this.#connection
-    for (;;) {
-      while (connection.crowdedFor(frame)) await connection.drained()
-      if (connection.receive(frame)) return true
-      // Dropped, because the queues of all clients are full: its turn comes when this client has read.
-      if (!connection.isConnected) return false
-    }
+    if (this.#connection.control) await send(this.#connection, new Frame(id, encodeControl('gap', { reason, lastEventId }), EventPriority.NORMAL))
   }
 }
 

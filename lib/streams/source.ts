@@ -116,35 +116,6 @@ function isNodeStream (source: unknown): source is Readable {
   return typeof source === 'object' && source !== null && 'destroy' in source && 'on' in source && typeof source.destroy === 'function' && typeof source.on === 'function'
 }
 
-/** The result of `Departure.or` after the end of the stream. */
-export const GONE = Symbol('gone')
-
-/**
- * Waits for a source and for the end of the stream at the same time. `Promise.race` would leak memory: it adds a reaction to the
- * longer-lived promise for each item.
- */
-export class Departure {
-  #left = false
-  #leave: ((gone: typeof GONE) => void) | null = null
-
-  constructor (signal: AbortSignal) {
-    const onAbort = () => {
-      this.#left = true
-      this.#leave?.(GONE)
-    }
-    if (signal.aborted) onAbort()
-    else signal.addEventListener('abort', onAbort, { once: true })
-  }
-
-  or<T> (value: T | PromiseLike<T>): Promise<T | typeof GONE> {
-    return new Promise((resolve, reject) => {
-      Promise.resolve(value).then(resolve, reject)
-      if (this.#left) resolve(GONE)
-      else this.#leave = resolve
-    })
-  }
-}
-
 /** Makes a frame of decoded bytes; null for none. */
 export function frameOfText (text: string): Frame | null {
   return text === '' ? null : frameOfEvent('message', text)
