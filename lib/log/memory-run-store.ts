@@ -79,7 +79,7 @@ export class MemoryRunStore implements RunStore {
     for (const text of texts) log.append(text)
     state.events = log.count
     this.#add(log.bytes - bytes)
-    if (texts.length > 0) this.#watcher!.news(run.id)
+    if (texts.length > 0) this.#watcher!.news(run.id, { generation, after, texts })
     return state
   }
 

@@ -102,10 +102,23 @@ export interface RunPage {
   readonly texts: readonly string[]
 }
 
+/** Events of a run that follow each other. */
+export interface RunEvents {
+  /** The generation. */
+  readonly generation: number
+  /** Number of the event before the first; 0 for the first event of the run. */
+  readonly after: number
+  /** Their texts, at least one. */
+  readonly texts: readonly string[]
+}
+
 /** Receives the news of a store. */
 export interface RunWatcher {
-  /** A run may have more events. News can be lost, and can come without a reason. `id` is that of `runKeyOf()`. */
-  news (id: string): void
+  /**
+   * A run may have more events. News can be lost, and can come without a reason. `id` is that of `runKeyOf()`.
+   * `events`: the new events, if the store has them at hand; they have been stored.
+   */
+  news (id: string, events?: RunEvents): void
   /** A run may have ended; as `news`. */
   ended (id: string): void
 }

@@ -1,6 +1,6 @@
 import { Frame } from '../delivery/frame.js'
 import { EventPriority } from '../events/event-rules.js'
-import { runKeyOf, type RunKey, type RunPage, type RunState, type RunStore } from '../log/run-store.js'
+import { runKeyOf, type RunEvents, type RunKey, type RunPage, type RunState, type RunStore } from '../log/run-store.js'
 import { encodeIdLine } from '../wire/event-stream.js'
 import { formatRunId } from './run-position.js'
 
@@ -25,6 +25,8 @@ export class RunFeed {
   readonly id: string
   readonly #store: RunStore
   readonly #readers = new Set<FeedReader>()
+  /** The state of the last page. */
+  #state: RunState | null = null
   /** The page after this number of this generation; null if there were news since. */
   #page: FeedPage | Promise<FeedPage> | null = null
   #generation = 0
@@ -56,11 +58,20 @@ export class RunFeed {
     return this.isEmpty
   }
 
-  /** Wakes the readers, because the run has news. Pages that are being read may lack them. */
-  wake (): void {
+  /** Wakes the readers, because the run has news. Pages that are being read may lack them. `events`: the next page, which need not be read. */
+  wake (events?: RunEvents): void {
     this.#isFresh = true
     this.#page = null
+    if (events !== undefined) this.#keep(events)
     for (const reader of this.#readers) reader.wake()
+  }
+
+  #keep ({ generation, after, texts }: RunEvents): void {
+    const state = this.#state
+    if (state?.generation !== generation || state.status !== 'running') return
+    this.#page = framed({ state: { ...state, events: after + texts.length }, texts }, generation, after)
+    this.#generation = generation
+    this.#after = after
   }
 
   /**
@@ -83,12 +94,17 @@ export class RunFeed {
     if (this.#page !== null && this.#generation === generation && this.#after === after) return this.#page
     this.#hasRead = true
     const read = this.#store.read(this.key, generation, after, true)
-    const page = read instanceof Promise ? read.then(page => framed(page, generation, after)) : framed(read, generation, after)
+    const page = read instanceof Promise ? read.then(page => this.#framed(page, generation, after)) : this.#framed(read, generation, after)
     this.#page = page
     this.#generation = generation
     this.#after = after
     if (page instanceof Promise) page.catch(() => { if (this.#page === page) this.#page = null })
     return page
+  }
+
+  #framed (page: RunPage, generation: number, after: number): FeedPage {
+    this.#state = page.state
+    return framed(page, generation, after)
   }
 }
 

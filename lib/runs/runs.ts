@@ -41,7 +41,7 @@ export class Runs implements RunHost {
     this.#telemetry = telemetry
     this.#open = open
     store.watch({
-      news: id => this.#feeds.get(id)?.wake(),
+      news: (id, events) => this.#feeds.get(id)?.wake(events),
       ended: id => {
         this.#feeds.get(id)?.wake()
         this.#producers.get(id)?.check()

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { RunClaim, RunClaimed, RunHeld, RunKey, RunLease, RunStore } from '../log/run-store.js'
+import type { RunClaim, RunClaimed, RunEvents, RunHeld, RunKey, RunLease, RunStore } from '../log/run-store.js'
 import { PAGE_EVENTS, runKeyOf } from '../log/run-store.js'
 import { encodeEvent } from '../wire/event-stream.js'
 import type { RunTest } from './broker-contract.js'
@@ -21,6 +21,8 @@ export interface RunStoreContractOptions {
 interface Node {
   readonly store: RunStore
   readonly news: string[]
+  /** Those that came with news. */
+  readonly events: RunEvents[]
   readonly ends: string[]
 }
 
@@ -39,8 +41,14 @@ export function runStoreContract (test: RunTest, name: string, create: CreateRun
     const nodes: Node[] = []
     try {
       await run(() => {
-        const node: Node = { store: create(place), news: [], ends: [] }
-        node.store.watch({ news: id => { node.news.push(id) }, ended: id => { node.ends.push(id) } })
+        const node: Node = { store: create(place), news: [], events: [], ends: [] }
+        node.store.watch({
+          news: (id, events) => {
+            node.news.push(id)
+            if (events !== undefined) node.events.push(events)
+          },
+          ended: id => { node.ends.push(id) }
+        })
         nodes.push(node)
         return node
       }, (runId = 'a', ownerId = null) => ({ runId, ownerId }))
@@ -214,6 +222,23 @@ export function runStoreContract (test: RunTest, name: string, create: CreateRun
     await within(() => producer.ends.includes(runKeyOf(key())), () => 'the node of the producer is told')
     assert.equal(await one.store.append(lease, 1, [text('2')]), null)
     assert.deepEqual((await one.store.list(null)).map(({ state: { status } }) => status), ['stopped'])
+  })
+
+  check('events that come with news are those that are stored', async (join, key) => {
+    const [one, other] = [join(), join()]
+    const { lease } = await begin(one.store, key())
+    await other.store.read(key(), lease.generation, 0, true)
+    const texts = Array.from({ length: 40 }, (_, n) => text('x'.repeat(n % 10 === 9 ? 70_000 : n)))
+    for (let after = 0; after < texts.length;) {
+      const portion = texts.slice(after, after + 1 + after % 3)
+      await one.store.append(lease, after, portion)
+      after += portion.length
+    }
+    await within(() => other.news.length > 0, () => 'the reading node has news')
+    for (const { generation, after, texts: told } of other.events) {
+      assert.equal(generation, lease.generation)
+      assert.deepEqual(told, texts.slice(after, after + told.length))
+    }
   })
 
   check('without renewal a run is lost, whoever looks first, and its producer cannot go on', async (join, key) => {

@@ -15,8 +15,6 @@ const READING_MS = 4_000
 const APPEND_BYTES_PER_MS = 64
 /** Reply to a claim that has arrived after its deadline. */
 const LATE = 'late'
-/** Number of elements of a state in a reply. */
-const STATE_LENGTH = 11
 
 /** A run that this node reads or produces. */
 interface Known {
@@ -60,9 +58,11 @@ export class RedisRunStore implements RunStore {
     this.#replyTimeoutMs = replyTimeoutMs
     this.#clock = clock
     this.#link = new OnDemandConnection(connect)
-    this.#channel = new WakeChannel({ nodeId: this.#nodeId, keyPrefix, replyTimeoutMs }, this.#link, connect, (hash, ended) => {
+    this.#channel = new WakeChannel({ nodeId: this.#nodeId, keyPrefix, replyTimeoutMs }, this.#link, connect, ({ run: hash, ended, events }) => {
       const run = this.#known.get(hash)
-      if (run !== undefined) this.#watcher?.[ended ? 'ended' : 'news'](run.id)
+      if (run === undefined) return
+      if (ended === true) this.#watcher?.ended(run.id)
+      else this.#watcher?.news(run.id, events)
     })
   }
 
@@ -76,11 +76,11 @@ export class RedisRunStore implements RunStore {
       const deadline = Math.floor(this.#clock.now + this.#replyTimeoutMs)
       return CLAIM_RUN.run(connection, [this.#keyOf(key)], [token, this.#nodeId, leaseMs, ttlMs, joinFinished ? 1 : 0, settings, deadline, partOf(key)].map(String), this.#replyTimeoutMs)
     }) as Promise<unknown[]>
-    let [started, ...state] = await claim()
+    let [started, state] = await claim()
     if (String(started) === LATE) {
       // Redis's clock was set, or was not known exactly.
-      this.#clock.observe(Number(state[0]))
-      ;[started, ...state] = await claim()
+      this.#clock.observe(Number(state))
+      ;[started, state] = await claim()
       if (String(started) === LATE) throw new BrokerUnavailable('has received the start of a run too late')
     }
     const reply = replyOf(state)
@@ -98,9 +98,9 @@ export class RedisRunStore implements RunStore {
     for (const text of texts) size += text.length
     const answer = await this.#run(APPEND_RUN, key, [generation, token, after, leaseMs, ...texts], Math.ceil(size / APPEND_BYTES_PER_MS))
     if (answer === null) return null
-    const { state, readers, now } = replyOf(answer as unknown[])
+    const { state, readers, now } = replyOf(answer)
     const run = this.#nameOf(key)
-    if (texts.length > 0) for (const node of readers) this.#channel.tell(node, run.hash, false)
+    if (texts.length > 0) for (const node of readers) this.#channel.tell(node, { run: run.hash, events: { generation, after, texts } })
     if (run.notedUntil < now + leaseMs + ttlMs) this.#note(key, run, now, 2 * leaseMs + ttlMs).catch(() => {})
     return state
   }
@@ -112,17 +112,17 @@ export class RedisRunStore implements RunStore {
     if (known !== undefined && known.token === held?.lease.token) this.#forget(known, { token: null })
     const answer = await this.#run(FINISH_RUN, key, [status, reason ?? '', ...producer])
     if (answer === null) return null
-    const { state, ttlMs, node, readers, now } = replyOf(answer as unknown[])
+    const { state, ttlMs, node, readers, now } = replyOf(answer)
     const { hash } = this.#nameOf(key)
-    for (const reader of readers) this.#channel.tell(reader, hash, true)
-    if (held === undefined) this.#channel.tell(node, hash, true)
+    for (const reader of readers) this.#channel.tell(reader, { run: hash, ended: true })
+    if (held === undefined) this.#channel.tell(node, { run: hash, ended: true })
     await this.#note(key, this.#nameOf(key), now, ttlMs).catch(() => {})
     return state
   }
 
   async get (key: RunKey): Promise<RunState | null> {
     const answer = await this.#run(GET_RUN, key, [])
-    return answer === null ? null : replyOf(answer as unknown[]).state
+    return answer === null ? null : replyOf(answer).state
   }
 
   async read (key: RunKey, generation: number, after: number, isReader: boolean): Promise<RunPage> {
@@ -132,7 +132,8 @@ export class RedisRunStore implements RunStore {
     }
     const answer = await this.#run(READ_RUN, key, [generation, after, PAGE_BYTES, PAGE_EVENTS, isReader ? this.#nodeId : '', READING_MS]) as unknown[] | null
     if (answer === null) return { state: null, texts: [] }
-    return { state: replyOf(answer).state, texts: answer.slice(STATE_LENGTH).map(String) }
+    const [state, ...texts] = answer
+    return { state: replyOf(state).state, texts: texts.map(String) }
   }
 
   async leave (key: RunKey): Promise<void> {
@@ -215,10 +216,10 @@ function partOf (key: RunKey): number {
   return createHash('sha256').update(runKeyOf(key)).digest().readUInt32BE() % PARTS
 }
 
-function replyOf (reply: readonly unknown[]): Reply {
-  const [generation, status, reason, events, startedAt, endedAt, settings, ttlMs, node, readers, now] = reply.map(String) as [string, RunStatus, RunEndReason | '', ...string[]]
+function replyOf (reply: unknown): Reply {
+  const [generation, status, reason, events, startedAt, endedAt, ttlMs, node, readers, now, ...settings] = String(reply).split('\n') as [string, RunStatus, RunEndReason | '', ...string[]]
   return {
-    state: { generation: Number(generation), status, reason: reason === '' ? undefined : reason, events: Number(events), startedAt: Number(startedAt), endedAt: endedAt === '' ? null : Number(endedAt), settings: settings!, isRead: readers !== '' },
+    state: { generation: Number(generation), status, reason: reason === '' ? undefined : reason, events: Number(events), startedAt: Number(startedAt), endedAt: endedAt === '' ? null : Number(endedAt), settings: settings.join('\n'), isRead: readers !== '' },
     ttlMs: Number(ttlMs),
     node: node!,
     readers: readers === '' ? [] : readers!.split(','),

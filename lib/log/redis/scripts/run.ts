@@ -2,7 +2,7 @@ import { Script } from '../script.js'
 
 /**
  * The common beginning of the scripts of runs. KEYS: the run. It is one hash: its state, and the text of each event under its number.
- * Writes the end of a run whose lease is over. `reply()` returns the state as an array.
+ * Writes the end of a run whose lease is over. `reply()` returns the state, its values joined by line feeds.
  *
  * Fields: generation, status, reason, events, startedAt, endedAt, settings; token, lease (its end) and ttl of the producer; node of the
  * producer; first number of the last append; readers, as `node:end` for each node with readers, joined by commas. Times are
@@ -45,7 +45,7 @@ end
 local function reply ()
   local nodes = {}
   for node in pairs(reading()) do table.insert(nodes, node) end
-  return { run.generation, run.status, run.reason, run.events, run.startedAt, run.endedAt, run.settings, run.ttl, run.node, table.concat(nodes, ','), integer(now) }
+  return table.concat({ run.generation, run.status, run.reason, run.events, run.startedAt, run.endedAt, run.ttl, run.node, table.concat(nodes, ','), integer(now), run.settings }, '\\n')
 end
 local function held (generation, token)
   return run and run.generation == generation and run.token == token
@@ -67,9 +67,7 @@ if not (run and (run.status == 'running' or run.token == ARGV[1] or ARGV[5] == '
   set({ generation = integer(generation), status = 'running', reason = '', events = '0', startedAt = integer(now), endedAt = '', settings = ARGV[6], token = ARGV[1], lease = integer(now + ARGV[3]), ttl = ARGV[4], node = ARGV[2], first = '0', readers = '' })
   redis.call('PEXPIRE', key, integer(ARGV[3] + ARGV[4]))
 end
-local state = reply()
-table.insert(state, 1, run.token == ARGV[1] and '1' or '0')
-return state
+return { run.token == ARGV[1] and '1' or '0', reply() }
 `)
 
 /** ARGV: generation, token, number of the last event, milliseconds of the lease; then the texts. Returns the state, or nil if the run does not end there or has another producer. */
@@ -119,16 +117,16 @@ if ARGV[5] ~= '' and run.status == 'running' then
     set({ readers = table.concat(list, ',') })
   end
 end
-local state = reply()
-if run.generation ~= ARGV[1] then return state end
+local page = { reply() }
+if run.generation ~= ARGV[1] then return page end
 local bytes = 0
 for number = tonumber(ARGV[2]) + 1, math.min(tonumber(run.events), ARGV[2] + ARGV[4]) do
   local text = redis.call('HGET', key, integer(number))
   if not text or bytes >= tonumber(ARGV[3]) then break end
   bytes = bytes + #text
-  table.insert(state, text)
+  table.insert(page, text)
 end
-return state
+return page
 `)
 
 /** ARGV: a node that does not read any more. */
