@@ -32,6 +32,17 @@ export class RedisServer {
     return (Number(fields[11]) + Number(fields[12])) * 10_000
   }
 
+  /** Resolves with the number of commands that clients have sent. */
+  async calls () {
+    const { port } = new URL(this.url)
+    const socket = connect(Number(port), '127.0.0.1')
+    socket.setEncoding('latin1').write('INFO commandstats\r\nQUIT\r\n')
+    let text = ''
+    for await (const part of socket) text += part
+    // What a script calls is counted too, but only the script is sent.
+    return [...text.matchAll(/cmdstat_(?:evalsha|xread|xadd|publish):calls=(\d+)/g)].reduce((sum, [line, calls]) => sum + Number(calls), 0)
+  }
+
   async stop () {
     const exited = new Promise(resolve => this.#process.once('exit', resolve))
     this.#process.kill('SIGKILL')

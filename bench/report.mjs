@@ -7,6 +7,8 @@ import { checkTargets } from './targets.mjs'
 
 const METRICS = {
   cpu: ['server CPU µs/event', value => value.toFixed(2)],
+  nodesCpu: ['of which the nodes', value => value.toFixed(2)],
+  redisCalls: ['commands/event', value => value.toFixed(2)],
   events: ['events/s', value => Math.round(value).toLocaleString('en')],
   rate: ['deliveries/s', value => Math.round(value).toLocaleString('en')],
   p50: ['p50 ms', milliseconds],
@@ -72,8 +74,8 @@ const TABLES = {
   },
   runs: {
     title: ([streams]) => `Runs, ${group(streams)} × 50 tokens/s, one reader each`,
-    columns: ['cpu', 'p50', 'p99', 'serverBusy'],
-    ratios: ['cpu', 'p50'],
+    columns: ['cpu', 'nodesCpu', 'redisCalls', 'p50', 'p99', 'serverBusy'],
+    ratios: ['nodesCpu', 'cpu'],
     bases: [[W, W]]
   },
   kept: {
@@ -208,7 +210,7 @@ function formatRatio (value) {
 }
 
 function short (metric) {
-  return { cpu: 'CPU', rate: 'deliveries/s', rssPerConnection: 'RSS', connectCpu: 'connect', stallP99: 'stall' }[metric] ?? metric
+  return { cpu: 'CPU', nodesCpu: 'nodes', rate: 'deliveries/s', rssPerConnection: 'RSS', connectCpu: 'connect', stallP99: 'stall' }[metric] ?? metric
 }
 
 /** Markdown whose columns also line up as plain text. */

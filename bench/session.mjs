@@ -79,17 +79,20 @@ export class Session {
   async measure (command, params, timeoutMs) {
     await this.#load.call('reset')
     const foreign = watchMachine()
-    const before = await this.#othersCpu()
+    const before = await this.#othersUsage()
     const server = await this.server(command, params, timeoutMs)
-    server.cpu += await this.#othersCpu() - before
+    const after = await this.#othersUsage()
+    server.nodesCpu = server.cpu + after.nodesCpu - before.nodesCpu
+    server.cpu = server.nodesCpu + after.redisCpu - before.redisCpu
+    server.redisCalls = after.redisCalls - before.redisCalls
     const load = await this.#load.call('result')
     return judge(server, load, foreign(server.cpu + load.cpu))
   }
 
-  /** CPU time, in microseconds, of what serves beside the first server. */
-  async #othersCpu () {
+  /** CPU time, in microseconds, of what serves beside the first server, and the commands that Redis has run. */
+  async #othersUsage () {
     const usages = await Promise.all(this.#servers.slice(1).map(server => server.call('usage')))
-    return usages.reduce((sum, { cpu }) => sum + cpu, this.#redis?.cpu ?? 0)
+    return { nodesCpu: usages.reduce((sum, { cpu }) => sum + cpu, 0), redisCpu: this.#redis?.cpu ?? 0, redisCalls: await this.#redis?.calls() ?? 0 }
   }
 
   async stop () {
@@ -117,6 +120,8 @@ export function judge (server, load, foreign) {
   return {
     ...server,
     cpu: server.cpu / server.deliveries,
+    nodesCpu: server.nodesCpu / server.deliveries,
+    redisCalls: server.redisCalls / server.deliveries,
     events: server.published / server.seconds,
     rate: server.deliveries / server.seconds,
     p50: load.p50 / 1000,

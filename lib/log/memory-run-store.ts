@@ -1,7 +1,7 @@
 import { Closed } from '../errors.js'
 import type { Clock, Timer } from '../util/clock.js'
 import { RunLog } from './run-log.js'
-import { runKeyOf, type RunClaim, type RunClaimed, type RunHeld, type RunKey, type RunLease, type RunListed, type RunOutcome, type RunPage, type RunState, type RunStore, type RunWatcher } from './run-store.js'
+import type { RunClaim, RunClaimed, RunHeld, RunKey, RunLease, RunListed, RunOutcome, RunPage, RunState, RunStore, RunWatcher } from './run-store.js'
 
 /** Memory of a run in bytes, beside its events and its texts. */
 const RUN_BYTES = 1_536
@@ -10,7 +10,6 @@ const RUN_BYTES = 1_536
 class MemoryRun {
   readonly log = new RunLog()
   readonly key: RunKey
-  readonly id: string
   readonly token: string
   readonly ttlMs: number
   readonly state: { -readonly [K in keyof RunState]: RunState[K] }
@@ -19,11 +18,10 @@ class MemoryRun {
 
   constructor ({ key, token, ttlMs, settings }: RunClaim, generation: number, startedAt: number) {
     this.key = key
-    this.id = runKeyOf(key)
     this.token = token
     this.ttlMs = ttlMs
     this.state = { generation, status: 'running', reason: undefined, events: 0, startedAt, endedAt: null, settings, isRead: false }
-    this.#ownBytes = RUN_BYTES + this.id.length + settings.length
+    this.#ownBytes = RUN_BYTES + key.text.length + settings.length
   }
 
   /** Memory of the run in bytes. */
@@ -40,7 +38,7 @@ export class MemoryRunStore implements RunStore {
   readonly shared = false
   readonly #clock: Clock
   readonly #maxBytes: number
-  /** Runs by `runKeyOf()`. */
+  /** Runs by the texts of their keys. */
   readonly #runs = new Map<string, MemoryRun>()
   /** Those that have ended, oldest first. */
   readonly #ended = new Set<MemoryRun>()
@@ -65,7 +63,7 @@ export class MemoryRunStore implements RunStore {
     const now = this.#clock.wall()
     this.#lastGeneration = Math.max(now, this.#lastGeneration + 1)
     const run = new MemoryRun(claim, this.#lastGeneration, now)
-    this.#runs.set(run.id, run)
+    this.#runs.set(run.key.text, run)
     this.#add(run.bytes)
     return { state: run.state, started: true }
   }
@@ -79,7 +77,7 @@ export class MemoryRunStore implements RunStore {
     for (const text of texts) log.append(text)
     state.events = log.count
     this.#add(log.bytes - bytes)
-    if (texts.length > 0) this.#watcher!.news(run.id, { generation, after, texts })
+    if (texts.length > 0) this.#watcher!.news(run.key.text, { generation, after, texts })
     return state
   }
 
@@ -97,7 +95,7 @@ export class MemoryRunStore implements RunStore {
     this.#ended.add(run)
     run.expiry = this.#clock.after(run.ttlMs, () => this.#remove(run))
     run.expiry.unref()
-    this.#watcher!.ended(run.id)
+    this.#watcher!.ended(run.key.text)
     return state
   }
 
@@ -113,7 +111,7 @@ export class MemoryRunStore implements RunStore {
   }
 
   async leave (key: RunKey): Promise<void> {
-    const run = this.#runs.get(runKeyOf(key))
+    const run = this.#runs.get(key.text)
     if (run !== undefined) run.state.isRead = false
   }
 
@@ -131,7 +129,7 @@ export class MemoryRunStore implements RunStore {
 
   #find (key: RunKey): MemoryRun | undefined {
     this.#assertOpen()
-    return this.#runs.get(runKeyOf(key))
+    return this.#runs.get(key.text)
   }
 
   #assertOpen (): void {
@@ -152,8 +150,8 @@ export class MemoryRunStore implements RunStore {
     this.#clock.cancel(run.expiry)
     if (!this.#ended.delete(run)) return
     this.#bytes -= run.bytes
-    this.#runs.delete(run.id)
+    this.#runs.delete(run.key.text)
     // Its readers receive the end of an unknown run, or the beginning of the next generation.
-    this.#watcher!.ended(run.id)
+    this.#watcher!.ended(run.key.text)
   }
 }

@@ -4,6 +4,8 @@ export interface RunKey {
   readonly ownerId: string | null
   /** The id, unique for the owner. */
   readonly runId: string
+  /** One text for both. Runs of other owners or with other ids have other texts. */
+  readonly text: string
 }
 
 /** How a run ended. `lost`: its node ended, or could not reach the store, before the source did. */
@@ -115,12 +117,12 @@ export interface RunEvents {
 /** Receives the news of a store. */
 export interface RunWatcher {
   /**
-   * A run may have more events. News can be lost, and can come without a reason. `id` is that of `runKeyOf()`.
+   * A run may have more events. News can be lost, and can come without a reason. `key` is the text of its key.
    * `events`: the new events, if the store has them at hand; they have been stored.
    */
-  news (id: string, events?: RunEvents): void
+  news (key: string, events?: RunEvents): void
   /** A run may have ended; as `news`. */
-  ended (id: string): void
+  ended (key: string): void
 }
 
 /**
@@ -169,7 +171,7 @@ export const PAGE_BYTES = 16 * 1024
 /** Maximum number of events in a page: in memory, a short event takes many times its size. */
 export const PAGE_EVENTS = 256
 
-/** Returns one text for a key. The length comes first, so that no other owner and id give the same text. */
-export function runKeyOf ({ ownerId, runId }: RunKey): string {
-  return ownerId === null ? `-:${runId}` : `${ownerId.length}:${ownerId}:${runId}`
+/** Returns the key of a run. The length comes first in its text, so that no other owner and id give the same text. */
+export function runKey (runId: string, ownerId: string | null): RunKey {
+  return { ownerId, runId, text: ownerId === null ? `-:${runId}` : `${ownerId.length}:${ownerId}:${runId}` }
 }

@@ -1,8 +1,9 @@
+import type { Flushable } from '../delivery/flusher.js'
 import { Frame } from '../delivery/frame.js'
 import { EventPriority } from '../events/event-rules.js'
-import { runKeyOf, type RunEvents, type RunKey, type RunPage, type RunState, type RunStore } from '../log/run-store.js'
+import type { RunEvents, RunKey, RunPage, RunState, RunStore } from '../log/run-store.js'
 import { encodeIdLine } from '../wire/event-stream.js'
-import { formatRunId } from './run-position.js'
+import { runIdPrefix } from './run-position.js'
 
 /** The generation of no run: a read of it returns no events. */
 const NO_GENERATION = 0
@@ -19,27 +20,36 @@ export interface FeedReader {
   wake (): void
 }
 
-/** The readers of one run on this node. Readers at the same position share one read of the store and its frames. */
-export class RunFeed {
+/**
+ * The readers of one run on this node. Readers at the same position share one read of the store and its frames. They are woken at the
+ * end of the turn: writes to many clients in a row cost less than single ones.
+ */
+export class RunFeed implements Flushable {
+  next: Flushable | null = null
   readonly key: RunKey
-  readonly id: string
   readonly #store: RunStore
+  readonly #mark: (feed: RunFeed) => void
   readonly #readers = new Set<FeedReader>()
-  /** The state of the last page. */
-  #state: RunState | null = null
-  /** The page after this number of this generation; null if there were news since. */
+  /** What was last read, and the page that begins there; null if there were news since. */
   #page: FeedPage | Promise<FeedPage> | null = null
-  #generation = 0
+  #generation = NO_GENERATION
   #after = 0
+  /** The new events of this turn, which need not be read; null if there are none, or others too. */
+  #news: RunEvents | null = null
+  #state: RunState | null = null
+  /** Beginning of the ids of the generation that was last read. */
+  #prefix = ''
+  #prefixOf = NO_GENERATION
   /** Whether there were news since the last `poll`. */
   #isFresh = true
   /** Whether the store was read since the last `poll`. */
   #hasRead = false
 
-  constructor (store: RunStore, key: RunKey) {
+  /** @param mark arranges that `flush()` is called at the end of the turn */
+  constructor (store: RunStore, key: RunKey, mark: (feed: RunFeed) => void) {
     this.#store = store
     this.key = key
-    this.id = runKeyOf(key)
+    this.#mark = mark
   }
 
   /** Whether nobody reads. */
@@ -58,20 +68,23 @@ export class RunFeed {
     return this.isEmpty
   }
 
-  /** Wakes the readers, because the run has news. Pages that are being read may lack them. `events`: the next page, which need not be read. */
-  wake (events?: RunEvents): void {
+  /** Handles that the run has news. Pages that are being read may lack them. `events`: the new events, if they are known. */
+  tell (events: RunEvents | null = null): void {
     this.#isFresh = true
     this.#page = null
-    if (events !== undefined) this.#keep(events)
-    for (const reader of this.#readers) reader.wake()
+    // The first news of this turn.
+    if (this.next === null) this.#news = events
+    else this.#news = this.#news !== null && events !== null && follows(this.#news, events) ? { ...this.#news, texts: [...this.#news.texts, ...events.texts] } : null
+    this.#mark(this)
   }
 
-  #keep ({ generation, after, texts }: RunEvents): void {
-    const state = this.#state
-    if (state?.generation !== generation || state.status !== 'running') return
-    this.#page = framed({ state: { ...state, events: after + texts.length }, texts }, generation, after)
-    this.#generation = generation
-    this.#after = after
+  /** Wakes the readers. */
+  flush (): void {
+    for (const reader of this.#readers) reader.wake()
+    if (this.#news === null) return
+    // A page that outlives its turn would be moved to the old generation of the heap, and all that follow with it.
+    this.#news = null
+    this.#page = null
   }
 
   /**
@@ -79,7 +92,7 @@ export class RunFeed {
    * are readers if none has read: their clients can be slow.
    */
   poll (): void {
-    if (!this.#isFresh) this.wake()
+    if (!this.#isFresh) this.tell()
     this.#isFresh = false
     if (!this.#hasRead) this.#report().catch(() => {})
     this.#hasRead = false
@@ -92,22 +105,43 @@ export class RunFeed {
   /** Reads the events of a generation after number `after`. Throws or rejects if the store cannot be reached. */
   read (generation: number, after: number): FeedPage | Promise<FeedPage> {
     if (this.#page !== null && this.#generation === generation && this.#after === after) return this.#page
-    this.#hasRead = true
-    const read = this.#store.read(this.key, generation, after, true)
-    const page = read instanceof Promise ? read.then(page => this.#framed(page, generation, after)) : this.#framed(read, generation, after)
-    this.#page = page
     this.#generation = generation
     this.#after = after
-    if (page instanceof Promise) page.catch(() => { if (this.#page === page) this.#page = null })
+    return (this.#page = this.#told(generation, after) ?? this.#read(generation, after))
+  }
+
+  /** Returns the page of the news, if they begin there. */
+  #told (generation: number, after: number): FeedPage | null {
+    const news = this.#news
+    const state = this.#state
+    if (news === null || news.generation !== generation || news.after !== after || state?.generation !== generation || state.status !== 'running') return null
+    return this.#framed({ state: { ...state, events: after + news.texts.length }, texts: news.texts }, generation, after)
+  }
+
+  #read (generation: number, after: number): FeedPage | Promise<FeedPage> {
+    this.#hasRead = true
+    const read = this.#store.read(this.key, generation, after, true)
+    if (!(read instanceof Promise)) return this.#stored(read, generation, after)
+    const page = read.then(page => this.#stored(page, generation, after))
+    page.catch(() => { if (this.#page === page) this.#page = null })
     return page
   }
 
-  #framed (page: RunPage, generation: number, after: number): FeedPage {
+  #stored (page: RunPage, generation: number, after: number): FeedPage {
     this.#state = page.state
-    return framed(page, generation, after)
+    return this.#framed(page, generation, after)
+  }
+
+  #framed ({ state, texts }: RunPage, generation: number, after: number): FeedPage {
+    if (generation !== this.#prefixOf) {
+      this.#prefix = runIdPrefix(generation)
+      this.#prefixOf = generation
+    }
+    const prefix = this.#prefix
+    return { state, frames: texts.map((text, index) => new Frame(encodeIdLine(`${prefix}${after + 1 + index}`), text, EventPriority.NORMAL)) }
   }
 }
 
-function framed ({ state, texts }: RunPage, generation: number, after: number): FeedPage {
-  return { state, frames: texts.map((text, index) => new Frame(encodeIdLine(formatRunId(generation, after + 1 + index)), text, EventPriority.NORMAL)) }
+function follows (earlier: RunEvents, { generation, after }: RunEvents): boolean {
+  return generation === earlier.generation && after === earlier.after + earlier.texts.length
 }

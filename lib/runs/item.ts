@@ -1,4 +1,4 @@
-import { assertEventName, serialize } from '../events/event-rules.js'
+import { assertEventName, textOfData } from '../events/event-rules.js'
 import { eventOf, type SourceEvent, type SourceItem, type SourcePart } from '../streams/source.js'
 import { encodeEvent } from '../wire/event-stream.js'
 
@@ -10,11 +10,11 @@ const YIELDS = 'a run yields strings, bytes, { event?, data } or objects with a 
 
 /** Encodes an item without its id. Returns null for bytes that end within a character, which the decoder keeps. */
 export function textOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): string | null {
-  if (typeof item === 'string') return encodeEvent('message', serialize(item))
+  if (typeof item === 'string') return encodeEvent('message', textOfData(item))
   if (item instanceof Uint8Array) return textOfDecoded(decoder.decode(item, { stream: true }))
   const { event = 'message', data } = eventOf(item, KEYS, YIELDS)
   assertEventName(event)
-  return encodeEvent(event, serialize(data))
+  return encodeEvent(event, textOfData(data))
 }
 
 /** Encodes what the decoder has kept; null for nothing. */

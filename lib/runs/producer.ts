@@ -1,6 +1,6 @@
 import { Buffer } from 'node:buffer'
 import { Closed, StreamEnded } from '../errors.js'
-import { runKeyOf, type RunEnd, type RunKey, type RunLease, type RunOutcome, type RunState, type RunStore } from '../log/run-store.js'
+import type { RunEnd, RunKey, RunLease, RunOutcome, RunState, RunStore } from '../log/run-store.js'
 import { consume, type Sink } from '../streams/consume.js'
 import type { Result } from '../streams/source.js'
 import type { Clock } from '../util/clock.js'
@@ -41,7 +41,6 @@ export interface ProducerHost {
 /** Reads the source of one run on this node, and appends its events to the store. */
 export class Producer implements Sink {
   readonly lease: RunLease
-  readonly id: string
   /** Resolves with the last state; its status is the end. */
   readonly finished: Promise<RunState>
   readonly #host: ProducerHost
@@ -71,7 +70,6 @@ export class Producer implements Sink {
   constructor (host: ProducerHost, lease: RunLease, settings: RunSettings, state: RunState) {
     this.#host = host
     this.lease = lease
-    this.id = runKeyOf(lease.key)
     this.#settings = settings
     this.#state = state
     this.#renewedAt = host.clock.monotonic()
@@ -137,39 +135,36 @@ export class Producer implements Sink {
     }
     this.#events++
     this.#bytes += bytes
+    if (this.#appending === null) return this.#append([text])
     this.#pending.push(text)
     this.#pendingBytes += bytes
-    this.#append()
   }
 
-  /** Appends what is pending, unless an append has no answer yet. */
-  #append (): void {
-    while (this.#appending === null && this.#pending.length > 0) {
-      const texts = this.#pending
-      this.#pending = []
-      this.#pendingBytes = 0
-      const append = () => this.#host.store.append(this.lease, this.#after, texts)
-      let answer: RunState | null | Promise<RunState | null>
-      try {
-        answer = append()
-      } catch (error) {
-        answer = Promise.reject(error)
-      }
-      if (answer instanceof Promise) this.#appending = this.#await(answer, append, texts.length)
-      else this.#appended(answer, texts.length)
+  /** Appends events. Further events wait for the answer of the store, unless it answers at once. */
+  #append (texts: readonly string[]): void {
+    let answer: RunState | null | Promise<RunState | null>
+    try {
+      answer = this.#host.store.append(this.lease, this.#after, texts)
+    } catch (error) {
+      answer = Promise.reject(error)
     }
+    if (answer instanceof Promise) this.#appending = this.#await(answer, texts)
+    else this.#appended(answer, texts.length)
   }
 
-  async #await (answer: Promise<RunState | null>, append: () => RunState | null | Promise<RunState | null>, count: number): Promise<void> {
-    const state = await this.#insist(append, answer)
+  async #await (answer: Promise<RunState | null>, texts: readonly string[]): Promise<void> {
+    const after = this.#after
+    const state = await this.#insist(() => this.#host.store.append(this.lease, after, texts), answer)
     this.#appending = null
-    this.#appended(state, count)
-    this.#append()
+    this.#appended(state, texts.length)
+    const pending = this.#pending
+    this.#pending = []
+    this.#pendingBytes = 0
+    if (state !== null && pending.length > 0) this.#append(pending)
   }
 
   #appended (state: RunState | null, count: number): void {
     if (state === null) {
-      this.#pending = []
       this.#lose()
       return
     }

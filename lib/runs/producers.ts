@@ -1,5 +1,5 @@
 import { Closed, TooManyRuns, TooManyUserRuns } from '../errors.js'
-import { runKeyOf, type RunEnd, type RunKey, type RunState, type RunStore } from '../log/run-store.js'
+import type { RunEnd, RunKey, RunState, RunStore } from '../log/run-store.js'
 import type { Clock } from '../util/clock.js'
 import type { Telemetry } from '../diagnostics/telemetry.js'
 import { createId } from '../util/id.js'
@@ -65,7 +65,7 @@ export class Producers implements ProducerHost {
 
   /** Returns the producer of this generation of a run. */
   of (key: RunKey, generation: number): Producer | undefined {
-    const producer = this.#producers.get(runKeyOf(key))
+    const producer = this.#producers.get(key.text)
     return producer?.lease.generation === generation ? producer : undefined
   }
 
@@ -93,8 +93,8 @@ export class Producers implements ProducerHost {
       this.#starting.delete(starting)
       const producer = new Producer(this, { key, generation: state.generation, token, leaseMs, ttlMs }, settings, state)
       // An earlier run with this id was ended on another node, and its producer does not know it yet: nothing else would end its source.
-      this.#producers.get(producer.id)?.end({ status: 'lost' })
-      this.#producers.set(producer.id, producer)
+      this.#producers.get(producer.key.text)?.end({ status: 'lost' })
+      this.#producers.set(producer.key.text, producer)
       this.#telemetry.onRunStart()
       this.#onStart()
       // The node has begun to close meanwhile: the run is ended at once, so that its readers do not wait for the lease.
@@ -119,7 +119,7 @@ export class Producers implements ProducerHost {
     this.#bytes -= producer.bytes
     const { status, reason, events } = producer.state
     this.#telemetry.onRunEnd(status as RunEnd, reason, events)
-    if (this.#producers.get(producer.id) === producer) this.#producers.delete(producer.id)
+    if (this.#producers.get(producer.key.text) === producer) this.#producers.delete(producer.key.text)
     if (this.isEmpty) this.#onEnded?.()
   }
 

@@ -4,7 +4,7 @@ import { EventPriority } from '../events/event-rules.js'
 import type { GapReason } from '../log/broker.js'
 import type { RunState, RunStatus } from '../log/run-store.js'
 import type { Clock } from '../util/clock.js'
-import { send, sendNow } from '../streams/send.js'
+import { send } from '../streams/send.js'
 import { encodeControl, encodeId, encodeIdBlock } from '../wire/event-stream.js'
 import type { Telemetry } from '../diagnostics/telemetry.js'
 import type { FeedPage, FeedReader, RunFeed } from './feed.js'
@@ -55,10 +55,14 @@ export class RunReader implements FeedReader {
       if (page instanceof Promise) return false
       const { state, frames } = page
       if (state?.generation !== this.#generation || state.status !== 'running') return false
+      let text = ''
+      let bytes = 0
       for (const frame of frames) {
-        if (!connection.writeAtOnce(frame) && !sendNow(connection, frame)) return false
-        this.#after++
+        text += frame.head + frame.text
+        bytes += frame.textBytes
       }
+      if (frames.length > 0 && !connection.writeTogether(text, bytes, frames.length)) return false
+      this.#after += frames.length
       this.#isAwake = false
       return this.#after === state.events
     } catch {

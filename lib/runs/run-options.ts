@@ -4,7 +4,7 @@ import { Buffer } from 'node:buffer'
 import { InvalidOption, InvalidRunId } from '../errors.js'
 import { bytes, durationMs, resolve } from '../util/schema.js'
 import { kindOf } from '../util/quote.js'
-import type { RunKey } from '../log/run-store.js'
+import { runKey, type RunKey } from '../log/run-store.js'
 
 const MAX_ID_BYTES = 256
 /**
@@ -97,5 +97,5 @@ export function keyOf (runId: unknown, ownerId: string | null): RunKey {
   if (typeof runId !== 'string') throw new InvalidRunId(`must be a string, got ${kindOf(runId)}`)
   const size = Buffer.byteLength(runId)
   if (size === 0 || size > MAX_ID_BYTES || !runId.isWellFormed()) throw new InvalidRunId(`must have 1 to ${MAX_ID_BYTES} bytes without lone surrogates, has ${size}`)
-  return { ownerId, runId }
+  return runKey(runId, ownerId)
 }

@@ -13,9 +13,14 @@ export interface RunPosition {
   readonly after: number
 }
 
+/** Returns the beginning of the ids of a generation. */
+export function runIdPrefix (generation: number): string {
+  return `r:${generation.toString(36)}.`
+}
+
 /** Returns the id of an event. */
 export function formatRunId (generation: number, event: number): string {
-  return `r:${generation.toString(36)}.${event}`
+  return runIdPrefix(generation) + event
 }
 
 /** Parses an id. Returns null for any other text: it is untrusted input. */

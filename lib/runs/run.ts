@@ -33,6 +33,8 @@ export class Run {
   readonly id: string
   /** The owner; null for a public run. */
   readonly ownerId: string | null
+  /** @internal */
+  readonly key: RunKey
   readonly #host: RunHost
   readonly #live: { readonly state: RunState }
   #finished: Promise<RunResult> | null = null
@@ -41,13 +43,9 @@ export class Run {
   constructor (host: RunHost, key: RunKey, live: { readonly state: RunState }) {
     this.#host = host
     this.#live = live
+    this.key = key
     this.id = key.runId
     this.ownerId = key.ownerId
-  }
-
-  /** @internal */
-  get key (): RunKey {
-    return { ownerId: this.ownerId, runId: this.id }
   }
 
   /** @internal */

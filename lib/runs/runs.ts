@@ -1,6 +1,7 @@
 import type { SSEConnection } from '../connections/connection.js'
+import { Flusher } from '../delivery/flusher.js'
 import { Closed, InvalidSource } from '../errors.js'
-import { runKeyOf, type RunEnd, type RunKey, type RunState, type RunStore } from '../log/run-store.js'
+import { runKey, type RunEnd, type RunKey, type RunState, type RunStore } from '../log/run-store.js'
 import { inNoContext } from '../util/async-context.js'
 import type { Telemetry } from '../diagnostics/telemetry.js'
 import type { Clock, Timer } from '../util/clock.js'
@@ -28,6 +29,7 @@ export class Runs implements RunHost {
   readonly #open: () => Promise<void>
   readonly #producers: Producers
   readonly #feeds = new Map<string, RunFeed>()
+  readonly #flusher = new Flusher(0)
   #timer: Timer | null = null
   #agedAt = 0
   #polledAt = 0
@@ -41,10 +43,10 @@ export class Runs implements RunHost {
     this.#telemetry = telemetry
     this.#open = open
     store.watch({
-      news: (id, events) => this.#feeds.get(id)?.wake(events),
-      ended: id => {
-        this.#feeds.get(id)?.wake()
-        this.#producers.get(id)?.check()
+      news: (key, events) => this.#feeds.get(key)?.tell(events),
+      ended: key => {
+        this.#feeds.get(key)?.tell()
+        this.#producers.get(key)?.check()
       }
     })
   }
@@ -90,7 +92,7 @@ export class Runs implements RunHost {
     const key = keyOf(runId, resolveOwner(options, 'stopRun'))
     await this.#ready()
     // The producer first appends what its source has yielded.
-    const producer = this.#producers.get(runKeyOf(key))
+    const producer = this.#producers.get(key.text)
     if (producer !== undefined) {
       producer.end({ status: 'stopped' })
       if ((await producer.finished).status === 'stopped') return true
@@ -105,7 +107,7 @@ export class Runs implements RunHost {
     const ownerId = resolveOwner(options, 'listRuns')
     await this.#ready()
     const runs = await this.store.list(ownerId)
-    return runs.map(({ runId, state }) => this.#run({ ownerId, runId }, state))
+    return runs.map(({ runId, state }) => this.#run(runKey(runId, ownerId), state))
   }
 
   /** Returns the runs whose sources this node reads, the oldest first. */
@@ -143,16 +145,15 @@ export class Runs implements RunHost {
       await reader.play(start, cursor)
     } finally {
       if (feed.leave(reader)) {
-        this.#feeds.delete(feed.id)
+        this.#feeds.delete(feed.key.text)
         this.store.leave(feed.key).catch(() => {})
       }
     }
   }
 
   #feed (key: RunKey): RunFeed {
-    const id = runKeyOf(key)
-    let feed = this.#feeds.get(id)
-    if (feed === undefined) this.#feeds.set(id, feed = new RunFeed(this.store, key))
+    let feed = this.#feeds.get(key.text)
+    if (feed === undefined) this.#feeds.set(key.text, feed = new RunFeed(this.store, key, feed => this.#flusher.mark(feed)))
     this.#tick()
     return feed
   }

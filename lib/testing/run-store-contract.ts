@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { RunClaim, RunClaimed, RunEvents, RunHeld, RunKey, RunLease, RunStore } from '../log/run-store.js'
-import { PAGE_EVENTS, runKeyOf } from '../log/run-store.js'
+import { PAGE_EVENTS, runKey } from '../log/run-store.js'
 import { encodeEvent } from '../wire/event-stream.js'
 import type { RunTest } from './broker-contract.js'
 import { within } from './broker-harness.js'
@@ -51,7 +51,7 @@ export function runStoreContract (test: RunTest, name: string, create: CreateRun
         })
         nodes.push(node)
         return node
-      }, (runId = 'a', ownerId = null) => ({ runId, ownerId }))
+      }, (runId = 'a', ownerId = null) => runKey(runId, ownerId))
     } finally {
       await Promise.all(nodes.map(({ store }) => store.close()))
     }
@@ -154,7 +154,7 @@ export function runStoreContract (test: RunTest, name: string, create: CreateRun
     const pairs: [string, string | null][] = [['c', null], ['c', ''], ['b:c', 'a'], ['c', 'a:b'], ['c', 'null'], ['c', '-'], ['1:a:c', null], ['c', 'a']]
     const leases: RunLease[] = []
     for (const [runId, ownerId] of pairs) leases.push((await begin(store, key(runId, ownerId))).lease)
-    assert.equal(new Set(pairs.map(([runId, ownerId]) => runKeyOf({ runId, ownerId }))).size, pairs.length)
+    assert.equal(new Set(pairs.map(([runId, ownerId]) => runKey(runId, ownerId).text)).size, pairs.length)
     for (const [n, lease] of leases.entries()) await store.append(lease, 0, [text(String(n))])
     for (const [n, { key, generation }] of leases.entries()) assert.deepEqual((await store.read(key, generation, 0, false)).texts, [text(String(n))])
     assert.deepEqual((await store.list(null)).map(({ runId }) => runId).sort(), ['1:a:c', 'c'])
@@ -180,9 +180,9 @@ export function runStoreContract (test: RunTest, name: string, create: CreateRun
     assert.equal((await store.append(lease, 0, [text('1')]))!.isRead, false)
     await store.read(key(), lease.generation, 0, true)
     assert.equal((await store.append(lease, 1, [text('2')]))!.isRead, true)
-    await within(() => news.includes(runKeyOf(key())), () => 'the reader has news')
+    await within(() => news.includes(key().text), () => 'the reader has news')
     await store.finish(key(), { status: 'stopped' })
-    await within(() => ends.includes(runKeyOf(key())), () => 'the end is reported')
+    await within(() => ends.includes(key().text), () => 'the end is reported')
     await store.leave(key())
     assert.equal((await store.get(key()))!.isRead, false)
   })
@@ -215,11 +215,11 @@ export function runStoreContract (test: RunTest, name: string, create: CreateRun
     const lease = { ...leaseOf(key(), claims[0]!, token) }
     await other.store.read(key(), lease.generation, 0, true)
     assert.equal((await one.store.append(lease, 0, [text('1')]))!.isRead, true)
-    await within(() => other.news.includes(runKeyOf(key())), () => 'the reading node has news')
+    await within(() => other.news.includes(key().text), () => 'the reading node has news')
     assert.deepEqual((await other.store.read(key(), lease.generation, 0, true)).texts, [text('1')])
     assert.equal((await other.store.finish(key(), { status: 'stopped' }))!.status, 'stopped')
     const producer = claims[0]!.started || claims[2]!.started ? one : other
-    await within(() => producer.ends.includes(runKeyOf(key())), () => 'the node of the producer is told')
+    await within(() => producer.ends.includes(key().text), () => 'the node of the producer is told')
     assert.equal(await one.store.append(lease, 1, [text('2')]), null)
     assert.deepEqual((await one.store.list(null)).map(({ state: { status } }) => status), ['stopped'])
   })

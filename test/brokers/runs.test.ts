@@ -5,6 +5,7 @@ import { MemoryRunStore } from '../../lib/log/memory-run-store.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { runStoreContract } from '../../lib/testing/index.js'
 import { systemClock } from '../../lib/util/clock.js'
+import { runKey } from '../../lib/log/run-store.js'
 import { pageAt } from '../helpers/pages.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
@@ -37,7 +38,7 @@ t.test('in Redis', { skip: withoutRedis }, async t => {
     const store = redisStreamsBroker({ client: url, keyPrefix: 'own', replyTimeoutMs: 10_000 }).runs!
     t.teardown(() => store.close())
     store.watch({ news () {}, ended () {} })
-    const key = { ownerId: 'ada@example', runId: 'a{b}\r\n*' }
+    const key = runKey('a{b}\r\n*', 'ada@example')
     const { state: { generation } } = await store.claim({ key, token: 't', leaseMs: 60_000, ttlMs: 300, joinFinished: false, settings: '' })
     const lease = { key, generation, token: 't', leaseMs: 60_000, ttlMs: 300 }
     await store.append(lease, 0, Array.from({ length: 5_000 }, (_, n) => `data: ${n}\n\n`))

@@ -2,6 +2,7 @@ import t, { type Test } from 'tap'
 import { memoryBroker, SSEManager } from '../../lib/index.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { testClock } from '../../lib/testing/index.js'
+import { runKey } from '../../lib/log/run-store.js'
 import { serve } from '../helpers/app.js'
 import { startFront } from '../helpers/front.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
@@ -213,7 +214,7 @@ t.test('a run that is lost ends with its lease, and is listed for as long as it 
   const store = redisStreamsBroker({ client: server.url, replyTimeoutMs: 10_000 }).runs!
   t.teardown(() => store.close())
   store.watch({ news () {}, ended () {} })
-  const key = { runId: 'a', ownerId: null }
+  const key = runKey('a', null)
   const { state: { startedAt } } = await store.claim({ key, token: 'token', leaseMs: 1_000, ttlMs: 60_000, joinFinished: false, settings: '' })
   const expiry = async (pattern: string) => Number(/:(\d+)/.exec(await server.ask('EVAL', "return redis.call('PEXPIRETIME', redis.call('KEYS', ARGV[1])[1])", '0', pattern))![1])
   const expiresAt = await expiry('*:run:*')

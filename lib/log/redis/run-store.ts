@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { BrokerUnavailable, Closed } from '../../errors.js'
 import { createId } from '../../util/id.js'
-import { PAGE_BYTES, PAGE_EVENTS, runKeyOf, type RunClaim, type RunClaimed, type RunEndReason, type RunHeld, type RunKey, type RunLease, type RunListed, type RunOutcome, type RunPage, type RunState, type RunStatus, type RunStore, type RunWatcher } from '../run-store.js'
+import { PAGE_BYTES, PAGE_EVENTS, runKey, type RunClaim, type RunClaimed, type RunEndReason, type RunHeld, type RunKey, type RunLease, type RunListed, type RunOutcome, type RunPage, type RunState, type RunStatus, type RunStore, type RunWatcher } from '../run-store.js'
 import type { Connect } from './client.js'
 import { OnDemandConnection } from './on-demand.js'
 import type { Script } from './script.js'
@@ -18,8 +18,9 @@ const LATE = 'late'
 
 /** A run that this node reads or produces. */
 interface Known {
-  readonly id: string
-  /** Hash of the id, which keys and messages contain. */
+  /** The text of its key. */
+  readonly text: string
+  /** Hash of the text, which keys and messages contain. */
   readonly hash: string
   isRead: boolean
   /** Token of the producer on this node; null if there is none. */
@@ -48,7 +49,7 @@ export class RedisRunStore implements RunStore {
   readonly #clock: ServerClock
   readonly #link: OnDemandConnection
   readonly #channel: WakeChannel
-  /** By id, and by hash. */
+  /** By the text of the key, and by hash. */
   readonly #known = new Map<string, Known>()
   #watcher: RunWatcher | null = null
   #closed = false
@@ -61,8 +62,8 @@ export class RedisRunStore implements RunStore {
     this.#channel = new WakeChannel({ nodeId: this.#nodeId, keyPrefix, replyTimeoutMs }, this.#link, connect, ({ run: hash, ended, events }) => {
       const run = this.#known.get(hash)
       if (run === undefined) return
-      if (ended === true) this.#watcher?.ended(run.id)
-      else this.#watcher?.news(run.id, events)
+      if (ended === true) this.#watcher?.ended(run.text)
+      else this.#watcher?.news(run.text, events)
     })
   }
 
@@ -107,7 +108,7 @@ export class RedisRunStore implements RunStore {
 
   async finish (key: RunKey, { status, reason }: RunOutcome, held?: RunHeld): Promise<RunState | null> {
     const producer = held === undefined ? ['', '', ''] : [held.lease.generation, held.lease.token, held.after]
-    const known = this.#known.get(runKeyOf(key))
+    const known = this.#known.get(key.text)
     // Another producer can have followed already.
     if (known !== undefined && known.token === held?.lease.token) this.#forget(known, { token: null })
     const answer = await this.#run(FINISH_RUN, key, [status, reason ?? '', ...producer])
@@ -137,14 +138,14 @@ export class RedisRunStore implements RunStore {
   }
 
   async leave (key: RunKey): Promise<void> {
-    const run = this.#known.get(runKeyOf(key))
+    const run = this.#known.get(key.text)
     if (run !== undefined) this.#forget(run, { isRead: false })
     await this.#run(LEAVE_RUN, key, [this.#nodeId])
   }
 
   async list (ownerId: string | null): Promise<RunListed[]> {
     const ids = await this.#send(connection => connection.send(['ZRANGE', this.#listOf(ownerId), '0', '-1'], this.#replyTimeoutMs)) as unknown[]
-    const runs = await Promise.all(ids.map(async id => ({ runId: String(id), state: await this.get({ ownerId, runId: String(id) }) })))
+    const runs = await Promise.all(ids.map(async id => ({ runId: String(id), state: await this.get(runKey(String(id), ownerId)) })))
     return runs.filter((run): run is RunListed => run.state !== null).sort((one, other) => other.state.generation - one.state.generation)
   }
 
@@ -157,13 +158,13 @@ export class RedisRunStore implements RunStore {
   // --- Names ---
 
   #nameOf (key: RunKey): Known {
-    const id = runKeyOf(key)
-    return this.#known.get(id) ?? { id, hash: hashOf(id), isRead: false, token: null, notedUntil: 0 }
+    const { text } = key
+    return this.#known.get(text) ?? { text, hash: hashOf(text), isRead: false, token: null, notedUntil: 0 }
   }
 
   #know (key: RunKey): Known {
     const run = this.#nameOf(key)
-    this.#known.set(run.id, run)
+    this.#known.set(run.text, run)
     this.#known.set(run.hash, run)
     return run
   }
@@ -171,7 +172,7 @@ export class RedisRunStore implements RunStore {
   #forget (run: Known, use: { isRead: false } | { token: null }): void {
     Object.assign(run, use)
     if (run.isRead || run.token !== null) return
-    this.#known.delete(run.id)
+    this.#known.delete(run.text)
     this.#known.delete(run.hash)
   }
 
@@ -180,7 +181,7 @@ export class RedisRunStore implements RunStore {
   }
 
   #listOf (ownerId: string | null): string {
-    return `${this.#keyPrefix}:runs:{${hashOf(runKeyOf({ ownerId, runId: '' }))}}`
+    return `${this.#keyPrefix}:runs:{${hashOf(runKey('', ownerId).text)}}`
   }
 
   // --- Redis ---
@@ -213,7 +214,7 @@ function hashOf (id: string): string {
 
 /** Returns the part of the generations of a key: without it, the ids of two runs could be the same. */
 function partOf (key: RunKey): number {
-  return createHash('sha256').update(runKeyOf(key)).digest().readUInt32BE() % PARTS
+  return createHash('sha256').update(key.text).digest().readUInt32BE() % PARTS
 }
 
 function replyOf (reply: unknown): Reply {

@@ -10,7 +10,7 @@ const BLOCK_MS = 2_000
 const KEPT_MS = 10_000
 const MAX_MESSAGES = 100
 
-/** Size of the texts of a message in characters. Nodes read further events themselves. */
+/** Maximum size of the texts in a message, in characters. Nodes read larger events themselves. */
 const MAX_TEXTS = 64 * 1024
 
 /** News of a run. */
@@ -23,28 +23,33 @@ export interface RunNews {
   readonly events?: RunEvents
 }
 
-/** What a node has not been told yet. */
-class Message {
-  readonly #news = new Map<string, RunNews>()
+/** What a node has not been told yet: as few messages as possible. */
+class Messages {
+  readonly #full: string[] = []
+  #news: RunNews[] = []
   #size = 0
 
   add (news: RunNews): void {
-    const { run, ended, events } = news
-    const earlier = this.#news.get(run)
-    const size = events === undefined ? 0 : events.texts.reduce((size, text) => size + text.length, 0)
-    const isWhole = earlier === undefined && this.#size + size <= MAX_TEXTS
-    if (isWhole) this.#size += size
-    this.#news.set(run, isWhole ? news : { run, ended: ended === true || earlier?.ended === true })
+    let size = 0
+    for (const text of news.events?.texts ?? []) size += text.length
+    if (size > MAX_TEXTS) return this.add({ run: news.run })
+    if (this.#size + size > MAX_TEXTS) {
+      this.#full.push(JSON.stringify(this.#news))
+      this.#news = []
+      this.#size = 0
+    }
+    this.#news.push(news)
+    this.#size += size
   }
 
-  get text (): string {
-    return JSON.stringify([...this.#news.values()])
+  get texts (): string[] {
+    return [...this.#full, JSON.stringify(this.#news)]
   }
 }
 
 /**
- * Tells other nodes which runs have news, and the new events: a node that is told need not read them. One message for each node and turn
- * of the event loop, on a stream of that node. Messages can be lost. This node's own messages are read on a connection of its own, because
+ * Tells other nodes which runs have news, and the new events: a node that is told need not read them. They are collected for each node
+ * and turn of the event loop, and sent on a stream of that node. Messages can be lost. This node's own messages are read on a connection of its own, because
  * reading blocks it.
  */
 export class WakeChannel {
@@ -54,8 +59,8 @@ export class WakeChannel {
   readonly #replyTimeoutMs: number
   readonly #listener: Reconnector
   readonly #onNews: (news: RunNews) => void
-  /** Messages by node. */
-  #messages = new Map<string, Message>()
+  /** By node. */
+  #messages = new Map<string, Messages>()
   #read = '0-0'
 
   constructor ({ nodeId, keyPrefix, replyTimeoutMs }: { nodeId: string, keyPrefix: string, replyTimeoutMs: number }, link: OnDemandConnection, connect: Connect, onNews: (news: RunNews) => void) {
@@ -76,9 +81,9 @@ export class WakeChannel {
   tell (nodeId: string, news: RunNews): void {
     if (nodeId === this.#nodeId) return this.#onNews(news)
     if (this.#messages.size === 0) setImmediate(() => this.#send())
-    let message = this.#messages.get(nodeId)
-    if (message === undefined) this.#messages.set(nodeId, message = new Message())
-    message.add(news)
+    let messages = this.#messages.get(nodeId)
+    if (messages === undefined) this.#messages.set(nodeId, messages = new Messages())
+    messages.add(news)
   }
 
   /** Stops to receive messages. */
@@ -87,10 +92,10 @@ export class WakeChannel {
   }
 
   #send (): void {
-    const messages = this.#messages
+    const all = this.#messages
     this.#messages = new Map()
-    for (const [nodeId, { text }] of messages) {
-      this.#link.use(connection => WAKE_NODE.run(connection, [this.#keyOf(nodeId)], [text, String(KEPT_MS)], this.#replyTimeoutMs)).catch(() => {})
+    for (const [nodeId, { texts }] of all) {
+      for (const text of texts) this.#link.use(connection => WAKE_NODE.run(connection, [this.#keyOf(nodeId)], [text, String(KEPT_MS)], this.#replyTimeoutMs)).catch(() => {})
     }
   }
 
