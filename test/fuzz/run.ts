@@ -1,17 +1,14 @@
+import { parseArgs } from 'node:util'
 import fc from 'fast-check'
 import { PROPERTIES, stopRedis } from './properties.js'
 
 // npm run fuzz -- --seconds 600 [--only sessions] [--seed 1]
 // Goes on with new seeds until the time is over or a fault is found, which it shrinks and tells the way back to.
 
-function option (name: string): string | undefined {
-  const at = process.argv.indexOf(`--${name}`)
-  return at < 0 ? undefined : process.argv[at + 1]
-}
-
-const seconds = Number(option('seconds') ?? 60)
-const only = option('only') ?? ''
-let seed = Number(option('seed') ?? Date.now() % 2 ** 31)
+const { values } = parseArgs({ options: { seconds: { type: 'string', default: '60' }, only: { type: 'string', default: '' }, seed: { type: 'string' } } })
+const seconds = Number(values.seconds)
+const { only } = values
+let seed = Number(values.seed ?? Date.now() % 2 ** 31)
 const chosen = PROPERTIES.filter(({ name, runs }) => runs > 0 && name.startsWith(only))
 const deadline = Date.now() + seconds * 1000
 const met = Object.fromEntries(chosen.map(({ name }) => [name, { runs: 0 } as Record<string, number>]))

@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { parseArgs } from 'node:util'
 import Fastify from 'fastify'
 import { Redis } from 'ioredis'
 import ssePlugin, { memoryBroker, type EventPriority, type SSEError } from '../../lib/index.js'
@@ -15,12 +16,9 @@ import { BULK, BULK_BYTES, COUNTED, HISTORY_BYTES, laneOf, ROOMS, type Base, typ
 // npm run soak -- --minutes 20 [--clients 1000] [--redis]
 // One server, its clients in two processes of their own, and every misfortune there is; then a verdict.
 
-function option (name: string, otherwise: number): number {
-  const at = process.argv.indexOf(`--${name}`)
-  return at < 0 ? otherwise : Number(process.argv[at + 1])
-}
-const minutes = option('minutes', 20)
-const clients = option('clients', 1000)
+const { values } = parseArgs({ options: { minutes: { type: 'string', default: '20' }, clients: { type: 'string', default: '1000' }, redis: { type: 'boolean', default: false } } })
+const minutes = Number(values.minutes)
+const clients = Number(values.clients)
 const bulkClients = Math.ceil(clients / 50)
 const EVENTS_PER_SECOND = 50
 
@@ -29,7 +27,7 @@ onTrouble((what, event) => { trouble.push(`${event}: ${what instanceof Error ? w
 
 // --- The server ---
 
-const redis = process.argv.includes('--redis') ? await RedisServer.start('--appendonly', 'yes') : null
+const redis = values.redis ? await RedisServer.start('--appendonly', 'yes') : null
 const app = Fastify({ logger: { level: 'fatal' }, forceCloseConnections: true })
 await app.register(ssePlugin, {
   broker: redis === null ? memoryBroker() : redisStreamsBroker({ client: new Redis(redis.port, { lazyConnect: true }) }),
