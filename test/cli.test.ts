@@ -1,5 +1,8 @@
 import './cli/arguments.js'
 import './cli/answers.js'
+import './cli/busy.js'
+import './cli/strangers.js'
+import './cli/interruption.js'
 import './cli/doctor.js'
 import './cli/proxies.js'
 import './cli/tail.js'

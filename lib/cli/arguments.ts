@@ -11,7 +11,7 @@ export type Command =
 export const HELP = `Usage: fastify-sse-manager <command> <url> [options]
 
   doctor <url>   Opens an event stream of any server, and says what is wrong between here and there.
-                 Exits with 1 if there is a problem.
+                 Exits with 1 if there is a problem. Ctrl-C ends it with a partial report, and 130.
     --origin <origin>     the page that opens the stream, such as https://app.example: checks CORS
     --watch <seconds>     longest time for which the stream is watched (default 70)
   tail <url>     Prints the events of a stream as they arrive, and resumes after interruptions.
@@ -65,8 +65,15 @@ function readCommon ({ header = [], timeout = '10', json = false }: CommonValues
 }
 
 function urlOf (text: string): URL {
-  if (!URL.canParse(text) || !/^https?:$/.test(new URL(text).protocol)) throw new InvalidArgument(`The URL must begin with http:// or https://, got ${quote(text)}`)
-  return new URL(text)
+  const isHTTP = (text: string): boolean => URL.canParse(text) && /^https?:$/.test(new URL(text).protocol)
+  if (!isHTTP(text)) {
+    const hint = !/^\/|:\/\//.test(text) && isHTTP(`http://${text}`) ? `: write ${quote(`http://${text}`)}` : ''
+    throw new InvalidArgument(`The URL must begin with http:// or https://, got ${quote(text)}${hint}`)
+  }
+  const url = new URL(text)
+  // They would be shown in the report, and no browser sends them from a page.
+  if (url.username !== '' || url.password !== '') throw new InvalidArgument("The URL must not contain credentials: use --header 'authorization: …'")
+  return url
 }
 
 function originOf (text: string): string {

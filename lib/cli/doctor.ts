@@ -1,12 +1,15 @@
+import type { ParsedEvent } from '../client/event-parser.js'
+import type { Answer } from './answer.js'
 import { checkHeaders, checkStatus, checkType } from './check-answer.js'
-import { checkConnection } from './check-connection.js'
+import { checkConnection, checkConnectTime } from './check-connection.js'
 import { checkOrigin, checkPreflight, preflightHeaders } from './check-origin.js'
-import { checkIds, checkResume } from './check-resume.js'
+import { checkIds, checkResume, checkReturn, returnOf } from './check-resume.js'
 import { checkStream } from './check-stream.js'
-import { ask, Answer, type Failure } from './exchange.js'
-import { duration, printable, type Finding, type Level } from './finding.js'
-import { observe, type Observation } from './observation.js'
-import { proxyOf } from './proxy.js'
+import { ask, type Failure } from './exchange.js'
+import { duration, LEVELS, printable, type Finding, type Level } from './finding.js'
+import type { Observation } from './observation.js'
+import { proxyOf, type Proxy } from './proxy.js'
+import { watch } from './watch.js'
 
 /** What `doctor` is asked for. Times are in milliseconds. */
 export interface Examination {
@@ -32,24 +35,25 @@ export interface Report {
   readonly measured: Measured | null
 }
 
-export interface Measured extends Omit<Observation, 'events'> {
+export interface Measured extends Omit<Observation, 'firstEvent' | 'lastEvent' | 'beginning'> {
   readonly status: number
   readonly httpVersion: string
-  /** Time to the headers, in milliseconds. */
+  /** Time to the connection, TLS included, in milliseconds. */
+  readonly connectMs: number
+  /** Time from the connection to the headers, in milliseconds. */
   readonly headMs: number
-  /** Number of events, at most 1,000. */
-  readonly events: number
 }
 
-const LEVELS: readonly Level[] = ['ok', 'note', 'warning', 'problem']
 const REDIRECTS = [301, 302, 303, 307, 308]
 const MAX_REDIRECTS = 5
-/** How long a client that has returned is watched for events that it already has. */
+/** A proxy that rejects a request itself answers at once. */
+const MAX_TRACE_MS = 2_000
+/** How long a client that has returned is watched for events. */
 const RESUME_MS = 3_000
 
-/** Opens the stream as a browser does, watches it, and opens it again. */
-export async function examine (examination: Examination): Promise<Report> {
-  const doctor = new Doctor(examination)
+/** Opens the stream as a browser does, watches it, and opens it again. When the signal aborts, it returns what was found until then. */
+export async function examine (examination: Examination, signal: AbortSignal): Promise<Report> {
+  const doctor = new Doctor(examination, signal)
   await doctor.examine()
   return doctor.report
 }
@@ -58,18 +62,20 @@ class Doctor {
   readonly #origin: string | null
   readonly #timeoutMs: number
   readonly #watchMs: number
+  readonly #signal: AbortSignal
   readonly #findings: Finding[] = []
   #url: URL
   #headers: Readonly<Record<string, string>>
   #measured: Measured | null = null
 
-  constructor ({ url, headers, origin, timeoutMs, watchMs }: Examination) {
+  constructor ({ url, headers, origin, timeoutMs, watchMs }: Examination, signal: AbortSignal) {
     this.#url = url
     // What an EventSource sends.
     this.#headers = { accept: 'text/event-stream', 'accept-encoding': 'gzip, deflate, br', 'cache-control': 'no-cache', 'user-agent': 'fastify-sse-manager doctor', ...headers }
     this.#origin = origin
     this.#timeoutMs = timeoutMs
     this.#watchMs = watchMs
+    this.#signal = signal
   }
 
   get report (): Report {
@@ -78,16 +84,29 @@ class Doctor {
   }
 
   async examine (): Promise<void> {
-    const answer = await this.#follow()
-    if (answer !== null && await this.#isStream(answer)) {
-      const seen = await this.#watch(answer)
-      if (seen !== null) await this.#resume(seen)
+    try {
+      const answer = await this.#follow()
+      if (answer === null) return
+      if (await this.#isStream(answer)) {
+        const seen = await this.#watch(answer)
+        if (seen !== null) this.#findings.push(await this.#resume(seen))
+      }
+      if (this.#origin !== null) await this.#checkOrigin(answer, this.#origin)
+    } catch (error) {
+      if (!this.#signal.aborted) throw error
+      this.#findings.push({ check: 'interruption', level: 'skipped', text: 'Interrupted: the checks without a line above were not made.' })
     }
-    if (answer !== null && this.#origin !== null) await this.#checkOrigin(answer, this.#origin)
   }
 
-  #ask (headers: Readonly<Record<string, string>> = {}, method = 'GET'): Promise<Answer | Failure> {
-    return ask({ url: this.#url, method, headers: { ...this.#headers, ...headers }, timeoutMs: this.#timeoutMs })
+  #ask (headers: Readonly<Record<string, string>> = {}, method = 'GET', timeoutMs = this.#timeoutMs): Promise<Answer | Failure> {
+    return ask({ url: this.#url, method, headers: { ...this.#headers, ...headers }, timeoutMs, signal: this.#signal })
+  }
+
+  /** Asks, and reads no body. */
+  async #askHeaders (headers: Readonly<Record<string, string>>, method?: string, timeoutMs?: number): Promise<Answer | Failure> {
+    const answer = await this.#ask(headers, method, timeoutMs)
+    if (!('failure' in answer)) answer.close()
+    return answer
   }
 
   /** Returns the answer that is not a redirect; null without one. */
@@ -98,19 +117,21 @@ class Doctor {
         this.#findings.push(checkConnection(this.#url, answer, answer.failure === 'silent' ? await this.#proxy() : proxyOf(null)))
         return null
       }
-      const location = REDIRECTS.includes(answer.status) ? answer.header('location') : ''
-      if (location === '' || redirects === MAX_REDIRECTS || !URL.canParse(location, this.#url.href)) return answer
+      const location = REDIRECTS.includes(answer.head.status) ? answer.header('location') : ''
+      if (location === '' || !URL.canParse(location, this.#url.href)) return answer
       answer.close()
-      if (!this.#redirect(new URL(location, this.#url))) return null
+      if (!this.#redirect(new URL(location, this.#url), redirects)) return null
     }
   }
 
   /** Returns whether it leads to a server. */
-  #redirect (to: URL): boolean {
-    if (!/^https?:$/.test(to.protocol)) {
-      this.#findings.push({ check: 'redirect', level: 'problem', text: `The server redirects to ${printable(to.href)}, which is no address of HTTP.`, change: 'the header location: http:// or https://' })
+  #redirect (to: URL, redirects: number): boolean {
+    const problem = (text: string, change: string): boolean => {
+      this.#findings.push({ check: 'redirect', level: 'problem', text, change })
       return false
     }
+    if (redirects === MAX_REDIRECTS) return problem(`The server redirects more than ${MAX_REDIRECTS} times.`, 'the header location, or --header with credentials')
+    if (!/^https?:$/.test(to.protocol)) return problem(`The server redirects to ${printable(to.href)}, which is no address of HTTP.`, 'the header location: http:// or https://')
     this.#findings.push({ check: 'redirect', level: 'note', text: `The server redirects to ${printable(to.href)}.` })
     if (to.origin !== this.#url.origin) {
       // As browsers do: the credentials are those of the first server.
@@ -122,78 +143,76 @@ class Doctor {
   }
 
   /** Asks who answers first. nginx rejects a TRACE itself, also when the server behind it does not answer. */
-  async #proxy () {
-    const answer = await this.#ask({}, 'TRACE')
-    if ('failure' in answer) return proxyOf(null)
-    answer.close()
-    return proxyOf(answer)
+  async #proxy (): Promise<Proxy> {
+    const answer = await this.#askHeaders({}, 'TRACE', Math.min(this.#timeoutMs, MAX_TRACE_MS))
+    return proxyOf('failure' in answer ? null : answer)
   }
 
   async #isStream (answer: Answer): Promise<boolean> {
     const type = checkType(answer)
-    const isStream = answer.status === 200 && type.level !== 'problem'
+    const isOK = answer.head.status === 200
+    const isStream = isOK && type.level !== 'problem'
     const body = isStream ? '' : await answer.text(this.#timeoutMs)
-    this.#findings.push(checkStatus(answer, body))
-    if (answer.status === 200) this.#findings.push(type)
-    if (isStream) this.#findings.push(...checkHeaders(answer))
+    this.#findings.push(...checkConnectTime(answer), checkStatus(answer, body), ...(isOK ? [type] : []), ...(isStream ? checkHeaders(answer) : []))
     return isStream
   }
 
-  /** Watches the stream. Returns null if a compressor holds it back. */
+  /** Watches the stream. Returns null if its compression hides it. */
   async #watch (answer: Answer): Promise<Observation | null> {
-    const isCompressed = answer.compression !== ''
-    const seen = await observe(answer, { watchMs: this.#watchMs, ...(isCompressed && { giveUpMs: this.#timeoutMs }) })
-    const { events, ...measured } = seen
-    this.#measured = { status: answer.status, httpVersion: answer.version, headMs: answer.headMs, ...measured, events: events.length }
-    if (isCompressed && await this.#isHeldBack(answer, seen)) return null
+    const encoding = answer.compression
+    if (!answer.isDecodable) return this.#compressed('problem', `The stream is compressed (${printable(encoding)}), which the request does not accept.`)
+    const seen = await watch(answer, { watchMs: this.#watchMs, ...(encoding !== '' && { giveUpMs: this.#timeoutMs }) }, this.#signal)
+    const { status, version: httpVersion, connectMs, headMs } = answer.head
+    const { firstEvent, lastEvent, beginning, ...measured } = seen
+    this.#measured = { status, httpVersion, connectMs, headMs, ...measured }
+    if (encoding !== '' && seen.firstTextMs !== null) this.#compressed('note', `The stream is compressed (${printable(encoding)}), and arrives all the same.`)
+    else if (encoding !== '' && seen.ending !== 'garbled') {
+      const plainMs = await this.#plainMs()
+      if (plainMs !== null) return this.#compressed('problem', `Nothing arrives within ${duration(seen.durationMs)}, because a compressor (${printable(encoding)}) holds the stream back: without compression the first text arrives after ${duration(plainMs)}.`)
+    }
     this.#findings.push(...checkStream(answer, seen, proxyOf(answer)))
+    this.#signal.throwIfAborted()
     return seen
   }
 
-  async #isHeldBack ({ compression }: Answer, { firstTextMs, durationMs }: Observation): Promise<boolean> {
-    const encoding = printable(compression)
-    const change = 'cache-control: no-transform   # or no compression for text/event-stream; nginx: gzip off;'
-    if (firstTextMs !== null) {
-      this.#findings.push({ check: 'compression', level: 'note', text: `The stream is compressed (${encoding}), and arrives all the same.`, change })
-      return false
-    }
-    const plain = await this.#ask({ 'accept-encoding': 'identity' })
-    const seen = 'failure' in plain ? null : await observe(plain, { watchMs: this.#timeoutMs, isLast: () => true })
-    if (seen === null || seen.firstTextMs === null) return false
-    this.#findings.push({ check: 'compression', level: 'problem', text: `Nothing arrives within ${duration(durationMs)}, because a compressor (${encoding}) holds the stream back: without compression the first text arrives after ${duration(seen.firstTextMs)}.`, change })
-    return true
+  #compressed (level: Level, text: string): null {
+    this.#findings.push({ check: 'compression', level, text, change: 'cache-control: no-transform   # or no compression for text/event-stream; nginx: gzip off;' })
+    return null
   }
 
-  async #resume (first: Observation): Promise<void> {
+  /** Returns the time to the first text of an answer that is not compressed; null if none arrives. */
+  async #plainMs (): Promise<number | null> {
+    const answer = await this.#ask({ 'accept-encoding': 'identity' })
+    if ('failure' in answer) return null
+    const { firstTextMs } = await watch(answer, { watchMs: this.#timeoutMs, isLast: () => true }, this.#signal)
+    return firstTextMs
+  }
+
+  /** Returns with an id of the stream that was watched. */
+  async #resume (first: Observation): Promise<Finding> {
     const missing = checkIds(first)
-    if (missing !== null || first.lastEventId === null) {
-      if (missing !== null) this.#findings.push(missing)
-      return
+    if (missing !== null) return missing
+    const client = returnOf(first)
+    // A browser sends the bytes of UTF-8; a header of Node.js has a character for each byte.
+    const answer = await this.#ask({ 'last-event-id': Buffer.from(client.id).toString('latin1') })
+    if ('failure' in answer) return checkReturn(answer, first, client)
+    if (answer.head.status !== 200) {
+      answer.close()
+      return checkReturn(answer, first, client)
     }
-    const answer = await this.#ask({ 'last-event-id': first.lastEventId })
-    if ('failure' in answer || answer.status !== 200) {
-      if (!('failure' in answer)) answer.close()
-      if ('status' in answer && answer.status === 204 && first.ending === 'end') {
-        this.#findings.push({ check: 'resume', level: 'ok', text: `A client that returns with the id ${printable(first.lastEventId)} is told to stop: it has received all events.` })
-        return
-      }
-      const said = 'failure' in answer ? answer.message : `the server answers ${answer.status}`
-      this.#findings.push({ check: 'resume', level: 'problem', text: `A client that returns with the id ${printable(first.lastEventId)} is refused: ${said}.`, change: 'the route: the header Last-Event-ID must not lead to an error' })
-      return
-    }
-    const second = await observe(answer, { watchMs: Math.min(RESUME_MS, this.#watchMs), isLast: ({ id, event }) => id === first.lastEventId || event === 'sse:gap' })
-    this.#findings.push(checkResume(first, second))
+    const isLast = ({ id, event }: ParsedEvent): boolean => id === client.id || (id !== null && id === client.missedId) || event === 'sse:gap'
+    const second = await watch(answer, { watchMs: Math.min(RESUME_MS, this.#watchMs), isLast }, this.#signal)
+    this.#signal.throwIfAborted()
+    return checkResume(first, second, client)
   }
 
   async #checkOrigin ({ cookies }: Answer, origin: string): Promise<void> {
-    const answer = await this.#ask({ origin })
-    if (!('failure' in answer)) answer.close()
+    const answer = await this.#askHeaders({ origin })
     const found = checkOrigin(answer, origin, cookies.length > 0 || 'cookie' in this.#headers)
     this.#findings.push(found)
     if (found.level === 'problem') return
-    const headers = preflightHeaders(this.#headers).filter(name => !['accept-encoding', 'cache-control'].includes(name))
-    const preflight = await this.#ask({ origin, 'access-control-request-method': 'GET', 'access-control-request-headers': headers.join(',') }, 'OPTIONS')
-    if (!('failure' in preflight)) preflight.close()
+    const headers = preflightHeaders(this.#headers)
+    const preflight = await this.#askHeaders({ origin, 'access-control-request-method': 'GET', 'access-control-request-headers': headers.join(',') }, 'OPTIONS')
     this.#findings.push(checkPreflight(preflight, origin, headers))
   }
 }

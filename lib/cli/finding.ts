@@ -1,17 +1,22 @@
-export type Level = 'ok' | 'note' | 'warning' | 'problem'
+/** From the best to the worst. `skipped`: nothing was seen from which it could be told. */
+export const LEVELS = ['ok', 'note', 'skipped', 'warning', 'problem'] as const
+export type Level = typeof LEVELS[number]
 
 /** One sentence about one thing that was checked. */
 export interface Finding {
-  readonly check: 'connection' | 'redirect' | 'status' | 'type' | 'opening' | 'version' | 'compression' | 'cache' | 'cookies' | 'delivery' | 'idle' | 'resume' | 'retry' | 'cors' | 'preflight'
+  readonly check: 'connection' | 'redirect' | 'status' | 'type' | 'version' | 'cache' | 'cookies' | 'compression' | 'opening' | 'retry' | 'format' | 'delivery' | 'idle' | 'resume' | 'cors' | 'preflight' | 'interruption'
   readonly level: Level
   readonly text: string
   /** The line to change, of a configuration or of code. */
   readonly change?: string
 }
 
-/** Formats a time: `12 ms`, `5.0 s`. */
+/** What takes longer is slow. */
+export const SLOW_MS = 2_000
+
+/** Formats a time: `12 ms`, `15 s`, `5.2 s`. */
 export function duration (ms: number): string {
-  return ms < 1_000 ? `${Math.round(ms)} ms` : `${(ms / 1_000).toFixed(1)} s`
+  return ms < 1_000 ? `${Math.round(ms)} ms` : `${Number((ms / 1_000).toFixed(1))} s`
 }
 
 /** Formats a value as JSON, which may leave control characters as they are. */

@@ -7,8 +7,10 @@ import { tail } from './tail.js'
 import type { Terminal } from './terminal.js'
 
 const WRONG_ARGUMENTS = 2
+/** As shells report a command that Ctrl-C has ended: 128, and the number of the signal. */
+const INTERRUPTED = 130
 
-/** Runs a command line, without the names of the program. Returns the exit code: 1 for a problem, 2 for wrong arguments. */
+/** Runs a command line, without the names of the program. Returns the exit code: 1 for a problem, 2 for wrong arguments, 130 for a report that Ctrl-C has cut short. */
 export async function main (args: readonly string[], terminal: Terminal): Promise<number> {
   let command: Command
   try {
@@ -24,10 +26,11 @@ export async function main (args: readonly string[], terminal: Terminal): Promis
   return 0
 }
 
-async function doctor (command: Command & { command: 'doctor' }, { out, err }: Terminal): Promise<number> {
+async function doctor (command: Command & { command: 'doctor' }, { out, err, signal }: Terminal): Promise<number> {
   if (!command.json) err(`The stream is watched for up to ${duration(command.watchMs)} …\n`)
-  const report = await examine(command)
+  const report = await examine(command, signal)
   await out(command.json ? `${jsonText(report, 2)}\n` : reportText(report))
+  if (signal.aborted) return INTERRUPTED
   return report.level === 'problem' ? 1 : 0
 }
 

@@ -1,8 +1,8 @@
 import type { Report } from './doctor.js'
 import type { Level } from './finding.js'
 
-const MARKS: Readonly<Record<Level, string>> = { ok: 'ok     ', note: 'note   ', warning: 'WARNING', problem: 'PROBLEM' }
-const NUMBERS = ['problem', 'warning'] as const
+const MARKS: Readonly<Record<Level, string>> = { ok: 'ok     ', note: 'note   ', skipped: 'skipped', warning: 'WARNING', problem: 'PROBLEM' }
+const FAULTS = ['problem', 'warning'] as const
 
 /** Returns a report as people read it: a sentence for each finding, what to change below it, and a count at the end. */
 export function reportText ({ url, findings }: Report): string {
@@ -11,7 +11,9 @@ export function reportText ({ url, findings }: Report): string {
     `${MARKS[level]}  ${check.padEnd(width)}  ${text}`,
     ...(change === undefined ? [] : [`${' '.repeat(width + 11)}change: ${change}`])
   ])
-  const counts = NUMBERS.map(level => [level, findings.filter(finding => finding.level === level).length] as const)
-  const sum = counts.filter(([, count]) => count > 0).map(([level, count]) => `${count} ${level}${count === 1 ? '' : 's'}`)
-  return [url, '', ...lines, '', sum.length === 0 ? 'No problems.' : `${sum.join(', ')}.`, ''].join('\n')
+  const count = (level: Level): number => findings.filter(finding => finding.level === level).length
+  const plural = (level: Level): string => `${count(level)} ${level}${count(level) === 1 ? '' : 's'}`
+  const faults = FAULTS.filter(level => count(level) > 0).map(plural)
+  const sum = [...(faults.length === 0 ? ['No problems'] : faults), ...(count('skipped') === 0 ? [] : [`${count('skipped')} skipped`])]
+  return [url, '', ...lines, '', `${sum.join(', ')}.`, ''].join('\n')
 }

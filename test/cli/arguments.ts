@@ -17,8 +17,12 @@ t.test('wrong command lines exit with 2, and say what to write', async t => {
     [['docter', 'http://x/'], /no command "docter": use doctor or tail/],
     [['doctor'], /URL of the stream is missing/],
     [['doctor', 'http://x/', 'http://y/'], /second URL, "http:\/\/y\/"/],
-    [['doctor', 'x/sse'], /must begin with http:\/\/ or https:\/\/, got "x\/sse"/],
-    [['doctor', 'ftp://x/'], /must begin with http:\/\//],
+    [['doctor', 'x/sse'], /must begin with http:\/\/ or https:\/\/, got "x\/sse": write "http:\/\/x\/sse"\n/],
+    [['doctor', 'localhost:3000/sse'], /: write "http:\/\/localhost:3000\/sse"\n/],
+    [['doctor', '[::1]:3000/sse'], /: write "http:\/\/\[::1\]:3000\/sse"\n/],
+    [['doctor', '/sse'], /got "\/sse"\n/],
+    [['doctor', 'http://ada:lovelace@x/sse'], /^The URL must not contain credentials: use --header 'authorization: …'\n/],
+    [['doctor', 'ftp://x/'], /must begin with http:\/\/ or https:\/\/, got "ftp:\/\/x\/"\n/],
     [['doctor', 'http://x/', '--origin', 'https://app.example/'], /--origin must be a scheme, a host and a port/],
     [['doctor', 'http://x/', '--watch', '0'], /--watch must be a number of seconds above 0, got "0"/],
     [['doctor', 'http://x/', '--timeout', 'soon'], /--timeout must be a number of seconds/],
@@ -33,6 +37,7 @@ t.test('wrong command lines exit with 2, and say what to write', async t => {
     t.equal(code, 2, args.join(' '))
     t.match(err, message)
     t.match(err, 'Usage:')
+    t.notMatch(err, 'lovelace')
     t.equal(out, '')
   }
 })
