@@ -91,6 +91,6 @@ function headerOf (text: string): [name: string, value: string] {
 function milliseconds (option: string, text: string): number {
   const seconds = Number(text)
   // The longest timer of Node.js is 24 days.
-  if (!(seconds > 0 && seconds <= 86_400)) throw new InvalidArgument(`${option} must be a number of seconds above 0, got ${quote(text)}`)
+  if (!(seconds > 0 && seconds <= 86_400)) throw new InvalidArgument(`${option} must be a number of seconds above 0 and up to 86400, got ${quote(text)}`)
   return seconds * 1_000
 }

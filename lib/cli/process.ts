@@ -1,7 +1,6 @@
-import { once } from 'node:events'
 import { main } from './main.js'
 
-/** Runs the command line of this process, and sets its exit code. */
+/** Runs the command line of this process, and ends it. */
 export async function runProcess (): Promise<void> {
   const { argv, stdout, stderr } = process
   const interruption = new AbortController()
@@ -9,9 +8,11 @@ export async function runProcess (): Promise<void> {
   process.once('SIGINT', () => { interruption.abort() })
   // `| head` closes the pipe when it has seen enough.
   stdout.on('error', (error: NodeJS.ErrnoException) => { process.exit(error.code === 'EPIPE' ? 0 : 1) })
-  process.exitCode = await main(argv.slice(2), {
-    out: async text => { if (!stdout.write(text)) await once(stdout, 'drain') },
+  const code = await main(argv.slice(2), {
+    out: async text => { await new Promise<unknown>(resolve => stdout.write(text, resolve)) },
     err: text => { stderr.write(text) },
     signal: interruption.signal
   })
+  // The lookup of a name cannot be cancelled, and would delay the end of the process.
+  process.exit(code)
 }

@@ -88,13 +88,15 @@ t.test('a server whose text has no end does not exhaust the memory', async t => 
     response.on('drain', write)
     write()
   }
-  for (const answer of [endless, bomb(200), bomb(404)]) {
+  const refusal = bomb(404)
+  for (const answer of [endless, bomb(200), refusal]) {
     const { url } = await script(t, answer)
     let largest = 0
     const timer = setInterval(() => { largest = Math.max(largest, process.memoryUsage().heapUsed + process.memoryUsage().external) }, 20)
     const before = process.memoryUsage()
-    await diagnose(url)
+    const diagnosis = await diagnose(url)
     clearInterval(timer)
+    t.match(diagnosis.at('problem'), answer === refusal ? [{ check: 'status' }] : [{ check: 'format', text: 'An event does not end' }])
     const grown = Math.round((largest - before.heapUsed - before.external) / 2 ** 20)
     t.ok(grown < 600, `${grown} MiB`)
   }

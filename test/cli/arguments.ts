@@ -24,7 +24,7 @@ t.test('wrong command lines exit with 2, and say what to write', async t => {
     [['doctor', 'http://ada:lovelace@x/sse'], /^The URL must not contain credentials: use --header 'authorization: …'\n/],
     [['doctor', 'ftp://x/'], /must begin with http:\/\/ or https:\/\/, got "ftp:\/\/x\/"\n/],
     [['doctor', 'http://x/', '--origin', 'https://app.example/'], /--origin must be a scheme, a host and a port/],
-    [['doctor', 'http://x/', '--watch', '0'], /--watch must be a number of seconds above 0, got "0"/],
+    [['doctor', 'http://x/', '--watch', '0'], /--watch must be a number of seconds above 0 and up to 86400, got "0"/],
     [['doctor', 'http://x/', '--timeout', 'soon'], /--timeout must be a number of seconds/],
     [['doctor', 'http://x/', '--header', 'cookie'], /--header must have the form 'name: value'/],
     [['doctor', 'http://x/', '--header', 'a: b\r\nc: d'], /--header must have the form/],

@@ -33,8 +33,8 @@ t.test('a stream of this package that is never silent', async t => {
 })
 
 t.test('events that come one by one, and keep-alives of a timer among them', async t => {
-  const { url } = await script(t, ticker(200, n => n % 4 === 0 ? ': keep-alive\n\n' : 'data: x\n\n'))
-  const diagnosis = await diagnose(url, '--watch', '2')
+  const { url } = await script(t, ticker(300, n => n % 3 === 0 ? ': keep-alive\n\n' : 'data: x\n\n'))
+  const diagnosis = await diagnose(url, '--watch', '3')
   t.match(diagnosis.of('delivery'), { level: 'ok', text: 'Events arrive one by one.' })
   t.match(diagnosis.of('idle'), { level: 'skipped', text: 'Events leave at most ' }, 'the silence before such a keep-alive is not that between keep-alives')
 })
