@@ -5,7 +5,8 @@ import type { Observation } from './observation.js'
 
 /** A line that clients understand: an empty one, a comment, or a field. */
 const KNOWN = /^(?:$|:|(?:data|event|id|retry)(?::|$))/
-
+/** A field of the server's own. Clients ignore it, as they should. */
+const OWN = /^[\w-]+:/
 /** After this time, the rest of a line is not on its way. */
 const ON_ITS_WAY_MS = 500
 
@@ -20,7 +21,10 @@ export function checkFormat (answer: Answer, { ending, events, beginning, lastSi
   const endsInLine = events === 0 && lastSilenceMs >= ON_ITS_WAY_MS
   const lines = beginning.replace(/^\uFEFF/, '').split(/\r\n|[\r\n]/).slice(0, endsInLine ? undefined : -1)
   const unknown = lines.find(line => !KNOWN.test(line))
-  if (unknown !== undefined) return problem(`Clients ignore the line ${printable(JSON.stringify(shorten(unknown)))}: it is no field of an event stream.`, '`data: ` before each line of the data, with nothing before it')
+  if (unknown !== undefined) {
+    const level = events > 0 && OWN.test(unknown) ? 'warning' : 'problem'
+    return [{ check: 'format', level, text: `Clients ignore the line ${printable(JSON.stringify(shorten(unknown)))}: it is no field of an event stream.`, change: '`data: ` before each line of the data, with nothing before it' }]
+  }
   if (events === 0 && lines.some(line => line.startsWith('data'))) return problem('Data arrives, but no empty line after it: clients wait for the end of the event.', "response.write('data: ' + text + '\\n\\n')")
   return []
 }

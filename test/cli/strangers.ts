@@ -36,6 +36,7 @@ t.test('bodies that clients cannot read', async t => {
     [`${HEAD}\r\n{"a":1}`, 'format', 'Clients ignore the line "{\\"a\\":1}"', /^`data: `/],
     [`${HEAD}\r\n    data: 1\n\n`, 'format', 'Clients ignore the line "    data: 1"', /nothing before it$/],
     [`${HEAD}\r\nData: 1\n\n`, 'format', 'Clients ignore the line "Data: 1"', /^`data: `/],
+    [`${HEAD}\r\ndata: {\n  "a": 1\n}\n\n`, 'format', 'Clients ignore the line "  \\"a\\": 1"', /each line of the data/],
     [`${HEAD}\r\ndata: 1\ndata: 2\n`, 'format', 'Data arrives, but no empty line after it', /\\n\\n/],
     [`${HEAD}transfer-encoding: chunked\r\n\r\nzz\r\ndata: 1\n\n\r\n`, 'format', 'The body cannot be read: Parse Error: Invalid character in chunk size.', 'what writes the chunks of the response'],
     [`${HEAD}content-encoding: gzip\r\n\r\ndata: 1\n\n`, 'format', 'The body cannot be read: incorrect header check.', /no header content-encoding/],
@@ -66,6 +67,11 @@ t.test('strange bodies that clients can read', async t => {
     t.same(diagnosis.at('problem'), [], name)
     t.match(diagnosis.measured, { events: 1, ending: 'open', announcedMs: null })
   }
+})
+
+t.test('fields of the server\'s own', async t => {
+  const diagnosis = await diagnose(await raw(t, socket => socket.write(`${HEAD}\r\ntime: 1\ndata: a\n\n`)), '--watch', '0.3')
+  t.match(diagnosis.of('format'), { level: 'warning', text: 'Clients ignore the line "time: 1"' })
 })
 
 t.test('answers that are no stream', async t => {
