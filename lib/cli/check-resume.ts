@@ -1,3 +1,4 @@
+import type { ParsedEvent } from '../client/event-parser.js'
 import type { Answer } from './answer.js'
 import type { Failure } from './exchange.js'
 import { printable, type Finding } from './finding.js'
@@ -12,17 +13,28 @@ export function checkIds ({ lastEventId, events }: Observation): Finding | null 
   return { check: 'resume', level: 'warning', text: 'Events have no ids: a client that reconnects does not receive what it has missed.', change: 'a line `id: 42` in each event, and after Last-Event-ID the events that follow it' }
 }
 
-/** With which id a client returns. */
+/** A client that returns with this id. */
 export interface Return {
   readonly id: string
-  /** The id of an event that the client has not received, if it has received that of `id` last; null if there is none. */
-  readonly missedId: string | null
+  /** The event that follows this id; null if none is known. */
+  readonly missed: ParsedEvent | null
+  /** Whether the event can have another id when it is sent again, as with this package. */
+  readonly isRenamed: boolean
 }
 
-/** Returns the id with which a client returns that has missed the newest event; that of the end of a stream that has ended. */
-export function returnOf ({ lastEventId, previousEventId, newestEventId, ending }: Observation): Return {
-  if (ending === 'end' || previousEventId === null) return { id: lastEventId!, missedId: null }
-  return { id: previousEventId, missedId: newestEventId }
+/** Returns a client that has missed the newest event; one that has all events, if the stream has ended or that event could not be recognised. */
+export function returnOf ({ isOwn, lastEventId, previousEvent, newestEvent, ending }: Observation): Return {
+  const isKnown = ending !== 'end' && previousEvent !== null && !(isOwn && isSame(previousEvent, newestEvent!))
+  return isKnown ? { id: previousEvent.id!, missed: newestEvent, isRenamed: isOwn } : { id: lastEventId!, missed: null, isRenamed: isOwn }
+}
+
+/** Returns whether the client has missed this event. */
+export function isMissed (event: ParsedEvent, { missed, isRenamed }: Return): boolean {
+  return missed !== null && (event.id === missed.id || (isRenamed && isSame(event, missed)))
+}
+
+function isSame (one: ParsedEvent, other: ParsedEvent): boolean {
+  return one.event === other.event && one.data === other.data
 }
 
 /** Returns the finding about a client that returns, and receives no stream. */
@@ -34,7 +46,8 @@ export function checkReturn (answer: Answer | Failure, { ending }: Observation, 
 }
 
 /** Returns the finding about a second stream, which was opened with an id of the first. */
-export function checkResume (first: Observation, second: Observation, { id, missedId }: Return): Finding {
+export function checkResume (first: Observation, second: Observation, client: Return): Finding {
+  const { id, missed } = client
   const shown = printable(id)
   const { firstEvent, lastEvent } = second
   if (lastEvent?.event === 'sse:gap') return { check: 'resume', level: 'warning', text: `After the id ${shown} the server reports lost events: ${printable(lastEvent.data)}.`, change: 'history: { maxEvents: 100_000, maxAgeMs: 3_600_000 }   # and a log in Redis, if the process was restarted' }
@@ -43,7 +56,7 @@ export function checkResume (first: Observation, second: Observation, { id, miss
     return { check: 'resume', level: 'problem', text: `A client that returns with the id ${shown} receives all events again: the server ignores Last-Event-ID, or a proxy removes it.`, change: READ }
   }
   if (lastEvent?.id === id) return { check: 'resume', level: 'problem', text: `A client that returns with the id ${shown} receives the event with this id again.`, change: 'send the events after Last-Event-ID: id > lastEventId, not id >= lastEventId' }
-  if (missedId === null) return { check: 'resume', level: 'ok', text: `A client that returns with the id ${shown} receives nothing again.` }
-  if (lastEvent?.id === missedId) return { check: 'resume', level: 'ok', text: `A client that returns with the id ${shown} receives the event after it.` }
-  return { check: 'resume', level: 'warning', text: `A client that returns with the id ${shown} does not receive the event after it, ${printable(missedId)}: the server keeps no history, or a proxy removes Last-Event-ID.`, change: READ }
+  if (missed === null) return { check: 'resume', level: 'ok', text: `A client that returns with the id ${shown} receives nothing again.` }
+  if (lastEvent !== null && isMissed(lastEvent, client)) return { check: 'resume', level: 'ok', text: `A client that returns with the id ${shown} receives the event after it.` }
+  return { check: 'resume', level: 'warning', text: `A client that returns with the id ${shown} does not receive the event after it, ${printable(missed.id!)}: the server keeps no history, or a proxy removes Last-Event-ID.`, change: READ }
 }

@@ -3,7 +3,7 @@ import type { Answer } from './answer.js'
 import { checkHeaders, checkStatus, checkType } from './check-answer.js'
 import { checkConnection, checkConnectTime } from './check-connection.js'
 import { checkOrigin, checkPreflight, preflightHeaders } from './check-origin.js'
-import { checkIds, checkResume, checkReturn, returnOf } from './check-resume.js'
+import { checkIds, checkResume, checkReturn, isMissed, returnOf } from './check-resume.js'
 import { checkStream } from './check-stream.js'
 import { ask, type Failure } from './exchange.js'
 import { duration, LEVELS, printable, type Finding, type Level } from './finding.js'
@@ -35,7 +35,7 @@ export interface Report {
   readonly measured: Measured | null
 }
 
-export interface Measured extends Omit<Observation, 'firstEvent' | 'lastEvent' | 'beginning'> {
+export interface Measured extends Omit<Observation, 'firstEvent' | 'lastEvent' | 'newestEvent' | 'previousEvent' | 'beginning'> {
   readonly status: number
   readonly httpVersion: string
   /** Time to the connection, TLS included, in milliseconds. */
@@ -163,7 +163,7 @@ class Doctor {
     if (!answer.isDecodable) return this.#compressed('problem', `The stream is compressed (${printable(encoding)}), which the request does not accept.`)
     const seen = await watch(answer, { watchMs: this.#watchMs, ...(encoding !== '' && { giveUpMs: this.#timeoutMs }) }, this.#signal)
     const { status, version: httpVersion, connectMs, headMs } = answer.head
-    const { firstEvent, lastEvent, beginning, ...measured } = seen
+    const { firstEvent, lastEvent, newestEvent, previousEvent, beginning, ...measured } = seen
     this.#measured = { status, httpVersion, connectMs, headMs, ...measured }
     if (encoding !== '' && seen.firstTextMs !== null) this.#compressed('note', `The stream is compressed (${printable(encoding)}), and arrives all the same.`)
     else if (encoding !== '' && seen.ending !== 'garbled') {
@@ -200,7 +200,7 @@ class Doctor {
       answer.close()
       return checkReturn(answer, first, client)
     }
-    const isLast = ({ id, event }: ParsedEvent): boolean => id === client.id || (id !== null && id === client.missedId) || event === 'sse:gap'
+    const isLast = (event: ParsedEvent): boolean => event.id === client.id || event.event === 'sse:gap' || isMissed(event, client)
     const second = await watch(answer, { watchMs: Math.min(RESUME_MS, this.#watchMs), isLast }, this.#signal)
     this.#signal.throwIfAborted()
     return checkResume(first, second, client)

@@ -11,6 +11,8 @@ export interface Observation {
   /** Time without text before the end. */
   readonly lastSilenceMs: number
   readonly ending: 'open' | BodyEnd
+  /** Whether the server is of this package: it begins with its opening comment. */
+  readonly isOwn: boolean
   /** The interval of keep-alives that the opening comment announces; null without one. */
   readonly announcedMs: number | null
   /** The longest silence that a keep-alive has ended, and no event; null without one. */
@@ -26,10 +28,10 @@ export interface Observation {
   readonly retryMs: number | null
   /** The cursor at the end; null if no id was received. */
   readonly lastEventId: string | null
-  /** The id of the newest event with an id; null without one. */
-  readonly newestEventId: string | null
-  /** The id of the event before it; null without one. */
-  readonly previousEventId: string | null
+  /** The newest event with an id; null without one. */
+  readonly newestEvent: ParsedEvent | null
+  /** The event with another id before it; null without one. */
+  readonly previousEvent: ParsedEvent | null
   /** Number of events, control events of this package included, but no pings. */
   readonly events: number
   readonly firstEvent: ParsedEvent | null

@@ -56,6 +56,7 @@ export class Observer implements EventSink {
   readonly #seen: Mutable<Omit<Observation, 'durationMs' | 'lastSilenceMs' | 'ending' | 'isOverlong'>> = {
     firstTextMs: null,
     longestSilenceMs: 0,
+    isOwn: false,
     announcedMs: null,
     keepAliveMs: null,
     bunches: 0,
@@ -64,8 +65,8 @@ export class Observer implements EventSink {
     torn: 0,
     retryMs: null,
     lastEventId: null,
-    newestEventId: null,
-    previousEventId: null,
+    newestEvent: null,
+    previousEvent: null,
     events: 0,
     firstEvent: null,
     lastEvent: null,
@@ -151,9 +152,10 @@ export class Observer implements EventSink {
 
   comment (text: string): void {
     const opening = OPENING.exec(text)
-    if (opening === null) {
-      if (this.#arrival !== null) this.#arrival.comments++
-    } else if (Number(opening[1]) > 0) this.#seen.announcedMs = Number(opening[1])
+    if (opening !== null) {
+      this.#seen.isOwn = true
+      if (Number(opening[1]) > 0) this.#seen.announcedMs = Number(opening[1])
+    } else if (this.#arrival !== null) this.#arrival.comments++
   }
 
   retry (ms: number): void {
@@ -169,9 +171,9 @@ export class Observer implements EventSink {
     if (event.event === 'sse:ping' || this.#isOver) return
     const seen = this.#seen
     if (this.#arrival !== null) this.#arrival.events++
-    if (event.id !== null && event.id !== seen.newestEventId) {
-      seen.previousEventId = seen.newestEventId
-      seen.newestEventId = event.id
+    if (event.id !== null && event.id !== seen.newestEvent?.id) {
+      seen.previousEvent = seen.newestEvent
+      seen.newestEvent = event
     }
     seen.events++
     seen.firstEvent ??= event

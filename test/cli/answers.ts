@@ -158,7 +158,7 @@ t.test('headers that a stream should not have', async t => {
 })
 
 t.test('clients that return', async t => {
-  const events = (from: number, to: number): string => Array.from({ length: to - from + 1 }, (_, i) => `id: ${from + i}\ndata: x\n\n`).join('')
+  const events = (from: number, to: number): string => Array.from({ length: to - from + 1 }, (_, i) => `id: ${from + i}\ndata: ${from + i}\n\n`).join('')
   const cases = [
     ['repeats the last event', (id: string) => events(Number(id), 3), 'problem', 'A client that returns with the id 2 receives the event with this id again.', /id > lastEventId/],
     ['begins again', () => events(1, 3), 'problem', 'receives all events again: the server ignores Last-Event-ID', /last-event-id/],
@@ -217,7 +217,7 @@ t.test('redirects are followed, and credentials stay with their server', async t
 
 t.test('keep-alives that are too rare for common proxies', async t => {
   const answer = {} as Asked
-  const seen: Observation = { durationMs: 70_000, firstTextMs: 5, longestSilenceMs: 65_000, lastSilenceMs: 65_000, ending: 'open', announcedMs: null, keepAliveMs: null, bunches: 0, singles: 0, lumps: 0, torn: 0, retryMs: null, lastEventId: null, newestEventId: null, previousEventId: null, events: 0, firstEvent: null, lastEvent: null, beginning: '', isOverlong: false }
+  const seen: Observation = { durationMs: 70_000, firstTextMs: 5, longestSilenceMs: 65_000, lastSilenceMs: 65_000, ending: 'open', isOwn: false, announcedMs: null, keepAliveMs: null, bunches: 0, singles: 0, lumps: 0, torn: 0, retryMs: null, lastEventId: null, newestEvent: null, previousEvent: null, events: 0, firstEvent: null, lastEvent: null, beginning: '', isOverlong: false }
   const found = (observation: Partial<Observation>) => checkStream(answer, { ...seen, ...observation }, proxyOf(null)).find(({ check }) => check === 'idle')
   t.match(found({}), { level: 'warning', text: 'No keep-alive arrives within 65 s of silence', change: /^setInterval/ })
   t.match(found({ keepAliveMs: 60_000 }), { level: 'warning', text: 'Keep-alives arrive every 60 s' })

@@ -19,7 +19,9 @@ const ticker = (intervalMs: number, text: (n: number) => string, opening = ': op
 
 t.test('a stream of this package that is never silent', async t => {
   const { app: { sse }, url } = await serve(t, { keepAliveIntervalMs: 15_000 })
-  const timer = setInterval(() => { sse.broadcastEvent({ event: 'tick', data: 'x' }) }, 200)
+  let n = 0
+  // So often that a client that returns has missed several, whose ids are others than before.
+  const timer = setInterval(() => { sse.broadcastEvent({ event: 'tick', data: String(++n) }) }, 5)
   t.teardown(() => clearInterval(timer))
   const diagnosis = await diagnose(`${url}/sse`, '--watch', '2')
   t.same([...diagnosis.at('problem'), ...diagnosis.at('warning')], [])
