@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import type { PrivateMessage, RoomMessage } from './events.js'
+import type { PrivateMessage, RoomMessage, State } from './events.js'
 import { TooFast } from './errors.js'
 import { Activity } from './activity.js'
 import { Conversations } from './conversation.js'
@@ -8,7 +8,7 @@ import { Machine } from './machine.js'
 import { Rate } from './rate.js'
 import type { Sessions } from './sessions.js'
 import { Tail } from './tail.js'
-import type { User } from './users.js'
+import { rooms, users, type User } from './users.js'
 
 /** The shared state of the app: measurements, log file, messages and sessions. */
 export class Board {
@@ -24,6 +24,19 @@ export class Board {
 
   constructor (readonly sessions: Sessions, logFile: string | null) {
     this.log = logFile === null ? this.activity : new Tail(logFile)
+  }
+
+  /** Returns what a page of this user shows of these subscriptions. Private messages belong to every page. */
+  state (user: User, subscriptions: readonly string[]): State {
+    const shows = (topic: string) => subscriptions.includes(topic)
+    return {
+      samples: shows('machine') ? this.machine.recent : [],
+      log: shows('log') ? { seq: this.log.seq, lines: [...this.log.recent] } : null,
+      messages: [
+        ...rooms.filter(({ id }) => shows(`chat:${id}`)).flatMap(({ id }) => this.roomMessages.recent(id)),
+        ...users.flatMap(({ id }) => this.privateMessages.recent(conversationOf(user.id, id)))
+      ]
+    }
   }
 
   /** Counts a post of a user. Throws TooFast if the user exceeds the rate limit. */

@@ -32,6 +32,15 @@ export type PrivateMessage = Static<typeof PrivateMessageSchema>
 const LogLinesSchema = Type.Object({ seq: Seq, at: At, lines: Type.Array(Type.String()), skippedBytes: Type.Integer({ minimum: 0 }) })
 export type LogLines = Static<typeof LogLinesSchema>
 
+// What a page shows of its subscriptions before the events that change it. Each event that follows can be contained in it: `seq` says so.
+const StateSchema = Type.Object({
+  samples: Type.Array(SampleSchema),
+  /** The last lines, and the number of the newest event in them; null for a page that does not show the log. */
+  log: Type.Union([Type.Object({ seq: Type.Integer({ minimum: 0 }), lines: Type.Array(Type.String()) }), Type.Null()]),
+  messages: Type.Array(Type.Union([RoomMessageSchema, PrivateMessageSchema]))
+})
+export type State = Static<typeof StateSchema>
+
 const ConnectionRowSchema = Type.Object({
   clientId: Type.String(),
   userId: Type.String(),
@@ -51,6 +60,7 @@ export const events = defineEvents({
   },
   resources: {
     welcome: Type.Object({ clientId: Type.String(), run: Type.String(), at: At, topics: Type.Array(Type.String()) }),
+    state: StateSchema,
     machine: SampleSchema,
     log: LogLinesSchema,
     presence: Type.Object({ users: Type.Array(Type.String()) }),

@@ -2,11 +2,10 @@ import { setTimeout as wait } from 'node:timers/promises'
 import { Type, type Static } from '@sinclair/typebox'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { EventPriority, type SSEConnection } from '../lib/index.js'
-import { conversationOf, type Board } from './board.js'
+import type { Board } from './board.js'
 import { NotAllowed, NotFound } from './errors.js'
 import type { Roster } from './roster.js'
 import { Tabs } from './tabs.js'
-import { mayHear, rooms, users } from './users.js'
 
 const Page = Type.Object({
   /** Random name of the browser tab. */
@@ -37,7 +36,17 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
       board.sessions.user(request)
     }
 
-    const connection = await reply.sse({ subscriptions: chosen ?? [...tab.topics], clientInfo: { tab: name ?? null } })
+    const connection = await reply.sse({
+      subscriptions: chosen ?? [...tab.topics],
+      clientInfo: { tab: name ?? null },
+      // Sent first, and again after a gap. If a topic is added, its state is sent before its events.
+      snapshot: {
+        load: ({ subscriptions }) => [
+          { event: 'data', data: { resource: 'state', data: board.state(user, subscriptions) } },
+          { event: 'data', data: { resource: 'presence', data: { users: roster.users() } } }
+        ]
+      }
+    })
     const data = { clientId: connection.clientId, run: board.run, at: connection.clientInfo.connectedAt, topics: [...connection.subscriptions] }
     // Sent before a replay: the page compares event times with the time of connection to detect replayed events.
     connection.sendEvent({ event: 'data', data: { resource: 'welcome', data }, priority: EventPriority.CRITICAL })
@@ -77,19 +86,6 @@ export function streamRoutes (app: FastifyInstance, board: Board, roster: Roster
     if (connection.userId !== user.id && user.role !== 'admin') throw new NotAllowed('Only admins close the streams of others')
     await app.sse.closeConnection(connection.clientId, 'kicked')
     return { closed: 1 }
-  })
-
-  /** Returns the current state, for a newly loaded page and after a gap. */
-  app.get('/snapshot', (request, reply) => {
-    const user = board.sessions.user(request)
-    reply.header('cache-control', 'no-store')
-    return {
-      samples: board.machine.recent,
-      log: mayHear(user, 'log') ? { seq: board.log.seq, lines: board.log.recent } : { seq: 0, lines: [] },
-      rooms: rooms.filter(room => mayHear(user, `chat:${room.id}`)).flatMap(room => board.roomMessages.recent(room.id)),
-      private: users.flatMap(other => board.privateMessages.recent(conversationOf(user.id, other.id))),
-      presence: roster.users()
-    }
   })
 
   function find (request: FastifyRequest<OfConnection>): SSEConnection {

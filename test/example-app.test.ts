@@ -12,6 +12,7 @@ import { chromium, type Browser, type BrowserContextOptions, type Page } from 'p
 import t, { type Test } from 'tap'
 import { tie } from '../lib/testing/tie.js'
 import { startCluster } from '../example-app/cluster/start.js'
+import type { State } from '../example-app/events.js'
 import { build } from '../example-app/server.js'
 import { Tail } from '../example-app/tail.js'
 import { withoutRedis } from './helpers/redis.js'
@@ -38,6 +39,18 @@ function as (user: string, body?: object): RequestInit {
   const authorization = { authorization: `Bearer demo-${user}` }
   if (body === undefined) return { headers: authorization }
   return { method: 'POST', headers: { ...authorization, 'content-type': 'application/json' }, body: JSON.stringify(body) }
+}
+
+/** What a page of this user begins with. */
+async function stateOf (t: Test, url: string, { headers }: RequestInit): Promise<State> {
+  const stream = await openURL(t, `${url}/sse`, { headers: headers as Record<string, string> })
+  for (;;) {
+    const { resource, data } = JSON.parse((await stream.next('data')).data)
+    if (resource !== 'state') continue
+    stream.close()
+    await stream.ended
+    return data
+  }
 }
 
 /** A browser for as long as the test runs; both end with it, the browser first. */
@@ -89,9 +102,9 @@ t.test('the board in a browser', { skip, timeout: 500_000 }, async t => {
     await alan.getByRole('button', { name: 'Ada' }).click()
     t.strictSame(await texts(alan), [])
     t.notMatch(await alan.locator('body').innerText(), 'Between the two of us')
-    const snapshot = await (await fetch(`${url}/snapshot`, as('alan'))).text()
-    t.match(snapshot, 'Lunch at one')
-    t.notMatch(snapshot, 'Between the two of us')
+    const state = JSON.stringify(await stateOf(t, url, as('alan')))
+    t.match(state, 'Lunch at one')
+    t.notMatch(state, 'Between the two of us')
     await alan.getByRole('button', { name: 'General' }).click()
   })
 
@@ -285,7 +298,7 @@ t.test('without a file, the log box shows requests and streams; a session that h
   await page.locator('#log').getByText(`Ada: stream ${clientId} opened, 7 subscriptions`).waitFor()
   t.ok((await fetch(`${url}/rooms/general/messages`, as('grace', { text: 'hello' }))).ok)
   await page.locator('#log').getByText('Grace: POST /rooms/general/messages 201').waitFor()
-  t.notMatch(await (await fetch(`${url}/snapshot`, as('guest'))).text(), 'POST', 'not for guests')
+  t.equal((await stateOf(t, url, as('guest'))).log, null, 'not for guests')
 
   t.strictSame(complaints, [])
   await page.evaluate("fetch('/logout', { method: 'POST' })")
@@ -309,7 +322,6 @@ t.test('nobody hears what is not theirs', async t => {
 
   t.equal(await status('/sse'), 401)
   t.equal(await status('/answers/abcdefgh12'), 401)
-  t.equal(await status('/snapshot'), 401)
   t.equal(await status('/sse', { headers: { cookie: 'board_session=ada.x.99999999999999' } }), 401, 'an unsigned cookie is nobody\'s')
   t.equal(await status('/sse?topic=chat:general', as('guest')), 200)
   for (const topic of ['log', 'connections', 'chat:oncall', 'chat:*', '**', 'user:ada:**', 'user:ada:messages', 'user:*:messages']) {
@@ -364,14 +376,14 @@ t.test('names that are not the server\'s are refused: a page may have pointed it
   const ada = { authorization: 'Bearer demo-ada' }
   for (const host of ['evil.example', '127.0.0.1.evil.example', 'localhost.evil.example', 'evil-localhost', '10.0.0.1', '[::2]', 'localhost@evil.example', '', '127.0.0.1:1:1', 'board.example.']) {
     const own = { host: `${host}:${port}`, origin: `http://${host}:${port}`, 'sec-fetch-site': 'same-origin', ...ada }
-    for (const [method, path, body] of [['POST', '/login', { user: 'ada' }], ['POST', '/logout'], ['GET', '/snapshot'], ['GET', '/sse'], ['GET', '/session'], ['GET', '/'], ['GET', '/nothing']] as const) {
+    for (const [method, path, body] of [['POST', '/login', { user: 'ada' }], ['POST', '/logout'], ['GET', '/sse'], ['GET', '/session'], ['GET', '/'], ['GET', '/nothing']] as const) {
       const { status, answer } = await send(url + path, method, own, body)
       t.equal(status, 421, `${method} ${path} of ${host}`)
       t.match(answer, { code: 'BOARD_UNKNOWN_HOST' })
     }
   }
   for (const host of ['localhost', 'LOCALHOST', `localhost:${port}`, `127.0.0.1:${port}`, '127.0.0.1', '127.1.2.3', `[::1]:${port}`, 'board.example', `Board.Example:${port}`]) {
-    t.equal((await send(`${url}/snapshot`, 'GET', { host, ...ada })).status, 200, host)
+    t.equal((await send(`${url}/session`, 'GET', { host, ...ada })).status, 200, host)
   }
 })
 
@@ -396,8 +408,8 @@ t.test('what pages of other origins post is refused, whatever the route', async 
       t.match(answer, { code: 'BOARD_CROSS_SITE' })
     }
   }
-  t.match(await (await fetch(`${url}/snapshot`, { headers: { cookie } })).json(), { rooms: [], private: [] }, 'nothing was said')
   t.equal(app.sse.getConnectionsByUser('ada').length, 1, 'nobody was signed out or cut')
+  t.same((await stateOf(t, url, { headers: { cookie } })).messages, [], 'nothing was said')
   t.equal((await send(`${url}/notify`, 'POST', { cookie, origin: url }, { title: 'own', message: 'page' })).status, 201)
   await stream.next('notification')
   t.strictSame(payloads(stream, 'notification').map(({ title }) => title), ['own'])
@@ -428,7 +440,7 @@ t.test('a sign-out ends the session: the cookie is worthless afterwards, also af
   t.strictSame((await send(`${first.url}/logout`, 'POST', { cookie: ended })).answer, { closed: 1 })
   await stream.ended
   t.match(payloads(stream, 'sse:close'), [{ reason: 'logout' }])
-  for (const [path, expected] of [['/sse', 200], ['/snapshot', 200], ['/answers/abcdefgh12', 204]] as const) {
+  for (const [path, expected] of [['/sse', 200], ['/answers/abcdefgh12', 204]] as const) {
     t.equal(await status(first.url, ended, path), 401, path)
     t.equal(await status(first.url, open, path), expected, `${path}, the other sign-in of the same user`)
   }
@@ -438,8 +450,8 @@ t.test('a sign-out ends the session: the cookie is worthless afterwards, also af
   await first.app.close()
 
   const second = await start()
-  t.equal(await status(second.url, ended, '/snapshot'), 401)
-  t.equal(await status(second.url, open, '/snapshot'), 200)
+  t.equal(await status(second.url, ended, '/sse'), 401)
+  t.equal(await status(second.url, open, '/sse'), 200)
 })
 
 t.test('the tail reads what is written, whatever happens to the file', async t => {

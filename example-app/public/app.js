@@ -76,7 +76,6 @@ function board (session) {
   const connections = new ConnectionsPanel(session, { ownClientId: () => stream?.clientId, failed })
   const log = new LogPanel(session)
   tokens = new TokenPanel({ failed })
-  let filled = false
   let marked = null
 
   for (const input of document.querySelectorAll('input[data-topic]')) {
@@ -92,9 +91,11 @@ function board (session) {
       $('main').toggleAttribute('data-away', name !== 'live')
       if (name === 'live') account.live()
       if (name === 'reconnecting') account.away()
-      if (name !== 'live' || filled) return
-      filled = true
-      fill().catch(failed)
+    })
+    .on('filled', ({ samples, messages, log: end }) => {
+      machine.fill(samples)
+      chat.fill(messages)
+      if (end !== null) log.fill(end)
     })
     .on('topics', show)
     .on('counted', ledger => account.counted(ledger))
@@ -109,7 +110,6 @@ function board (session) {
       machine.clear()
       chat.clear()
       log.clear()
-      fill().catch(failed)
     })
     .on('machine', sample => machine.show(sample))
     .on('chat_message', message => chat.show(message))
@@ -120,21 +120,11 @@ function board (session) {
     .on('log', lines => log.show(lines))
   stream.open()
 
-  /** Loads the current state, before the first event and after a gap. */
-  async function fill () {
-    const snapshot = await call('GET', '/snapshot')
-    machine.fill(snapshot.samples)
-    chat.fill([...snapshot.rooms, ...snapshot.private])
-    chat.presence(snapshot.presence)
-    log.fill(snapshot.log)
-  }
-
-  /** Adds a topic to the open stream, or removes it. */
+  /** Adds a topic to the open stream, or removes it. The stream brings the state of an added topic before its events. */
   async function subscribe (topic, wanted) {
     const { topics } = await call(wanted ? 'PUT' : 'DELETE', `/connections/${stream.clientId}/subscriptions/${encodeURIComponent(topic)}`)
     stream.ledger.forget(topic)
     show(new Set(topics))
-    if (wanted && topic !== 'connections') await fill()
   }
 
   function show (topics) {

@@ -7,8 +7,6 @@ export class LogPanel {
   #box = $('log')
   /** Sequence number of the newest event shown. */
   #shown = 0
-  /** The last events. A snapshot can be older than an event that was received before the snapshot. */
-  #late = []
 
   constructor ({ user, logFile }) {
     $('log-file').textContent = logFile ?? 'of this app'
@@ -16,22 +14,17 @@ export class LogPanel {
     else this.#say(logFile === null ? 'No requests yet. To show the end of a file here: npm start -- /var/log/syslog' : 'Nothing written yet.')
   }
 
-  /** Shows a snapshot of the file at event `seq`. */
+  /** Shows the end of the file as of event `seq`. */
   fill ({ seq, lines }) {
     if (lines.length === 0) return
-    const later = this.#late.filter(event => event.seq > seq)
     this.#box.replaceChildren(...lines.map(line => h('div', {}, line)))
     this.#box.scrollTop = this.#box.scrollHeight
     this.#shown = seq
-    this.#late = []
-    for (const event of later) this.show(event)
   }
 
   show (event) {
     if (event.seq <= this.#shown) return
     this.#shown = event.seq
-    this.#late.push(event)
-    if (this.#late.length > SHOWN_LINES) this.#late.shift()
     const { lines, skippedBytes, replayed } = event
     this.#add([
       ...(skippedBytes === 0 ? [] : [h('div', { class: 'skipped' }, `… ${plural(skippedBytes, 'byte')} skipped: the file grows faster than it is read`)]),
@@ -41,7 +34,6 @@ export class LogPanel {
 
   clear () {
     this.#shown = 0
-    this.#late = []
   }
 
   #add (elements) {

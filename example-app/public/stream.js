@@ -14,7 +14,7 @@ const SEQUENCES = {
  * times of events, to show what was replayed.
  *
  * Its own events: 'state' { state, reason, status }, 'received' { name, data, replayed }, 'resumed' { at, awayMs, replayed, lost,
- * duplicates, gap }, 'gap'. Events of the server are dispatched by event or resource name: on('machine', data => …).
+ * duplicates, gap }, 'gap', 'filled' with the state that precedes the events of subscriptions. Events of the server are dispatched by event or resource name: on('machine', data => …).
  */
 export class Stream extends EventTarget {
   ledger = new Ledger()
@@ -42,6 +42,7 @@ export class Stream extends EventTarget {
   open () {
     const client = this.#client = createClient(this.#url)
     client.onData('welcome', data => this.#welcome(data))
+    client.onData('state', data => this.#tell('filled', data))
     for (const name of ['machine', 'log', 'presence', 'connections']) client.onData(name, data => this.#deliver(name, data))
     for (const name of ['chat_message', 'private_message', 'notification']) client.on(name, data => this.#deliver(name, data))
     client.onGap(({ reason }) => this.#gap(reason))
