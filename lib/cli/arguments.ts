@@ -53,7 +53,10 @@ function readTail (args: string[]): Command {
   if (values.help === true) return { command: 'help' }
   const count = values.count === undefined ? Infinity : Number(values.count)
   if (!(count >= 1) || (count !== Infinity && !Number.isInteger(count))) throw new InvalidArgument(`--count must be a whole number from 1, got ${quote(values.count)}`)
-  return { command: 'tail', ...readCommon(values, positionals), events: values.event ?? [], lastEventId: values['last-event-id'] ?? '', count }
+  const lastEventId = values['last-event-id'] ?? ''
+  // eslint-disable-next-line no-control-regex
+  if (/[\u0000-\u001f\u007f]/.test(lastEventId)) throw new InvalidArgument(`--last-event-id must not contain control characters, got ${quote(lastEventId)}`)
+  return { command: 'tail', ...readCommon(values, positionals), events: values.event ?? [], lastEventId, count }
 }
 
 interface CommonValues { header?: string[] | undefined, timeout?: string | undefined, json?: boolean | undefined }

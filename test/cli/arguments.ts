@@ -30,7 +30,8 @@ t.test('wrong command lines exit with 2, and say what to write', async t => {
     [['doctor', 'http://x/', '--header', 'a: b\r\nc: d'], /--header must have the form/],
     [['doctor', 'http://x/', '--count', '1'], /Unknown option '--count'/],
     [['tail', 'http://x/', '--count', '1.5'], /--count must be a whole number from 1, got "1.5"/],
-    [['tail', 'http://x/', '--count'], /--count/]
+    [['tail', 'http://x/', '--count'], /--count/],
+    [['tail', 'http://x/', '--last-event-id', 'a\nb'], /--last-event-id must not contain control characters, got "a\\nb"/]
   ]
   for (const [args, message] of cases) {
     const { code, out, err } = await run(args)
