@@ -63,11 +63,11 @@ export class CatchUp implements Yielder {
     this.ceiling = ceiling
   }
 
-  /** Discards all frames. A page that is being read has no effect. */
-  discard (): void {
+  /** Discards all frames, and reports how the replay ends. A page that is being read has no effect. */
+  discard (result: 'complete' | 'closed'): void {
     this.#isOver = true
     this.#context.budget.yielders.delete(this)
-    this.endReplay(this.outbox.lagging === null ? 'complete' : 'closed')
+    this.endReplay(result)
     this.outbox.discard()
   }
 

@@ -125,11 +125,11 @@ export abstract class Unsent implements CatchUpOwner {
     return (this.catchUp ??= new CatchUp(this.context, this))
   }
 
-  /** Replaces the outbox with its reader. Its frames are discarded. */
-  protected replace (catchUp: CatchUp | null): void {
+  /** Replaces the outbox with its reader. Its frames are discarded. `result`: how its replay ends. */
+  protected replace (catchUp: CatchUp | null, result: 'complete' | 'closed' = 'complete'): void {
     if (this.catchUp !== null) {
       this.lost += this.catchUp.outbox.dropped
-      this.catchUp.discard()
+      this.catchUp.discard(result)
     }
     this.catchUp = catchUp
   }
@@ -145,6 +145,6 @@ export abstract class Unsent implements CatchUpOwner {
   /** Discards all waiting frames. */
   clear (): void {
     this.takeBatch()
-    this.replace(null)
+    this.replace(null, 'closed')
   }
 }

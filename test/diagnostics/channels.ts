@@ -99,6 +99,21 @@ t.test('a replay that ends with the stream, or with a gap', async t => {
   t.match(reports.of('resume').at(-1), { result: 'gap' })
 })
 
+t.test('a replay whose last page is still unsent when the stream ends is not complete', async t => {
+  // More than the buffers of a socket.
+  const bytes = 32 << 20
+  const { app, join } = await serve(t, { maxEventBytes: 2 * bytes, history: { maxBytes: 4 * bytes }, maxQueuedBytes: 4 * bytes, stallTimeoutMs: 0 })
+  const reports = new Reports(t, () => app.sse.nodeId)
+  const cursor = app.sse.position()
+  await app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(bytes) })
+  const slow = await join(null, [], { cursor })
+  slow.stream.freeze()
+  await until(() => app.sse.stats().replayed === 1 && slow.connection.stats().queuedBytes > 0)
+  t.equal(slow.connection.stats().lagging, false, 'the log was read to its end')
+  await app.sse.closeConnection(slow.connection.clientId)
+  t.match(reports.of('replay'), [{ clientId: slow.connection.clientId, events: 1, result: 'closed' }])
+})
+
 t.test('a slow client whose queue is full', async t => {
   const { app, join } = await serve(t, { outboxBytes: 4_096, stallTimeoutMs: 0 })
   const reports = new Reports(t, () => app.sse.nodeId)
