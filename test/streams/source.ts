@@ -285,3 +285,24 @@ t.test('a client that stops to read loses no item while other clients fill the m
   t.strictSame(stream.named('message').map(({ data }) => Number(data)), Array.from({ length: count }, (_, i) => i))
   t.equal(sse.stats().dropped, dropped)
 })
+
+t.test('a source whose user is authorized again loses no item while the memory of all queues is full', async t => {
+  const count = 200
+  const service = await serve(t, { maxQueuedBytes: 150_000, stallTimeoutMs: 0, drainMs: 100, authorizeSubscription: () => true }, {}, app => {
+    const hold = (i: number): void => { if (i % 3 === 0) app.sse.reauthorize('ada').catch(t.error) }
+    app.get('/:kind', { sse: true }, (request, reply) => reply.sse((request.params as { kind: string }).kind === 'sync'
+      ? (function * () { for (let i = 0; i < count; i++, hold(i)) yield String(i).padStart(1_000) })()
+      : (async function * () { for (let i = 0; i < count; i++, hold(i)) yield String(i).padStart(1_000) })()))
+  })
+  const slow = await service.join('slow')
+  await block(slow)
+  const { sse } = service.app
+  while (sse.stats().dropped === 0) slow.connection.sendEvent({ data: 'x'.repeat(20_000) })
+  const { dropped } = sse.stats()
+  for (const kind of ['sync', 'async']) {
+    const stream = await service.open(`/${kind}?user=ada`)
+    await stream.ended
+    t.strictSame(stream.named('message').map(({ data }) => Number(data)), Array.from({ length: count }, (_, i) => i), kind)
+  }
+  t.equal(sse.stats().dropped, dropped)
+})
