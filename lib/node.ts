@@ -103,7 +103,7 @@ export class Node {
     })
     const { wheel } = this.#context
     wheel.schedule(new ClockJump(clock, wheel, () => { for (const connection of registry.all()) connection.onClockAhead() }), clock.monotonic())
-    this.#drain = new Drain(registry, options, wheel)
+    this.#drain = new Drain(registry, options, wheel, log)
     const runStore = broker.runs ?? (broker.shared ? null : new MemoryRunStore(clock, options.runs.maxBytes))
     this.runs = runStore === null ? null : new Runs(runStore, options, log, telemetry, () => this.eventLog.open())
     this.tickets = new Tickets(options, broker)
@@ -127,7 +127,7 @@ export class Node {
     const closed = this.eventLog.isOpen ? null : this.eventLog.close()
     await this.drain()
     await this.runs?.close()
-    this.#context.wheel.stop()
+    this.#context.close()
     await this.cluster.close()
     await (closed ?? this.eventLog.close())
   }

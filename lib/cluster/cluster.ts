@@ -117,7 +117,7 @@ export class Cluster {
         this.#scatter.gone(nodeId)
         this.#presence?.gone(nodeId)
       }
-    })
+    }, log)
     this.#presence = presenceEvents.topics.length === 0
       ? null
       : new PresenceList(clock, presenceEvents, nodeId, {
@@ -212,7 +212,7 @@ export class Cluster {
       case 'beat':
         this.#take(message.report)
         return this.#compare(message.report)
-      case 'bye': return this.#membership.remove(message.from)
+      case 'bye': return this.#membership.closed(message.from)
       case 'command':
         if (message.to?.includes(this.#nodeId) !== false) this.#scatter.obey(message)
         return

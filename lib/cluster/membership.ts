@@ -1,5 +1,6 @@
 import { MAX_BEAT_MS, type Report } from './node-message.js'
 import type { Clock, Timer } from '../util/clock.js'
+import type { Log } from '../util/logger.js'
 
 /** A node is removed after this number of its heartbeat intervals without a report. */
 const MISSED_BEATS = 3.5
@@ -27,6 +28,7 @@ export class Membership {
   readonly #clock: Clock
   readonly #everyMs: number
   readonly #events: MembershipEvents
+  readonly #log: Log
   readonly #members = new Map<string, Member>()
   /** Nodes that sent a message but no report, with the time since then in milliseconds, while this node could receive reports. */
   readonly #strangers = new Map<string, number>()
@@ -34,10 +36,11 @@ export class Membership {
   #listening = true
   #listenedMs = 0
 
-  constructor (clock: Clock, everyMs: number, events: MembershipEvents) {
+  constructor (clock: Clock, everyMs: number, events: MembershipEvents, log: Log) {
     this.#clock = clock
     this.#everyMs = everyMs
     this.#events = events
+    this.#log = log
   }
 
   /** Starts the heartbeats. */
@@ -71,12 +74,20 @@ export class Membership {
 
   /** Records the report of a node. */
   heard (report: Report): void {
+    if (!this.#members.has(report.nodeId)) this.#log.info(factsOf(report), 'Another node has appeared')
     this.#strangers.delete(report.nodeId)
     this.#members.set(report.nodeId, { report, heardAt: this.#clock.wall(), silentMs: 0 })
   }
 
+  /** Records that a node has closed. */
+  closed (nodeId: string): void {
+    const member = this.#members.get(nodeId)
+    if (member !== undefined) this.#log.info(factsOf(member.report), 'Another node has closed')
+    this.#remove(nodeId)
+  }
+
   /** Removes a node, and calls `gone` if it was known. */
-  remove (nodeId: string): void {
+  #remove (nodeId: string): void {
     const known = [this.#members, this.#strangers].filter(nodes => nodes.delete(nodeId)).length > 0
     if (known) this.#events.gone(nodeId)
   }
@@ -103,12 +114,19 @@ export class Membership {
     for (const [nodeId, member] of this.#members) {
       member.silentMs += ms
       // Time advances in steps of this node's own interval, so a shorter interval of the other node cannot be measured.
-      if (member.silentMs > Math.max(member.report.everyMs, this.#everyMs) * MISSED_BEATS) this.remove(nodeId)
+      if (member.silentMs <= Math.max(member.report.everyMs, this.#everyMs) * MISSED_BEATS) continue
+      this.#log.warn({ ...factsOf(member.report), silentMs: member.silentMs }, 'Another node does not report and is taken for dead')
+      this.#remove(nodeId)
     }
     for (const [nodeId, silentMs] of this.#strangers) {
       this.#strangers.set(nodeId, silentMs + ms)
       // The interval of the node is not known, so the longest one is assumed.
-      if (silentMs + ms > MAX_BEAT_MS * MISSED_BEATS) this.remove(nodeId)
+      if (silentMs + ms > MAX_BEAT_MS * MISSED_BEATS) this.#remove(nodeId)
     }
   }
+}
+
+/** Returns what is logged about a node. */
+function factsOf ({ nodeId, name, connections }: Report): object {
+  return { nodeId, nodeName: name, connections }
 }

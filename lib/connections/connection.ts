@@ -45,7 +45,7 @@ export class SSEConnection extends Lifecycle {
   /** The id of the connection. A client that reconnects gets a new id. */
   override readonly clientId: string
   /** The authenticated user id; null for an anonymous connection. */
-  readonly userId: string | null
+  override readonly userId: string | null
   /** The claims that `authHandler` returned with the user; undefined if there are none. */
   readonly claims: Claims | undefined
   /** Address, user agent and time of the connection, and the properties of the option `clientInfo`. */

@@ -6,6 +6,7 @@ import type { Broker } from '../log/broker.js'
 import type { EventLog } from '../log/event-log.js'
 import type { Audience, Receiver } from '../subscriptions/audience.js'
 import type { Holder, Authorization } from '../subscriptions/authorization.js'
+import { GroupedWarning } from '../util/grouped-warning.js'
 import type { Log } from '../util/logger.js'
 import { MemoryBudget } from '../util/memory-budget.js'
 import { Chunk, ChunkMemo } from '../wire/chunk.js'
@@ -61,6 +62,8 @@ export class ConnectionContext {
   readonly subscriptions: Authorization<Holder>
   readonly snapshotLoads: SnapshotLoads
   readonly log: Log
+  readonly stalled: GroupedWarning
+  readonly unanswered: GroupedWarning
   readonly telemetry: Telemetry
   readonly keepAliveChunk = new Chunk(KEEP_ALIVE)
   readonly greetings: Greetings
@@ -80,8 +83,17 @@ export class ConnectionContext {
     this.subscriptions = subscriptions
     this.snapshotLoads = new SnapshotLoads(options, this.budget, eventLog, log)
     this.log = log
+    this.stalled = new GroupedWarning(log, options.clock, 'Clients were disconnected that had read nothing for stallTimeoutMs')
+    this.unanswered = new GroupedWarning(log, options.clock, 'Streams were closed for which authorizeSubscription had not answered within stallTimeoutMs')
     this.telemetry = telemetry
     this.greetings = new Greetings(options.keepAlive === false ? null : options.keepAliveIntervalMs)
     this.onEnd = onEnd
+  }
+
+  /** Stops the timers of all connections, which have ended. */
+  close (): void {
+    this.wheel.stop()
+    this.stalled.flush()
+    this.unanswered.flush()
   }
 }

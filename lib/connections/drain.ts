@@ -3,6 +3,7 @@ import type { SSEConnection } from './connection.js'
 import type { TimingOptions } from './timing-wheel.js'
 import type { Registry } from '../subscriptions/registry.js'
 import type { Clock, Timer } from '../util/clock.js'
+import type { Log } from '../util/logger.js'
 
 /** Maximum wait after the cut, for streams whose headers were never sent: `cutShort` does not end them. */
 const HEADLESS_MS = 100
@@ -13,15 +14,17 @@ export class Drain {
   readonly #drainMs: number
   readonly #clock: Clock
   readonly #loop: { readonly ran: number }
+  readonly #log: Log
   #ending: Promise<void> | null = null
   #onEmpty: (() => void) | null = null
 
   /** @param loop running time of the event loop in milliseconds. `drainMs` is measured by it, so that a blocked loop does not count. */
-  constructor (registry: Registry<SSEConnection>, { clock, drainMs }: TimingOptions, loop: { readonly ran: number }) {
+  constructor (registry: Registry<SSEConnection>, { clock, drainMs }: TimingOptions, loop: { readonly ran: number }, log: Log) {
     this.#registry = registry
     this.#drainMs = drainMs
     this.#clock = clock
     this.#loop = loop
+    this.#log = log
   }
 
   /**
@@ -33,9 +36,15 @@ export class Drain {
   }
 
   async #begin (): Promise<void> {
+    const startedAt = this.#clock.monotonic()
+    this.#log.info({ connections: this.#registry.size, drainMs: this.#drainMs }, 'This node closes all its streams')
     for (const connection of this.#registry.all()) connection.close('shutdown' satisfies CloseReason)
-    if (this.#registry.size === 0) return
-    await new Promise<void>(resolve => {
+    if (this.#registry.size > 0) await this.#ended()
+    this.#log.info({ connections: this.#registry.size, durationMs: this.#clock.monotonic() - startedAt }, 'This node has closed all its streams')
+  }
+
+  #ended (): Promise<void> {
+    return new Promise(resolve => {
       const clock = this.#clock
       let stop: Timer | undefined
       const endsAt = this.#loop.ran + this.#drainMs

@@ -11,6 +11,8 @@ export abstract class Stall extends StateFirst {
 
   // --- Implemented by subclasses ---
 
+  /** The authenticated user id; null for an anonymous connection. */
+  abstract readonly userId: string | null
   /** See `Timed`. @internal */
   abstract onTime (now: number): void
 
@@ -42,10 +44,17 @@ export abstract class Stall extends StateFirst {
 
   /** Ends the stream if it has waited for `stallTimeoutMs`. Returns whether it was ended. @internal */
   protected cutIfStalled (): boolean {
-    const { stallTimeoutMs } = this.context.options
+    const { options: { stallTimeoutMs }, stalled, unanswered } = this.context
     if (!this.blocked || stallTimeoutMs === 0 || this.waitedMs() < stallTimeoutMs) return false
-    if (this.waitsForRights) this.close('rights-unknown' satisfies CloseReason)
-    else this.cut('stalled')
+    const { clientId, userId } = this
+    if (this.waitsForRights) {
+      unanswered.add({ clientId, userId })
+      this.close('rights-unknown' satisfies CloseReason)
+    } else {
+      const { queuedBytes, lagging } = this.stats()
+      stalled.add({ clientId, userId, queuedBytes, lagging })
+      this.cut('stalled' satisfies CloseReason)
+    }
     return true
   }
 }

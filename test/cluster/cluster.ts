@@ -14,9 +14,12 @@ const SETTLED_MS = 700
 async function onLog (t: Test, options: SSEOptions = {}) {
   const log = new TestLog()
   const time = testClock()
-  const service = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000, heartbeatIntervalMs: 1_000 }, ...options, ...time.options })
+  const lines: any[] = []
+  const stream = { write (line: string) { lines.push(JSON.parse(line)) } }
+  const service = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000, heartbeatIntervalMs: 1_000 }, ...options, ...time.options }, { logger: { level: 'info', stream } })
   return {
     log,
+    lines,
     time,
     ...service,
     sse: service.app.sse,
@@ -55,6 +58,24 @@ t.test('a command of a node that has just started reaches nodes that it has not 
   await beat('x')
   await log.hear({ kind: 'answer', to: sse.nodeId, id, value: 2 })
   t.equal(await disconnecting, 2)
+})
+
+t.test('the log says which nodes appear, close and are taken for dead, each once', async t => {
+  const { log, lines, time, beat } = await onLog(t)
+  const heard = () => lines.filter(({ nodeId }) => nodeId !== undefined).map(({ level, nodeId, nodeName, connections, msg }) => [level, nodeId, nodeName, connections, msg])
+  for (let i = 0; i < 2; i++) {
+    await beat('x', { name: 'one', connections: 7 })
+    await beat('y')
+  }
+  t.strictSame(heard(), [[30, 'x', 'one', 7, 'Another node has appeared'], [30, 'y', 'x', 0, 'Another node has appeared']])
+  for (let i = 0; i < 2; i++) await log.hear({ from: 'y', kind: 'bye' })
+  await log.hear({ from: 'never heard', kind: 'bye' })
+  t.strictSame(heard().slice(2), [[30, 'y', 'x', 0, 'Another node has closed']])
+  await time.advance(250_000)
+  t.strictSame(heard().slice(3), [[40, 'x', 'one', 7, 'Another node does not report and is taken for dead']])
+  t.ok(lines.at(-1).silentMs > 3.5 * REPORT.everyMs)
+  await beat('x', { name: 'one' })
+  t.strictSame(heard().slice(4), [[30, 'x', 'one', 0, 'Another node has appeared']], 'it was only away')
 })
 
 t.test('a node that ends is not waited for, and its users leave', async t => {

@@ -13,6 +13,7 @@ import { systemClock, type Clock } from '../../lib/util/clock.js'
 import { openURL, payloads, serve, type Joined, type Service } from '../helpers/app.js'
 import { node, nodes, prefixes, REPORT, server, startClusterNode, TestLog } from '../helpers/cluster.js'
 import { collect } from '../helpers/heap.js'
+import { recorder } from '../helpers/logged.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
 
@@ -293,7 +294,7 @@ t.test('a node that names not all its users does not make the others absent', as
 t.test('after a time in which this node heard nobody, the others have all their time again', async t => {
   const time = testClock()
   const gone: string[] = []
-  const membership = new Membership(time.clock, 1_000, { beat: async () => {}, gone: nodeId => { gone.push(nodeId) } })
+  const membership = new Membership(time.clock, 1_000, { beat: async () => {}, gone: nodeId => { gone.push(nodeId) } }, recorder().log)
   membership.heard({ ...REPORT, nodeId: 'there', status: 'up', everyMs: 100_000 })
   membership.start()
   await time.advance(340_000)
@@ -321,12 +322,12 @@ t.test('heartbeats are spread over a time, and who is there is known after three
   }
   const gone: string[] = []
   const told = Promise.resolve()
-  const membership = new Membership(clock, 1_000, { beat: () => told, gone: nodeId => { gone.push(nodeId) } })
+  const membership = new Membership(clock, 1_000, { beat: () => told, gone: nodeId => { gone.push(nodeId) } }, recorder().log)
   const beat = () => due.at(-1)!.run()
   membership.start()
   membership.heard({ ...REPORT, nodeId: 'fast', status: 'up', everyMs: 10 })
   t.match([...membership.all()], [{ heardAt: 7, report: { nodeId: 'fast' } }])
-  membership.remove('never seen')
+  membership.closed('never seen')
   membership.listen(false)
   for (let i = 0; i < 10; i++) beat()
   t.equal(membership.established, false, 'it could hear nobody')
@@ -360,9 +361,9 @@ t.test('a node that says something and never reports is gone in the end, one tha
       membership.heard({ ...REPORT, nodeId: 'reports', status: 'up' })
     },
     gone: nodeId => { gone.push(`${nodeId} after ${beats}`) }
-  })
+  }, recorder().log)
   for (const nodeId of ['silent', 'reports', 'says bye']) membership.noticed(nodeId)
-  membership.remove('says bye')
+  membership.closed('says bye')
   t.strictSame(gone, ['says bye after 0'])
   membership.start()
   await time.advance(600_000)

@@ -9,6 +9,7 @@ import { block, listen, openURL, payloads, serve } from '../helpers/app.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { RawSocket, requestText } from '../helpers/raw.js'
 import { SSEClient } from '../helpers/sse.js'
+import { logged } from '../helpers/logged.js'
 import { listenForTrouble } from '../helpers/trouble.js'
 import { until } from '../helpers/wait.js'
 import type { TestStream } from '../../lib/testing/index.js'
@@ -202,6 +203,18 @@ t.test('closing the server', async t => {
     await stalled.stream.close()
     await until(() => drained)
     t.equal(service.app.sse.connectionCount, 0)
+  })
+
+  t.test('the log says how many streams are closed, and how long it took', async t => {
+    const { service: { app, join }, lines } = await logged(t, { drainMs: 300, stallTimeoutMs: 0 })
+    await join('bob')
+    await block(await join('ada'))
+    const closing = app.sse.drain()
+    t.match(lines, [{ level: 30, connections: 2, drainMs: 300, msg: 'This node closes all its streams' }], 'at once')
+    await closing
+    await app.close()
+    t.match(lines.slice(1), [{ level: 30, connections: 0, durationMs: Number, msg: 'This node has closed all its streams' }], 'once, although it was drained before it was closed')
+    t.ok(lines[1].durationMs >= 250)
   })
 
   t.test('a stream that is about to open is ended as well', async t => {

@@ -1,8 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { block, payloads, serve } from '../helpers/app.js'
+import { block, FILLER_BYTES, payloads, serve } from '../helpers/app.js'
+import { logged } from '../helpers/logged.js'
 import { turns, until } from '../helpers/wait.js'
-import type { TestStream } from '../../lib/testing/index.js'
+import { testClock, type TestStream } from '../../lib/testing/index.js'
 
 // The end of a connection, whoever ends it and however: told to the client, and nothing left behind.
 
@@ -93,4 +94,41 @@ t.test('a client that does not read is cut drainMs after its stream was closed, 
   slow.connection.close('kicked')
   await until(() => app.sse.connectionCount === 0)
   t.equal(slow.connection.signal.reason.closeReason, 'kicked')
+})
+
+t.test('clients that are cut because they read nothing are one line in the log, with the first of them and their number', async t => {
+  const time = testClock()
+  const { service: { app, join }, lines } = await logged(t, { stallTimeoutMs: 30_000, ...time.options })
+  const stalled = () => lines.filter(({ msg }) => msg === 'Clients were disconnected that had read nothing for stallTimeoutMs')
+  const stall = async (userIds: readonly (string | null)[]) => {
+    const joined = await Promise.all(userIds.map(userId => join(userId)))
+    for (const one of joined) await block(one)
+    await time.advance(31_000)
+    t.strictSame(joined.map(({ connection }) => connection.closeReason), userIds.map(() => 'stalled'))
+    return joined
+  }
+  const together = await stall(['ada', 'ada', 'ada', null])
+  t.strictSame(stalled(), [], 'more can follow')
+  await time.advance(5_000)
+  t.equal(stalled().length, 1)
+  t.match(stalled()[0], { level: 40, userId: 'ada', queuedBytes: Number, lagging: false, count: 4 })
+  t.ok(stalled()[0].queuedBytes >= FILLER_BYTES)
+  t.ok(together.some(({ connection }) => connection.clientId === stalled()[0].clientId))
+
+  const [next] = await stall([null])
+  await app.close()
+  t.match(stalled().slice(1), [{ clientId: next!.connection.clientId, userId: null, count: 1 }], 'nothing is left unsaid when the node closes')
+})
+
+t.test('streams that are closed because authorizeSubscription does not answer are one line in the log', async t => {
+  const time = testClock()
+  let asks = false
+  const { service: { app, join }, lines } = await logged(t, { stallTimeoutMs: 30_000, authorizeSubscription: async () => asks ? await new Promise(() => {}) : true, ...time.options })
+  const joined = [await join('ada', ['news']), await join('ada', ['news'])]
+  asks = true
+  app.sse.reauthorize('ada').catch(() => {})
+  await time.advance(36_000)
+  t.strictSame(joined.map(({ connection }) => connection.closeReason), ['rights-unknown', 'rights-unknown'])
+  await time.advance(5_000)
+  t.match(lines.filter(({ msg }) => /authorizeSubscription/.test(msg)), [{ level: 40, clientId: String, userId: 'ada', count: 2 }])
 })
