@@ -81,6 +81,23 @@ export const DRIVERS: Drivers = {
     t.match(lines, [{ msg: 'A client has stopped to read', clientId: connection!.clientId, durationMs: Number }])
   },
 
+  async 'quiet-refusals' (t) {
+    const lines: { level: number, msg: string }[] = []
+    const log = { write (line: string) { lines.push(JSON.parse(line)) } }
+    const { app } = await run(t, { log }, ['app'], text => text.replace('logger: true', 'logger: { stream: log }').replace('20_000', '1').replace('20000', '1'))
+    t.teardown(() => app.close())
+    app.get('/fails', { logLevel: 'warn' }, async () => { throw new Error('The database is down') })
+    const url = await listen(app)
+    const { status } = await visit(t, `${url}/sse`)
+    t.equal(status, 200)
+    const answers = await Promise.all(['text/event-stream', '*/*'].map(async accept => await (await fetch(`${url}/sse`, { headers: { accept } })).text()))
+    t.match(answers, [/event: sse:error/, /"statusCode":503/])
+    t.match(app.sse.stats().refused, { SSE_ERR_TOO_MANY_CONNECTIONS: 2 })
+    t.strictSame(lines.filter(({ msg }) => !msg.startsWith('Server listening')), [])
+    t.equal((await fetch(`${url}/fails`)).status, 500)
+    t.match(lines.filter(({ level }) => level > 30), [{ level: 50, msg: 'The database is down' }], 'what is no refusal')
+  },
+
   async 'live-and-ready' (t) {
     const app = bare(t)
     await app.register(ssePlugin)
