@@ -172,6 +172,10 @@ async function rolling (t: Test, kind: ReverseProxyKind): Promise<void> {
 
     await Promise.all(nodes.map(node => node.kill()))
     await until(() => clients.every(({ connected }) => !connected), 10_000, 'nobody has a node')
+    const told = await Promise.all(Array.from({ length: 60 }, async () => await (await fetch(`${proxy.url}/sse`)).text()))
+    const retries = told.map(text => Number(/^retry: (\d+)\n\n$/.exec(text)?.[1]))
+    t.ok(retries.every(ms => ms >= 2_000 && ms <= 6_000), told[0])
+    t.ok(new Set(retries).size > 3, 'not all at the same time')
     // Long enough for all to come, and to be told to come later.
     const before = clients.map(({ opened }) => opened)
     await until(() => clients.every(({ opened }, i) => opened > before[i]!), 60_000, 'all were told to come later')
