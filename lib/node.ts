@@ -76,7 +76,9 @@ export class Node {
     }, log)
     this.publisher = new Publisher(options, this.eventLog, dispatcher, telemetry)
     this.statistics = new Statistics(registry, dispatcher, telemetry, broker)
-    this.inspection = new NodeInspection(this.id, clock, registry, this.statistics, () => this.runs)
+    const runStore = broker.runs ?? (broker.shared ? null : new MemoryRunStore(clock, options.runs.maxBytes))
+    this.runs = runStore === null ? null : new Runs(runStore, options, log, telemetry, () => this.eventLog.open())
+    this.inspection = new NodeInspection(this.id, clock, registry, this.statistics, this.runs)
     this.cluster = new Cluster({
       nodeId: this.id,
       options,
@@ -104,8 +106,6 @@ export class Node {
     const { wheel } = this.#context
     wheel.schedule(new ClockJump(clock, wheel, () => { for (const connection of registry.all()) connection.onClockAhead() }), clock.monotonic())
     this.#drain = new Drain(registry, options, wheel, log)
-    const runStore = broker.runs ?? (broker.shared ? null : new MemoryRunStore(clock, options.runs.maxBytes))
-    this.runs = runStore === null ? null : new Runs(runStore, options, log, telemetry, () => this.eventLog.open())
     this.tickets = new Tickets(options, broker)
     this.admission = new Admission(options, registry, subscriptions, this.tickets, disconnections, this.#context, this.eventLog)
   }

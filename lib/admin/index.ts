@@ -1,7 +1,8 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { InvalidAction, InvalidOption } from '../errors.js'
+import { InvalidAction, InvalidOption, UnknownConnection } from '../errors.js'
 import type { SSEManager } from '../manager.js'
 import { safeLog } from '../util/logger.js'
+import { quote } from '../util/quote.js'
 import type { SourceFactory } from '../streams/source.js'
 import { FILES } from './files.js'
 import { authorizing, fromPage, sameOrigin } from './guard.js'
@@ -61,7 +62,8 @@ export default async function adminPage (fastify: FastifyInstance, given: AdminO
   fastify.post(`${path}/api/close`, acting, async (request, reply) => {
     const { clientId } = bodyOf(request, 'clientId')
     safeLog(request.log).warn({ clientId }, 'The admin page closes a connection')
-    return sendJSON(reply, { closed: await manager.closeConnection(clientId!, REASON) ? 1 : 0 })
+    if (!await manager.closeConnection(clientId!, REASON)) throw new UnknownConnection(quote(clientId))
+    return sendJSON(reply, { closed: 1 })
   })
   fastify.post(`${path}/api/disconnect`, acting, async (request, reply) => {
     const { userId } = bodyOf(request, 'userId')

@@ -9,6 +9,8 @@ import type { Clock } from '../util/clock.js'
 
 /** Time for which an answer is returned again: the work of a node does not grow with the number of those who ask. */
 const FRESH_MS = 1_000
+/** Longest time over which `busy` is measured: a mean of hours would hide that the node is busy now. */
+const MAX_MEASURED_MS = 10_000
 const SCANNED_PER_TURN = 10_000
 const MAX_TOPICS = 20
 const MAX_RUNS = 20
@@ -28,8 +30,8 @@ export const NodeDetailsSchema = Type.Object({
   runCount: Count,
   /** Resident memory of the process in bytes. */
   memoryBytes: Count,
-  /** Part of the time since the answer before, 0 to 1, in which the event loop was busy. */
-  busy: Type.Number()
+  /** Part of the time since the answer before, 0 to 1, in which the event loop was busy; null without an answer in the last ten seconds. */
+  busy: Type.Union([Type.Number(), Type.Null()])
 })
 /** What a node reports about itself to an operator. */
 export type NodeDetails = Static<typeof NodeDetailsSchema>
@@ -40,12 +42,12 @@ export class NodeInspection {
   readonly #clock: Clock
   readonly #registry: Registry<SSEConnection>
   readonly #statistics: Statistics
-  readonly #runs: () => Runs | null
-  #loop = performance.eventLoopUtilization()
+  readonly #runs: Runs | null
   #reading: Promise<NodeDetails> | null = null
   #readAt = -Infinity
+  #loop = performance.eventLoopUtilization()
 
-  constructor (nodeId: string, clock: Clock, registry: Registry<SSEConnection>, statistics: Statistics, runs: () => Runs | null) {
+  constructor (nodeId: string, clock: Clock, registry: Registry<SSEConnection>, statistics: Statistics, runs: Runs | null) {
     this.#nodeId = nodeId
     this.#clock = clock
     this.#registry = registry
@@ -56,46 +58,45 @@ export class NodeInspection {
   /** Returns the details, of the last second. */
   read (): Promise<NodeDetails> {
     const now = this.#clock.monotonic()
-    if (this.#reading === null || now - this.#readAt >= FRESH_MS) {
+    const sinceMs = now - this.#readAt
+    if (this.#reading === null || sinceMs >= FRESH_MS) {
       this.#readAt = now
-      this.#reading = this.#read()
+      this.#reading = this.#read(sinceMs)
     }
     return this.#reading
   }
 
-  async #read (): Promise<NodeDetails> {
-    const loop = performance.eventLoopUtilization()
-    const { utilization } = performance.eventLoopUtilization(loop, this.#loop)
-    this.#loop = loop
-    const producers = this.#runs()?.producing() ?? []
-    const runs = producers.slice(-MAX_RUNS).reverse().map(({ key: { runId, ownerId }, state: { startedAt, events, isRead }, bytes }) => ({ runId, ownerId, startedAt, events, bytes, isRead }))
+  /** @param sinceMs time since the last read */
+  async #read (sinceMs: number): Promise<NodeDetails> {
+    const before = this.#loop
+    this.#loop = performance.eventLoopUtilization()
+    const producers = this.#runs?.producing() ?? []
     return {
       nodeId: this.#nodeId,
       stats: { ...this.#statistics.read() },
-      topics: await this.#topics(),
-      runs,
+      topics: await largestTopics(this.#registry.holders()),
+      runs: producers.slice(-MAX_RUNS).reverse().map(({ key: { runId, ownerId }, state: { startedAt, events, isRead }, bytes }) => ({ runId, ownerId, startedAt, events, bytes, isRead })),
       runCount: producers.length,
       memoryBytes: process.memoryUsage.rss(),
-      busy: utilization
+      busy: sinceMs <= MAX_MEASURED_MS ? performance.eventLoopUtilization(this.#loop, before).utilization : null
     }
-  }
-
-  async #topics (): Promise<NodeDetails['topics']> {
-    let top: NodeDetails['topics'] = []
-    let least = 0
-    let scanned = 0
-    for (const [subscription, connections] of this.#registry.holders()) {
-      if (++scanned % SCANNED_PER_TURN === 0) await endOfTurn()
-      if (connections <= least) continue
-      top.push({ subscription, connections })
-      if (top.length < 2 * MAX_TOPICS) continue
-      top = first(top)
-      least = top.at(-1)!.connections
-    }
-    return first(top)
   }
 }
 
-function first (topics: NodeDetails['topics']): NodeDetails['topics'] {
-  return topics.sort((one, other) => other.connections - one.connections).slice(0, MAX_TOPICS)
+/** Returns the topics with the most holders. Sorts only those that can be among them: a node can have hundreds of thousands. */
+async function largestTopics (holders: Iterable<[subscription: string, connections: number]>): Promise<NodeDetails['topics']> {
+  let largest: NodeDetails['topics'] = []
+  let least = 0
+  let scanned = 0
+  const cut = (): void => { largest = largest.sort((one, other) => other.connections - one.connections).slice(0, MAX_TOPICS) }
+  for (const [subscription, connections] of holders) {
+    if (++scanned % SCANNED_PER_TURN === 0) await endOfTurn()
+    if (connections <= least) continue
+    largest.push({ subscription, connections })
+    if (largest.length < 2 * MAX_TOPICS) continue
+    cut()
+    least = largest.at(-1)!.connections
+  }
+  cut()
+  return largest
 }

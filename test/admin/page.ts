@@ -4,8 +4,8 @@ import fastifyHelmet from '@fastify/helmet'
 import type { Page } from 'playwright-core'
 import t, { type Test } from 'tap'
 import adminPage, { type AdminOptions } from '../../lib/admin/index.js'
-import ssePlugin, { type SSEOptions } from '../../lib/index.js'
-import { openStream, type TestStream } from '../../lib/testing/index.js'
+import ssePlugin, { SSEManager, type SSEOptions } from '../../lib/index.js'
+import { openStream, testLog, type TestStream } from '../../lib/testing/index.js'
 import { listen } from '../helpers/app.js'
 import { browse, withoutChromium } from '../helpers/browser.js'
 import { until } from '../helpers/wait.js'
@@ -186,5 +186,59 @@ t.test('the admin page in Chromium', { skip: withoutChromium, timeout: 300_000 }
     }, url)
     t.same(results, ['failed', 'failed', 'failed'])
     t.equal(app.sse.getConnectionsByUser('ada').length, 1)
+  })
+
+  t.test('what needs attention stays for five minutes, with its age and a count over the time that is named', async t => {
+    const { page, app } = await show(t)
+    await page.getByText('All nodes answer').waitFor()
+    for (let i = 0; i < 3; i++) await openStream(app, '/sse', { test: t, lastEventId: 'not a cursor' })
+    await page.getByText(/Clients have gaps, .*: 3 in the last \d+ s\. last \d+ s ago/).waitFor()
+    t.equal(await page.getByText('All nodes answer').count(), 0, 'it has just happened')
+    await page.clock.install()
+    await page.clock.fastForward(60_000)
+    await page.getByText(/Clients have gaps, .*: 3 in the last 1 min( \d+ s)?\. last 1 min( \d+ s)? ago/).waitFor()
+    await page.getByText('All nodes answer').waitFor()
+    await page.clock.fastForward(300_000)
+    await until(async () => await page.getByText('Clients have gaps').count() === 0)
+  })
+
+  t.test('a node that has closed stays named; while this one does not reach the log, the others are not known, and not called dead', async t => {
+    const log = testLog()
+    const broker = log.broker()
+    const other = new SSEManager({ broker: log.broker(), cluster: { nodeName: 'other', heartbeatIntervalMs: 200 } })
+    t.teardown(() => other.close())
+    await other.open()
+    const { page } = await show(t, { sse: { broker, cluster: { nodeName: 'one', heartbeatIntervalMs: 200 } } })
+    const row = page.locator('tr', { hasText: 'other' })
+    await row.getByText('up', { exact: true }).waitFor()
+    broker.fail()
+    await row.getByText('not known').waitFor()
+    await page.getByText('Node one does not reach the log: it does not know how the other nodes are.').waitFor()
+    t.equal(await page.getByText('does not answer').count(), 0)
+    await page.getByRole('link', { name: 'Connections', exact: true }).click()
+    await page.getByText('Incomplete: node one does not reach the log').waitFor()
+    await page.getByRole('link', { name: 'Overview' }).click()
+    broker.restore()
+    await row.getByText('up', { exact: true }).waitFor()
+    await page.getByText(/Node one is degraded: .* ago, for \d+ s/).waitFor()
+    await other.close()
+    await page.getByText(/Node other has closed or died\. It had 0 connections\. \d+ s ago/).waitFor()
+    await page.getByText('All nodes answer').waitFor()
+  })
+
+  t.test('a second click on "Confirm" does not repeat the action', async t => {
+    const { page, join, app } = await show(t)
+    await join('ada')
+    const { clientId } = app.sse.getConnectionsByUser('ada')[0]!
+    const actions: string[] = []
+    page.on('request', request => { if (request.method() === 'POST') actions.push(request.url()) })
+    await page.goto(page.url().replace(/#.*|$/, `#/connection?id=${clientId}`))
+    await page.getByRole('button', { name: 'Disconnect user' }).click()
+    await page.getByRole('button', { name: 'Confirm' }).waitFor()
+    await page.evaluate('for (let i = 0; i < 3; i++) [...document.querySelectorAll("dialog button")].at(-1).click()')
+    await page.getByRole('dialog', { name: 'One stream was closed.' }).waitFor()
+    t.equal(actions.length, 1)
+    await page.getByRole('button', { name: 'OK' }).click()
+    t.equal(actions.length, 1)
   })
 })

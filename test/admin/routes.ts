@@ -5,7 +5,7 @@ import t, { type Test } from 'tap'
 import adminPage, { type AdminOptions } from '../../lib/admin/index.js'
 import { FILES } from '../../lib/admin/files.js'
 import ssePlugin, { EventPriority, type SSEOptions } from '../../lib/index.js'
-import { openStream } from '../../lib/testing/index.js'
+import { openStream, testClock } from '../../lib/testing/index.js'
 import { listen, serve } from '../helpers/app.js'
 import { nodes, REPORT, TestLog } from '../helpers/cluster.js'
 import { withoutRedis } from '../helpers/redis.js'
@@ -161,7 +161,9 @@ t.test('actions: only with the option, the header and JSON', async t => {
   t.same((await post('disconnect', { userId: 'ada' })).json(), { closed: 2 })
   const { clientId } = app.sse.getConnectionsByUser('grace')[0]!
   t.same((await post('close', { clientId })).json(), { closed: 1 })
-  t.same((await post('close', { clientId: 'gone' })).json(), { closed: 0 })
+  await until(() => app.sse.connectionCount === 0)
+  t.match((await post('close', { clientId })).json(), { statusCode: 404, code: 'SSE_ERR_UNKNOWN_CONNECTION' }, 'a repeated action')
+  t.same((await post('disconnect', { userId: 'ada' })).json(), { closed: 0 })
   t.same((await Promise.all(streams.map(({ ended }) => ended))).map(({ reason }) => reason), new Array(3).fill('closed-by-admin'))
 })
 
@@ -170,9 +172,22 @@ t.test('the stream: overviews, for operators who are no users of the application
   await listen(app)
   const stream = await openStream(app, '/ops/streams/api/stream', { test: t, headers: ADMIN })
   const [first, second] = await stream.collect(2, 'overview')
-  t.match(first!.json, { nodeId: app.sse.nodeId, complete: true, missing: [], allowed: { actions: false, payloads: false }, nodes: [{ nodeId: app.sse.nodeId, status: 'up', details: { stats: { connections: 1, closed: {} }, topics: [], runs: [], runCount: 0 } }] })
+  t.match(first!.json, { nodeId: app.sse.nodeId, complete: true, missing: [], allowed: { actions: false, payloads: false }, nodes: [{ nodeId: app.sse.nodeId, status: 'up', details: { stats: { connections: 1, closed: {} }, topics: [], runs: [], runCount: 0, busy: null } }] })
   t.ok(second!.json.at > first!.json.at)
   t.match((await app.inject({ url: '/ops/streams/api/overview', headers: ADMIN })).json(), { nodes: [{ connections: 1, details: { memoryBytes: Number, busy: Number } }] })
+})
+
+t.test('how busy the event loop is: only over the time between two answers that are close together', async t => {
+  const time = testClock()
+  const app = await start(t, {}, time.options)
+  const busy = async () => (await app.inject({ url: '/ops/streams/api/overview', headers: ADMIN })).json().nodes[0].details.busy
+  t.equal(await busy(), null, 'nothing was measured: the start of the process does not count')
+  t.equal(await busy(), null, 'the same answer')
+  await time.advance(2_000)
+  const measured = await busy()
+  t.ok(measured > 0 && measured <= 1, `${measured}`)
+  await time.advance(10_001)
+  t.equal(await busy(), null, 'nobody has asked for a long time')
 })
 
 t.test('the largest topics and the newest runs', async t => {

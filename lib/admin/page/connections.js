@@ -1,6 +1,6 @@
 import { ask } from './api.js'
 import { h } from './dom.js'
-import { nameOf } from './figures.js'
+import { here, nameOf } from './figures.js'
 import { bytes, count, duration, plural, time, visible } from './format.js'
 import { badge, chart, link, section, table, text, user } from './parts.js'
 
@@ -39,10 +39,10 @@ function form (parameters, go) {
 }
 
 function results (now, parameters, { connections, after, total, complete, missing }) {
-  const { after: here, ...search } = parameters
+  const { after: start, ...search } = parameters
   return [
     h('p', { class: 'hint', role: 'status' }, `${plural(total, 'connection')}${connections.length < total ? `, ${connections.length} on this page, newest first` : ''}.`),
-    complete ? null : h('p', { class: 'attention bad' }, missing.length === 0 ? 'Not all nodes have answered: the list is incomplete.' : ['Incomplete: ', missing.map((nodeId, index) => [index > 0 ? ', ' : '', text(nodeName(now, nodeId))]), ' did not answer.']),
+    complete ? null : h('p', { class: 'attention bad' }, here(now).status !== 'up' ? `Incomplete: node ${nameOf(here(now))} does not reach the log, so the connections of the other nodes are not known.` : missing.length === 0 ? 'Not all nodes have answered: the list is incomplete.' : ['Incomplete: ', missing.map((nodeId, index) => [index > 0 ? ', ' : '', text(nodeName(now, nodeId))]), ' did not answer.']),
     table('Connections', [
       ['User', ({ clientId, userId }) => link('connection', { id: clientId }, user(userId))],
       ['State', state],
@@ -54,7 +54,7 @@ function results (now, parameters, { connections, after, total, complete, missin
       ['Waiting', ({ queuedBytes }) => bytes(queuedBytes), true],
       ['Client', ({ userAgent }) => h('span', { class: 'agent', title: userAgent }, text(userAgent === '' ? 'unknown' : userAgent))]
     ], connections, { key: ({ clientId }) => clientId, empty: 'No connection matches.' }),
-    h('p', { class: 'pages' }, here === undefined ? null : link('connections', search, 'First page'), ' ', after === null ? null : link('connections', { ...search, after }, 'Next page'))
+    h('p', { class: 'pages' }, start === undefined ? null : link('connections', search, 'First page'), ' ', after === null ? null : link('connections', { ...search, after }, 'Next page'))
   ]
 }
 
@@ -84,7 +84,7 @@ export function connectionLife ({ now, loaded, error, act }) {
   if (connection === null) return [section('Connection', h('p', { class: 'empty' }, complete ? 'No node has this connection. It has ended: a client that reconnects gets a new id.' : 'Not found, but not all nodes have answered.'))]
   const { clientId, userId, nodeId } = connection
   const facts = [
-    ['State', isOpen ? [state(connection), connection.lagging ? ' It reads older events from the log.' : ''] : badge('bad', complete ? 'ended' : 'its node does not answer')],
+    ['State', isOpen ? [state(connection), connection.lagging ? ' It reads older events from the log.' : ''] : complete ? badge('bad', 'ended') : badge('warn', 'not known: not all nodes answer')],
     ['User', userId === null ? user(userId) : link('connections', { userId }, user(userId))],
     ['Connection id', text(clientId)],
     ['Node', text(nodeName(now, nodeId))],
@@ -123,7 +123,7 @@ function life () {
   let before = null
   for (const { at, connection, complete } of looks) {
     if (connection === null) {
-      if (before !== null) events.push([at, complete ? 'The stream has ended.' : 'Its node does not answer.'])
+      if (before !== null) events.push([at, complete ? 'The stream has ended.' : 'Not all nodes answer: whether it is open is not known.'])
     } else if (before === null) {
       events.push([connection.connectedAt, 'The stream was opened.'], [at, connection.lagging ? 'First look: the client is slow.' : 'First look: the client keeps up.'])
     } else {

@@ -1,74 +1,81 @@
-// What the page computes from overviews: sums, rates, and what is wrong.
+// What the page computes from overviews: sums, rates and counts.
 
-import { bytes, count, duration, plural } from './format.js'
+import { duration } from './format.js'
 
-/** Number of overviews that are kept for charts: five minutes. */
-const KEPT = 150
+/** Time for which overviews are kept. */
+export const WINDOW_MS = 300_000
+/** Number of overviews over which rates are measured: ten seconds. */
+const RATE_SPAN = 5
 
+/** The overviews of the window, oldest first. */
 export const history = []
+
+/** Keeps an overview. */
+export function remember (overview) {
+  history.push(overview)
+  while (history[0].receivedAt < overview.receivedAt - WINDOW_MS) history.shift()
+}
+
+/** The time over which counts are made: since the page was opened, at most five minutes. */
+export const shownTime = () => duration(history.at(-1).receivedAt - history[0].receivedAt)
+
+export const nameOf = node => node.name ?? node.nodeId.slice(0, 8)
+
+/** The node that sends the overviews. */
+export const here = overview => overview.nodes.find(({ nodeId }) => nodeId === overview.nodeId)
+
+/** Whether a node could not be asked, because the node that sends the overviews cannot reach the log. */
+export const isUnknown = (node, overview) => node.details === null && here(overview).status !== 'up'
 
 /** Sums one of the numbers that the nodes report. */
 export const sum = (overview, name) => overview.nodes.reduce((total, { details }) => total + (Number(details?.stats[name]) || 0), 0)
 
-/** Rate of a counter of one node between two overviews, or null: a node that has restarted counts from 0. */
+/** A counter, or the sum of one that is kept by reason. */
+const reader = name => ({ [name]: value = 0 }) => typeof value === 'object' ? Object.values(value ?? {}).reduce((one, other) => one + other, 0) : value
+
+/** Rate of a counter of one node between two overviews; null if it is not known. */
 function rateOfNode (before, now, nodeId, read) {
   const one = before.nodes.find(node => node.nodeId === nodeId)?.details
   const other = now.nodes.find(node => node.nodeId === nodeId)?.details
   if (!one || !other) return null
   const seconds = (now.at - before.at) / 1000
-  const difference = read(other.stats) - read(one.stats)
-  return seconds > 0 && difference >= 0 ? difference / seconds : null
+  return seconds > 0 ? (read(other.stats) - read(one.stats)) / seconds : null
 }
-
-/** A counter, or the sum of one that is kept by reason. */
-const reader = name => ({ [name]: value = 0 }) => typeof value === 'object' ? Object.values(value ?? {}).reduce((one, other) => one + other, 0) : value
 
 /** Rate of a counter over the last ten seconds: of one node, or of all. */
 export function rateOf (name, nodeId = null, at = history.length - 1) {
   const now = history[at]
-  const before = history[Math.max(0, at - 5)]
+  const before = history[Math.max(0, at - RATE_SPAN)]
   if (now === undefined || before === now) return null
   const rates = now.nodes.filter(node => nodeId === null || node.nodeId === nodeId).map(node => rateOfNode(before, now, node.nodeId, reader(name)))
   const known = rates.filter(rate => rate !== null)
   return known.length === 0 ? null : known.reduce((one, other) => one + other, 0)
 }
 
-export function remember (overview) {
-  history.push(overview)
-  if (history.length > KEPT) history.shift()
-}
-
 /** The course of a figure for a chart. */
 export const courseOf = read => history.map((overview, index) => read(overview, index))
 
-export const nameOf = node => node.name ?? node.nodeId.slice(0, 8)
-
-/** What needs attention, the worst first. */
-export function problems (overview) {
-  const found = []
-  const bad = (text, search) => found.push({ level: 'bad', text, search })
-  const warn = (text, search) => found.push({ level: 'warn', text, search })
-  for (const node of overview.nodes) {
-    if (node.status !== 'up') bad(`Node ${nameOf(node)} is degraded: ${node.reason ?? 'no reason given'}. Its clients stay connected; events cannot be logged, or arrive late.`)
-    if (node.details === null) bad(`Node ${nameOf(node)} has not answered. Its connections are not counted. Last heard ${duration(overview.at - node.heardAt)} ago.`)
-    else if (node.details.busy > 0.9) warn(`The event loop of node ${nameOf(node)} is busy ${Math.round(node.details.busy * 100)} % of the time. All its clients are late.`)
+/**
+ * By how much a counter has risen in the window on all nodes, and when for the last time. A node that does not answer for a while is
+ * counted when it answers again, and one that has started since from 0.
+ */
+export function risen (name, reason = null) {
+  const read = reason === null ? reader(name) : ({ [name]: counts }) => counts?.[reason] ?? 0
+  const known = new Map()
+  let by = 0
+  let lastAt = null
+  for (const { nodes, receivedAt } of history) {
+    for (const { nodeId, startedAt, details } of nodes) {
+      if (details === null) continue
+      const value = read(details.stats)
+      const before = known.get(nodeId) ?? (startedAt >= history[0].at ? 0 : value)
+      known.set(nodeId, value)
+      if (value <= before) continue
+      by += value - before
+      lastAt = receivedAt
+    }
   }
-  if (!overview.complete && overview.nodes.every(({ details }) => details !== null)) warn('Not all nodes have answered.')
-  const connections = sum(overview, 'connections')
-  const lagging = sum(overview, 'lagging')
-  if (lagging > 0) (lagging > connections / 20 ? bad : warn)(`${plural(lagging, 'client is', 'clients are')} slow: ${lagging === 1 ? 'it reads' : 'they read'} older events from the log. ${bytes(sum(overview, 'queuedBytes'))} wait.`, { lagging: 'true' })
-  const rising = (name, text) => {
-    const rate = rateOf(name)
-    if (rate !== null && rate > 0) warn(`${text}: ${count(rate * 60)} a minute.`)
-  }
-  rising('dropped', 'Ephemeral events are dropped for slow clients')
-  rising('gaps', 'Clients have gaps: they have missed events')
-  rising('refused', 'Requests are refused')
-  for (const reason of ['stalled', 'rights-unknown', 'source-error', 'snapshot-error']) {
-    const rate = rateOfReason('closed', reason)
-    if (rate > 0) warn(`Streams end with "${reason}": ${count(rate * 60)} a minute.`)
-  }
-  return found.sort((one, other) => Number(other.level === 'bad') - Number(one.level === 'bad'))
+  return { by, lastAt }
 }
 
 /** A counter by reason, on all nodes. */
@@ -76,13 +83,6 @@ export function reasons (overview, name) {
   const counts = new Map()
   for (const { details } of overview.nodes) for (const [reason, number] of Object.entries(details?.stats[name] ?? {})) if (number > 0) counts.set(reason, (counts.get(reason) ?? 0) + number)
   return [...counts].sort(([, one], [, other]) => other - one)
-}
-
-export function rateOfReason (name, reason) {
-  const now = history.at(-1)
-  const before = history[Math.max(0, history.length - 6)]
-  if (now === undefined || now === before) return 0
-  return now.nodes.reduce((rate, { nodeId }) => rate + (rateOfNode(before, now, nodeId, stats => stats[name]?.[reason] ?? 0) ?? 0), 0)
 }
 
 /** The topics with the most connections. Each node reports its first twenty. */

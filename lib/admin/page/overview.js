@@ -1,10 +1,11 @@
 import { h } from './dom.js'
-import { courseOf, nameOf, problems, rateOf, rateOfReason, reasons, sum, topics } from './figures.js'
+import { attention } from './attention.js'
+import { courseOf, isUnknown, nameOf, rateOf, reasons, risen, shownTime, sum, topics } from './figures.js'
 import { bytes, count, duration, rate } from './format.js'
 import { badge, chart, link, section, table, text } from './parts.js'
 
 export function overview ({ now, outdatedMs }) {
-  return [attention(now, outdatedMs), figures(now), section('Nodes', nodes(now)), h('div', { key: 'columns', class: 'columns' },
+  return [troubles(outdatedMs), figures(now), section('Nodes', nodes(now)), h('div', { key: 'columns', class: 'columns' },
     section('Top topics', table('Topics with the most connections', [
       ['Topic or pattern', ([subscription]) => link('connections', { subscription }, text(subscription))],
       ['Connections', ([, connections]) => count(connections), true]
@@ -20,15 +21,20 @@ export function overview ({ now, outdatedMs }) {
 const counters = (now, title, name, empty) => section(title, table(`${title}, since each node started`, [
   ['Reason', ([reason]) => text(reason)],
   ['Total', ([, number]) => count(number), true],
-  ['Now', ([reason]) => rate(rateOfReason(name, reason)), true]
+  [`Last ${shownTime()}`, ([reason]) => count(risen(name, reason).by), true]
 ], reasons(now, name), { key: ([reason]) => reason, empty }))
 
-function attention (now, outdatedMs) {
-  const found = problems(now)
-  if (outdatedMs > 0) found.unshift({ level: 'bad', text: `This page receives no answer. What it shows is ${duration(outdatedMs)} old.` })
-  if (found.length === 0) return h('p', { key: 'attention', class: 'attention good' }, 'All nodes answer, and no client is slow.')
-  return h('ul', { key: 'attention', class: 'attention', 'aria-label': 'Needs attention' }, found.map(({ level, text: what, search }) => h('li', { class: level }, text(what), search === undefined ? null : [' ', link('connections', search, 'Show them')])))
+function troubles (outdatedMs) {
+  const found = attention()
+  const current = found.filter(({ isCurrent }) => isCurrent)
+  if (outdatedMs > 0) current.unshift({ level: 'bad', text: 'This page receives no answer.', age: `what it shows is ${duration(outdatedMs)} old` })
+  const past = found.filter(({ isCurrent }) => !isCurrent)
+  return h('div', { key: 'attention', class: 'attention' },
+    current.length === 0 ? h('p', { class: 'good' }, 'All nodes answer, and no client is slow.') : h('ul', { 'aria-label': 'Needs attention' }, current.map(item)),
+    past.length === 0 ? null : h('details', { open: true }, h('summary', null, 'In the last minutes'), h('ul', null, past.map(item))))
 }
+
+const item = ({ level, text: what, search, age }) => h('li', { class: level }, text(what), ' ', h('small', null, age), search === undefined ? null : [' ', link('connections', search, 'Show them')])
 
 function figures (now) {
   const counted = name => [count(sum(now, name)), courseOf(overview => sum(overview, name))]
@@ -52,7 +58,7 @@ function nodes (now) {
   const stat = (name, format = count) => ({ details }) => details === null ? '–' : format(details.stats[name])
   return table('The nodes of the cluster', [
     ['Node', node => [h('b', null, text(nameOf(node))), ' ', node.nodeId === now.nodeId ? h('small', null, 'this page') : null]],
-    ['State', node => node.details === null ? badge('bad', 'no answer') : node.status === 'up' ? badge('good', 'up') : badge('bad', 'degraded')],
+    ['State', node => isUnknown(node, now) ? badge('warn', 'not known') : node.details === null ? badge('bad', 'no answer') : node.status === 'up' ? badge('good', 'up') : badge('bad', 'degraded')],
     ['Connections', node => count(node.connections), true],
     ['Users', node => count(node.users), true],
     ['Topics', node => count(node.subscriptions), true],
@@ -60,7 +66,7 @@ function nodes (now) {
     ['Slow', stat('lagging'), true],
     ['Waiting', stat('queuedBytes', bytes), true],
     ['Dropped', stat('dropped'), true],
-    ['Busy', ({ details }) => details === null ? '–' : `${Math.round(details.busy * 100)} %`, true],
+    ['Busy', ({ details }) => typeof details?.busy !== 'number' ? '–' : `${Math.round(details.busy * 100)} %`, true],
     ['History', ({ details }) => details?.stats.log ? `${count(details.stats.log.events)}, ${bytes(details.stats.log.bytes)}` : '–', true],
     ['Memory', ({ details }) => bytes(details?.memoryBytes), true],
     ['Up for', node => duration(now.at - node.startedAt), true],

@@ -1,8 +1,9 @@
 import { ask, follow } from './api.js'
+import { observe } from './attention.js'
 import { connectionLife, connectionList, loadConnection, loadConnections } from './connections.js'
 import { h, render } from './dom.js'
 import { eventList, loadEvents } from './events.js'
-import { nameOf, remember } from './figures.js'
+import { here, nameOf, remember } from './figures.js'
 import { duration } from './format.js'
 import { overview, runList, topicList } from './overview.js'
 import { href } from './parts.js'
@@ -83,14 +84,16 @@ function status () {
   const texts = { connecting: 'connecting', live: 'live', reconnecting: 'reconnecting', polling: 'every 5 s, without a stream', lost: `no answer: ${reason}` }
   const age = now === null ? 0 : Date.now() - now.receivedAt
   const level = name === 'live' && age < 10_000 ? 'good' : name === 'lost' || age > 15_000 ? 'bad' : 'warn'
-  const here = now?.nodes.find(({ nodeId }) => nodeId === now.nodeId)
-  return [h('span', { class: `dot ${level}` }), ` ${texts[name]}`, age > 10_000 ? `, ${duration(age)} old` : '', here === undefined ? '' : ` · node ${nameOf(here)}`]
+  return [h('span', { class: `dot ${level}` }), ` ${texts[name]}`, age > 10_000 ? `, ${duration(age)} old` : '', now === null ? '' : ` · node ${nameOf(here(now))}`]
 }
 
 /** Asks for confirmation, acts, and says what was done. */
 function act (route, body, question, consequence) {
   const close = () => dialog.close()
+  const confirm = disabled => render(dialog, [h('h2', { id: 'dialog-title' }, question), h('p', null, consequence), h('p', { class: 'actions' }, h('button', { type: 'button', disabled, onclick: close }, 'Cancel'), h('button', { type: 'button', class: 'danger', disabled, onclick: run }, 'Confirm'))])
   const run = async () => {
+    // A second click would repeat the action.
+    confirm(true)
     let result
     try {
       const { closed } = await ask(route, {}, body)
@@ -102,7 +105,7 @@ function act (route, body, question, consequence) {
     dialog.querySelector('button').focus()
     load()
   }
-  render(dialog, [h('h2', { id: 'dialog-title' }, question), h('p', null, consequence), h('p', { class: 'actions' }, h('button', { type: 'button', onclick: close }, 'Cancel'), h('button', { type: 'button', class: 'danger', onclick: run }, 'Confirm'))])
+  confirm(false)
   dialog.showModal()
 }
 
@@ -118,6 +121,7 @@ arrive()
 follow(overview => {
   now = { ...overview, receivedAt: Date.now() }
   remember(now)
+  observe()
   if (SECTIONS[place.name][3]) load()
   else show()
 }, (...next) => {
