@@ -59,11 +59,11 @@ export class NodeInspection {
   read (): Promise<NodeDetails> {
     const now = this.#clock.monotonic()
     const sinceMs = now - this.#readAt
-    if (this.#reading === null || sinceMs >= FRESH_MS) {
+    if (sinceMs >= FRESH_MS) {
       this.#readAt = now
       this.#reading = this.#read(sinceMs)
     }
-    return this.#reading
+    return this.#reading!
   }
 
   /** @param sinceMs time since the last read */
