@@ -1,9 +1,9 @@
 import { Buffer } from 'node:buffer'
-import { setImmediate as endOfTurn } from 'node:timers/promises'
 import { addressOf } from '../access/address.js'
 import type { SSEConnection } from '../connections/connection.js'
 import { isPattern } from '../events/topic.js'
 import type { Registry } from '../subscriptions/registry.js'
+import { portions } from '../util/portions.js'
 import { compare, formatPosition, parsePosition, type ListedConnection, type NodePage, type Position, type ResolvedQuery } from './connection-page.js'
 
 /** Number of connections that are looked at in one turn of the event loop. */
@@ -35,17 +35,17 @@ export class ConnectionList {
     let found: Found[] = []
     let total = 0
     let rest = 0
-    let scanned = 0
-    for (const connection of this.#candidates(query)) {
-      // Other work runs between the turns. A connection can end there.
-      if (++scanned % SCANNED_PER_TURN === 0) await endOfTurn()
-      if (this.#registry.client(connection.clientId) !== connection || !this.#matches(connection, query)) continue
-      total++
-      const position = { connection, connectedAt: connection.clientInfo.connectedAt, clientId: connection.clientId }
-      if (start !== null && compare(position, start) <= 0) continue
-      rest++
-      found.push(position)
-      if (found.length >= 2 * limit) found = found.sort(compare).slice(0, limit)
+    for await (const portion of portions(this.#candidates(query), SCANNED_PER_TURN)) {
+      for (const connection of portion) {
+        // A connection can end between the portions.
+        if (this.#registry.client(connection.clientId) !== connection || !this.#matches(connection, query)) continue
+        total++
+        const position = { connection, connectedAt: connection.clientInfo.connectedAt, clientId: connection.clientId }
+        if (start !== null && compare(position, start) <= 0) continue
+        rest++
+        found.push(position)
+        if (found.length >= 2 * limit) found = found.sort(compare).slice(0, limit)
+      }
     }
     const connections = this.#facts(found.sort(compare).slice(0, limit))
     return { connections, total, until: connections.length < rest ? formatPosition(connections.at(-1)!) : null }

@@ -1,17 +1,17 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { performance } from 'node:perf_hooks'
-import { setImmediate as endOfTurn } from 'node:timers/promises'
 import type { SSEConnection } from '../connections/connection.js'
 import type { Statistics } from '../connections/statistics.js'
 import type { Runs } from '../runs/runs.js'
 import type { Registry } from '../subscriptions/registry.js'
 import type { Clock } from '../util/clock.js'
+import { portions } from '../util/portions.js'
 
 /** Time for which an answer is returned again: the work of a node does not grow with the number of those who ask. */
 const FRESH_MS = 1_000
 /** Longest time over which `busy` is measured: a mean of hours would hide that the node is busy now. */
 const MAX_MEASURED_MS = 10_000
-const SCANNED_PER_TURN = 10_000
+const TOPICS_PER_TURN = 2_000
 const MAX_TOPICS = 20
 const MAX_RUNS = 20
 
@@ -73,7 +73,7 @@ export class NodeInspection {
     const producers = this.#runs?.producing() ?? []
     return {
       nodeId: this.#nodeId,
-      stats: { ...this.#statistics.read() },
+      stats: { ...await this.#statistics.readInTurns() },
       topics: await largestTopics(this.#registry.holders()),
       runs: producers.slice(-MAX_RUNS).reverse().map(({ key: { runId, ownerId }, state: { startedAt, events, isRead }, bytes }) => ({ runId, ownerId, startedAt, events, bytes, isRead })),
       runCount: producers.length,
@@ -83,20 +83,14 @@ export class NodeInspection {
   }
 }
 
-/** Returns the topics with the most holders. Sorts only those that can be among them: a node can have hundreds of thousands. */
+/** Returns the topics with the most holders. */
 async function largestTopics (holders: Iterable<[subscription: string, connections: number]>): Promise<NodeDetails['topics']> {
   let largest: NodeDetails['topics'] = []
   let least = 0
-  let scanned = 0
-  const cut = (): void => { largest = largest.sort((one, other) => other.connections - one.connections).slice(0, MAX_TOPICS) }
-  for (const [subscription, connections] of holders) {
-    if (++scanned % SCANNED_PER_TURN === 0) await endOfTurn()
-    if (connections <= least) continue
-    largest.push({ subscription, connections })
-    if (largest.length < 2 * MAX_TOPICS) continue
-    cut()
-    least = largest.at(-1)!.connections
+  for await (const portion of portions(holders, TOPICS_PER_TURN)) {
+    for (const [subscription, connections] of portion) if (connections > least) largest.push({ subscription, connections })
+    largest = largest.sort((one, other) => other.connections - one.connections).slice(0, MAX_TOPICS)
+    if (largest.length === MAX_TOPICS) least = largest.at(-1)!.connections
   }
-  cut()
   return largest
 }

@@ -4,6 +4,10 @@ import type { ReportedStream, Telemetry } from '../diagnostics/telemetry.js'
 import type { Broker, LogSize } from '../log/broker.js'
 import type { RunStatus } from '../log/run-store.js'
 import type { Member, Registry } from '../subscriptions/registry.js'
+import { portions } from '../util/portions.js'
+
+/** Number of connections that `readInTurns()` visits in one turn of the event loop. */
+const VISITED_PER_TURN = 1_000
 
 /** Counters of one connection, returned by `connection.stats()`. */
 export interface ConnectionStats {
@@ -75,6 +79,9 @@ interface Counters {
   readonly deliveries: number
 }
 
+/** What is summed over the connections. */
+type Waiting = Pick<ManagerStats, 'lagging' | 'queuedBytes'>
+
 /** Sums the counters of this node and of its connections. @internal */
 export class Statistics {
   readonly #registry: Registry<Counted>
@@ -91,13 +98,19 @@ export class Statistics {
 
   /** Returns the current counters. Visits each connection. */
   read (): ManagerStats {
-    let lagging = 0
-    let queuedBytes = 0
-    for (const connection of this.#registry.all()) {
-      const stats = connection.stats()
-      if (stats.lagging) lagging++
-      queuedBytes += stats.queuedBytes
-    }
+    const waiting = { lagging: 0, queuedBytes: 0 }
+    for (const connection of this.#registry.all()) addTo(waiting, connection)
+    return this.#with(waiting)
+  }
+
+  /** The same in several turns of the event loop. */
+  async readInTurns (): Promise<ManagerStats> {
+    const waiting = { lagging: 0, queuedBytes: 0 }
+    for await (const portion of portions(this.#registry.all(), VISITED_PER_TURN)) for (const connection of portion) addTo(waiting, connection)
+    return this.#with(waiting)
+  }
+
+  #with ({ lagging, queuedBytes }: Waiting): ManagerStats {
     const { size: connections, users, subscriptions } = this.#registry
     const { messages, deliveries: delivered } = this.#counters
     const { opened, published, replayed, closed, refused, resumes, gaps, dropped, runs } = this.#telemetry
@@ -122,4 +135,10 @@ export class Statistics {
       log: this.#broker.size ?? null
     }
   }
+}
+
+function addTo (waiting: { -readonly [N in keyof Waiting]: Waiting[N] }, connection: Counted): void {
+  const { lagging, queuedBytes } = connection.stats()
+  if (lagging) waiting.lagging++
+  waiting.queuedBytes += queuedBytes
 }

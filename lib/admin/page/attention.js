@@ -69,7 +69,7 @@ const ago = at => `${duration(Date.now() - at)} ago`
 function remembered (newest) {
   return Array.from(seen.values(), ({ level, text, search, since, until, isOver }) => {
     const isCurrent = !isOver && until === newest
-    return { level, text, search, isCurrent, age: isCurrent ? `for ${duration(Date.now() - since)}` : `${ago(until)}${until > since ? `, for ${duration(until - since)}` : ''}` }
+    return { level, text, search: isCurrent ? search : undefined, isCurrent, age: isCurrent ? `for ${duration(Date.now() - since)}` : `${ago(until)}${until > since ? `, for ${duration(until - since)}` : ''}` }
   })
 }
 

@@ -27,7 +27,7 @@ const counters = (now, title, name, empty) => section(title, table(`${title}, si
 function troubles (outdatedMs) {
   const found = attention()
   const current = found.filter(({ isCurrent }) => isCurrent)
-  if (outdatedMs > 0) current.unshift({ level: 'bad', text: 'This page receives no answer.', age: `what it shows is ${duration(outdatedMs)} old` })
+  if (outdatedMs > 0) current.unshift({ level: 'bad', text: `This page receives no answer. What it shows is ${duration(outdatedMs)} old.` })
   const past = found.filter(({ isCurrent }) => !isCurrent)
   return h('div', { key: 'attention', class: 'attention' },
     current.length === 0 ? h('p', { class: 'good' }, 'All nodes answer, and no client is slow.') : h('ul', { 'aria-label': 'Needs attention' }, current.map(item)),
