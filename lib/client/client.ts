@@ -1,26 +1,17 @@
 import type { Notification } from '../events/catalogue.js'
-import type { Timer } from '../util/clock.js'
+import type { Clock, Timer } from '../util/clock.js'
 import { BackOff } from './back-off.js'
-import type { AnyCatalogue, AnyEvent, ClientGap, ControlEvents, DefaultCatalogue, EventsOf, PresenceChange, ResourceEvent, ResourcesOf, Unsubscribed } from './catalogue-types.js'
-import type { ClientEvent, ReadEvent } from './client-event.js'
+import type { AnyCatalogue, AnyEvent, ClientGap, DefaultCatalogue, EventsOf, PresenceChange, ResourceEvent, ResourcesOf, Unsubscribed } from './catalogue-types.js'
+import type { ClientEvent } from './client-event.js'
 import { CLIENT_OPTIONS, type ClientOptions, type EventsOptions } from './client-options.js'
 import { Endpoint } from './endpoint.js'
-import { endError, SSEClientError } from './errors.js'
-import { EventQueue } from './event-queue.js'
-import { Listeners } from './listeners.js'
 import { headersOf, resolveOptions, type ResolvedRequestOptions } from './options.js'
-import { isHidden, loadCursor, resolveURL, saveCursor, watchPage } from './page.js'
-import type { ClientState, ClosedState } from './state.js'
+import { isHidden, loadCursor, saveCursor, watchPage } from './page.js'
+import { Receivers } from './receivers.js'
+import { CLOSED, type ClientState, type ClosedState } from './state.js'
 import { readStream, type Ending } from './stream.js'
 import type { Watchdog } from './watchdog.js'
 
-const MAX_BUFFERED = 1_000
-/** The reason of the state after `close()`. */
-const CLOSED = 'client'
-/** Ends of a stream after which its loops end normally. */
-const NORMAL_ENDS = new Set([CLOSED, 'source-end', 'no-content'])
-/** The others, such as `sse:ping`, are of no use to applications. */
-const SHOWN_CONTROL_EVENTS: ReadonlySet<string> = new Set<keyof ControlEvents>(['sse:gap', 'sse:unsubscribed', 'sse:join', 'sse:leave'])
 /** Reasons of a wait that the client's network has caused. A change of the network ends such a wait. */
 const NETWORK = ['network', 'timeout']
 /** Reasons of a wait that ends when the page is shown. */
@@ -31,10 +22,10 @@ const SHOWN = [...NETWORK, 'hidden']
  * function that removes the listener. An exception of a listener is reported as uncaught, and does not stop the others.
  */
 export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
-  readonly #endpoint: Endpoint
+  /** @internal */
+  readonly endpoint: Endpoint
   readonly #options: ResolvedRequestOptions & ClientOptions
-  readonly #listeners = new Listeners()
-  readonly #queues = new Set<{ readonly name: string | undefined, readonly queue: EventQueue<any> }>()
+  readonly #receivers = new Receivers()
   readonly #backOff: BackOff
   #unwatch: (() => void) | null = null
   #state: ClientState = { name: 'connecting' }
@@ -44,14 +35,21 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
   #ended: Promise<unknown> = Promise.resolve()
   #watchdog: Watchdog | null = null
   #timer: Timer | null = null
+  /** Whether the attempt follows the back-off, and not a call or an event of the page. @internal */
+  isRetry = false
+  /** @internal */
+  readonly clock: Clock
+  /** Sends the attempts: this client itself, or the tabs that share. @internal */
+  transport: Pick<SSEClient, 'request'> = this
 
   /** @internal */
   constructor (url: string | URL, options: ClientOptions) {
     this.#options = { ...options, ...resolveOptions(options, CLIENT_OPTIONS) }
-    this.#endpoint = new Endpoint(endpointURL(url), options.subscriptions ?? [])
+    this.clock = this.#options.clock
+    this.endpoint = new Endpoint(url, options.subscriptions ?? [])
     this.#backOff = new BackOff(this.#options.maxRetryMs)
     this.#lastEventId = options.lastEventId ?? ''
-    if (options.persist === 'session') this.#lastEventId = loadCursor(this.#endpoint.key) || this.#lastEventId
+    if (options.persist === 'session') this.#lastEventId = loadCursor(this.endpoint.key) || this.#lastEventId
     this.#start()
   }
 
@@ -67,42 +65,42 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
 
   /** Calls the listener for each event with this name. */
   on<N extends keyof EventsOf<C> & string> (event: N, listener: (data: EventsOf<C>[N], event: ClientEvent<N, EventsOf<C>[N]>) => void): () => void {
-    return this.#listeners.add(`event ${event}`, listener)
+    return this.#receivers.add(`event ${event}`, listener)
   }
 
   /** Calls the listener for each `broadcastData()` and `sendData()` of this resource. */
   onData<R extends keyof ResourcesOf<C> & string> (resource: R, listener: (data: ResourcesOf<C>[R], event: ResourceEvent<C, R>) => void): () => void {
-    return this.#listeners.add(`data ${resource}`, listener)
+    return this.#receivers.add(`data ${resource}`, listener)
   }
 
   /** Calls the listener for each `broadcastNotification()` and `sendNotification()`. */
   onNotification (listener: (notification: Notification, event: ClientEvent<'notification', Notification>) => void): () => void {
-    return this.#listeners.add('event notification', listener)
+    return this.#receivers.add('event notification', listener)
   }
 
   /** Calls the listener when the state has changed. */
   onState (listener: (state: ClientState) => void): () => void {
-    return this.#listeners.add('state', listener)
+    return this.#receivers.add('state', listener)
   }
 
   /** Calls the listener when events are lost that the server cannot send any more: load the current state, unless a snapshot follows. */
   onGap (listener: (gap: ClientGap) => void): () => void {
-    return this.#listeners.add('event sse:gap', listener)
+    return this.#receivers.add('event sse:gap', listener)
   }
 
   /** Calls the listener when the server has taken a subscription away. */
   onUnsubscribed (listener: (unsubscribed: Unsubscribed) => void): () => void {
-    return this.#listeners.add('event sse:unsubscribed', listener)
+    return this.#receivers.add('event sse:unsubscribed', listener)
   }
 
   /** Calls the listener when a user joins a topic. Needs the option `presenceEvents` of the server. */
   onJoin (listener: (change: PresenceChange) => void): () => void {
-    return this.#listeners.add('event sse:join', listener)
+    return this.#receivers.add('event sse:join', listener)
   }
 
   /** Calls the listener when a user leaves a topic. Needs the option `presenceEvents` of the server. */
   onLeave (listener: (change: PresenceChange) => void): () => void {
-    return this.#listeners.add('event sse:leave', listener)
+    return this.#receivers.add('event sse:leave', listener)
   }
 
   /**
@@ -118,12 +116,10 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
   events (): AsyncIterableIterator<AnyEvent<C>, undefined>
   events (event: undefined, options: EventsOptions): AsyncIterableIterator<AnyEvent<C>, undefined>
   events<N extends keyof EventsOf<C> & string> (event: N, options?: EventsOptions): AsyncIterableIterator<ClientEvent<N, EventsOf<C>[N]>, undefined>
-  events (name?: string, { maxBuffered = MAX_BUFFERED }: EventsOptions = {}): AsyncIterableIterator<any, undefined> {
-    const queue = new EventQueue<any>(maxBuffered, () => new SSEClientError('SSE_ERR_CLIENT_OVERFLOW', `maxBuffered is ${maxBuffered}`), () => { this.#queues.delete(entry) })
-    const entry = { name, queue }
-    this.#queues.add(entry)
-    if (this.#state.name === 'closed') queue.end(failureOf(this.#state))
-    return queue
+  events (name?: string, options?: EventsOptions): AsyncIterableIterator<any, undefined> {
+    const loop = this.#receivers.loop(name, options)
+    if (this.#state.name === 'closed') this.#receivers.end(this.#state)
+    return loop
   }
 
   /**
@@ -134,7 +130,7 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
    */
   setSubscriptions (subscriptions: readonly string[]): void {
     const isWanted = this.#state.name === 'closed' ? this.#state.reason !== CLOSED : this.#state.name !== 'waiting'
-    if (this.#endpoint.replace(subscriptions) && isWanted) this.#start()
+    if (this.endpoint.replace(subscriptions) && isWanted) this.#start()
   }
 
   /** Disconnects and connects again at once, also after `closed`: for example when the user has signed in again. Resumes after the cursor. */
@@ -165,8 +161,9 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
     else this.#connect()
   }
 
-  #connect (): void {
+  #connect (isRetry = false): void {
     this.#stop()
+    this.isRetry = isRetry
     const attempt = this.#attempt = new AbortController()
     this.#become({ name: 'connecting' })
     this.#ended = this.#ended.then(async () => {
@@ -179,17 +176,17 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
   /** Ends the attempt or the wait. */
   #stop (): void {
     this.#attempt.abort()
-    this.#options.clock.cancel(this.#timer)
+    this.clock.cancel(this.#timer)
     this.#timer = null
     this.#watchdog = null
   }
 
   #read (signal: AbortSignal): Promise<Ending> {
-    const { clock, timeoutMs, persist } = this.#options
+    const { timeoutMs, persist } = this.#options
     return readStream({
-      send: signal => this.#send(signal),
+      send: signal => this.transport.request(this.endpoint.request(this.#lastEventId), this.#lastEventId, signal),
       signal,
-      clock,
+      clock: this.clock,
       timeoutMs,
       watched: watchdog => { this.#watchdog = watchdog },
       sink: {
@@ -197,23 +194,24 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
         retry: ms => { this.#backOff.retryMs = ms },
         lastEventId: id => {
           this.#lastEventId = id
-          this.#endpoint.settle()
+          this.endpoint.settle()
         },
-        event: event => this.#dispatch(event),
-        read: () => { if (persist === 'session') saveCursor(this.#endpoint.key, this.#lastEventId) }
+        event: event => this.#receivers.dispatch(event),
+        read: () => { if (persist === 'session') saveCursor(this.endpoint.key, this.#lastEventId) }
       }
     })
   }
 
-  async #send (signal: AbortSignal): Promise<Response | null> {
+  /** Sends a request with the credentials of this client. Resolves with null if there are none. @internal */
+  async request (url: URL, lastEventId: string, signal: AbortSignal): Promise<Response | null> {
     const { ticket, credentials, fetch } = this.#options
-    const value = ticket === undefined ? null : await ticket({ signal })
-    if (ticket !== undefined && value === null) return null
-    const headers = await headersOf(this.#options, signal, this.#lastEventId)
+    const value = await ticket?.({ signal })
+    if (value === null) return null
+    const headers = await headersOf(this.#options, signal, lastEventId)
     if (headers === null) return null
+    if (value !== undefined) url.searchParams.set('ticket', value)
     // As an EventSource does. The types of Node.js do not know `cache`.
-    const uncached = { cache: 'no-store' }
-    return await fetch(this.#endpoint.request(this.#lastEventId, value), { headers, credentials, signal, ...uncached })
+    return await fetch(url, { headers, credentials, signal, cache: 'no-store' } as RequestInit)
   }
 
   #wait ({ isFinal, reason, status, code, retryAfterMs, openMs }: Ending): void {
@@ -221,7 +219,7 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
     if (isFinal) return this.#finish({ name: 'closed', ...cause })
     this.#stop()
     const retryInMs = this.#backOff.next(openMs, retryAfterMs)
-    this.#timer = this.#options.clock.after(retryInMs, () => this.#connect())
+    this.#timer = this.clock.after(retryInMs, () => this.#connect(true))
     this.#become({ name: 'waiting', retryInMs, ...cause })
   }
 
@@ -242,32 +240,11 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
     this.#unwatch?.()
     this.#unwatch = null
     this.#become(state)
-    for (const { queue } of this.#queues) queue.end(failureOf(state))
+    this.#receivers.end(state)
   }
 
   #become (state: ClientState): void {
     this.#state = state
-    this.#listeners.call('state', state)
+    this.#receivers.call('state', state)
   }
-
-  #dispatch (event: ReadEvent): void {
-    const { event: name } = event
-    if (name.startsWith('sse:') && !SHOWN_CONTROL_EVENTS.has(name)) return
-    this.#listeners.call(`event ${name}`, event.data, event)
-    if (name === 'data') this.#listeners.call(`data ${event.data?.resource}`, event.data?.data, event)
-    for (const { name: wanted, queue } of this.#queues) if (wanted === undefined || wanted === name) queue.push(event)
-  }
-}
-
-function endpointURL (url: string | URL): URL {
-  try {
-    return resolveURL(url)
-  } catch {
-    throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `${String(url)} is not a URL; outside of a page it must be absolute`)
-  }
-}
-
-/** The error of loops that a state ends; undefined if it ends them normally. */
-function failureOf (state: ClosedState): SSEClientError | undefined {
-  return NORMAL_ENDS.has(state.reason) ? undefined : endError('SSE_ERR_CLIENT_CLOSED', state)
 }

@@ -1,18 +1,26 @@
+import { SSEClientError } from './errors.js'
+import { resolveURL } from './page.js'
+
 /** What a client asks for: a URL, subscriptions, and which of them the client has no state of. */
 export class Endpoint {
-  readonly #url: URL
+  readonly url: URL
   #subscriptions: ReadonlySet<string>
   /** Subscriptions that were added, until the server has sent the next id: the snapshot has arrived then, if there is one. */
   readonly #fresh = new Set<string>()
 
-  constructor (url: URL, subscriptions: Iterable<string>) {
-    this.#url = url
+  /** @throws SSE_ERR_CLIENT_OPTION for an invalid URL */
+  constructor (url: string | URL, subscriptions: Iterable<string>) {
+    try {
+      this.url = resolveURL(url)
+    } catch {
+      throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `${String(url)} is not a URL; outside of a page it must be absolute`)
+    }
     this.#subscriptions = new Set(subscriptions)
   }
 
   /** Identifies what a cursor of this endpoint covers. */
   get key (): string {
-    return [this.#url.href, ...[...this.#subscriptions].sort()].join(' ')
+    return [this.url.href, ...[...this.#subscriptions].sort()].join(' ')
   }
 
   /** Replaces the subscriptions. Returns whether they have changed. */
@@ -30,8 +38,8 @@ export class Endpoint {
   }
 
   /** Returns the URL of the next request. */
-  request (lastEventId: string, ticket: string | null): URL {
-    const url = new URL(this.#url)
+  request (lastEventId: string): URL {
+    const url = new URL(this.url)
     const { searchParams } = url
     for (const subscription of this.#subscriptions) searchParams.append('subscription', subscription)
     if (lastEventId !== '') {
@@ -39,7 +47,6 @@ export class Endpoint {
       searchParams.delete('lastEventId')
       for (const subscription of this.#fresh) searchParams.append('fresh', subscription)
     }
-    if (ticket !== null) searchParams.set('ticket', ticket)
     return url
   }
 }

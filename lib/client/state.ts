@@ -1,3 +1,6 @@
+/** The reason of the state after `close()`. */
+export const CLOSED = 'client'
+
 /** An attempt to connect is under way. */
 export interface ConnectingState {
   /** The state. */

@@ -1,9 +1,7 @@
 import type { AnyCatalogue, ClientOptions, DefaultCatalogue, SSEClient } from './index.js'
 import { createClient, SSEClientError } from './index.js'
-import { resolveURL } from './page.js'
 import { webLocks } from './tabs/browser.js'
 import { Group } from './tabs/group.js'
-import type { LeaderContext } from './tabs/leader.js'
 
 /** Options of `shareTabs()`: those of `createClient()`, and the user. */
 export interface ShareTabsOptions extends ClientOptions {
@@ -30,19 +28,8 @@ export interface ShareTabsOptions extends ClientOptions {
 export function shareTabs<C extends AnyCatalogue = DefaultCatalogue> (url: string | URL, { user, ...options }: ShareTabsOptions): SSEClient<C> {
   if (typeof user !== 'string' || user === '') throw new SSEClientError('SSE_ERR_CLIENT_OPTION', 'user must be a text that names who is signed in')
   const locks = webLocks()
-  if (locks === null) return createClient<C>(url, options)
-
-  // The tab that reads asks for credentials. The others need none.
-  const { headers = {}, ticket, fetch = globalThis.fetch, ...shared } = options
-  const credentials: LeaderContext['credentials'] = async question => {
-    const value = ticket === undefined ? null : await ticket(question)
-    if (ticket !== undefined && value === null) return null
-    const own = typeof headers === 'function' ? await headers(question) : headers
-    return own === null ? null : { headers: own, ticket: value }
-  }
-  // The first attempt begins after this function has returned. Null, as that of `credentials`, closes the client.
-  const client = createClient<C>(url, { ...shared, fetch: (input, init) => group.request(input as URL, init!) as Promise<Response> })
-  const group = new Group(locks, `fastify-sse-manager tabs 1 ${JSON.stringify([user, resolveURL(url).href])}`, { credentials, fetch: (...args) => fetch(...args) })
-  group.serve(client)
+  const client = createClient<C>(url, options)
+  // The first attempt begins after this function has returned.
+  if (locks !== null) client.transport = new Group(locks, `fastify-sse-manager tabs 1 ${JSON.stringify([user, client.endpoint.url])}`, client)
   return client
 }

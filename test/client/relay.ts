@@ -11,8 +11,8 @@ const block = (id: string, data: string): string => `id: ${id}\nevent: n\ndata: 
 
 /** The stream of a tab at this cursor, which has joined after this one. */
 function join (cursor: string, previous: string, recent = new Recent()) {
-  const reading = new Reading(new URL('http://localhost/own'), { headers: { 'last-event-id': cursor } }, recent)
-  reading.open(previous, '')
+  const reading = new Reading(new URL('http://localhost/own'), cursor, recent)
+  reading.open({ previous, entries: [], next: 0 })
   let text = ''
   reading.response.then(async response => {
     const decoder = new TextDecoder()
@@ -112,4 +112,20 @@ t.test('a tab that is ahead has the state that replaces what it has received', a
     t.same((await next.data('last')).slice(-3), ['1', '2', 'last'])
     t.equal(next.reading.cursor, 'a.4')
   }
+})
+
+t.test('an event is not repeated, however often the stream begins again', async t => {
+  const recent = new Recent()
+  const tab = join('a.5', 'a.5', recent)
+  tab.push(block('a.6', '6') + block('a.7', '7') + block('a.8', '8'))
+  await tab.data('8')
+  const next = join('a.8', 'a.5', recent)
+  // A new event of a higher priority is first, then what the tab has received.
+  const repeated = block('a.9~5~9~9', '9') + block('a.9~6~9~9', '6') + block('a.9~7~9~9', '7')
+  for (let i = 0; i < 3; i++) {
+    next.push(repeated)
+    next.reading.open({ previous: 'a.5', entries: [], next: 0 })
+  }
+  next.push(repeated + block('a.9', '8') + block('a.a', 'last'))
+  t.same(await next.data('last'), ['9', 'last'])
 })

@@ -1,6 +1,6 @@
 /** What sharing needs of a browser. The types of the DOM are not loaded: they would become part of the types of the server. */
 export interface Locks {
-  request (name: string, options: { signal?: AbortSignal, steal?: boolean }, held: () => Promise<void>): Promise<void>
+  request (name: string, options: { signal?: AbortSignal, steal?: boolean }, held: () => Promise<void> | void): Promise<void>
 }
 
 interface Page {
@@ -8,8 +8,7 @@ interface Page {
   readonly BroadcastChannel?: unknown
   readonly location?: unknown
   readonly document?: {
-    addEventListener (type: string, listener: () => void): void
-    removeEventListener (type: string, listener: () => void): void
+    addEventListener (type: string, listener: () => void, options: { signal: AbortSignal }): void
   }
 }
 
@@ -19,10 +18,9 @@ export function webLocks (): Locks | null {
   return BroadcastChannel === undefined || location === undefined ? null : navigator?.locks ?? null
 }
 
-/** Calls the listeners when the browser freezes this page and when it resumes it, until the returned function is called. */
-export function watchFreeze (freeze: () => void, resume: () => void): () => void {
+/** Calls the listeners when the browser freezes this page and when it resumes it, until the signal is aborted. */
+export function watchFreeze (signal: AbortSignal, freeze: () => void, resume: () => void): void {
   const { document } = globalThis as unknown as Page
-  const watched = [['freeze', freeze], ['resume', resume]] as const
-  for (const [type, listener] of watched) document?.addEventListener(type, listener)
-  return () => { for (const [type, listener] of watched) document?.removeEventListener(type, listener) }
+  document?.addEventListener('freeze', freeze, { signal })
+  document?.addEventListener('resume', resume, { signal })
 }

@@ -1,196 +1,152 @@
-import { systemClock as clock, type Timer } from '../../util/clock.js'
+import type { Timer } from '../../util/clock.js'
 import type { SSEClient } from '../client.js'
 import { isHidden } from '../page.js'
 import type { ClientState } from '../state.js'
-import { watchFreeze, type Locks } from './browser.js'
-import { Leader, readAlone, type LeaderContext } from './leader.js'
-import type { Join, Message } from './messages.js'
+import type { Locks } from './browser.js'
+import { Leader, type LeaderContext } from './leader.js'
+import { Membership, type Member } from './membership.js'
+import type { Answer, Join, Message, Report, SentMessage } from './messages.js'
 import { Reading, Recent } from './reading.js'
-import { hold, Turn } from './turn.js'
+import { Roster } from './roster.js'
 
 /** How often a visible tab asks whether another one reads, in milliseconds. A tab that does not answer three times is replaced. */
 const PING_MS = 300
 const MAX_UNANSWERED = 3
 const FINAL = /^event: ?sse:close\ndata:.*"reconnect":false/m
 
-/** What a tab has while it belongs to its group. */
-interface Membership {
-  readonly channel: InstanceType<typeof BroadcastChannel>
-  readonly turn: Turn
-  /** The lock that shows the other tabs that this one exists. */
-  readonly life: { readonly held: Promise<void>, release (): void }
-  unwatch (): void
-}
-
 /** One tab's part in the group of tabs that share a stream. It belongs to the group from an attempt of its client until that closes or pauses. */
-export class Group {
+export class Group implements LeaderContext, Member {
+  readonly client: SSEClient<any>
+  readonly roster: Roster
+  reading: Reading | null = null
   readonly #locks: Locks
   readonly #name: string
-  readonly #context: LeaderContext
-  readonly #tab = crypto.randomUUID()
   readonly #recent = new Recent()
   #membership: Membership | null = null
-  #client!: SSEClient<any>
-  #reading: Reading | null = null
   #leader: Leader | null = null
   /** The term of the tab that reads; 0 while none is known. */
   #term = 0
   /** The next question whether another tab reads. */
   #timer: Timer | null = null
-  #isHeard = false
   #unanswered = 0
-  /** The subscriptions of each tab. */
-  #tabs = new Map<string, readonly string[]>()
-  /** The tabs whose end this tab waits for, because it reads. */
-  readonly #watched = new Map<string, AbortController>()
 
-  constructor (locks: Locks, name: string, { fetch, credentials }: Pick<LeaderContext, 'fetch' | 'credentials'>) {
+  /** @param client calls `request()` for each attempt */
+  constructor (locks: Locks, name: string, client: SSEClient<any>) {
     this.#locks = locks
     this.#name = name
-    this.#context = {
-      fetch,
-      credentials,
-      post: message => {
-        this.#post(message)
-        this.#receive(message)
-      },
-      union: () => new Set([...this.#tabs.values()].flat()),
-      reading: () => this.#reading
-    }
-  }
-
-  /** Follows the client whose attempts call `request()`. */
-  serve (client: SSEClient<any>): void {
-    this.#client = client
+    this.client = client
+    this.roster = new Roster(locks, name)
     client.onState(state => this.#become(state))
   }
 
   /** Returns the response to an attempt of the client: the stream that one tab reads for all. */
-  async request (url: URL, init: RequestInit): Promise<Response | null> {
-    const signal = init.signal!
+  async request (url: URL, lastEventId: string, signal: AbortSignal): Promise<Response | null> {
     // A client that was closed meanwhile must not become a member again.
     signal.throwIfAborted()
-    this.#membership ??= this.#enter()
-    try {
-      await this.#membership.life.held
-    } catch {
-      // A page can have locks that it may not use, such as a frame in a sandbox.
-      this.#leave()
-      return await readAlone(this.#context, url, init)
-    }
+    const isSeen = await (this.#membership ??= this.#enter()).isSeen
     signal.throwIfAborted()
-    const reading = this.#reading = new Reading(url, init, this.#recent)
+    // A page can have locks that it may not use, such as a frame in a sandbox.
+    const response = isSeen ? await this.#share(new Reading(url, lastEventId, this.#recent), signal) : undefined
+    if (response !== undefined) return response
+    this.#leave()
+    return await this.client.request(url, lastEventId, signal)
+  }
+
+  /** Returns the response that is shared; undefined if this tab is to read for itself. */
+  #share (reading: Reading, signal: AbortSignal): Promise<Response | null | undefined> {
+    this.reading = reading
     signal.addEventListener('abort', () => {
       reading.end()
-      if (this.#reading === reading) this.#stop()
+      if (this.reading === reading) this.#stop()
     })
     this.#join(reading)
-    return await reading.response
+    return reading.response
   }
 
   #enter (): Membership {
-    const channel = new BroadcastChannel(this.#name)
-    channel.onmessage = ({ data }) => this.#receive(data as Message)
-    const turn = new Turn(this.#locks, this.#name, isHeld => isHeld ? this.#lead() : this.#follow())
-    turn.wait()
-    this.#timer = clock.after(PING_MS, () => this.#ask())
-    return {
-      channel,
-      turn,
-      life: hold(this.#locks, this.#lifeOf(this.#tab)),
-      // A frozen page still answers messages, but its requests stand still.
-      unwatch: watchFreeze(() => {
-        turn.leave()
-        this.#follow()
-      }, () => turn.wait())
-    }
+    this.#timer = this.client.clock.after(PING_MS, () => this.#ask())
+    return new Membership(this.#locks, this.#name, this)
   }
 
   #leave (): void {
-    if (this.#membership === null) return
-    const { channel, turn, life, unwatch } = this.#membership
     this.#stop()
-    this.#follow()
-    this.#tabs.clear()
-    this.#post({ type: 'leave', tab: this.#tab })
+    this.follow()
+    this.roster.tabs = []
+    this.client.clock.cancel(this.#timer)
+    if (this.#membership === null) return
+    this.post({ type: 'leave', tab: this.#membership.tab })
+    this.#membership.leave()
     this.#membership = null
-    clock.cancel(this.#timer)
-    unwatch()
-    turn.leave()
-    life.release()
-    channel.close()
   }
 
   #become (state: ClientState): void {
     if (state.name === 'closed' || (state.name === 'waiting' && state.reason === 'hidden')) this.#leave()
     else if (state.name === 'waiting') {
       this.#stop()
-      if (this.#leader !== null) this.#post({ type: 'ended', term: this.#term })
+      if (this.#leader !== null) this.post({ type: 'ended', state })
     }
   }
 
   /** Ends the attempt of this tab's client. */
   #stop (): void {
-    this.#reading = null
+    this.reading = null
     this.#leader?.stop()
   }
 
   /** Asks for the stream: the server if this tab reads, otherwise the tab that does. */
   #join (reading: Reading): void {
+    const { tab } = this.#membership!
     const { cursor, subscriptions, fresh } = reading
-    const join: Join = { type: 'join', tab: this.#tab, cursor, subscriptions, fresh }
+    const join: Message = { type: 'join', tab, cursor, subscriptions, fresh, isRetry: this.client.isRetry }
+    reading.next = null
     if (this.#leader === null) {
-      this.#post(join)
+      this.post(join)
       return
     }
-    this.#setTab(this.#tab, subscriptions)
+    this.#setTab(tab, subscriptions)
     this.#leader.owe(join)
     this.#leader.connect()
   }
 
   /** This tab reads for all. */
-  #lead (): void {
-    this.#term = Math.max(clock.wall(), this.#term + 1)
-    this.#leader = new Leader(this.#term, this.#context)
+  lead (): void {
+    this.follow()
+    // Two tabs can begin to read in the same millisecond.
+    this.#term = Math.max(this.client.clock.wall(), this.#term + 1) + Math.random()
+    this.#leader = new Leader(this)
     this.#announce()
-    for (const tab of this.#tabs.keys()) this.#watch(tab)
-    if (this.#reading !== null) this.#join(this.#reading)
+    for (const [tab] of this.roster.tabs) this.#watch(tab)
+    if (this.reading !== null) this.#join(this.reading)
   }
 
   /** Another tab reads, or none. */
-  #follow (): void {
+  follow (): void {
     this.#leader?.stop()
     this.#leader = null
-    for (const watch of this.#watched.values()) watch.abort()
-    this.#watched.clear()
+    this.roster.unwatch()
   }
 
   /** Asks whether another tab reads. Timers of hidden tabs can stand still for a minute, messages do not: the tab that reads only answers. */
   #ask (): void {
-    this.#timer = clock.after(PING_MS, () => this.#ask())
-    const isHeard = this.#isHeard
-    this.#isHeard = false
-    if (isHeard || this.#leader !== null || isHidden()) this.#unanswered = 0
-    else if (this.#unanswered++ < MAX_UNANSWERED) this.#post({ type: 'ping' })
+    this.#timer = this.client.clock.after(PING_MS, () => this.#ask())
+    if (this.#leader !== null || (isHidden() && !this.#membership!.turn.isHeld)) this.#unanswered = 0
+    else if (this.#unanswered++ < MAX_UNANSWERED) this.post({ type: 'ping' })
     else this.#replace()
   }
 
-  /** Takes the place of a tab that does not answer, or cannot serve this one. */
+  /** Takes the place of the tab that reads. */
   #replace (): void {
     this.#unanswered = 0
     this.#membership?.turn.steal()
   }
 
-  #receive (message: Message): void {
+  receive (message: SentMessage): void {
     switch (message.type) {
       case 'ping':
         if (this.#leader !== null) this.#announce()
         return
       case 'join':
-        if (this.#leader === null) return
-        this.#setTab(message.tab, message.subscriptions)
-        this.#watch(message.tab)
-        this.#leader.join(message)
+        if (this.#leader !== null) this.#answer(this.#leader, message)
         return
       case 'leave':
         this.#removeTab(message.tab)
@@ -199,80 +155,82 @@ export class Group {
         if (message.term > this.#term && message.type === 'lead') this.#obey(message.term)
         if (message.term === this.#term) this.#hear(message)
         // The lock of a tab whose stream the server has closed for good can arrive before the tab's last message.
-        else if (message.type === 'entries') this.#reading?.push(message.entries.filter(({ text }) => FINAL.test(text)))
+        else if (message.type === 'entries' && this.reading?.next === null) this.reading.push(message.entries.filter(({ text }) => FINAL.test(text)))
     }
+  }
+
+  #answer (leader: Leader, join: Join): void {
+    const { state } = this.client
+    const { tab, subscriptions, isRetry } = join
+    this.#setTab(tab, subscriptions)
+    this.#watch(tab)
+    leader.join(join)
+    // No tab waits for the back-off of another one when its user wants it to connect.
+    if (state.name === 'waiting') this.post(isRetry ? { type: 'ended', state } : { type: 'take-over', to: tab })
   }
 
   /** A tab reads that has not read before. */
   #obey (term: number): void {
     this.#term = term
-    this.#follow()
-    const reading = this.#reading
-    if (reading === null) return
-    reading.next = null
-    this.#join(reading)
+    this.follow()
+    if (this.reading !== null) this.#join(this.reading)
   }
 
-  #hear (message: Exclude<Message, { type: 'ping' | 'join' | 'leave' }>): void {
-    this.#isHeard = true
-    const reading = this.#reading
-    if (message.type === 'lead') this.#tabs = new Map(message.tabs)
+  #hear (message: Report): void {
+    this.#unanswered = 0
+    const { reading } = this
+    if (message.type === 'lead') this.roster.tabs = message.tabs
     else if (message.type === 'entries') this.#read(message)
-    else if (message.type === 'ended') {
-      if (reading?.next != null) reading.end()
-    } else if (message.to === this.#tab && reading !== null) {
-      if (message.type === 'behind') return this.#replace()
-      // Twice, if this tab has asked again when it heard which tab reads.
-      if (reading.next !== null) return
-      const { slice: { previous, entries, next }, opening } = message
-      reading.open(previous, opening)
-      reading.push(entries)
-      reading.next = next
-    }
+    else if (message.type === 'ended') reading?.interrupt(message.state)
+    else if (message.to === this.#membership?.tab) this.#take(message)
   }
 
-  #read ({ from, entries }: Extract<Message, { type: 'entries' }>): void {
-    const reading = this.#reading
+  /** Takes the answer to `join`. */
+  #take (message: Answer): void {
+    const { reading } = this
+    // Twice, if this tab has asked again when it heard which tab reads.
+    if (message.type === 'joined') {
+      if (reading?.next !== null) return
+      reading.open(message.slice)
+      // The client is open, also if no event follows. It is the tab that reads which notices a dead connection.
+      reading.push([{ text: ': stream\n\n', id: null }])
+    } else if (message.type === 'alone') reading?.answer(undefined)
+    // The attempt that is to take over can have ended meanwhile.
+    else if (reading === null) this.client.reconnect()
+    else this.#replace()
+  }
+
+  #read ({ from, entries }: Extract<Report, { type: 'entries' }>): void {
+    const reading = this.reading
     if (reading === null) {
       // The stream is open again. This tab need not wait any longer.
-      if (this.#client.state.name === 'waiting') this.#client.reconnect()
-    } else if (this.#leader !== null) reading.push(entries)
-    else if (reading.next === from) {
+      if (this.client.state.name === 'waiting') this.client.reconnect()
+    } else if (reading.next === from) {
       reading.next += entries.length
       reading.push(entries)
     }
   }
 
-  #post (message: Message): void {
-    this.#membership?.channel.postMessage(message)
+  post (message: Message): void {
+    this.#membership?.post({ ...message, term: this.#term })
   }
 
   #announce (): void {
-    this.#post({ type: 'lead', term: this.#term, tabs: [...this.#tabs] })
+    this.post({ type: 'lead', tabs: this.roster.tabs })
   }
 
   #setTab (tab: string, subscriptions: readonly string[]): void {
-    this.#tabs.set(tab, subscriptions)
+    this.roster.set(tab, subscriptions)
     this.#announce()
   }
 
   #removeTab (tab: string): void {
-    this.#watched.get(tab)?.abort()
-    this.#watched.delete(tab)
-    if (!this.#tabs.delete(tab) || this.#leader === null) return
+    if (!this.roster.delete(tab) || this.#leader === null) return
     this.#announce()
     this.#leader.serve()
   }
 
-  /** Waits for the end of a tab, which may crash. */
   #watch (tab: string): void {
-    if (tab === this.#tab || this.#watched.has(tab)) return
-    const watch = new AbortController()
-    this.#watched.set(tab, watch)
-    this.#locks.request(this.#lifeOf(tab), { signal: watch.signal }, async () => { this.#removeTab(tab) }).catch(() => {})
-  }
-
-  #lifeOf (tab: string): string {
-    return `${this.#name} ${tab}`
+    if (tab !== this.#membership?.tab) this.roster.watch(tab, () => this.#removeTab(tab))
   }
 }

@@ -1,41 +1,33 @@
-import type { ClientHeaders, CredentialsQuestion } from '../options.js'
-import type { Join, Message } from './messages.js'
-import { isIncomplete } from './cursors.js'
+import type { SSEClient } from '../client.js'
+import type { Join, Report } from './messages.js'
+import { earlier, isEmpty, isIncomplete } from './cursors.js'
 import type { Reading } from './reading.js'
 import { Relay, type Entry } from './relay.js'
+import type { Roster } from './roster.js'
 
 /** What the tab that reads needs of its own tab. */
 export interface LeaderContext {
-  /** Sends a message to the other tabs, and to this one. */
-  post (message: Message): void
-  /** The subscriptions of all tabs. */
-  union (): ReadonlySet<string>
+  readonly client: SSEClient<any>
+  /** Sends a message to the other tabs. */
+  post (message: Report): void
+  readonly roster: Roster
   /** The attempt of this tab's client; null while it makes none. */
-  reading (): Reading | null
-  readonly fetch: typeof globalThis.fetch
-  /** Returns the headers and the ticket of an attempt; null if there are no credentials. */
-  credentials (question: CredentialsQuestion): Promise<{ headers: ClientHeaders, ticket: string | null } | null>
+  readonly reading: Reading | null
 }
 
 /** Names all subscriptions in `fresh`. */
 const ALL = '**'
-
-/** Reads the stream for one tab only. */
-export async function readAlone ({ fetch, credentials }: LeaderContext, url: URL, init: RequestInit): Promise<Response | null> {
-  const given = await credentials({ signal: init.signal! })
-  if (given === null) return null
-  const own = new URL(url)
-  if (given.ticket !== null) own.searchParams.set('ticket', given.ticket)
-  return await fetch(own, { ...init, headers: { ...init.headers as ClientHeaders, ...given.headers } })
-}
+/** Refusals below 500 that do not depend on the subscriptions. */
+const GENERAL = [401, 408, 425, 429]
 
 /** The reading of the stream for all tabs, in one of them. */
 export class Leader {
-  readonly term: number
   readonly #context: LeaderContext
   readonly #relay = new Relay()
-  /** The number of the entry from which on the stream has the events of a subscription. */
-  readonly #since = new Map<string, number>()
+  /** The subscriptions of the stream. */
+  #names: ReadonlySet<string> = new Set()
+  /** The number of the entry from which on it has had all of them. */
+  #since = 0
   /** Subscriptions of which a tab has no state. */
   readonly #owed = new Set<string>()
   /** Those of them that the current stream was asked for. */
@@ -44,8 +36,7 @@ export class Leader {
   #isOpen = false
   #attempt = new AbortController()
 
-  constructor (term: number, context: LeaderContext) {
-    this.term = term
+  constructor (context: LeaderContext) {
     this.#context = context
   }
 
@@ -62,65 +53,64 @@ export class Leader {
 
   /** Answers a tab, once the stream has what it needs. */
   join (join: Join): void {
-    const { tab } = join
     this.owe(join)
-    this.#joins = [...this.#joins.filter(other => other.tab !== tab), join]
+    this.#joins = [...this.#joins.filter(({ tab }) => tab !== join.tab), join]
     this.serve()
   }
 
   /** Answers the tabs that wait. Asks for the stream again, if it lacks something, or has subscriptions that no tab wants. */
   serve (): void {
-    if (!this.#isOpen) return
-    if (this.#isStale()) {
-      this.connect()
-      return
-    }
-    for (const { tab, cursor, subscriptions, fresh } of this.#joins.splice(0)) {
-      const slice = cursor === '' ? this.#relay.fromBegin() : this.#relay.after(cursor, fresh.length > 0 || isIncomplete(cursor))
-      const { term } = this
-      // What has no state at the tab begins with its state. The tab needs all events of the others after its cursor.
-      if (slice === null || (cursor !== '' && subscriptions.some(name => !fresh.includes(name) && this.#since.get(name)! > slice.from))) this.#context.post({ type: 'behind', term, to: tab })
-      else this.#context.post({ type: 'joined', term, to: tab, opening: this.#relay.opening, slice })
-    }
+    const { reading } = this.#context
+    if (!this.#isOpen || reading === null) return
+    if (this.#isStale()) return this.connect()
+    this.#joins = this.#joins.filter(join => !this.#answer(join))
+    if (this.#joins.some(({ cursor }) => isEmpty(cursor) || earlier(reading.cursor, cursor) !== null)) this.connect()
+    // One of two logs was lost, and only the server knows which one. If this stream goes on, it is not its log.
+    else if (this.#relay.isLive) for (const { tab } of this.#joins.splice(0)) this.#context.post({ type: 'take-over', to: tab })
+  }
+
+  /** Returns whether the relay has all that the tab needs. */
+  #answer ({ tab, cursor, fresh }: Join): boolean {
+    const slice = isEmpty(cursor) ? this.#relay.fromBegin() : this.#relay.after(cursor, fresh.length > 0 || isIncomplete(cursor))
+    if (slice === null || (!isEmpty(cursor) && slice.from < this.#since)) return false
+    this.#context.post({ type: 'joined', to: tab, slice })
+    return true
   }
 
   #isStale (): boolean {
-    const union = this.#context.union()
-    if (union.size !== this.#since.size || [...union].some(name => !this.#since.has(name))) return true
+    const { union } = this.#context.roster
+    if (union.size !== this.#names.size || [...union].some(name => !this.#names.has(name))) return true
     return !this.#asked.has(ALL) && [...this.#owed].some(name => !this.#asked.has(name))
   }
 
-  /** Reads the stream, for the attempt of this tab's client. It continues where this tab is. */
+  /** Reads the stream, for the attempt of this tab's client. */
   connect (): void {
     this.stop()
-    const reading = this.#context.reading()
+    const { reading } = this.#context
     if (reading === null) return
     const attempt = this.#attempt = new AbortController()
     this.#read(reading, attempt.signal).catch(() => { if (!attempt.signal.aborted) reading.end() })
   }
 
   async #read (reading: Reading, signal: AbortSignal): Promise<void> {
-    const { cursor, init, url } = reading
-    const credentials = await this.#context.credentials({ signal })
-    if (signal.aborted) return
-    if (credentials === null) {
-      reading.answer(null)
-      return
-    }
-    const names = this.#context.union()
+    const { roster } = this.#context
+    const names = roster.union
+    this.#joins = this.#joins.filter(({ tab }) => roster.has(tab))
+    // Where the tabs are that have joined, or an earlier position that this tab or one that waits needs.
+    const cursor = [this.#relay.cursor, ...this.#joins.map(join => join.cursor)].reduce((from, other) => earlier(from, other) ?? from, reading.cursor)
     this.#asked = new Set(isIncomplete(cursor) ? [ALL] : this.#owed)
-    const headers = { ...init.headers as ClientHeaders, ...credentials.headers, ...(cursor !== '' && { 'last-event-id': cursor }) }
-    const response = await this.#context.fetch(this.#request(url, names, cursor, credentials.ticket), { ...init, headers, signal })
+    const response = await this.#context.client.request(this.#request(reading.url, names, cursor), cursor, signal)
     if (signal.aborted) return
-    if (response.status !== 200 || response.body === null || !/^text\/event-stream\b/i.test(response.headers.get('content-type') ?? '')) {
-      reading.answer(response)
+    if (response?.status !== 200 || response.headers.get('content-type')?.startsWith('text/event-stream') !== true) {
+      if (response !== null && response.status < 500 && !GENERAL.includes(response.status) && this.#dismiss(reading)) this.connect()
+      else reading.answer(response)
       return
     }
-    const reader = response.body.getReader()
-    for (const name of this.#since.keys()) if (!names.has(name)) this.#since.delete(name)
-    for (const name of names) if (!this.#since.has(name)) this.#since.set(name, this.#relay.next)
+    const reader = response.body!.getReader()
+    if ([...names].some(name => !this.#names.has(name))) this.#since = this.#relay.next
+    this.#names = names
     this.#post(this.#relay.next, this.#relay.start(cursor))
-    reading.open(cursor, '')
+    reading.open({ previous: cursor, entries: [], next: this.#relay.next })
     this.#isOpen = true
     this.serve()
     while (!signal.aborted) {
@@ -131,13 +121,25 @@ export class Leader {
     if (!signal.aborted) reading.end()
   }
 
-  #request (base: URL, names: Iterable<string>, cursor: string, ticket: string | null): URL {
+  /** Leaves tabs to themselves whose subscriptions the server may refuse: those that were added, otherwise those of others. */
+  #dismiss ({ subscriptions }: Reading): boolean {
+    for (const known of [[...subscriptions, ...this.#names], subscriptions]) {
+      const others = this.#context.roster.tabs.filter(([, names]) => names.some(name => !known.includes(name)))
+      for (const [tab] of others) {
+        this.#context.roster.delete(tab)
+        this.#context.post({ type: 'alone', to: tab })
+      }
+      if (others.length > 0) return true
+    }
+    return false
+  }
+
+  #request (base: URL, names: Iterable<string>, cursor: string): URL {
     const url = new URL(base)
     const { searchParams } = url
     for (const name of ['subscription', 'fresh', 'lastEventId']) searchParams.delete(name)
     for (const name of names) searchParams.append('subscription', name)
     if (cursor !== '') for (const name of this.#owed) searchParams.append('fresh', name)
-    if (ticket !== null) searchParams.set('ticket', ticket)
     return url
   }
 
@@ -146,6 +148,7 @@ export class Leader {
     const entries = this.#relay.push(bytes)
     if (entries.some(({ id }) => id !== null && !isIncomplete(id))) this.#settle()
     this.#post(from, entries)
+    if (this.#joins.length > 0) this.serve()
   }
 
   /** The state that the stream was asked for has arrived. */
@@ -156,6 +159,8 @@ export class Leader {
   }
 
   #post (from: number, entries: readonly Entry[]): void {
-    if (entries.length > 0) this.#context.post({ type: 'entries', term: this.term, from, entries })
+    if (entries.length === 0) return
+    this.#context.post({ type: 'entries', from, entries })
+    this.#context.reading?.push(entries)
   }
 }

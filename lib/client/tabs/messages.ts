@@ -1,3 +1,4 @@
+import type { WaitingState } from '../state.js'
 import type { Entry, Slice } from './relay.js'
 
 /** A tab asks for the stream. */
@@ -8,22 +9,37 @@ export interface Join {
   readonly subscriptions: readonly string[]
   /** Subscriptions of which the tab has no state. */
   readonly fresh: readonly string[]
+  /** Whether the tab asks because its back-off has ended, and not because the user or the browser wants it to connect. */
+  readonly isRetry: boolean
 }
 
 /** The tabs that share, and their subscriptions. */
 export type Tabs = readonly (readonly [tab: string, subscriptions: readonly string[]])[]
 
-/** What tabs say to each other. `term` is higher for each tab that reads: what an earlier one still says is ignored. */
+/** The answer to `join`. */
+export type Answer =
+  | { readonly type: 'joined', readonly to: string, readonly slice: Slice }
+  /** The tab is to read for all. */
+  | { readonly type: 'take-over', readonly to: string }
+  /** The tab is to read for itself: the server may refuse its subscriptions. */
+  | { readonly type: 'alone', readonly to: string }
+
+/** What the tab that reads says. */
+export type Report =
+  | Answer
+  /** It reads for these. */
+  | { readonly type: 'lead', readonly tabs: Tabs }
+  | { readonly type: 'entries', readonly from: number, readonly entries: readonly Entry[] }
+  /** It waits for its next attempt. */
+  | { readonly type: 'ended', readonly state: WaitingState }
+
+/** What tabs say to each other. */
 export type Message =
+  | Report
   | Join
   /** Does a tab read? */
   | { readonly type: 'ping' }
-  /** Yes, for these. */
-  | { readonly type: 'lead', readonly term: number, readonly tabs: Tabs }
-  /** The answer to `join`. */
-  | { readonly type: 'joined', readonly term: number, readonly to: string, readonly opening: string, readonly slice: Slice }
-  /** The answer to `join` of a tab that needs events which are not kept. */
-  | { readonly type: 'behind', readonly term: number, readonly to: string }
-  | { readonly type: 'entries', readonly term: number, readonly from: number, readonly entries: readonly Entry[] }
-  | { readonly type: 'ended', readonly term: number }
   | { readonly type: 'leave', readonly tab: string }
+
+/** A message as it is sent. `term` is higher for each tab that reads: what an earlier one still says is ignored. */
+export type SentMessage = Message & { readonly term: number }

@@ -1,20 +1,33 @@
-import { covers, isIncomplete, isOtherLog } from './cursors.js'
-import type { Entry } from './relay.js'
+import { covers, earlier, isIncomplete } from './cursors.js'
+import type { WaitingState } from '../state.js'
+import type { Entry, Slice } from './relay.js'
 
 const MAX_RECENT = 200
 
+interface Received {
+  readonly text: string
+  readonly id: string
+}
+
 /** The events with an id that a tab has received last, without their ids. */
 export class Recent {
-  readonly #events: { readonly text: string, readonly id: string }[] = []
+  readonly #events: Received[] = []
+  /** Those that the stream can repeat, and has not yet. */
+  #repeatable: Received[] = []
 
   add (text: string, id: string): void {
     if (this.#events.push({ text, id }) > MAX_RECENT) this.#events.shift()
   }
 
-  /** Removes an event that a stream after this cursor can repeat. Returns whether it was there. */
-  take (text: string, cursor: string): boolean {
-    const at = this.#events.findLastIndex(event => event.text === text && !covers(cursor, event.id))
-    if (at >= 0) this.#events.splice(at, 1)
+  /** A stream begins after this cursor. */
+  begin (cursor: string): void {
+    this.#repeatable = this.#events.filter(({ id }) => !covers(cursor, id))
+  }
+
+  /** Returns whether the stream repeats an event. */
+  take (text: string): boolean {
+    const at = this.#repeatable.findLastIndex(event => event.text === text)
+    if (at >= 0) this.#repeatable.splice(at, 1)
     return at >= 0
   }
 }
@@ -28,14 +41,14 @@ const REPLACED = /^event: ?sse:gap\ndata:.*"snapshot":true/m
  */
 export class Reading {
   readonly url: URL
-  readonly init: RequestInit
   readonly subscriptions: readonly string[]
-  readonly response: Promise<Response | null>
+  /** Undefined: the tab is to read for itself. */
+  readonly response: Promise<Response | null | undefined>
   /** The cursor after all that was passed to the client. */
   cursor: string
   /** The number of the next entry; null until the tab has joined. */
   next: number | null = null
-  #settle!: (response: Response | null) => void
+  #settle!: (response: Response | null | undefined) => void
   #fail!: () => void
   #controller: ReadableStreamDefaultController<Uint8Array> | null = null
   readonly #encoder = new TextEncoder()
@@ -43,16 +56,13 @@ export class Reading {
   /** Whether an id has arrived: the client has the state of what it asked for. */
   #isSettled = false
   #previous = ''
-  /** The cursor at which the stream has begun. */
-  #begin = ''
   /** The stream may repeat what this cursor covers; empty once it has passed it. */
   #until = ''
 
-  constructor (url: URL, init: RequestInit, recent: Recent) {
+  constructor (url: URL, lastEventId: string, recent: Recent) {
     this.url = url
-    this.init = init
     this.subscriptions = url.searchParams.getAll('subscription')
-    this.cursor = (init.headers as Record<string, string>)['last-event-id'] ?? url.searchParams.get('lastEventId') ?? ''
+    this.cursor = lastEventId || (url.searchParams.get('lastEventId') ?? '')
     this.#recent = recent
     this.response = new Promise((resolve, reject) => {
       this.#settle = resolve
@@ -67,18 +77,19 @@ export class Reading {
     return this.#isSettled ? [] : this.url.searchParams.getAll('fresh')
   }
 
-  /** Begins the response, or continues it, with entries after the cursor `previous`. */
-  open (previous: string, opening: string): void {
+  /** Begins the response, or continues it. */
+  open ({ previous, entries, next }: Omit<Slice, 'from'>): void {
+    this.next = next
     this.#continue(previous)
     if (this.#controller === null) {
       const body = new ReadableStream<Uint8Array>({ start: controller => { this.#controller = controller } })
       this.#settle(new Response(body, { headers: { 'content-type': 'text/event-stream' } }))
     }
-    this.#write(opening)
+    this.push(entries)
   }
 
-  /** Answers with a response that is no stream, or with null: there are no credentials. */
-  answer (response: Response | null): void {
+  /** Answers with a response that is no stream, with null: there are no credentials, or with undefined: the tab is to read for itself. */
+  answer (response: Response | null | undefined): void {
     if (this.#controller === null) this.#settle(response)
     else this.end()
   }
@@ -88,6 +99,12 @@ export class Reading {
     this.#controller?.error()
     this.#controller = null
     this.#fail()
+  }
+
+  /** Ends the attempt as that of the tab that reads has ended. */
+  interrupt ({ status, code, retryInMs }: WaitingState): void {
+    if (status === undefined) this.end()
+    else this.answer(Response.json({ code }, { status, headers: { 'retry-after': String(Math.ceil(retryInMs! / 1000)) } }))
   }
 
   /** Passes on what the client has not received. */
@@ -101,26 +118,26 @@ export class Reading {
   }
 
   #continue (previous: string): void {
-    this.#previous = this.#begin = previous
+    this.#previous = previous
     this.#until = this.cursor
+    this.#recent.begin(previous)
   }
 
   #filtered ({ text, id }: Entry): string {
     if (this.#until !== '' && covers(this.#previous, this.#until)) this.#until = ''
-    if (REPLACED.test(text) || (id !== null && isOtherLog(id, this.#until))) this.#until = ''
+    // The log was lost.
+    if (REPLACED.test(text) || (id !== null && earlier(id, this.#until) === null)) this.#until = ''
     if (id === null) return text
     this.#previous = id
     const withoutId = text.replace(/^id:.*\n/m, '')
-    if (this.#until !== '') {
-      // Between the two cursors, a replay has another order than the live stream: higher priorities are first.
-      // A tab that lacks a state needs it, although its id covers nothing new.
-      if ((!isIncomplete(this.#until) && covers(this.#until, id)) || this.#recent.take(withoutId, this.#begin)) return ''
-      // The cursor stays: this id does not cover all that the client has received.
-      return withoutId
-    }
+    // Between the two cursors, a replay has another order than the live stream: higher priorities are first.
+    // A tab that lacks a state needs it, although its id covers nothing new.
+    if (this.#until !== '' && ((!isIncomplete(this.#until) && covers(this.#until, id)) || this.#recent.take(withoutId))) return ''
+    if (/^data:/m.test(text)) this.#recent.add(withoutId, id)
+    // The cursor stays: this id does not cover all that the client has received.
+    if (this.#until !== '') return withoutId
     this.cursor = id
     this.#isSettled = true
-    if (/^data:/m.test(text)) this.#recent.add(withoutId, id)
     return text
   }
 

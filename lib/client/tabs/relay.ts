@@ -30,8 +30,6 @@ export class Relay {
   #chars = 0
   #decoder = new TextDecoder()
   #rest = ''
-  /** The first block of the stream, which has the interval of keep-alives. */
-  opening = ''
   /** The number of the entry at which the stream begins. */
   begin = 0
 
@@ -40,11 +38,22 @@ export class Relay {
     return this.#first + this.#entries.length
   }
 
+  /** The cursor after all entries; empty without one. */
+  get cursor (): string {
+    return this.#entries.findLast(({ id }) => id !== null)?.id ?? this.#base
+  }
+
+  /** Whether the stream goes on in its log. A server can repeat the cursor that it was asked for before it tells that the log was lost. */
+  get isLive (): boolean {
+    const entries = this.#entries.slice(this.begin - this.#first + 1)
+    const gap = entries.findLastIndex(({ text }) => GAP.test(text))
+    return entries.slice(gap + 1, -1).some(({ id }) => id !== null)
+  }
+
   /** A stream begins that continues after this cursor. */
   start (cursor: string): Entry[] {
     this.#decoder = new TextDecoder()
     this.#rest = ''
-    this.opening = ''
     if (this.next === 0) this.#base = cursor
     this.begin = this.next
     return this.#add([{ text: '', id: cursor }])
@@ -54,7 +63,6 @@ export class Relay {
   push (bytes: Uint8Array): Entry[] {
     const blocks = (this.#rest + this.#decoder.decode(bytes, { stream: true })).split('\n\n')
     this.#rest = blocks.pop()!
-    if (blocks[0]?.startsWith(': stream') === true) this.opening = `${blocks[0]}\n\n`
     return this.#add(blocks.map(block => ({ text: `${block}\n\n`, id: /^id: ?(.*)$/m.exec(block)?.[1] ?? null })))
   }
 

@@ -16,6 +16,10 @@ export class Turn {
     this.#onHeld = onHeld
   }
 
+  get isHeld (): boolean {
+    return this.#release !== null
+  }
+
   /** Waits for the lock. */
   wait (): void {
     this.#isLeft = false
@@ -23,9 +27,11 @@ export class Turn {
     this.#request({ signal: this.#waiting.signal })
   }
 
-  /** Takes the lock from a tab that does not answer. */
+  /** Takes the lock from the tab that holds it. */
   steal (): void {
-    if (this.#release !== null || this.#isLeft) return
+    if (this.#isLeft) return
+    // This tab has followed one that had lost the lock and did not know it yet.
+    if (this.isHeld) return this.#onHeld(true)
     this.#waiting.abort()
     this.#request({ steal: true })
   }
@@ -57,17 +63,4 @@ export class Turn {
       this.wait()
     })
   }
-}
-
-/** Holds a lock until the returned function is called. `held` resolves when it is held, and rejects if the page may not use locks. */
-export function hold (locks: Locks, name: string): { readonly held: Promise<void>, release (): void } {
-  let release!: () => void
-  const released = new Promise<void>(resolve => { release = resolve })
-  const held = new Promise<void>((resolve, reject) => {
-    locks.request(name, {}, async () => {
-      resolve()
-      await released
-    }).catch(reject)
-  })
-  return { held, release }
 }
