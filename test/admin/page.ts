@@ -5,9 +5,12 @@ import type { Page } from 'playwright-core'
 import t, { type Test } from 'tap'
 import adminPage, { type AdminOptions } from '../../lib/admin/index.js'
 import ssePlugin, { SSEManager, type SSEOptions } from '../../lib/index.js'
-import { openStream, testLog, type TestStream } from '../../lib/testing/index.js'
+import { redisStreamsBroker } from '../../lib/redis.js'
+import { openStream, type TestStream } from '../../lib/testing/index.js'
 import { listen } from '../helpers/app.js'
 import { browse, withoutChromium } from '../helpers/browser.js'
+import { REPORT, TestLog } from '../helpers/cluster.js'
+import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
 
 // The page in Chromium.
@@ -202,28 +205,39 @@ t.test('the admin page in Chromium', { skip: withoutChromium, timeout: 300_000 }
     await until(async () => await page.getByText('Clients have gaps').count() === 0)
   })
 
-  t.test('a node that has closed stays named; while this one does not reach the log, the others are not known, and not called dead', async t => {
-    const log = testLog()
-    const broker = log.broker()
-    const other = new SSEManager({ broker: log.broker(), cluster: { nodeName: 'other', heartbeatIntervalMs: 200 } })
+  t.test('a node that has closed stays named; while this one does not reach the log, the others are not known, and not called dead', { skip: withoutRedis }, async t => {
+    const redis = await RedisServer.start()
+    t.teardown(() => redis.stop())
+    const options = (nodeName: string): Pick<SSEOptions, 'broker' | 'cluster'> => ({ broker: redisStreamsBroker({ client: redis.url }), cluster: { nodeName, heartbeatIntervalMs: 200 } })
+    const other = new SSEManager(options('other'))
     t.teardown(() => other.close())
     await other.open()
-    const { page } = await show(t, { sse: { broker, cluster: { nodeName: 'one', heartbeatIntervalMs: 200 } } })
+    const { page } = await show(t, { sse: options('one') })
     const row = page.locator('tr', { hasText: 'other' })
     await row.getByText('up', { exact: true }).waitFor()
-    broker.fail()
+    await redis.kill()
     await row.getByText('not known').waitFor()
     await page.getByText('Node one does not reach the log: it does not know how the other nodes are.').waitFor()
-    t.equal(await page.getByText('does not answer').count(), 0)
     await page.getByRole('link', { name: 'Connections', exact: true }).click()
     await page.getByText('Incomplete: node one does not reach the log').waitFor()
     await page.getByRole('link', { name: 'Overview' }).click()
-    broker.restore()
+    await redis.run()
     await row.getByText('up', { exact: true }).waitFor()
     await page.getByText(/Node one is degraded: .* ago/).waitFor()
     await other.close()
     await page.getByText(/Node other has closed or died\. It had 0 connections\. \d+ s ago/).waitFor()
     await page.getByText('All nodes answer').waitFor()
+    t.equal(await page.getByText('does not answer').count(), 0)
+  })
+
+  t.test('a node that does not answer is named', async t => {
+    const log = new TestLog()
+    const { page } = await show(t, { sse: { broker: log, cluster: { answerTimeoutMs: 300 } } })
+    await page.getByText('All nodes answer').waitFor()
+    await log.hear({ kind: 'beat', report: { ...REPORT, name: 'silent' } })
+    await page.getByText(/Node silent does not answer\. .* for \d+ s/).waitFor()
+    await page.locator('tr', { hasText: 'silent' }).getByText('no answer').waitFor()
+    t.equal(await page.getByText('All nodes answer').count(), 0)
   })
 
   t.test('a second click on "Confirm" does not repeat the action', async t => {

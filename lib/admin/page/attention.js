@@ -1,6 +1,6 @@
 // What needs attention now, and what has needed it in the last minutes.
 
-import { here, history, isUnknown, nameOf, risen, shownTime, sum, WINDOW_MS } from './figures.js'
+import { here, history, isCutOff, isSilent, nameOf, risen, shownTime, sum, WINDOW_MS } from './figures.js'
 import { bytes, count, duration, plural } from './format.js'
 
 /** Time without an overview after which the page reports it, and time for which a counter that has risen is current. */
@@ -31,8 +31,10 @@ export function observe () {
 }
 
 function states (now) {
-  const found = now.nodes.flatMap(node => stateOf(node, now) ?? [])
-  if (!now.complete && now.nodes.every(({ details }) => details !== null)) found.push({ key: 'incomplete', level: 'warn', text: 'Not all nodes answer.' })
+  const found = now.nodes.flatMap(node => stateOf(node) ?? [])
+  const others = now.nodes.filter(({ nodeId }) => nodeId !== now.nodeId)
+  if (isCutOff(now) && others.length > 0) found.push({ key: 'cut off', level: 'bad', text: `Node ${nameOf(here(now))} does not reach the log: it does not know how the other nodes are. What is shown of them is what they reported before.` })
+  else if (!now.complete && !others.some(isSilent)) found.push({ key: 'incomplete', level: 'warn', text: 'Not all nodes have answered.' })
   const lagging = sum(now, 'lagging')
   if (lagging > 0) {
     const text = `${plural(lagging, 'client is', 'clients are')} slow: ${lagging === 1 ? 'it reads' : 'they read'} older events from the log. ${bytes(sum(now, 'queuedBytes'))} wait.`
@@ -41,11 +43,10 @@ function states (now) {
   return found
 }
 
-function stateOf (node, now) {
+function stateOf (node) {
   const { nodeId, status, reason = 'no reason given', details } = node
   const name = nameOf(node)
-  if (isUnknown(node, now)) return { key: 'unknown', level: 'bad', text: `Node ${nameOf(here(now))} does not reach the log: it does not know how the other nodes are. What is shown of them is what they reported before.` }
-  if (details === null) return { key: `silent ${nodeId}`, level: 'bad', text: `Node ${name} does not answer. Its connections are not counted.` }
+  if (details === null) return isSilent(node) ? { key: `silent ${nodeId}`, level: 'bad', text: `Node ${name} does not answer. Its connections are not counted.` } : null
   if (status !== 'up') return { key: `degraded ${nodeId}`, level: 'bad', text: `Node ${name} is degraded: ${reason}. Its clients stay connected; events cannot be logged, or arrive late.` }
   if (details.busy > 0.9) return { key: `busy ${nodeId}`, level: 'warn', text: `The event loop of node ${name} is busy ${Math.round(details.busy * 100)} % of the time. All its clients are late.` }
   return null

@@ -1,6 +1,6 @@
 import { ask } from './api.js'
 import { h } from './dom.js'
-import { here, nameOf } from './figures.js'
+import { here, isCutOff, nameOf } from './figures.js'
 import { bytes, count, duration, plural, time, visible } from './format.js'
 import { badge, chart, link, section, table, text, user } from './parts.js'
 
@@ -42,7 +42,7 @@ function results (now, parameters, { connections, after, total, complete, missin
   const { after: start, ...search } = parameters
   return [
     h('p', { class: 'hint', role: 'status' }, `${plural(total, 'connection')}${connections.length < total ? `, ${connections.length} on this page, newest first` : ''}.`),
-    complete ? null : h('p', { class: 'attention bad' }, here(now).status !== 'up' ? `Incomplete: node ${nameOf(here(now))} does not reach the log, so the connections of the other nodes are not known.` : missing.length === 0 ? 'Not all nodes have answered: the list is incomplete.' : ['Incomplete: ', missing.map((nodeId, index) => [index > 0 ? ', ' : '', text(nodeName(now, nodeId))]), ' did not answer.']),
+    complete ? null : h('p', { class: 'attention bad' }, isCutOff(now) ? `Incomplete: node ${nameOf(here(now))} does not reach the log, so the connections of the other nodes are not known.` : missing.length === 0 ? 'Not all nodes have answered: the list is incomplete.' : ['Incomplete: ', missing.map((nodeId, index) => [index > 0 ? ', ' : '', text(nodeName(now, nodeId))]), ' did not answer.']),
     table('Connections', [
       ['User', ({ clientId, userId }) => link('connection', { id: clientId }, user(userId))],
       ['State', state],

@@ -24,8 +24,14 @@ export const nameOf = node => node.name ?? node.nodeId.slice(0, 8)
 /** The node that sends the overviews. */
 export const here = overview => overview.nodes.find(({ nodeId }) => nodeId === overview.nodeId)
 
-/** Whether a node could not be asked, because the node that sends the overviews cannot reach the log. */
-export const isUnknown = (node, overview) => node.details === null && here(overview).status !== 'up'
+/** Whether the node that sends the overviews cannot ask the others, because it does not reach the log. */
+export const isCutOff = overview => here(overview).status !== 'up'
+
+/** Whether a node does not answer. An outage of the log looks the same for one answer. */
+export function isSilent ({ nodeId }) {
+  const last = history.slice(-2)
+  return last.length === 2 && last.every(overview => !isCutOff(overview) && overview.nodes.find(node => node.nodeId === nodeId)?.details === null)
+}
 
 /** Sums one of the numbers that the nodes report. */
 export const sum = (overview, name) => overview.nodes.reduce((total, { details }) => total + (Number(details?.stats[name]) || 0), 0)

@@ -1,6 +1,6 @@
 import { h } from './dom.js'
 import { attention } from './attention.js'
-import { courseOf, isUnknown, nameOf, rateOf, reasons, risen, shownTime, sum, topics } from './figures.js'
+import { courseOf, isSilent, nameOf, rateOf, reasons, risen, shownTime, sum, topics } from './figures.js'
 import { bytes, count, duration, rate } from './format.js'
 import { badge, chart, link, section, table, text } from './parts.js'
 
@@ -58,7 +58,7 @@ function nodes (now) {
   const stat = (name, format = count) => ({ details }) => details === null ? '–' : format(details.stats[name])
   return table('The nodes of the cluster', [
     ['Node', node => [h('b', null, text(nameOf(node))), ' ', node.nodeId === now.nodeId ? h('small', null, 'this page') : null]],
-    ['State', node => isUnknown(node, now) ? badge('warn', 'not known') : node.details === null ? badge('bad', 'no answer') : node.status === 'up' ? badge('good', 'up') : badge('bad', 'degraded')],
+    ['State', node => node.details === null ? isSilent(node) ? badge('bad', 'no answer') : badge('warn', 'not known') : node.status === 'up' ? badge('good', 'up') : badge('bad', 'degraded')],
     ['Connections', node => count(node.connections), true],
     ['Users', node => count(node.users), true],
     ['Topics', node => count(node.subscriptions), true],
