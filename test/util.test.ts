@@ -1,7 +1,8 @@
+import { once } from 'node:events'
 import t from 'tap'
 import { systemClock } from '../lib/util/clock.js'
 import { createId } from '../lib/util/id.js'
-import { reasonsOf } from '../lib/util/logger.js'
+import { reasonsOf, warnings } from '../lib/util/logger.js'
 import { MemoryBudget } from '../lib/util/memory-budget.js'
 import { isThenable } from '../lib/util/promise.js'
 import { kindOf, quote, shorten, shown } from '../lib/util/quote.js'
@@ -69,6 +70,14 @@ t.test('reasons of an error and of its causes', async t => {
   t.strictSame(['text', 7, null, undefined].map(reasonsOf), ['text', 'a value of type number', '', ''])
   t.strictSame([Object.assign(new Error(''), { code: 'ECONNREFUSED' }), new AggregateError([new Error('first'), new Error('second')]), new TypeError('')].map(reasonsOf), ['ECONNREFUSED', 'first', 'TypeError'])
   t.equal(reasonsOf(Object.defineProperty(new Error('x'), 'message', { get () { throw new Error() } })), 'Error')
+})
+
+t.test('without a logger, a process warning has the error of a line, or else its details', async t => {
+  for (const [details, detail] of [[{ err: new Error('no answer'), clientId: 'a' }, /^Error: no answer/], [{ clientId: 'a', count: 2 }, /^\{ clientId: 'a', count: 2 \}$/]] as const) {
+    const warned = once(process, 'warning')
+    warnings.warn(details, 'Something is wrong')
+    t.match((await warned)[0], { name: 'SSEManager', message: 'Something is wrong', detail })
+  }
 })
 
 t.test('memory of texts', async t => {

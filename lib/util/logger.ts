@@ -20,7 +20,7 @@ const MAX_CAUSES = 4
 const MAX_REASON_LENGTH = 300
 
 function emit (details: object, message: string): void {
-  process.emitWarning(message, { type: 'SSEManager', detail: inspect((details as { err?: unknown }).err ?? '') })
+  process.emitWarning(message, { type: 'SSEManager', detail: inspect((details as { err?: unknown }).err ?? details) })
 }
 
 /**
