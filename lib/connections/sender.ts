@@ -12,6 +12,7 @@ import { Writer } from '../wire/writer.js'
 import { Backlog } from './backlog.js'
 import type { ConnectionContext } from './context.js'
 import type { ConnectionStats } from './statistics.js'
+import { Unfinished } from './unfinished.js'
 
 /** The states of a stream, in order. */
 export type ConnectionState = 'opening' | 'open' | 'closing' | 'closed'
@@ -37,8 +38,7 @@ export abstract class Sender {
   #sentPosition = 0
   /** Number of events written. @internal */ protected sent = 0
   /** Time of the last write, by the clock of the wheel. @internal */ lastWriteAt = 0
-  /** The frames that are being written in pieces; null if there are none. */
-  #unfinished: readonly Frame[] | null = null
+  #unfinished: Unfinished | null = null
   #waiter: (() => void) | null = null
   /** Number of pending authorizations that delay this stream. */
   #holds = 0
@@ -111,7 +111,7 @@ export abstract class Sender {
       if (batch.frame!.seq > 0) this.#sentPosition = batch.frame!.seq
       this.write(batch.chunk)
       this.sent += batch.events
-      if (this.writer.hasRest) this.#keepUnfinished(batch.frames)
+      if (this.writer.hasRest) this.#unfinished = new Unfinished(batch.frames, this.context.budget)
       // Usually nothing else is queued: a connection with an outbox has no batch.
       else if (this.#waiter === null) return
     }
@@ -131,7 +131,7 @@ export abstract class Sender {
       if (taken === null) break
       this.sent += taken.frames.length
       this.write(new Chunk(taken.text))
-      if (this.writer.hasRest) this.#keepUnfinished(taken.frames)
+      if (this.writer.hasRest) this.#unfinished = new Unfinished(taken.frames, this.context.budget)
       else this.backlog.written()
     }
     // Reads a page only when the socket is empty: a lagging connection keeps its cursor and no frames.
@@ -160,14 +160,8 @@ export abstract class Sender {
     if (this.backlog.behind) this.marked()
   }
 
-  /** Keeps frames that are written in pieces, to check them when rights change. The budget counts them beside the pieces. */
-  #keepUnfinished (frames: readonly Frame[]): void {
-    this.#unfinished = frames
-    for (const frame of frames) this.context.budget.hold(frame)
-  }
-
   #dropUnfinished (): void {
-    for (const frame of this.#unfinished ?? []) this.context.budget.release(frame)
+    this.#unfinished?.release()
     this.#unfinished = null
   }
 
@@ -223,8 +217,7 @@ export abstract class Sender {
   /** Checks waiting frames again after rights of the user have changed. @internal */
   reconsider (): void {
     this.sift()
-    const unfinished = this.#unfinished
-    if (unfinished === null || inNoContext(() => unfinished.every(({ target }) => target === null || this.isTarget(target)))) return
+    if (this.#unfinished === null || this.#unfinished.isFor(target => this.isTarget(target))) return
     // Bytes handed to the socket cannot be withdrawn: the stream is destroyed, and the client reconnects with its new rights.
     this.reason = 'revoked'
     this.cut('revoked')
