@@ -157,18 +157,21 @@ export class Producer implements Sink {
     const state = await this.#insist(() => this.#host.store.append(this.lease, after, texts), answer)
     this.#appending = null
     this.#appended(state, texts.length)
-    const pending = this.#pending
-    this.#pending = []
-    this.#pendingBytes = 0
-    if (state !== null && pending.length > 0) this.#append(pending)
   }
 
   #appended (state: RunState | null, count: number): void {
+    const pending = this.#pending
+    if (pending.length > 0) {
+      this.#pending = []
+      this.#pendingBytes = 0
+    }
     if (state === null) {
       this.#lose()
       return
     }
     this.#after += count
+    // Before the new state, which can end the run: its end follows all its events.
+    if (pending.length > 0) this.#append(pending)
     this.#renewed(state)
   }
 
