@@ -1,3 +1,4 @@
+import { setImmediate as endOfTurn } from 'node:timers/promises'
 import type { SSEConnection } from '../connections/connection.js'
 import { Frame } from '../delivery/frame.js'
 import { EventPriority } from '../events/event-rules.js'
@@ -80,7 +81,9 @@ export class RunReader implements FeedReader {
       this.#isAwake = false
       const page = await this.#read()
       if (page !== null && await this.#take(page)) return
-      if (!this.#isAwake) await new Promise<void>(resolve => { this.#resume = resolve })
+      // A long run that a client reads as fast as it is written would block the process.
+      if (this.#isAwake) await endOfTurn()
+      else await new Promise<void>(resolve => { this.#resume = resolve })
       this.#resume = null
     }
   }

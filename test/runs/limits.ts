@@ -1,8 +1,9 @@
+import type { Socket } from 'node:net'
 import t from 'tap'
 import type { RunOptions } from '../../lib/index.js'
 import { testClock } from '../../lib/testing/index.js'
 import { Hand, never, serveRuns, told } from '../helpers/runs.js'
-import { until } from '../helpers/wait.js'
+import { turns, until } from '../helpers/wait.js'
 
 // Every bound of a run is reached.
 
@@ -158,4 +159,22 @@ t.test('a slow reader slows neither the source nor others, and buffers little', 
   t.ok(slow.events.length < 150, `${slow.events.length} events received`)
   t.ok(app.sse.stats().queuedBytes < 200_000, `${app.sse.stats().queuedBytes} bytes wait`)
   await slow.close()
+})
+
+t.test('a client that reads as fast as a long run is written leaves the event loop to others, also with a small queue', async t => {
+  const { app, begin, read } = await serveRuns(t, { outboxBytes: 1024 })
+  const { run } = await begin('a', function * () { for (let n = 0; n < 2_000; n++) yield 'x'.repeat(500) })
+  await run.finished
+  let socket: Socket | null = null
+  app.server.once('connection', connection => { socket = connection })
+  const stream = await read('a')
+  let [most, last] = [0, 0]
+  while (stream.named('sse:end').length === 0) {
+    const { bytesWritten } = socket!
+    most = Math.max(most, bytesWritten - last)
+    last = bytesWritten
+    await turns(1)
+  }
+  t.equal(stream.named('message').length, 2_000)
+  t.ok(most < 200_000, `${most} bytes in one turn`)
 })
