@@ -167,15 +167,15 @@ export class SSEConnection extends Lifecycle {
    * mark, which this stream has until then, makes `receive` take them. @internal
    */
   writeAtOnce (frame: Frame): boolean {
-    if (this.next !== null || !this.writeTogether(frame.head + frame.text, frame.textBytes, 1)) return false
+    if (this.next !== null || !this.writeTogether(new Chunk(frame.head + frame.text, frame.textBytes), 1)) return false
     this.marked()
     return true
   }
 
   /** Writes events of a source in one write, if its client keeps up and nothing waits. @internal */
-  writeTogether (text: string, bytes: number, events: number): boolean {
-    if (this.blocked || this.state !== 'open' || bytes > PUMP_BYTES || !this.backlog.empty) return false
-    this.write(new Chunk(text, bytes))
+  writeTogether (chunk: Chunk, events: number): boolean {
+    if (this.blocked || this.state !== 'open' || chunk.bytes > PUMP_BYTES || !this.backlog.empty) return false
+    this.write(chunk)
     this.sent += events
     return true
   }

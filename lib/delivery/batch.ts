@@ -1,6 +1,6 @@
 import type { Held } from '../util/memory-budget.js'
 import { Chunk } from '../wire/chunk.js'
-import { FRAME_BYTES, type Frame } from './frame.js'
+import { FRAME_BYTES, textOf, type Frame } from './frame.js'
 
 /** Memory of a batch beside its frames, in bytes. */
 const BATCH_BYTES = 100
@@ -76,12 +76,6 @@ export class Batch implements Held {
     this.#events = newest.length
     return new Chunk(textOf(newest))
   }
-}
-
-function textOf (frames: readonly Frame[]): string {
-  let text = ''
-  for (const frame of frames) text += frame.head + frame.text
-  return text
 }
 
 /** Conflation: returns the frames without those that a later frame with the same key replaces. */

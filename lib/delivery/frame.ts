@@ -60,6 +60,13 @@ export class Frame implements Held {
   }
 }
 
+/** Returns frames as one text. */
+export function textOf (frames: readonly Frame[]): string {
+  let text = ''
+  for (const frame of frames) text += frame.head + frame.text
+  return text
+}
+
 /**
  * Returns the size of an encoded event in bytes. Measuring `text` would flatten the string. Everything in it except name and data is
  * ASCII, so those are measured instead.

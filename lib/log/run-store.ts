@@ -171,6 +171,13 @@ export const PAGE_BYTES = 16 * 1024
 /** Maximum number of events in a page: in memory, a short event takes many times its size. */
 export const PAGE_EVENTS = 256
 
+/** Returns whether these texts are no more than a page. */
+export function fitsPage (texts: readonly string[]): boolean {
+  let size = 0
+  for (const text of texts) size += text.length
+  return size <= PAGE_BYTES && texts.length <= PAGE_EVENTS
+}
+
 /** Returns the key of a run. The length comes first in its text, so that no other owner and id give the same text. */
 export function runKey (runId: string, ownerId: string | null): RunKey {
   return { ownerId, runId, text: ownerId === null ? `-:${runId}` : `${ownerId.length}:${ownerId}:${runId}` }

@@ -1,17 +1,29 @@
 import type { Flushable } from '../delivery/flusher.js'
-import { Frame } from '../delivery/frame.js'
+import { Frame, textOf } from '../delivery/frame.js'
 import { EventPriority } from '../events/event-rules.js'
-import type { RunEvents, RunKey, RunPage, RunState, RunStore } from '../log/run-store.js'
+import { fitsPage, type RunEvents, type RunKey, type RunPage, type RunState, type RunStore } from '../log/run-store.js'
+import { Chunk } from '../wire/chunk.js'
 import { encodeIdLine } from '../wire/event-stream.js'
 import { runIdPrefix } from './run-position.js'
 
 /** The generation of no run: a read of it returns no events. */
 const NO_GENERATION = 0
 
-/** A stretch of a run, as frames that its readers on this node share. */
-export interface FeedPage {
+/** A stretch of a run, which its readers on this node share. */
+export class FeedPage {
   readonly state: RunState | null
   readonly frames: readonly Frame[]
+  #chunk: Chunk | null = null
+
+  constructor (state: RunState | null, frames: readonly Frame[]) {
+    this.state = state
+    this.frames = frames
+  }
+
+  /** The frames as one write, made once. */
+  get chunk (): Chunk {
+    return (this.#chunk ??= new Chunk(textOf(this.frames), this.frames.reduce((bytes, { textBytes }) => bytes + textBytes, 0)))
+  }
 }
 
 /** A reader of a feed. */
@@ -110,11 +122,11 @@ export class RunFeed implements Flushable {
     return (this.#page = this.#told(generation, after) ?? this.#read(generation, after))
   }
 
-  /** Returns the page of the news, if they begin there. */
+  /** Returns the page of the news, if they begin there and are no more than a page. */
   #told (generation: number, after: number): FeedPage | null {
     const news = this.#news
     const state = this.#state
-    if (news === null || news.generation !== generation || news.after !== after || state?.generation !== generation || state.status !== 'running') return null
+    if (news === null || news.generation !== generation || news.after !== after || state?.generation !== generation || state.status !== 'running' || !fitsPage(news.texts)) return null
     return this.#framed({ state: { ...state, events: after + news.texts.length }, texts: news.texts }, generation, after)
   }
 
@@ -138,7 +150,7 @@ export class RunFeed implements Flushable {
       this.#prefixOf = generation
     }
     const prefix = this.#prefix
-    return { state, frames: texts.map((text, index) => new Frame(encodeIdLine(`${prefix}${after + 1 + index}`), text, EventPriority.NORMAL)) }
+    return new FeedPage(state, texts.map((text, index) => new Frame(encodeIdLine(`${prefix}${after + 1 + index}`), text, EventPriority.NORMAL)))
   }
 }
 

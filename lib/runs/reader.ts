@@ -56,13 +56,7 @@ export class RunReader implements FeedReader {
       if (page instanceof Promise) return false
       const { state, frames } = page
       if (state?.generation !== this.#generation || state.status !== 'running') return false
-      let text = ''
-      let bytes = 0
-      for (const frame of frames) {
-        text += frame.head + frame.text
-        bytes += frame.textBytes
-      }
-      if (frames.length > 0 && !connection.writeTogether(text, bytes, frames.length)) return false
+      if (frames.length > 0 && !connection.writeTogether(page.chunk, frames.length)) return false
       this.#after += frames.length
       this.#isAwake = false
       return this.#after === state.events

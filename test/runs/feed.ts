@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
 import { Flusher } from '../../lib/delivery/flusher.js'
 import { MemoryRunStore } from '../../lib/log/memory-run-store.js'
-import { runKey } from '../../lib/log/run-store.js'
+import { PAGE_BYTES, PAGE_EVENTS, runKey } from '../../lib/log/run-store.js'
 import { RunFeed } from '../../lib/runs/feed.js'
 import { systemClock } from '../../lib/util/clock.js'
 import { encodeEvent } from '../../lib/wire/event-stream.js'
@@ -55,6 +55,21 @@ t.test('events that come with news are not read by who is at their beginning', a
   await turns()
   feed.tell({ generation: generation + 1, after: 1, texts: [text('told 2')] })
   t.match(await read(1), [4, /stored 2/, /stored 3/, /stored 4/], 'of another generation')
+  await turns()
+  feed.tell({ generation, after: 1, texts: [text('told 2'), text('x'.repeat(PAGE_BYTES))] })
+  t.match(await read(1), [4, /stored 2/, /stored 3/, /stored 4/], 'a slow reader would keep more than a page')
+  await turns()
+  feed.tell({ generation, after: 1, texts: Array.from({ length: PAGE_EVENTS + 1 }, () => text('')) })
+  t.match(await read(1), [4, /stored 2/, /stored 3/, /stored 4/])
+})
+
+t.test('readers at the same position share what is written', async t => {
+  const { store, generation, feed } = await start(t)
+  store.append({ key, generation, token: 't', leaseMs: 60_000, ttlMs: 60_000 }, 0, [text('1'), text('é')])
+  const [page, same] = [await feed.read(generation, 0), await feed.read(generation, 0)]
+  t.equal(page.chunk, same.chunk)
+  const id = `id: r:${generation.toString(36)}`
+  t.equal(String(page.chunk.plain), `${id}.1\n${text('1')}${id}.2\n${text('é')}`)
 })
 
 t.test('readers whose clients are slow, and who do not read, are reported all the same', async t => {

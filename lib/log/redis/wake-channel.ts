@@ -1,5 +1,5 @@
 import { setImmediate as endOfTurn } from 'node:timers/promises'
-import type { RunEvents } from '../run-store.js'
+import { fitsPage, type RunEvents } from '../run-store.js'
 import type { Connect, Connection } from './client.js'
 import type { OnDemandConnection } from './on-demand.js'
 import { Reconnector } from './reconnector.js'
@@ -9,9 +9,8 @@ const BLOCK_MS = 2_000
 /** Time for which messages are kept. Older ones are of no use: readers look for news by themselves. */
 const KEPT_MS = 10_000
 const MAX_MESSAGES = 100
-
-/** Maximum size of the texts in a message, in characters. Nodes read larger events themselves. */
-const MAX_TEXTS = 64 * 1024
+/** Maximum size of the texts in a message, in characters. */
+const MAX_CHARS = 64 * 1024
 
 /** News of a run. */
 export interface RunNews {
@@ -30,10 +29,12 @@ class Messages {
   #size = 0
 
   add (news: RunNews): void {
+    const texts = news.events?.texts ?? []
+    // Nodes read more than a page themselves.
+    if (!fitsPage(texts)) return this.add({ run: news.run })
     let size = 0
-    for (const text of news.events?.texts ?? []) size += text.length
-    if (size > MAX_TEXTS) return this.add({ run: news.run })
-    if (this.#size + size > MAX_TEXTS) {
+    for (const text of texts) size += text.length
+    if (this.#size + size > MAX_CHARS) {
       this.#full.push(JSON.stringify(this.#news))
       this.#news = []
       this.#size = 0
@@ -49,8 +50,8 @@ class Messages {
 
 /**
  * Tells other nodes which runs have news, and the new events: a node that is told need not read them. They are collected for each node
- * and turn of the event loop, and sent on a stream of that node. Messages can be lost. This node's own messages are read on a connection of its own, because
- * reading blocks it.
+ * and turn of the event loop, and sent on a stream of that node. Messages can be lost. Those for this node are read on a separate
+ * connection, because reading blocks it.
  */
 export class WakeChannel {
   readonly #nodeId: string
