@@ -61,10 +61,10 @@ export class SSEManager<C extends AnyCatalogue = RegisteredCatalogue> extends Ru
    * SSE_ERR_TOO_MANY_*, SSE_ERR_INVALID_*, SSE_ERR_HEAD_ALREADY_SENT, SSE_ERR_CLIENT_GONE, SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED
    * @example sse.createConnection({ request, response, subscriptions: ['news'] }).catch(error => sse.refuse({ request, response }, error))
    */
-  createConnection (options: CreateConnection<ConnectionSnapshot>): Promise<SSEConnection>
+  createConnection (options: CreateConnection<ConnectionSnapshot>): Promise<SSEConnection<C>>
   /** The same with a snapshot that clients share, or with one of which the type does not say whether they do. */
-  createConnection (options: CreateConnection): Promise<SSEConnection>
-  async createConnection (options: CreateConnection): Promise<SSEConnection> {
+  createConnection (options: CreateConnection): Promise<SSEConnection<C>>
+  async createConnection (options: CreateConnection): Promise<SSEConnection<C>> {
     assertNames(options, CREATE_OPTIONS, 'createConnection()')
     // A user that was not found must not become an anonymous connection.
     if ('user' in options && options.user === undefined) throw new InvalidOption('user', 'of createConnection() is undefined: give it a user, or null for an anonymous connection, or omit it to call authHandler')
@@ -98,25 +98,25 @@ export class SSEManager<C extends AnyCatalogue = RegisteredCatalogue> extends Ru
   }
 
   /** Returns the connection of this node with a client id; undefined if there is none. @throws SSE_ERR_INVALID_TARGET when the id is not a string */
-  getConnection (clientId: string): SSEConnection | undefined {
+  getConnection (clientId: string): SSEConnection<C> | undefined {
     assertId(clientId, 'clientId')
     return this.node.registry.client(clientId)
   }
 
   /** Returns the connections of a user on this node. @throws SSE_ERR_INVALID_TARGET when the id is not a string */
-  getConnectionsByUser (userId: string): SSEConnection[] {
+  getConnectionsByUser (userId: string): SSEConnection<C>[] {
     assertId(userId, 'userId')
     return this.node.registry.user(userId)
   }
 
   /** Returns the connections of this node that hold exactly this topic or pattern. @throws SSE_ERR_INVALID_SUBSCRIPTION */
-  getConnectionsBySubscription (subscription: string): SSEConnection[] {
+  getConnectionsBySubscription (subscription: string): SSEConnection<C>[] {
     assertSubscription(subscription)
     return this.node.registry.subscription(subscription)
   }
 
   /** Returns an iterator over all connections of this node. */
-  connections (): IterableIterator<SSEConnection> {
+  connections (): IterableIterator<SSEConnection<C>> {
     return this.node.registry.all()
   }
 

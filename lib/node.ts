@@ -31,7 +31,8 @@ export class Node {
   readonly id = createId()
   readonly telemetry = new Telemetry(this.id)
   readonly options: ResolvedOptions
-  readonly registry = new Registry<SSEConnection>()
+  /** Of any catalogue: only the manager's type knows which one. */
+  readonly registry = new Registry<SSEConnection<any>>()
   readonly eventLog: EventLog
   readonly publisher: Publisher<SSEConnection>
   readonly cluster: Cluster

@@ -2,6 +2,7 @@ import type { FastifyBaseLogger, FastifySchema, FastifyTypeProvider, FastifyType
 import type { ContextConfigDefault } from 'fastify/types/utils.js'
 import type { RouteGenericInterface } from 'fastify/types/route.js'
 import type { SSEConnection } from '../lib/connections/connection.js'
+import type { AnyCatalogue, RegisteredCatalogue } from '../lib/events/event-input.js'
 import type { ConnectionSnapshot } from '../lib/connections/snapshot-options.js'
 import type { SSEManager } from '../lib/manager.js'
 import type { Run } from '../lib/runs/run.js'
@@ -10,8 +11,8 @@ import type { ConnectOptions } from '../lib/access/connect-options.js'
 import type { Source, SourceFactory, SourceOptions } from '../lib/streams/source.js'
 import type { SSERouteOptions } from '../lib/fastify/pin-hooks.js'
 
-/** The type of `reply.sse()`. */
-export interface ReplySSE {
+/** The type of `reply.sse()`. In a program with several catalogues, that of a plugin with the option `decorators.reply`. */
+export interface ReplySSE<C extends AnyCatalogue = RegisteredCatalogue> {
   /**
    * Opens a managed stream, which receives broadcasts. Resolves when the headers are sent. If it rejects, no headers were sent.
    * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_INVALID_SUBSCRIPTION, SSE_ERR_INVALID_OPTION,
@@ -21,9 +22,9 @@ export interface ReplySSE {
    * const connection = await reply.sse({ subscriptions: ['news'] })
    * ```
    */
-  (options?: ConnectOptions<ConnectionSnapshot>): Promise<SSEConnection>
+  (options?: ConnectOptions<ConnectionSnapshot>): Promise<SSEConnection<C>>
   /** The same with a snapshot that clients share, or with one of which the type does not say whether they do. */
-  (options?: ConnectOptions): Promise<SSEConnection>
+  (options?: ConnectOptions): Promise<SSEConnection<C>>
   /**
    * Streams a source to this client only. Resolves when the source has ended, or the client has disconnected.
    * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_OPTION, SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*,

@@ -1,3 +1,4 @@
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import { Type, type Static } from '@sinclair/typebox'
 import fastify, { type FastifyRequest, type RouteShorthandOptions } from 'fastify'
 import { describe, expect, test } from 'tstyche'
@@ -231,6 +232,25 @@ test('several catalogues', () => {
   expect(rooms.broadcastToUsers).type.not.toBeCallableWith({ event: 'paid', data: { id: 1 } }, ['ada'])
   expect(rooms.broadcastData).type.not.toBeCallableWith('list', ['a'])
   expect(createPublisher<typeof orders>({ broker: {} as Broker }).broadcastEvent).type.not.toBeCallableWith({ event: 'other', data: 1 })
+})
+
+test('connections of several catalogues', async () => {
+  const orders = defineEvents({ events: { paid: Type.Object({ id: Type.Number() }) }, resources: { list: Type.Array(Type.String()) } })
+  const shop = new SSEManager<typeof orders>({ events: orders })
+  const replySSE = {} as ReplySSE<typeof orders>
+  const opened = await replySSE({ subscriptions: ['a'] })
+  expect(opened).type.toBe<SSEConnection<typeof orders>>()
+  expect(shop.getConnection('id')).type.toBe<SSEConnection<typeof orders> | undefined>()
+  expect(shop.createConnection({ request: {} as IncomingMessage, response: {} as ServerResponse })).type.toBe<Promise<SSEConnection<typeof orders>>>()
+  for (const connection of [opened, ...shop.connections(), ...shop.getConnectionsByUser('ada'), ...shop.getConnectionsBySubscription('a')]) {
+    expect(connection.sendEvent).type.toBeCallableWith({ event: 'paid', data: { id: 1 } })
+    expect(connection.sendEvent).type.not.toBeCallableWith({ event: 'paid', data: { id: '1' } })
+    expect(connection.sendEvent).type.not.toBeCallableWith({ event: 'other', data: 1 })
+    expect(connection.sendData).type.toBeCallableWith('list', ['a'])
+    expect(connection.sendData).type.not.toBeCallableWith('lists', ['a'])
+    expect(connection.sendNotification).type.toBeCallableWith({ title: 'a', message: 'b' })
+  }
+  expect<SSEConnection<any>>().type.toBeAssignableFrom<SSEConnection<typeof orders>>()
 })
 
 test('undefined is accepted where it cannot widen access', () => {

@@ -111,7 +111,7 @@ export class Admission {
   }
 
   /** Admits a request of plain Node: calls `arrive`, authenticates, and calls `enter`. Rejects with the errors of all three. */
-  async admit (options: CreateConnection): Promise<SSEConnection> {
+  async admit (options: CreateConnection): Promise<SSEConnection<any>> {
     const { request, response, user, authData } = options
     const arrival = this.arrive(request, response)
     try {

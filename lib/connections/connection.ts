@@ -1,6 +1,6 @@
 import { Frame } from '../delivery/frame.js'
 import { Chunk } from '../wire/chunk.js'
-import type { Claims, EventInput, NotificationInput, ResourceName, ResourcePayload } from '../events/event-input.js'
+import type { AnyCatalogue, Claims, EventInput, NotificationInput, RegisteredCatalogue, ResourceName, ResourcePayload } from '../events/event-input.js'
 import { composeMessage, createDataEvent, createNotificationEvent } from '../events/message.js'
 import type { ClientInfo } from '../events/subscriber.js'
 import type { Interest } from '../log/log-index.js'
@@ -41,7 +41,7 @@ export interface ConnectionProfile extends StreamSettings {
  * })
  * ```
  */
-export class SSEConnection extends Lifecycle {
+export class SSEConnection<C extends AnyCatalogue = RegisteredCatalogue> extends Lifecycle {
   /** The id of the connection. A client that reconnects gets a new id. */
   override readonly clientId: string
   /** The authenticated user id; null for an anonymous connection. */
@@ -105,21 +105,21 @@ export class SSEConnection extends Lifecycle {
    * connection.sendEvent({ event: 'progress', data: { percent: 40 }, key: 'progress' })
    * ```
    */
-  sendEvent (event: EventInput): boolean {
+  sendEvent (event: EventInput<C>): boolean {
     if (this.hasEnded()) return false
     const { options, eventLog } = this.context
-    const message = composeMessage(event, { ephemeral: true }, options)
+    const message = composeMessage(event as EventInput, { ephemeral: true }, options)
     return this.receive(Frame.ofMessage({ ...message, target: { clientIds: [this.clientId] } }, eventLog.epoch))
   }
 
   /** Sends `{"resource":…,"data":…}` as the event `data` to this client only. Results and errors are those of `sendEvent`. */
-  sendData<R extends ResourceName> (resource: R, data: ResourcePayload<R>): boolean {
-    return this.sendEvent(createDataEvent(resource, data))
+  sendData<R extends ResourceName<C>> (resource: R, data: ResourcePayload<R, C>): boolean {
+    return this.sendEvent(createDataEvent(resource as never, data as never) as EventInput<C>)
   }
 
   /** Sends a notification with priority HIGH to this client only. Results and errors are those of `sendEvent`. */
   sendNotification (notification: NotificationInput): boolean {
-    return this.sendEvent(createNotificationEvent(notification))
+    return this.sendEvent(createNotificationEvent(notification) as EventInput<C>)
   }
 
   /**
