@@ -246,7 +246,8 @@ export abstract class Sender {
   letGo (): void {
     if (--this.#holds > 0) return
     this.blocked = this.#socketBlocked
-    if (!this.blocked) this.marked()
+    // At once: an event that is received in this turn must not be written into the middle of one that is written in pieces.
+    if (!this.blocked) this.#pump()
   }
 
   /** Whether the stream waits for an authorization only, and not for its socket. @internal */

@@ -199,6 +199,29 @@ t.test('a slow client that reads while its rights are asked about is sent nothin
   }
 })
 
+t.test('an event in the turn in which rights are known follows a large event that is written in pieces', async t => {
+  let answer: ((allowed: boolean) => void) | null = null
+  let isAsked = false
+  const service = await serve(t, { outboxBytes: 32 << 20, maxEventBytes: 16 << 20, authorizeSubscription: () => !isAsked || new Promise<boolean>(resolve => { answer = resolve }) })
+  const { stream, connection } = await service.join('ada', ['room'])
+  const waiting = () => connection.stats().queuedBytes
+  stream.freeze()
+  await publish(service, 'x'.repeat(12 << 20), { subscriptionIds: ['room'] })
+  let before = 0
+  await until(() => before === (before = waiting()) && before > 0, undefined, 'the socket is full')
+  isAsked = true
+  const asked = service.app.sse.reauthorize('ada')
+  await until(() => answer)
+  stream.thaw()
+  await until(() => waiting() < before)
+  await turns(20)
+  answer!(true)
+  await asked
+  connection.sendEvent({ event: 'x', data: 'after' })
+  await settle(service, stream)
+  t.strictSame(texts(stream).map(text => text.length), [12 << 20, 5])
+})
+
 t.test('reauthorize asks again about everything a user holds', async t => {
   const allowed = new Set(['a', 'b', 'c:**'])
   const asked: string[] = []
