@@ -59,6 +59,8 @@ export class TestStream implements AsyncDisposable {
   readonly #response: IncomingMessage
   #end: StreamEnd | null = null
   #frozen = false
+  /** Whether received text is still processed at the limited rate. The response is paused until then. */
+  #isBehind = false
 
   /** @internal */
   constructor (link: Link, response: IncomingMessage, request: StreamRequest, lastEventId: string) {
@@ -90,11 +92,13 @@ export class TestStream implements AsyncDisposable {
   /** Processes the text in parts at the limited rate, and then continues to read. */
   #takeSlowly (text: string, bytesPerSecond: number, take: (text: string) => void): void {
     const response = this.#response.pause()
+    this.#isBehind = true
     const letters = Math.max(1, Math.floor(bytesPerSecond * STEP_MS / 1000))
     const timer = setInterval(() => {
       if (this.#frozen) return
       if (text === '' || this.#end !== null) {
         clearInterval(timer)
+        this.#isBehind = false
         response.resume()
         return
       }
@@ -229,7 +233,8 @@ export class TestStream implements AsyncDisposable {
     if (socket instanceof MemorySocket) return socket.start()
     serverSide?.uncork()
     socket.resume()
-    this.#response.resume()
+    // Later text would be mixed with it.
+    if (!this.#isBehind) this.#response.resume()
   }
 
   /**

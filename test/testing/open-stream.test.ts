@@ -284,6 +284,20 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       t.ok(tookMs > 100, `10 KB at 50 KB/s took ${tookMs} ms`)
       t.ok(stream.receivedBytes > 10_000 && stream.receivedBytes < 11_000)
     })
+
+    t.test('readRate: text arrives in order after freeze and thaw', async t => {
+      const app = await build(t)
+      const stream = await openStream(app, '/sse', { ...transport, test: t, readRate: 2_000_000 })
+      const numbers = Array.from({ length: 300 }, (_, n) => String(n))
+      for (const n of numbers) await app.sse.broadcastEvent({ event: 'n', data: n.padEnd(1_000) })
+      for (const count of [10, 20, 30]) {
+        await stream.collect(count)
+        stream.freeze()
+        stream.thaw()
+      }
+      await stream.collect(numbers.length - 60)
+      t.same(stream.events.map(({ data }) => data.trim()), numbers)
+    })
   })
 }
 
