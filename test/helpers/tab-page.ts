@@ -14,6 +14,7 @@ export class TabPage {
   visibilityState = 'visible'
   readonly #locks: WebLocks
   readonly #crash = new AbortController()
+  readonly #crashed = new Promise<void>(resolve => this.#crash.signal.addEventListener('abort', () => resolve()))
   #hung: { readonly end: Promise<void>, resume (): void } | null = null
 
   constructor (locks: WebLocks) {
@@ -70,9 +71,8 @@ export class TabPage {
     request: async (name, { signal, steal = false }, held) => {
       await this.awake()
       signal?.throwIfAborted()
-      const crashed = new Promise<void>(resolve => this.#crash.signal.addEventListener('abort', () => resolve()))
       try {
-        await this.#locks.request(name, { steal, signal: AbortSignal.any([this.#crash.signal, ...(signal === undefined ? [] : [signal])]) }, () => Promise.race([crashed, this.awake().then(held)]))
+        await this.#locks.request(name, { steal, signal: AbortSignal.any([this.#crash.signal, ...(signal === undefined ? [] : [signal])]) }, () => Promise.race([this.#crashed, this.awake().then(held)]))
       } finally {
         await this.awake()
       }
