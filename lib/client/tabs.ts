@@ -26,7 +26,7 @@ export interface ShareTabsOptions extends ClientOptions {
  * ```
  */
 export function shareTabs<C extends AnyCatalogue = DefaultCatalogue> (url: string | URL, { user, ...options }: ShareTabsOptions): SSEClient<C> {
-  if (typeof user !== 'string' || user === '') throw new SSEClientError('SSE_ERR_CLIENT_OPTION', 'user must be a text that names who is signed in')
+  if (typeof user !== 'string' || user === '') throw new SSEClientError('SSE_ERR_CLIENT_OPTION', 'user must be a non-empty text')
   const locks = webLocks()
   const client = createClient<C>(url, options)
   // The first attempt begins after this function has returned.

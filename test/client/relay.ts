@@ -129,3 +129,14 @@ t.test('an event is not repeated, however often the stream begins again', async 
   next.push(repeated + block('a.9', '8') + block('a.a', 'last'))
   t.same(await next.data('last'), ['9', 'last'])
 })
+
+t.test('what a tab remembers of its events is bounded, in number and in size', t => {
+  for (const [count, size, kept] of [[1_000, 10, 200], [20, 100_000, 5]] as const) {
+    const recent = new Recent()
+    const text = (i: number) => String(i).padEnd(size, 'x')
+    for (let i = 1; i <= count; i++) recent.add(text(i), `a.${i.toString(36)}`)
+    recent.begin('a.0')
+    t.equal(Array.from({ length: count }, (_, i) => recent.take(text(i + 1))).filter(Boolean).length, kept)
+  }
+  t.end()
+})

@@ -1,6 +1,6 @@
 import { covers, earlier, isIncomplete } from './cursors.js'
 import type { WaitingState } from '../state.js'
-import type { Entry, Slice } from './relay.js'
+import { MAX_CHARS, type Entry, type Slice } from './relay.js'
 
 const MAX_RECENT = 200
 
@@ -12,11 +12,14 @@ interface Received {
 /** The events with an id that a tab has received last, without their ids. */
 export class Recent {
   readonly #events: Received[] = []
+  #chars = 0
   /** Those that the stream can repeat, and has not yet. */
   #repeatable: Received[] = []
 
   add (text: string, id: string): void {
-    if (this.#events.push({ text, id }) > MAX_RECENT) this.#events.shift()
+    this.#events.push({ text, id })
+    this.#chars += text.length
+    while (this.#events.length > MAX_RECENT || this.#chars > MAX_CHARS) this.#chars -= this.#events.shift()!.text.length
   }
 
   /** A stream begins after this cursor. */
@@ -62,7 +65,7 @@ export class Reading {
   constructor (url: URL, lastEventId: string, recent: Recent) {
     this.url = url
     this.subscriptions = url.searchParams.getAll('subscription')
-    this.cursor = lastEventId || (url.searchParams.get('lastEventId') ?? '')
+    this.cursor = lastEventId || url.searchParams.get('lastEventId') || ''
     this.#recent = recent
     this.response = new Promise((resolve, reject) => {
       this.#settle = resolve
@@ -114,7 +117,7 @@ export class Reading {
       if (entry.text === '') this.#continue(entry.id!)
       else text += this.#filtered(entry)
     }
-    this.#write(text)
+    if (text !== '') this.#controller?.enqueue(this.#encoder.encode(text))
   }
 
   #continue (previous: string): void {
@@ -139,9 +142,5 @@ export class Reading {
     this.cursor = id
     this.#isSettled = true
     return text
-  }
-
-  #write (text: string): void {
-    if (text !== '') this.#controller?.enqueue(this.#encoder.encode(text))
   }
 }

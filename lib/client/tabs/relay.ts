@@ -17,7 +17,8 @@ export interface Slice {
 }
 
 const MAX_ENTRIES = 1_000
-const MAX_CHARS = 512 * 1024
+/** Maximum length of the texts that a tab keeps, in characters. */
+export const MAX_CHARS = 512 * 1024
 const GAP = /^event: ?sse:gap$/m
 
 /** The newest blocks of the stream that one tab reads for all, numbered from 0. */
