@@ -1,2 +1,3 @@
+import './admin/figures.js'
 import './admin/page.js'
 import './admin/routes.js'

@@ -85,12 +85,14 @@ export class NodeInspection {
 
 /** Returns the topics with the most holders. */
 async function largestTopics (holders: Iterable<[subscription: string, connections: number]>): Promise<NodeDetails['topics']> {
-  let largest: NodeDetails['topics'] = []
+  // By name: a topic that lost its holders between the portions, and has new ones, comes again.
+  let largest = new Map<string, number>()
   let least = 0
   for await (const portion of portions(holders, TOPICS_PER_TURN)) {
-    for (const [subscription, connections] of portion) if (connections > least) largest.push({ subscription, connections })
-    largest = largest.sort((one, other) => other.connections - one.connections).slice(0, MAX_TOPICS)
-    if (largest.length === MAX_TOPICS) least = largest.at(-1)!.connections
+    for (const [subscription, connections] of portion) if (connections > least) largest.set(subscription, connections)
+    const sorted = [...largest].sort(([, one], [, other]) => other - one).slice(0, MAX_TOPICS)
+    largest = new Map(sorted)
+    if (sorted.length === MAX_TOPICS) least = sorted.at(-1)![1]
   }
-  return largest
+  return Array.from(largest, ([subscription, connections]) => ({ subscription, connections }))
 }

@@ -162,6 +162,19 @@ t.test('a long scan lets other work run, and leaves out what has ended meanwhile
   t.ok((await gone).total < 3_000)
 })
 
+t.test('a topic that is left and held again during the scan is reported once', async t => {
+  const { app, join } = await serve(t, { maxSubscriptionsPerConnection: 3_000 })
+  const holders = [await join('ada', ['first', ...Array.from({ length: 2_500 }, (_, i) => `topic:${i}`)]), await join('grace', ['first'])]
+  const details = app.sse.node.inspection.read()
+  // After the first portion.
+  await new Promise(resolve => setImmediate(resolve))
+  for (const { connection } of holders) await connection.removeSubscription('first')
+  for (const { connection } of holders) await connection.addSubscription('first')
+  const { topics } = await details
+  t.match(topics[0], { subscription: 'first', connections: 2 })
+  t.equal(topics.filter(({ subscription }) => subscription === 'first').length, 1)
+})
+
 t.test('an answer of another version, an error and a node that is silent: the page says what is missing', async t => {
   const log = new TestLog()
   const service = await serve(t, { broker: log, cluster: { answerTimeoutMs: 500 } })

@@ -68,13 +68,17 @@ export const courseOf = read => history.map((overview, index) => read(overview, 
 export function risen (name, reason = null) {
   const read = reason === null ? reader(name) : ({ [name]: counts }) => counts?.[reason] ?? 0
   const known = new Map()
+  const [first] = history
+  // Clocks of nodes differ: a node of the first overview has not started since, whatever its clock says.
+  const isNew = ({ nodeId, startedAt }) => startedAt >= first.at && !first.nodes.some(node => node.nodeId === nodeId)
   let by = 0
   let lastAt = null
   for (const { nodes, receivedAt } of history) {
-    for (const { nodeId, startedAt, details } of nodes) {
+    for (const node of nodes) {
+      const { nodeId, details } = node
       if (details === null) continue
       const value = read(details.stats)
-      const before = known.get(nodeId) ?? (startedAt >= history[0].at ? 0 : value)
+      const before = known.get(nodeId) ?? (isNew(node) ? 0 : value)
       known.set(nodeId, value)
       if (value <= before) continue
       by += value - before
