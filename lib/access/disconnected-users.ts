@@ -22,7 +22,8 @@ export class DisconnectedUsers {
     if (this.#lastOf.size <= MAX_REMEMBERED) return
     const [[oldest, at]] = this.#lastOf as Iterable<[string, number]> as [[string, number]]
     this.#lastOf.delete(oldest)
-    this.#forgotten = at
+    // Calls that were missed later remain unknown.
+    this.#forgotten = Math.max(this.#forgotten, at)
   }
 
   /** Records that calls on other nodes may have been missed. */
