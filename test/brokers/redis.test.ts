@@ -627,6 +627,15 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     for (const { gaps, states } of [one, other]) t.strictSame([gaps, states], [[], ['up']])
   })
 
+  await t.test('what is in the stream of nodes after it was replaced by an older one is read', async t => {
+    const node = await open(t, { client: url, keyPrefix: 'replaced' })
+    await node.publish('before', { ephemeral: true, channel: 'node' })
+    await until(() => texts(node).includes('before'))
+    await server.ask('DEL', '{replaced}:nodes')
+    await server.ask('XADD', '{replaced}:nodes', '1-1', 'h', JSON.stringify({ event: 'e', priority: 1, target: {}, nonce: '' }), 'd', 'after')
+    await until(() => texts(node).includes('after'))
+  })
+
   await t.test('a foreign entry that is the oldest is trimmed as any other', async t => {
     const node = await open(t, { client: url, keyPrefix: 'oldest' }, { maxEvents: 3 })
     await node.publish('0')

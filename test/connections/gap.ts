@@ -2,9 +2,9 @@ import t, { type Test } from 'tap'
 import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import { EventPriority, type Broker, type SSEOptions } from '../../lib/index.js'
 import type { GapReason, Page, Published, ReadRequest, Sink } from '../../lib/log/broker.js'
-import { testClock } from '../../lib/testing/index.js'
+import { testClock, testLog } from '../../lib/testing/index.js'
 import { block, payloads, serve, settle, texts, type Service } from '../helpers/app.js'
-import { until } from '../helpers/wait.js'
+import { turns, until } from '../helpers/wait.js'
 import { PRIORITIES } from './reading.js'
 import { blocksOf, RawSocket } from '../helpers/raw.js'
 
@@ -152,6 +152,18 @@ t.test('a gap for what the history has let go', async t => {
     for (let i = 1; i <= 3; i++) await service.app.sse.broadcastEvent({ event: 'old', data: 'x'.repeat(5_000 - 'old'.length) })
     await gap(t, service, start)
   })
+})
+
+t.test('of several gaps that no listener has received, onGap() reports the last', async t => {
+  const log = testLog()
+  const service = await serve(t, { broker: log.broker() })
+  const { stream, connection } = await service.join('ada', [], { cursor: 'garbage' })
+  log.wipe()
+  await stream.collect(2, 'sse:gap')
+  const reasons: string[] = []
+  connection.onGap(({ reason }) => { reasons.push(reason) })
+  await turns()
+  t.strictSame(reasons, ['epoch'])
 })
 
 /** A log that other nodes share, and that is wiped: another epoch, with other events in it already. */

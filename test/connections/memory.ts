@@ -74,6 +74,23 @@ t.test('an event that several wait for takes room once', async t => {
   for (const { stream } of slow) await stream.collect(1, 'x')
 })
 
+t.test('who has written a large event gives its memory back once, while others still write it', async t => {
+  const { app, join } = await serve(t, { maxQueuedBytes: 1_300_000, stallTimeoutMs: 0 })
+  const [fast, slow] = [await join('ada'), await join('grace')]
+  slow.stream.freeze()
+  await app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(500_000) })
+  await fast.stream.next('x')
+  await fast.stream.close()
+  await until(() => app.sse.connectionCount === 1)
+  const full = { event: 'y', data: 'y'.repeat(400_000) }
+  t.equal(slow.connection.sendEvent(full), false, 'the event and its bytes wait for the other client')
+  slow.stream.thaw()
+  await slow.stream.next('x')
+  await until(() => slow.connection.stats().queuedBytes === 0)
+  t.equal(slow.connection.sendEvent(full), true)
+  await slow.stream.next('y')
+})
+
 t.test('who leaves in the middle of a large event takes nothing of the budget along', async t => {
   const { app, join } = await serve(t, { maxQueuedBytes: 1 << 20 })
   for (let i = 0; i < 10; i++) {

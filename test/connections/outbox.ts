@@ -421,3 +421,13 @@ t.test('an ephemeral event waits for what was logged before it, and no longer', 
   read(4)
   t.strictSame(take(), ['4'])
 })
+
+t.test('when all priorities begin to lag, those that lag already keep their position', async t => {
+  const outbox = new Outbox(1 << 20, new MemoryBudget(1 << 20))
+  outbox.startAt([3, 3, 10, 10], 10)
+  t.equal(outbox.push(new Frame('', 'data: x\n\n', 2, 11), 10), true)
+  outbox.lagFrom(12)
+  t.strictSame(outbox.place(15), [3, 3, 10, 12])
+  t.strictSame(outbox.lagging, { priority: 3, after: 12 })
+  outbox.discard()
+})

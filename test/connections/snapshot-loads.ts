@@ -53,12 +53,13 @@ t.test('a load that fails ends the stream, and the client waits longer each time
 
   await t.test('in the middle of a stream', async t => {
     let works = true
-    const { stream, connection } = await service.join('ada', ['a'], { snapshot: { load: () => { if (works) return { event: 'state', data: 1 }; throw new Error('no database') } } })
+    const { stream, connection } = await service.join('ada', ['a'], { cursor: '!4', snapshot: { load: () => { if (works) return { event: 'state', data: 1 }; throw new Error('no database') } } })
     await stream.next('state')
     works = false
     await connection.addSubscription('b')
-    const { id } = await failed(t, { stream })
-    t.match(id, /^[\w-]+\.\w+!1$/)
+    const { id, retryMs } = await failed(t, { stream })
+    t.match(id, /^[\w-]+\.\w+!1$/, 'failures before the state was sent do not count')
+    t.ok(retryMs <= 2_000, `${retryMs}`)
   })
 })
 

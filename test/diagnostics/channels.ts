@@ -114,6 +114,27 @@ t.test('a replay whose last page is still unsent when the stream ends is not com
   t.match(reports.of('replay'), [{ clientId: slow.connection.clientId, events: 1, result: 'closed' }])
 })
 
+t.test('the bytes of a replay that a gap has ended do not count for the next one', async t => {
+  const log = testLog()
+  const { app, join } = await serve(t, { broker: log.broker(), outboxBytes: 4_096, stallTimeoutMs: 0 })
+  const reports = new Reports(t, () => app.sse.nodeId, ['replay'])
+  const cursor = app.sse.position()
+  for (let i = 0; i < 100; i++) await app.sse.broadcastEvent({ event: 'x', data: 'x'.repeat(64 * 1024) })
+  const { stream, connection } = await join(null, [], { cursor })
+  stream.freeze()
+  await until(() => app.sse.stats().replayed > 0 && connection.stats().queuedBytes > 0)
+  log.wipe()
+  for (let i = 0; i < 20; i++) await app.sse.broadcastEvent({ event: 'y', data: 'y'.repeat(1_000) })
+  t.equal(connection.stats().lagging, true)
+  stream.thaw()
+  await stream.collect(20, 'y')
+  await until(() => reports.of('replay').length === 2)
+  t.match(reports.of('replay'), [{ result: 'gap' }, { result: 'complete' }])
+  const [first, second] = reports.of('replay')
+  t.ok(first!.bytes > 64 * 1024)
+  t.ok(second!.bytes < second!.events * 1_100, `${second!.bytes} bytes of ${second!.events} events`)
+})
+
 t.test('a slow client whose queue is full', async t => {
   const { app, join } = await serve(t, { outboxBytes: 4_096, stallTimeoutMs: 0 })
   const reports = new Reports(t, () => app.sse.nodeId)
@@ -154,7 +175,8 @@ t.test('a log that cannot be reached, and publishers', async t => {
   await t.rejects(app.sse.broadcastEvent({ event: 'sse:x', data: 1 }), { code: 'SSE_ERR_INVALID_EVENT_NAME' })
   broker.restore()
   t.match(reports.of('publish'), [{ event: 'x', delivered: 0, code: 'SSE_ERR_BROKER_UNAVAILABLE' }], 'an invalid event is not one of the log')
-  t.match(reports.of('health').map(({ status }) => status), ['degraded', 'up'])
+  log.wipe()
+  t.strictSame(reports.of('health').map(({ status }) => status), ['degraded', 'up'], 'a gap is no change')
   t.equal(app.sse.stats().published, 0)
 
   const publisher = createPublisher({ broker: log.broker() })

@@ -136,6 +136,18 @@ t.test('a read for a connection looks only at what concerns it', async t => {
   t.ok(read(nobody, 90_000).messages.some(({ seq }) => seq === 100_100))
 })
 
+t.test('what a read by the index has not looked at is left to the next read', async t => {
+  const ring = new Ring({ maxEvents: 1e6, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0)
+  // A list of 1,250 messages for one user, of which a read looks at 1,024. The next one is the only one of its priority.
+  const urgent = 12 * 1_025
+  for (let seq = 1; seq <= 15_000; seq++) ring.append({ ...logged(seq, seq === urgent ? 2 : 1, 'x'), target: { userIds: [seq % 12 === 0 ? 'ada' : `u${seq}`] } })
+  const read = (after: number) => ring.read({ after, priority: 2, limit: 128, interest: { clientId: 'c', userId: 'ada', subscriptions: new Set() } })
+  // The index is made in portions, by reads that scan meanwhile.
+  for (let reads = 0; reads < 20; reads++) read(0)
+  t.strictSame(read(0), { messages: [], next: urgent - 1 })
+  t.strictSame(read(urgent - 1).messages.map(({ seq }) => seq), [urgent])
+})
+
 t.test('one read of the ring looks at a bounded number of messages, and an event for many counts for what it keeps', async t => {
   const ring = new Ring({ maxEvents: 1e6, maxAgeMs: 1e9, maxBytes: 1_000_000 }, Date.now)
   for (let seq = 1; seq <= 10_000; seq++) ring.append(logged(seq, seq === 9_999 ? 3 : 1, 'x'))
