@@ -241,6 +241,7 @@ t.test('options that make no sense stop the boot, and are named', async t => {
     [{ authStrategies: [] }, '"authStrategies" must have at least 1 item, has 0: '],
     [{ ticketSecret: 'secret' }, '"ticketSecret" must have at least 32 characters, has 6'],
     [{ ticketSecret: ['secret'] }, '"ticketSecret.0" must have at least 32 characters, has 6'],
+    [{ ticketSecret: 12345678 }, '"ticketSecret" must be a string or an array of strings, got a number: '],
     [{ ticketSecret: null }, '"ticketSecret" must be a string or an array of strings, got null: '],
     [{ keepAliveIntervalMs: '30s' }, '"keepAliveIntervalMs" must be an integer from 10 to 2147483647, got "30s": '],
     [{ path: 'x'.repeat(1_000_000) }, `"path" must begin with "/", got "${'x'.repeat(80)}…": `],

@@ -2,6 +2,7 @@ import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
 import { parseCursor } from '../../lib/log/cursor.js'
 import { formatRunId, parseRunId } from '../../lib/runs/run-position.js'
+import { serve } from '../helpers/app.js'
 import { tableOf } from '../helpers/pages.js'
 import { RawSocket } from '../helpers/raw.js'
 import { Hand, serveRuns, told, tokens, type RunService } from '../helpers/runs.js'
@@ -81,8 +82,8 @@ const ROWS: Record<string, (t: Test) => Promise<void>> = {
   },
   'The run is kept. An id that the run has not reached.': async t => {
     for (const finished of [false, true]) {
-      const { service, ahead } = await start(t, finished)
-      t.same(shown((await ask(t, service, ahead)).events).slice(0, 3), [['sse:gap', '{"reason":"unknown","lastEventId":…}'], ...ONE_TWO])
+      const { service, ahead, end } = await start(t, finished)
+      for (const id of finished ? [ahead] : [ahead, end]) t.same(shown((await ask(t, service, id)).events).slice(0, 3), [['sse:gap', '{"reason":"unknown","lastEventId":…}'], ...ONE_TWO], id)
     }
   },
   'The run is kept. Any other id.': async t => {
@@ -116,6 +117,15 @@ const ROWS: Record<string, (t: Test) => Promise<void>> = {
 }
 
 for (const [row, check] of Object.entries(ROWS)) t.test(row, check)
+
+t.test('a route without the option sse authenticates, also if there is nothing to read', async t => {
+  const { app, open } = await serve(t, { requireAuthentication: true }, {}, app => {
+    app.get('/plain', async (_request, reply) => await reply.sse(null))
+  })
+  t.equal((await open('/plain')).status, 401)
+  t.equal((await open('/plain?user=ada')).status, 204)
+  t.equal(app.sse.connectionCount, 0)
+})
 
 t.test('the guide lists these cases', async t => {
   t.same(tableOf('Run and id of the client').map(([row]) => row), Object.keys(ROWS))

@@ -87,4 +87,5 @@ t.test('readers whose clients are slow, and who do not read, are reported all th
   t.equal(wakes, 1, 'beside the usual wake-up')
   await feed.read(generation, 0)
   t.equal(await isReported(() => feed.poll()), false, 'not if one has read meanwhile')
+  t.equal(await isReported(() => feed.poll()), true, 'and again, when none has read since')
 })

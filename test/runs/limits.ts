@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net'
 import t from 'tap'
-import type { RunOptions } from '../../lib/index.js'
+import { memoryBroker, type RunOptions } from '../../lib/index.js'
+import { MemoryRunStore } from '../../lib/log/memory-run-store.js'
 import { testClock } from '../../lib/testing/index.js'
 import { Hand, never, serveRuns, told } from '../helpers/runs.js'
 import { turns, until } from '../helpers/wait.js'
@@ -33,6 +34,28 @@ t.test('events, bytes and times of one run', async t => {
     t.equal(hand.signal!.aborted, true)
     await until(() => hand.returned === 1, undefined, `${name}: the source is stopped`)
   }
+})
+
+t.test('the time in which the store is slow is no idle time of the source', async t => {
+  const clock = testClock()
+  let release!: () => void
+  const released = new Promise<void>(resolve => { release = resolve })
+  class SlowStore extends MemoryRunStore {
+    override append (...args: Parameters<MemoryRunStore['append']>): any {
+      return released.then(() => super.append(...args))
+    }
+  }
+  const broker = Object.assign(memoryBroker(), { runs: new SlowStore(clock.clock, 1 << 30) })
+  const { begin } = await serveRuns(t, { ...clock.options, broker, runs: { leaseMs: 600_000 } })
+  const hand = new Hand()
+  const { run } = await begin('a', hand.factory, { idleTimeoutMs: 30_000 })
+  // More than a producer keeps: it does not ask its source for another item.
+  hand.yield('x'.repeat(40_000), 'x'.repeat(40_000), 'x'.repeat(40_000), 'x'.repeat(40_000))
+  await turns(5)
+  await clock.advance(60_000)
+  hand.end()
+  release()
+  t.match(await run.finished, { status: 'done', events: 4 })
 })
 
 t.test('a source that yields for ever leaves the event loop to others, and ends at its limit', async t => {

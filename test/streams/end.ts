@@ -6,7 +6,7 @@ import t from 'tap'
 import type { Source, SourceFactory } from '../../lib/index.js'
 import { blocksOf, dataOf, RawSocket } from '../helpers/raw.js'
 import { raw, start, startSource } from '../helpers/reply.js'
-import { until } from '../helpers/wait.js'
+import { turns, until } from '../helpers/wait.js'
 
 const never = new Promise<never>(() => {})
 
@@ -63,6 +63,26 @@ t.test('a client that leaves cancels the source', async t => {
   t.equal(app.sse.connectionCount, 0)
   t.equal(app.sse.stats().closed['client'], Object.keys(sources).length * 2)
   t.strictSame(log.lines, [], 'a client that leaves is no error')
+})
+
+t.test('a factory that answers while its stream closes: its Node stream is stopped, and may fail then', async t => {
+  let answer!: (source: Source) => void
+  const { app, url } = await startSource(t, () => () => new Promise<Source>(resolve => { answer = resolve }), { maxEventBytes: 1 << 25, drainMs: 60_000 })
+  const socket = raw(t, url, {})
+  await socket.waitFor('\n\n')
+  const [connection] = app.sse.connections()
+  // The client does not read, so the stream closes, and does not end.
+  socket.socket.pause()
+  connection!.sendEvent({ event: 'x', data: 'x'.repeat(20_000_000) })
+  connection!.close('kicked')
+  t.equal(app.sse.connectionCount, 1)
+  let isStopped = false
+  answer(new Readable({ read () {}, destroy (_, done) { isStopped = true; done(new Error('too late')) } }))
+  await until(() => isStopped)
+  await turns()
+  t.equal(connection!.signal.aborted, false)
+  socket.close()
+  await until(() => app.sse.connectionCount === 0)
 })
 
 t.test('a server-side end cancels the source too', async t => {
