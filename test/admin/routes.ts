@@ -145,6 +145,14 @@ t.test('events of the log: who receives them, and how large they are; their data
   }
 })
 
+t.test('the only event that is kept is shown', async t => {
+  const app = await start(t, {}, { history: { maxEvents: 1 } })
+  for (const seq of [1, 2, 3]) {
+    await app.sse.broadcastEvent({ event: 'x', data: seq })
+    t.match((await app.inject({ url: '/ops/streams/api/events', headers: ADMIN })).json(), { position: seq, events: [{ seq }] })
+  }
+})
+
 t.test('actions: only with the option, the header and JSON', async t => {
   const reading = await start(t)
   for (const url of ACTIONS) t.equal((await reading.inject({ method: 'POST', url, headers: { ...ADMIN, 'x-sse-admin': '1' }, payload: { clientId: 'x', userId: 'x' } })).statusCode, 404)

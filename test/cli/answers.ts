@@ -180,6 +180,8 @@ t.test('clients that return', async t => {
   t.equal(Buffer.from(single.requests[1]!.headers['last-event-id'] as string, 'latin1').toString(), '\u00e9', 'the bytes of UTF-8, as a browser sends them')
   const control = await script(t, stream('id: a\u0001\ndata: x\n\n'))
   t.match((await diagnose(control.url, '--watch', '0.5')).of('resume'), { level: 'problem', text: 'A client that returns with the id a\\u0001 is refused', change: /^ids without control characters/ })
+  const only = await script(t, stream('id: 3\ndata: x\n\n'))
+  t.match((await diagnose(only.url, '--watch', '0.5')).of('resume'), { level: 'problem', text: 'A client that returns with the id 3 receives the event with this id again.' }, 'the only event')
   const refused = await script(t, stream('id: 3\ndata: x\n\n'), status(400))
   t.match((await diagnose(refused.url, '--watch', '1')).of('resume'), { level: 'problem', text: 'A client that returns with the id 3 is refused: the server answers 400.' })
 })

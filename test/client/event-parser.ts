@@ -28,3 +28,12 @@ t.test('a long line in many parts', async t => {
   parser.push('\n\n')
   t.equal(events[0]?.length, 1_000_000)
 })
+
+t.test('an event is overlong by its own length, not by that of the stream', async t => {
+  const parser = new EventParser({ event () {}, comment () {}, retry () {}, lastEventId () {} })
+  const part = 'x'.repeat(1 << 20)
+  for (let i = 0; i < 65; i++) parser.push(`data: ${part}\n\n`)
+  t.equal(parser.isOverlong, false)
+  for (let i = 0; i < 65; i++) parser.push(`data: ${part}\n`)
+  t.equal(parser.isOverlong, true)
+})

@@ -82,6 +82,20 @@ t.test('clients share a connection, and the next one continues', async t => {
   await connected(0)
 })
 
+t.test('a tab that subscribes again receives the state again', async t => {
+  const { connect, holds } = await start(t)
+  const first = connect(['a'])
+  await until(() => first.snapshots.length === 1)
+  const second = connect(['a', 'b'])
+  await until(() => second.snapshots.length === 1)
+  second.client.setSubscriptions(['b'])
+  await second.isOpen()
+  await holds('a', 'b')
+  second.client.setSubscriptions(['a', 'b'])
+  await until(() => second.snapshots.length === 2)
+  t.same(second.snapshots[1], ['added', 'a'])
+})
+
 t.test('a client whose position is not kept reads for all, and nothing is repeated to the others', async t => {
   const { app, connect, publish, connected } = await start(t)
   const position = app.sse.position()
