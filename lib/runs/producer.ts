@@ -2,10 +2,11 @@ import { Buffer } from 'node:buffer'
 import { Closed, StreamEnded } from '../errors.js'
 import type { RunEnd, RunKey, RunLease, RunOutcome, RunState, RunStore } from '../log/run-store.js'
 import { consume, type Sink } from '../streams/consume.js'
+import { ItemDecoder } from '../streams/item-decoder.js'
 import type { Result } from '../streams/source.js'
 import type { Clock } from '../util/clock.js'
 import type { Log } from '../util/logger.js'
-import { textOf, textOfRest, type RunItem } from './item.js'
+import { textOf, textOfDecoded, type RunItem } from './item.js'
 import type { RunSettings } from './run-options.js'
 
 /** A source of a run. */
@@ -46,7 +47,7 @@ export class Producer implements Sink {
   readonly #host: ProducerHost
   readonly #settings: RunSettings
   readonly #abort = new AbortController()
-  readonly #decoder = new TextDecoder()
+  readonly #decoder = new ItemDecoder()
   #state: RunState
   /** Encoded events that are not appended yet. */
   #pending: string[] = []
@@ -111,7 +112,7 @@ export class Producer implements Sink {
   take ({ done, value }: Result): Promise<void> | null {
     this.#isWaiting = false
     this.#idleMs = 0
-    const text = done === true ? textOfRest(this.#decoder) : textOf(value as RunItem, this.#decoder)
+    const text = done === true ? textOfDecoded(this.#decoder.end()) : textOf(value as RunItem, this.#decoder)
     if (text !== null) this.#add(text)
     if (this.#pendingBytes > MAX_PENDING_BYTES) return this.#relief()
     this.#isWaiting = true

@@ -1,5 +1,6 @@
 import type { SSEConnection } from '../connections/connection.js'
 import { consume } from './consume.js'
+import { ItemDecoder } from './item-decoder.js'
 import { send, sendNow } from './send.js'
 import { frameOf, frameOfText, type Source, type SourceFactory, type SourceItem } from './source.js'
 
@@ -10,11 +11,11 @@ import { frameOf, frameOfText, type Source, type SourceFactory, type SourceItem 
  */
 export async function pump (connection: SSEConnection, source: Source | SourceFactory): Promise<void> {
   const { signal, lastEventId } = connection
-  const decoder = new TextDecoder()
+  const decoder = new ItemDecoder()
   await consume(typeof source === 'function' ? source({ signal, lastEventId }) : source, signal, {
     get isOpen () { return connection.isConnected },
     take ({ done, value }) {
-      const frame = done === true ? frameOfText(decoder.decode()) : frameOf(value as SourceItem, decoder)
+      const frame = done === true ? frameOfText(decoder.end()) : frameOf(value as SourceItem, decoder)
       if (frame === null || connection.writeAtOnce(frame)) return null
       // A frame that waits must not keep a larger string that its data was cut from.
       const own = frame.withOwnText()

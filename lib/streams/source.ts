@@ -5,6 +5,7 @@ import { kindOf, quote } from '../util/quote.js'
 import { encodeId, encodeEvent } from '../wire/event-stream.js'
 import { Frame, sizeOfEvent } from '../delivery/frame.js'
 import type { ConnectOptions } from '../access/connect-options.js'
+import type { ItemDecoder } from './item-decoder.js'
 
 /** Options of `reply.sse(source, options)`. */
 export interface SourceOptions extends Omit<ConnectOptions, 'subscriptions' | 'snapshot'> {
@@ -116,9 +117,9 @@ function isNodeStream (source: unknown): source is Readable {
   return typeof source === 'object' && source !== null && 'destroy' in source && 'on' in source && typeof source.destroy === 'function' && typeof source.on === 'function'
 }
 
-/** Makes a frame of decoded bytes; null for none. */
-export function frameOfText (text: string): Frame | null {
-  return text === '' ? null : frameOfEvent('message', text)
+/** Makes a frame of decoded text; null for none. */
+export function frameOfText (text: string | null): Frame | null {
+  return text === null ? null : frameOfEvent('message', textOfData(text))
 }
 
 function frameOfEvent (event: string, data: string, id?: string, retry?: number): Frame {
@@ -129,13 +130,9 @@ function frameOfEvent (event: string, data: string, id?: string, retry?: number)
 const EVENT_KEYS: ReadonlySet<string> = new Set(['event', 'data', 'id', 'retry'])
 const YIELDS = 'it yields strings, bytes, { event?, data, id?, retry? } or objects with a type'
 
-/** Makes a frame of an item. Returns null for bytes that end within a character, which the decoder keeps. */
-export function frameOf (item: SourceItem, decoder: InstanceType<typeof TextDecoder>): Frame | null {
-  if (typeof item === 'string') return frameOfEvent('message', textOfData(item))
-  if (item instanceof Uint8Array) {
-    // A character can be split between two buffers, so the decoder keeps its first part.
-    return frameOfText(decoder.decode(item, { stream: true }))
-  }
+/** Makes a frame of an item. Returns null for text of which no character is complete, which the decoder keeps. */
+export function frameOf (item: SourceItem, decoder: ItemDecoder): Frame | null {
+  if (typeof item === 'string' || item instanceof Uint8Array) return frameOfText(decoder.decode(item))
   const { event = 'message', data, id, retry } = eventOf(item, EVENT_KEYS, YIELDS)
   assertEventName(event)
   if (retry !== undefined) assertRetry(retry)

@@ -169,6 +169,17 @@ t.test('objects with a type are sent as they are, bytes and strings too', async 
   t.same(tokens(stream), [...parts.map(part => JSON.stringify(part)), '[DONE]'])
 })
 
+t.test('a character can be split between two strings or two buffers', async t => {
+  const { begin, read } = await serveRuns(t)
+  const { run } = await begin('a', () => ['a\ud83d', '\ude00b', Buffer.from('☕').subarray(0, 1), Buffer.from('☕').subarray(1)])
+  t.match(await run.finished, { status: 'done', events: 3 })
+  const stream = await read('a')
+  await stream.ended
+  t.same(tokens(stream), ['a', '😀b', '☕'])
+  const { run: broken } = await begin('b', () => ['a\ud83d', 'b'])
+  t.same(await broken.finished, { status: 'failed', reason: 'error', events: 1 })
+})
+
 t.test('mistakes of the caller are told at once', async t => {
   const { app: { sse } } = await serveRuns(t)
   const wrong = (code: string, text: RegExp) => ({ code, message: text })

@@ -136,7 +136,9 @@ t.test('an error in the source is a sse:error without internals, and the log has
     'forged id': () => [{ id: '1\ndata: forged', data: 1 }],
     'number id': () => [{ id: 1, data: 1 }],
     'retry that storms': () => [{ retry: 0, data: 1 }],
-    'lone surrogate': () => ['\ud800']
+    'lone surrogate': () => ['\ud800'],
+    'half of a character before another character': () => ['\ud800', 'a'],
+    'the second half of a character alone': () => ['\udc00']
   }
   const { app, url, log } = await start(t, app => {
     // Slow before the head: a source may fail before anybody listens to it.

@@ -34,6 +34,7 @@ t.test('every kind of source', async t => {
       data: Array.from(ada.toString())
     },
     'bytes that end inside a character': { source: () => [Buffer.from('a'), Buffer.from('b☕').subarray(0, -1)], data: ['a', 'b', '\ufffd'] },
+    'strings that cut characters': { source: () => ['a\ud83d', '\ude00b', '', '\ud83d', '', '\ude00\ud83d', '\ude00'], data: ['a', '😀b', '', '😀', '😀'] },
     'web stream of strings': { source: () => new ReadableStream<string>({ start (controller) { controller.enqueue('a'); controller.enqueue('b'); controller.close() } }) as Source, data: ['a', 'b'] },
     'web stream of bytes': { source: () => new Blob(['a ☕']).stream() as unknown as Source, data: ['a ☕'] },
     factory: { source: () => () => ['a'], data: ['a'] },
