@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AbstractChat, DefaultChatTransport, type ChatInit, type ChatState, type ChatStatus, type UIMessage } from 'ai'
@@ -11,6 +12,7 @@ import { listen } from '../helpers/app.js'
 import { browse } from '../helpers/browser.js'
 import { Gate } from '../helpers/gate.js'
 import { fenceIn, linesOf, sampleOf } from '../helpers/pages.js'
+import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { Hand } from '../helpers/runs.js'
 import { at, bare, run, visit, type Drivers } from '../helpers/samples.js'
 import { until } from '../helpers/wait.js'
@@ -153,7 +155,30 @@ function handModel () {
   }
 }
 
-/** Of the samples in docs/recipes/ai-chat.md. */
+/** Starts the sample with users on two nodes, which share a Redis. Null without Redis. */
+async function startNodes (t: Test, html = '') {
+  if (withoutRedis !== false) {
+    t.comment(withoutRedis)
+    return null
+  }
+  const redis = await RedisServer.start()
+  t.teardown(() => redis.stop())
+  t.testdir({ 'chat.html': html })
+  const { model, hands } = handModel()
+  const findSession = async (id: string | undefined) => id === undefined ? null : { userId: id, expiresAt: Date.now() + 60_000, role: 'user' }
+  const start = async () => {
+    const { app } = await run(t, { model, findSession }, ['app'], text => text
+      .replace('process.env.REDIS_URL', JSON.stringify(redis.url))
+      .replace('Number(process.env.PORT ?? 3000)', "0, host: '127.0.0.1'")
+      .replace('requireAuthentication', 'runs: { drainMs: 0 }, requireAuthentication'), 'ai-chat-users') as { app: FastifyInstance }
+    t.teardown(() => app.close())
+    return app
+  }
+  const [one, two] = [await start(), await start()]
+  return { apps: [one, two] as const, urls: [at(one.server), at(two.server)] as const, hands, of: (user: string) => ({ headers: { cookie: `session=${user}` } }) }
+}
+
+/** Of the samples in docs/recipes/ai-chat.md and ai-chat-sdk.md. */
 export const DRIVERS: Drivers = {
   async 'ai-chat' (t) {
     const html = fenceIn('docs/recipes/ai-chat.md', 'html')
@@ -187,37 +212,69 @@ export const DRIVERS: Drivers = {
     const { app, questions } = await start(t)
     const url = at(app.server)
 
-    const put = async () => (await app.inject({ method: 'PUT', url: '/questions/q1', headers: { 'content-type': 'text/plain' }, payload: 'tea' })).json()
+    const id = randomUUID()
+    const putTo = (id: string, payload = 'tea') => app.inject({ method: 'PUT', url: `/questions/${id}`, headers: { 'content-type': 'text/plain' }, payload })
+    const put = async () => (await putTo(id)).json()
+    for (const [id, text] of [['ask', 'tea'], ['..', 'tea'], [randomUUID(), ''], [randomUUID(), ' \n'], [randomUUID(), 'x'.repeat(10_001)]] as const) t.equal((await putTo(encodeURIComponent(id), text)).statusCode >= 400, true, `${id}, ${text.length}`)
+    t.equal(questions.size, 0)
+    const list = await visit(t, `${url}/chat`)
     t.same(await put(), { started: true })
-    const stream = await visit(t, `${url}/answers/q1`)
+    const stream = await visit(t, `${url}/answers/${id}`)
     pace.permits = 2
     t.same((await stream.collect(2)).map(({ data }) => data), ['You ', 'asked: '])
     t.same(await put(), { started: false }, 'a request that is repeated')
-    t.same((await app.inject({ method: 'DELETE', url: '/answers/q1' })).json(), { stopped: true })
+    t.same((await app.inject({ method: 'DELETE', url: `/answers/${id}` })).json(), { stopped: true })
     await stream.ended
     t.match(stream.named('sse:end').map(({ json }) => json), [{ status: 'stopped', events: 2 }])
-    await until(() => questions.get('q1')!.status === 'stopped')
-    t.equal(questions.get('q1')!.answer, 'You asked: ')
+    await until(() => questions.get(id)!.status === 'stopped')
+    t.equal(questions.get(id)!.answer, 'You asked: ')
     t.same(await put(), { started: false }, 'a request that is repeated later')
-    t.equal(questions.get('q1')!.answer, 'You asked: ')
+    t.equal(questions.get(id)!.answer, 'You asked: ')
     t.equal((await visit(t, `${url}/answers/none`)).status, 204)
+
+    // The run exists when a client learns of it.
+    const broadcast = app.sse.broadcastEvent
+    const seen: unknown[] = []
+    app.sse.broadcastEvent = async function (...args) {
+      const [{ id, status }] = (args[0] as unknown as { data: [Question] }).data
+      if (status === 'running') seen.push((await app.sse.getRun(id, { ownerId: null }))?.status)
+      return await broadcast.apply(app.sse, args)
+    }
+    const short = randomUUID()
+    pace.permits = Infinity
+    t.equal((await putTo(short)).statusCode, 200)
+    await list.until(() => list.named('questions').some(({ json }) => (json as Question[]).some(({ id, status }) => id === short && status === 'done')))
+    t.equal(seen.length, 1)
+    t.not(seen[0], undefined, 'published after the start')
+    app.sse.broadcastEvent = broadcast
+    pace.permits = 0
+    questions.delete(short)
 
     const page = await browse(t, url)
     if (page === null) return
     const other = await page.context().browser()!.newPage()
     await other.goto(url)
     const shows = async (page: Page, text: string, state?: string) => {
-      const row = page.locator('#chat > div').last()
+      const row = page.locator('body > div > div').last()
       const isShown = async () => await row.locator('p').textContent() === text && (state === undefined || await row.locator('i').textContent() === state)
       t.ok(await until(isShown, undefined, `${text}: ${state}`), `${text}: ${state}`)
     }
     const bothShow = (text: string, state?: string) => Promise.all([page, other].map(tab => shows(tab, text, state)))
     const ask = async (text: string, tabs = [page, other]) => {
-      await page.fill('#text', text)
-      await page.click('#ask')
+      await page.fill('input', text)
+      await page.press('input', 'Enter')
       for (const tab of tabs) await tab.locator('b', { hasText: text }).waitFor()
+      t.ok(await until(async () => await page.inputValue('input') === ''), 'the field is cleared')
     }
+    const says = (text: string) => until(async () => await page.locator('output').textContent() === text, undefined, text)
     await bothShow('You asked: ', 'stopped')
+    t.ok(await says(''), 'live')
+    await page.press('input', 'Enter')
+    t.equal(questions.size, 1, 'an empty question is not sent')
+    await page.fill('input', ' ')
+    await page.click('form button')
+    t.ok(await says('Refused: 400'))
+    t.equal(await page.inputValue('input'), ' ', 'a question that was refused stays')
 
     await ask('milk')
     pace.permits = 3
@@ -295,7 +352,7 @@ export const DRIVERS: Drivers = {
         pace.permits = 3
         await shows(page, `You asked: ${text} `, 'Stop')
         const { port } = server.app.server.address() as AddressInfo
-        const stored = isStored ? [...server.questions.values()] : []
+        const stored = isStored ? structuredClone([...server.questions.values()]) : []
         await kill(server)
         server = await start(t, port, stored)
         await shows(page, `You asked: ${text} `, 'interrupted')
@@ -304,67 +361,99 @@ export const DRIVERS: Drivers = {
       })
     }
     await kill(server)
-    await page.click('#ask')
-    t.ok(await until(async () => await page.locator('#problem').textContent() !== ''), 'the page says that nothing was asked')
-  },
-
-  async 'ai-chat-continue' (t) {
-    const app = bare(t)
-    await app.register(ssePlugin, { requireAuthentication: true, authHandler: ({ headers }) => headers['x-user'] as string ?? null })
-    const { model, hands } = handModel()
-    await run(t, { app, model })
-    const ownerId = 'ada'
-    const { run: lost } = await app.sse.startRun('7', function * () {
-      yield 'Tea is'
-      throw new Error('as if the node was lost')
-    }, { ownerId })
-    await lost.finished
-    app.get('/answers/:id', { sse: true }, async (_request, reply) => reply.sse(await app.sse.getRun('7', { ownerId })))
-    const url = await listen(app)
-    const headers = { 'x-user': ownerId }
-    const before = await visit(t, `${url}/answers/7`, { headers })
-    await before.ended
-    const post = async () => (await app.inject({ method: 'POST', url: '/answers/7/continue', headers, payload: { prompt: 'Tea?', begun: 'Tea is' } })).json()
-    t.same([await post(), await post()], [{ started: true }, { started: false }])
-    const stream = await visit(t, `${url}/answers/7`, { headers: { ...headers, 'last-event-id': before.events[0]!.id! } })
-    await until(() => hands.length === 1)
-    t.match(hands[0]!.prompt, /Tea\?.*Tea is/s)
-    hands[0]!.hand.yield(' good')
-    hands[0]!.hand.end()
-    await stream.ended
-    t.same(stream.events.map(({ event, data }) => event === 'message' ? data : event).filter(text => text !== 'sse:close'), ['sse:gap', 'Tea is', ' good', 'sse:end'])
+    await page.fill('input', 'tea')
+    await page.click('form button')
+    t.ok(await until(async () => /fetch/.test(await page.locator('output').textContent() ?? '')), 'the page says that nothing was asked')
+    await page.route('**/chat', route => route.fulfill({ status: 503 }))
+    server = await start(t, Number(new URL(page.url()).port))
+    t.ok(await says('Not live: reload the page'), 'a list that is refused')
   },
 
   async 'ai-chat-users' (t) {
-    const app = bare(t)
-    const { model, hands } = handModel()
-    const findSession = async (id: string | undefined) => id === undefined ? null : { userId: id, expiresAt: Date.now() + 60_000, role: 'user' }
-    await run(t, { app, model, findSession })
-    const url = await listen(app)
-    const of = (user: string) => ({ headers: { cookie: `session=${user}` } })
-    const call = async (method: 'PUT' | 'DELETE', path: string, user?: string) => {
-      const { statusCode, body } = await app.inject({ method, url: path, headers: { ...(user !== undefined && of(user).headers), ...(method === 'PUT' && { 'content-type': 'text/plain' }) }, ...(method === 'PUT' && { payload: 'Tea?' }) })
+    const nodes = await startNodes(t)
+    if (nodes === null) return
+    const { apps: [one, two], urls: [url, other], hands, of } = nodes
+    const call = async (app: FastifyInstance, method: 'PUT' | 'DELETE' | 'POST', path: string, user?: string, payload?: string) => {
+      const { statusCode, body } = await app.inject({ method, url: path, headers: { ...(user !== undefined && of(user).headers), ...(payload !== undefined && { 'content-type': 'text/plain' }) }, ...(payload !== undefined && { payload }) })
       return statusCode === 200 ? JSON.parse(body) : statusCode
     }
-    for (const path of ['/chat', '/answers/1']) t.equal((await visit(t, url + path)).status, 401)
-    t.same([await call('PUT', '/questions/1'), await call('DELETE', '/answers/1')], [401, 401])
+    const [id, later] = [randomUUID(), randomUUID()]
+    for (const path of ['/chat', `/answers/${id}`]) t.equal((await visit(t, url + path)).status, 401)
+    t.same([await call(one, 'PUT', `/questions/${id}`, undefined, 'Tea?'), await call(one, 'POST', `/questions/${id}/continue`, undefined, ''), await call(one, 'DELETE', `/answers/${id}`)], [401, 401, 401])
+    t.same([await call(one, 'PUT', `/questions/${id}`, 'ada', ' '), await call(one, 'PUT', '/questions/ask', 'ada', 'Tea?')], [400, 400])
+    t.equal(await call(one, 'POST', `/questions/${id}/continue`, 'ada', 'Tea'), 409, 'no such question')
+    t.equal((await fetch(`${url}/health`)).status, 200)
 
-    const [ada, eve] = [await visit(t, `${url}/chat`, of('ada')), await visit(t, `${url}/chat`, of('eve'))]
-    t.same(await call('PUT', '/questions/1', 'ada'), { started: true })
-    t.equal((await visit(t, `${url}/answers/1`, of('eve'))).status, 204)
-    t.same(await call('DELETE', '/answers/1', 'eve'), { stopped: false })
-    t.same(await call('PUT', '/questions/1', 'eve'), { started: true }, 'the same id, of another user')
-    const answer = await visit(t, `${url}/answers/1`, of('ada'))
+    const [ada, eve] = [await visit(t, `${other}/chat`, of('ada')), await visit(t, `${url}/chat`, of('eve'))]
+    t.same(await call(one, 'PUT', `/questions/${id}`, 'ada', 'Tea?'), { started: true })
+    t.same(await call(two, 'PUT', `/questions/${id}`, 'ada', 'Tea?'), { started: false }, 'a request that is repeated')
+    t.equal((await visit(t, `${other}/answers/${id}`, of('eve'))).status, 204)
+    t.same(await call(two, 'DELETE', `/answers/${id}`, 'eve'), { stopped: false })
+    t.same(await call(two, 'PUT', `/questions/${id}`, 'eve', 'Tea?'), { started: true }, 'the same id, of another user')
+    await ada.until(() => ada.named('questions').length >= 2)
+    const answer = await visit(t, `${other}/answers/${id}`, of('ada'))
+    t.equal(answer.status, 200, 'on another node')
     await until(() => hands.length === 2)
     hands[0]!.hand.yield('Yes')
     hands[0]!.hand.end()
     await answer.ended
     t.same(answer.events[0]!.data, 'Yes')
-    t.same(await call('DELETE', '/answers/1', 'eve'), { stopped: true })
+    t.same(await call(one, 'DELETE', `/answers/${id}`, 'eve'), { stopped: true })
     const states = (stream: TestStream) => stream.named('questions').map(({ json }) => (json as Question[]).map(({ answer, status }) => [answer, status]).flat())
-    for (const stream of [ada, eve]) await stream.until(() => states(stream).length === 3)
-    t.same([states(ada), states(eve)], [[[], ['', 'running'], ['Yes', 'done']], [[], ['', 'running'], ['', 'stopped']]], 'each user has a list')
-    t.same(states(await visit(t, `${url}/chat`, of('ada')).then(async stream => { await stream.next('questions'); return stream })), [['Yes', 'done']])
+    for (const [stream, end] of [[ada, ['Yes', 'done']], [eve, ['', 'stopped']]] as const) {
+      await stream.until(() => states(stream).at(-1)?.[1] === end[1])
+      t.same(states(stream).at(-1), end, 'each user has a list')
+    }
+    t.equal(await call(one, 'POST', `/questions/${id}/continue`, 'ada', 'Yes'), 409, 'a complete answer')
+
+    t.same(await call(two, 'PUT', `/questions/${later}`, 'ada', 'Milk?'), { started: true })
+    t.same(await call(one, 'POST', `/questions/${later}/continue`, 'ada', 'Mi'), { started: false }, 'a running answer is joined')
+    const list = await visit(t, `${url}/chat`, of('ada'))
+    t.match((await list.next('questions')).json, [{ id, text: 'Tea?', answer: 'Yes', status: 'done' }, { id: later, text: 'Milk?' }], 'in the order in which they were asked')
+  },
+
+  async 'ai-chat-continue' (t) {
+    const html = fenceIn('docs/recipes/ai-chat.md', 'html').replace(/(const end = .*output\.textContent = text)/, (line: string) => `${line}; ${sampleOf(t.name).text.trim()}`)
+    const nodes = await startNodes(t, html)
+    if (nodes === null) return
+    const { apps: [one], urls: [, url], hands, of } = nodes
+    const page = await browse(t, url)
+    if (page === null) return
+    await page.context().addCookies([{ name: 'session', value: 'ada', url }])
+    await page.reload()
+    const shows = async (text: string, state: string) => {
+      const row = page.locator('body > div > div').last()
+      t.ok(await until(async () => await row.count() === 1 && await row.locator('p').textContent() === text && await row.locator('i').textContent() === state, undefined, `${text}: ${state}`), `${text}: ${state}`)
+    }
+    const id = randomUUID()
+    await one.inject({ method: 'PUT', url: `/questions/${id}`, headers: { ...of('ada').headers, 'content-type': 'text/plain' }, payload: 'Tea?' })
+    await until(() => hands.length === 1)
+    hands[0]!.hand.yield('Tea is')
+    await shows('Tea is', 'Stop')
+    await one.close()
+    await shows('Tea is', 'lost Continue')
+    await page.getByRole('button', { name: 'Continue' }).click()
+    await until(() => hands.length === 2)
+    t.match(hands[1]!.prompt, /Tea\?.*Continue this answer: Tea is/s)
+    await shows('Tea is', 'Stop')
+    hands[1]!.hand.yield(' good')
+    hands[1]!.hand.end()
+    await shows('Tea is good', 'done')
+    await page.reload()
+    await shows('Tea is good', 'done')
+
+    // An answer without a word.
+    await page.fill('input', 'Milk?')
+    await page.click('form button')
+    await shows('', 'Stop')
+    await page.getByRole('button', { name: 'Stop' }).click()
+    await shows('', 'stopped Continue')
+    await page.getByRole('button', { name: 'Continue' }).click()
+    await until(() => hands.length === 4)
+    t.equal(hands[3]!.prompt, 'Milk?')
+    hands[3]!.hand.yield('Yes')
+    hands[3]!.hand.end()
+    await shows('Yes', 'done')
   },
 
   async 'ai-chat-text' (t) {
@@ -392,7 +481,7 @@ export const DRIVERS: Drivers = {
   async 'ai-chat-sdk' (t) {
     const { url, chats, answers, answer } = await startChat(t)
     const user = (name: string) => ({ headers: { 'x-user': name } })
-    const post = (name: string) => visit(t, `${url}/api/chat`, { method: 'POST', headers: { 'x-user': name, 'content-type': 'application/json' }, body: JSON.stringify({ id: 'c', message: question('q', 'Tea?') }) })
+    const post = (name: string, id = 'q') => visit(t, `${url}/api/chat`, { method: 'POST', headers: { 'x-user': name, 'content-type': 'application/json' }, body: JSON.stringify({ id: 'c', message: question(id, 'Tea?') }) })
     t.equal((await visit(t, `${url}/api/chat/c/stream`)).status, 401)
     t.equal((await visit(t, `${url}/api/chat/c/stream`, user('ada'))).status, 204, 'no question')
 
@@ -414,14 +503,28 @@ export const DRIVERS: Drivers = {
     t.match(chats.get('ada c'), [{ id: 'q' }, { id: 'q-answer', role: 'assistant' }])
     t.equal((await visit(t, `${url}/api/chat/c/stream`, { headers: { 'x-user': 'ada', 'last-event-id': first.lastEventId! } })).status, 204, 'a client that has the whole answer')
     t.same(await (await fetch(`${url}/api/chat/c/stream`, { method: 'DELETE', ...user('ada') })).json(), { stopped: false })
+
+    // A second question, from another tab: while the first is answered, and as soon as it is stopped.
+    await post('ada', 'q2')
+    await answer()
+    t.equal((await post('ada', 'q3')).status, 409)
+    t.same(chats.get('ada c')!.map(({ id }) => id), ['q', 'q-answer', 'q2'])
+    t.same(await (await fetch(`${url}/api/chat/c/stream`, { method: 'DELETE', ...user('ada') })).json(), { stopped: true })
+    const last = await post('ada', 'q3')
+    const next = await answer()
+    next.say('Yes')
+    next.end()
+    await last.ended
+    await until(() => chats.get('ada c')!.length === 6)
+    t.same(chats.get('ada c')!.map(({ id, metadata }) => [id, metadata]), [['q', undefined], ['q-answer', { status: 'done' }], ['q2', undefined], ['q2-answer', { status: 'stopped' }], ['q3', undefined], ['q3-answer', { status: 'done' }]], 'no message is lost')
   },
 
   async 'ai-chat-sdk-page' (t) {
     const { app, url, chats, answers, answer } = await startChat(t)
     const { fetch } = globalThis
-    const { chatOptions, stopAnswer } = await run(t, {
+    const { chatOptions, isComplete, stopAnswer } = await run(t, {
       fetch: (path: string, options: RequestInit) => fetch(url + path, { ...options, headers: { ...options.headers, 'x-user': 'ada' } })
-    }, [], undefined) as { chatOptions (chat: { id: string, messages: UIMessage[] }): ChatOptions, stopAnswer (id: string): Promise<void> }
+    }, [], undefined) as { chatOptions (chat: { id: string, messages: UIMessage[] }): ChatOptions, isComplete (message: UIMessage): boolean, stopAnswer (id: string): Promise<void> }
     /** Opens the page of the chat: at first, after a reload, in another tab. */
     const open = (id = 'c') => new Tab(chatOptions({ id, messages: structuredClone(chats.get(`ada ${id}`) ?? []) }))
 
@@ -447,6 +550,7 @@ export const DRIVERS: Drivers = {
     for (const each of [tab, other, open()]) {
       await each.shows(t, 'Hello, world', 'ready')
       t.same(each.messages, chats.get('ada c'))
+      t.equal(isComplete(each.lastMessage!), true)
     }
     await tab.resumeStream()
     await tab.shows(t, 'Hello, world', 'ready')
@@ -460,13 +564,17 @@ export const DRIVERS: Drivers = {
     const third = open()
     await third.shows(t, 'Per', 'streaming')
     await stopAnswer('c')
-    for (const each of [tab, third]) await each.shows(t, 'Per', 'ready')
+    for (const each of [tab, third]) {
+      await each.shows(t, 'Per', 'ready')
+      t.equal(isComplete(each.lastMessage!), false, 'an open tab shows that the answer is not complete')
+    }
     t.equal(second.isAborted, true)
     await until(() => chats.get('ada c')!.length === 4)
     const marked = async (text: string, status: string) => {
       const page = open()
       await page.shows(t, text, 'ready')
-      t.same(page.lastMessage!.metadata, { status }, 'the page shows that the answer is not complete')
+      t.same(page.lastMessage!.metadata, { status })
+      t.equal(isComplete(page.lastMessage!), false, 'the page shows that the answer is not complete')
     }
     await marked('Per', 'stopped')
 
@@ -476,6 +584,7 @@ export const DRIVERS: Drivers = {
     broken.fail()
     await tab.shows(t, 'Pe', 'error')
     await until(() => chats.get('ada c')!.length === 4)
+    t.equal(isComplete(tab.lastMessage!), false)
     await marked('Pe', 'failed')
 
     tab.regenerate()

@@ -16,6 +16,8 @@ import type { ClientOptions } from './sse.js'
 /** What runs a sample, by its name, and looks at what it does. */
 export type Drivers = Record<string, (t: Test) => Promise<void>>
 
+let runs = 0
+
 /** Runs the sample that the test is named after, or another, with these globals; `edit` prepares its text. Returns what it is asked to export. */
 export async function run (t: Test, globals: Record<string, unknown> = {}, exports: string[] = [], edit = (text: string) => text, name = t.name): Promise<Record<string, any>> {
   const sample = sampleOf(name)
@@ -27,7 +29,8 @@ export async function run (t: Test, globals: Record<string, unknown> = {}, expor
   if (!existsSync(t.testdirName)) t.testdir({})
   const file = join(t.testdirName, `${name}.mjs`)
   await writeFile(file, `const console = { log: globalThis['printed-${name}'] }\n${text}`)
-  const module = await import(pathToFileURL(file).href)
+  // A sample can run several times in one test, as the nodes of an application do.
+  const module = await import(`${pathToFileURL(file).href}?${++runs}`)
   return { ...module, printed }
 }
 
