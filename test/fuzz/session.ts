@@ -4,6 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import Fastify, { type FastifyInstance } from 'fastify'
 import ssePlugin, { SSEManager, type BroadcastOptions, type ConnectOptions, type EventPriority, type SSEConnection, type SSEOptions } from '../../lib/index.js'
+import type { Log } from '../../lib/util/logger.js'
 import { requestText } from '../helpers/raw.js'
 import { AnswerReader, type Block } from '../helpers/sse.js'
 import { onTrouble } from '../helpers/trouble.js'
@@ -143,6 +144,14 @@ export class Session {
   readonly #waiting: (() => void)[] = []
   readonly #entering: { client: Client, attempt: Attempt, options: ConnectOptions, gated: boolean }[] = []
   readonly #faults: unknown[] = []
+  /** A line is a fault, unless it says that clients were disconnected that read nothing: many here do not. */
+  readonly #log: Log = {
+    error: (details, message) => { this.#faults.push({ message, details }) },
+    warn: (details, message) => { if (!message.startsWith('Clients were disconnected')) this.#faults.push({ message, details }) },
+    info: () => {},
+    debug: () => {}
+  }
+
   #server!: Server
   #app: FastifyInstance | null = null
   #sse!: SSEManager
@@ -199,7 +208,7 @@ export class Session {
       this.#server = app.server
       this.#sse = app.sse
     } else {
-      const sse = this.#sse = new SSEManager({ ...options, authHandler })
+      const sse = this.#sse = new SSEManager({ ...options, authHandler }, this.#log)
       this.#server = createServer(async (request, response) => {
         const entering = this.#entering[Number(new URL(request.url!, 'http://x').searchParams.get('n'))]!
         try {
