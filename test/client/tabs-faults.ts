@@ -147,6 +147,20 @@ t.test('tabs whose cursors are of different logs, or of different replays, do no
   t.equal(app.sse.connectionCount, 1)
 })
 
+t.test('a tab whose cursor is of another log does not wait for an event', async t => {
+  // Longer than any deadline of this test.
+  const { publish, connect } = await start(t, { keepAliveIntervalMs: 300_000 })
+  const first = connect()
+  await first.is('open')
+  const other = connect(['news'], { lastEventId: 'lost.1' })
+  const gaps: string[] = []
+  other.client.onGap(({ reason }) => { gaps.push(reason) })
+  for (const { is } of [first, other]) await is('open')
+  t.same(gaps, ['epoch'])
+  const last = await publish()
+  for (const { receives } of [first, other]) await receives(last)
+})
+
 t.test('a tab whose subscriptions are refused is closed, and no other one', async t => {
   let isRevoked = false
   const { app, publish, connect } = await start(t, { retryMs: 100, authorizeSubscription: ({ subscriptionId }) => subscriptionId !== 'forbidden' && !(isRevoked && subscriptionId === 'revoked') })

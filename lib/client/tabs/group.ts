@@ -99,10 +99,7 @@ export class Group implements LeaderContext, Member {
     const { cursor, subscriptions, fresh } = reading
     const join: Message = { type: 'join', tab, cursor, subscriptions, fresh, isRetry: this.client.isRetry }
     reading.next = null
-    if (this.#leader === null) {
-      this.post(join)
-      return
-    }
+    if (this.#leader === null) return this.post(join)
     this.#setTab(tab, subscriptions)
     this.#leader.owe(join)
     this.#leader.connect()
@@ -143,14 +140,12 @@ export class Group implements LeaderContext, Member {
   receive (message: SentMessage): void {
     switch (message.type) {
       case 'ping':
-        if (this.#leader !== null) this.#announce()
-        return
+        return this.#announce()
       case 'join':
         if (this.#leader !== null) this.#answer(this.#leader, message)
         return
       case 'leave':
-        this.#removeTab(message.tab)
-        return
+        return this.#removeTab(message.tab)
       default:
         if (message.term > this.#term && message.type === 'lead') this.#obey(message.term)
         if (message.term === this.#term) this.#hear(message)
@@ -163,7 +158,6 @@ export class Group implements LeaderContext, Member {
     const { state } = this.client
     const { tab, subscriptions, isRetry } = join
     this.#setTab(tab, subscriptions)
-    this.#watch(tab)
     leader.join(join)
     // No tab waits for the back-off of another one when its user wants it to connect.
     if (state.name === 'waiting') this.post(isRetry ? { type: 'ended', state } : { type: 'take-over', to: tab })
@@ -215,19 +209,21 @@ export class Group implements LeaderContext, Member {
     this.#membership?.post({ ...message, term: this.#term })
   }
 
+  /** Says that this tab reads, if it does. */
   #announce (): void {
-    this.post({ type: 'lead', tabs: this.roster.tabs })
+    if (this.#leader !== null) this.post({ type: 'lead', tabs: this.roster.tabs })
   }
 
   #setTab (tab: string, subscriptions: readonly string[]): void {
     this.roster.set(tab, subscriptions)
+    this.#watch(tab)
     this.#announce()
   }
 
   #removeTab (tab: string): void {
-    if (!this.roster.delete(tab) || this.#leader === null) return
+    if (!this.roster.delete(tab)) return
     this.#announce()
-    this.#leader.serve()
+    this.#leader?.serve()
   }
 
   #watch (tab: string): void {

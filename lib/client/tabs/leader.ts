@@ -79,8 +79,8 @@ export class Leader {
 
   #isStale (): boolean {
     const { union } = this.#context.roster
-    if (union.size !== this.#names.size || [...union].some(name => !this.#names.has(name))) return true
-    return !this.#asked.has(ALL) && [...this.#owed].some(name => !this.#asked.has(name))
+    return union.size !== this.#names.size || [...union].some(name => !this.#names.has(name)) ||
+      (!this.#asked.has(ALL) && [...this.#owed].some(name => !this.#asked.has(name)))
   }
 
   /** Reads the stream, for the attempt of this tab's client. */

@@ -127,9 +127,8 @@ export class Reading {
   }
 
   #filtered ({ text, id }: Entry): string {
-    if (this.#until !== '' && covers(this.#previous, this.#until)) this.#until = ''
-    // The log was lost.
-    if (REPLACED.test(text) || (id !== null && earlier(id, this.#until) === null)) this.#until = ''
+    // It has passed it, or the log was lost.
+    if (covers(this.#previous, this.#until) || REPLACED.test(text) || (id !== null && earlier(id, this.#until) === null)) this.#until = ''
     if (id === null) return text
     this.#previous = id
     const withoutId = text.replace(/^id:.*\n/m, '')

@@ -29,8 +29,10 @@ export class Relay {
   /** The cursor before the first entry; empty if there is none. */
   #base = ''
   #chars = 0
-  #decoder = new TextDecoder()
-  #rest = ''
+  #decoder!: InstanceType<typeof TextDecoder>
+  #rest!: string
+  /** The cursor after which the stream begins. */
+  #asked!: string
   /** The number of the entry at which the stream begins. */
   begin = 0
 
@@ -48,13 +50,14 @@ export class Relay {
   get isLive (): boolean {
     const entries = this.#entries.slice(this.begin - this.#first + 1)
     const gap = entries.findLastIndex(({ text }) => GAP.test(text))
-    return entries.slice(gap + 1, -1).some(({ id }) => id !== null)
+    return entries.slice(gap + 1).some(({ id }, i, { length }) => id !== null && (i < length - 1 || !covers(this.#asked, id)))
   }
 
   /** A stream begins that continues after this cursor. */
   start (cursor: string): Entry[] {
     this.#decoder = new TextDecoder()
     this.#rest = ''
+    this.#asked = cursor
     if (this.next === 0) this.#base = cursor
     this.begin = this.next
     return this.#add([{ text: '', id: cursor }])

@@ -47,17 +47,15 @@ export class Turn {
   #request (options: Parameters<Locks['request']>[1]): void {
     let release: (() => void) | null = null
     const held = new Promise<void>(resolve => { release = resolve })
-    let isHeld = false
     const request = this.#locks.request(this.#name, options, async () => {
       if (this.#isLeft) return
-      isHeld = true
       this.#release = release
       this.#onHeld(true)
       await held
     })
     // It rejects when another tab steals the lock, and when this tab stops to wait.
     request.catch(() => {
-      if (!isHeld || this.#release !== release) return
+      if (this.#release !== release) return
       this.#release = null
       this.#onHeld(false)
       this.wait()
