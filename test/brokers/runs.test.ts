@@ -5,7 +5,7 @@ import { MemoryRunStore } from '../../lib/log/memory-run-store.js'
 import { redisStreamsBroker } from '../../lib/redis.js'
 import { runStoreContract } from '../../lib/testing/index.js'
 import { systemClock } from '../../lib/util/clock.js'
-import { runKey } from '../../lib/log/run-store.js'
+import { runKey, type RunLease } from '../../lib/log/run-store.js'
 import { pageAt } from '../helpers/pages.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { until } from '../helpers/wait.js'
@@ -31,6 +31,31 @@ t.test('in Redis', { skip: withoutRedis }, async t => {
     t.match(await server.ask('ACL', 'SETUSER', 'sse', ...rights!.split(' ')), /^\+OK/)
     const authorised = url.replace('://', '://sse:password@')
     runStoreContract((name, run) => { t.test(name, run) }, 'rights', name => redisStreamsBroker({ client: authorised, keyPrefix: `sse:${name}`, replyTimeoutMs: 10_000 }).runs!)
+  })
+
+  t.test('appends of one turn share a command, and one that Redis refuses does not touch the others', async t => {
+    const store = redisStreamsBroker({ client: url, keyPrefix: 'together', replyTimeoutMs: 10_000 }).runs!
+    t.teardown(() => store.close())
+    store.watch({ news () {}, ended () {} })
+    const leases: RunLease[] = []
+    for (let n = 0; n < 300; n++) {
+      const key = runKey(`run ${n}`, null)
+      const { state: { generation } } = await store.claim({ key, token: 't', leaseMs: 60_000, ttlMs: 60_000, joinFinished: false, settings: '' })
+      leases.push({ key, generation, token: 't', leaseMs: 60_000, ttlMs: 60_000 })
+    }
+    const calls = async () => Number(/cmdstat_evalsha:calls=(\d+)/.exec(await server.ask('INFO', 'commandstats'))![1])
+    const before = await calls()
+    const texts = (n: number) => Array.from({ length: n % 4 }, (_, i) => `data: ${n} ${i}\n\n`)
+    const states = await Promise.all(leases.map((lease, n) => store.append(lease, 0, texts(n))))
+    t.same(states.map(state => state!.events), leases.map((lease, n) => n % 4))
+    t.ok(await calls() - before < 10)
+    for (const n of [0, 1, 2, 3, 299]) t.same((await store.read(leases[n]!.key, leases[n]!.generation, 0, false)).texts, texts(n))
+
+    const keys = (await server.ask('KEYS', 'together:run:*')).split('\r\n').filter(line => line.startsWith('together:'))
+    await server.ask('SET', keys[0]!, 'of somebody else')
+    const answers = await Promise.allSettled(leases.map((lease, n) => store.append(lease, n % 4, ['data: last\n\n'])))
+    t.equal(answers.filter(({ status }) => status === 'rejected').length, 1)
+    t.same(answers.map((answer, n) => answer.status === 'rejected' || answer.value?.events === n % 4 + 1), leases.map(() => true))
   })
 
   t.test('each run is one key with a hash tag of its own, and nothing is left of it', async t => {

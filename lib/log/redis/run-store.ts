@@ -4,15 +4,16 @@ import { createId } from '../../util/id.js'
 import { PAGE_BYTES, PAGE_EVENTS, runKey, type RunClaim, type RunClaimed, type RunEndReason, type RunHeld, type RunKey, type RunLease, type RunListed, type RunOutcome, type RunPage, type RunState, type RunStatus, type RunStore, type RunWatcher } from '../run-store.js'
 import type { Connect } from './client.js'
 import { OnDemandConnection } from './on-demand.js'
+import { RunAppends } from './run-appends.js'
 import type { Script } from './script.js'
-import { APPEND_RUN, CLAIM_RUN, FINISH_RUN, GET_RUN, LEAVE_RUN, NOTE_RUN, PARTS, READ_RUN } from './scripts/run.js'
+import { CLAIM_RUN, FINISH_RUN, GET_RUN, LEAVE_RUN, NOTE_RUN, PARTS, READ_RUN } from './scripts/run.js'
 import type { ServerClock } from './server-clock.js'
 import { WakeChannel } from './wake-channel.js'
 
 /** Time for which a node counts as a reader after its last read. Its readers read at least once a second. */
 const READING_MS = 4_000
-/** Slowest link on which events are appended before their connection times out: 64 KB/s. */
-const APPEND_BYTES_PER_MS = 64
+/** Number of fields of a state in a reply. */
+const FIELDS = 11
 /** Reply to a claim that has arrived after its deadline. */
 const LATE = 'late'
 
@@ -22,6 +23,8 @@ interface Known {
   readonly text: string
   /** Hash of the text, which keys and messages contain. */
   readonly hash: string
+  /** Its key in Redis. */
+  readonly redisKey: string
   isRead: boolean
   /** Token of the producer on this node; null if there is none. */
   token: string | null
@@ -48,6 +51,7 @@ export class RedisRunStore implements RunStore {
   readonly #replyTimeoutMs: number
   readonly #clock: ServerClock
   readonly #link: OnDemandConnection
+  readonly #appends: RunAppends
   readonly #channel: WakeChannel
   /** By the text of the key, and by hash. */
   readonly #known = new Map<string, Known>()
@@ -59,6 +63,7 @@ export class RedisRunStore implements RunStore {
     this.#replyTimeoutMs = replyTimeoutMs
     this.#clock = clock
     this.#link = new OnDemandConnection(connect)
+    this.#appends = new RunAppends(this.#link, replyTimeoutMs)
     this.#channel = new WakeChannel({ nodeId: this.#nodeId, keyPrefix, replyTimeoutMs }, this.#link, connect, ({ run: hash, ended, events }) => {
       const run = this.#known.get(hash)
       if (run === undefined) return
@@ -75,7 +80,7 @@ export class RedisRunStore implements RunStore {
     const claim = () => this.#send(connection => {
       // A claim that this node has given up must not start a run later: it would have no source.
       const deadline = Math.floor(this.#clock.now + this.#replyTimeoutMs)
-      return CLAIM_RUN.run(connection, [this.#keyOf(key)], [token, this.#nodeId, leaseMs, ttlMs, joinFinished ? 1 : 0, settings, deadline, partOf(key)].map(String), this.#replyTimeoutMs)
+      return CLAIM_RUN.run(connection, [this.#nameOf(key).redisKey], [token, this.#nodeId, leaseMs, ttlMs, joinFinished ? 1 : 0, settings, deadline, partOf(key)].map(String), this.#replyTimeoutMs)
     }) as Promise<unknown[]>
     let [started, state] = await claim()
     if (String(started) === LATE) {
@@ -95,12 +100,10 @@ export class RedisRunStore implements RunStore {
   }
 
   async append ({ key, generation, token, leaseMs, ttlMs }: RunLease, after: number, texts: readonly string[]): Promise<RunState | null> {
-    let size = 0
-    for (const text of texts) size += text.length
-    const answer = await this.#run(APPEND_RUN, key, [generation, token, after, leaseMs, ...texts], Math.ceil(size / APPEND_BYTES_PER_MS))
+    const run = this.#nameOf(key)
+    const answer = await this.#guarded(() => this.#appends.add({ key: run.redisKey, generation, token, after, leaseMs, texts }))
     if (answer === null) return null
     const { state, readers, now } = replyOf(answer)
-    const run = this.#nameOf(key)
     if (texts.length > 0) for (const node of readers) this.#channel.tell(node, { run: run.hash, events: { generation, after, texts } })
     if (run.notedUntil < now + leaseMs + ttlMs) this.#note(key, run, now, 2 * leaseMs + ttlMs).catch(() => {})
     return state
@@ -159,7 +162,10 @@ export class RedisRunStore implements RunStore {
 
   #nameOf (key: RunKey): Known {
     const { text } = key
-    return this.#known.get(text) ?? { text, hash: hashOf(text), isRead: false, token: null, notedUntil: 0 }
+    const known = this.#known.get(text)
+    if (known !== undefined) return known
+    const hash = hashOf(text)
+    return { text, hash, redisKey: `${this.#keyPrefix}:run:{${hash}}`, isRead: false, token: null, notedUntil: 0 }
   }
 
   #know (key: RunKey): Known {
@@ -176,10 +182,6 @@ export class RedisRunStore implements RunStore {
     this.#known.delete(run.hash)
   }
 
-  #keyOf (key: RunKey): string {
-    return `${this.#keyPrefix}:run:{${this.#nameOf(key).hash}}`
-  }
-
   #listOf (ownerId: string | null): string {
     return `${this.#keyPrefix}:runs:{${hashOf(runKey('', ownerId).text)}}`
   }
@@ -192,14 +194,19 @@ export class RedisRunStore implements RunStore {
     run.notedUntil = now + forMs
   }
 
-  async #run (script: Script, key: RunKey, args: readonly (string | number)[], extraMs = 0): Promise<unknown> {
-    return await this.#send(connection => script.run(connection, [this.#keyOf(key)], args.map(String), this.#replyTimeoutMs + extraMs))
+  async #run (script: Script, key: RunKey, args: readonly (string | number)[]): Promise<unknown> {
+    return await this.#send(connection => script.run(connection, [this.#nameOf(key).redisKey], args.map(String), this.#replyTimeoutMs))
   }
 
   async #send<T> (task: Parameters<typeof OnDemandConnection.prototype.use<T>>[0]): Promise<T> {
+    return await this.#guarded(() => this.#link.use(task))
+  }
+
+  /** Rejects with an error of this package. */
+  async #guarded<T> (call: () => Promise<T>): Promise<T> {
     if (this.#closed) throw new Closed()
     try {
-      return await this.#link.use(task)
+      return await call()
     } catch (cause) {
       if (this.#closed) throw new Closed()
       throw new BrokerUnavailable('could not be reached for a run', { cause })
@@ -218,12 +225,18 @@ function partOf (key: RunKey): number {
 }
 
 function replyOf (reply: unknown): Reply {
-  const [generation, status, reason, events, startedAt, endedAt, ttlMs, node, readers, now, ...settings] = String(reply).split('\n') as [string, RunStatus, RunEndReason | '', ...string[]]
+  const [generation, status, reason, events, startedAt, endedAt, ttlMs, node, readers, now, settings] = fieldsOf(String(reply)) as [string, RunStatus, RunEndReason | '', ...string[]]
   return {
-    state: { generation: Number(generation), status, reason: reason === '' ? undefined : reason, events: Number(events), startedAt: Number(startedAt), endedAt: endedAt === '' ? null : Number(endedAt), settings: settings.join('\n'), isRead: readers !== '' },
+    state: { generation: Number(generation), status, reason: reason === '' ? undefined : reason, events: Number(events), startedAt: Number(startedAt), endedAt: endedAt === '' ? null : Number(endedAt), settings: settings!, isRead: readers !== '' },
     ttlMs: Number(ttlMs),
     node: node!,
     readers: readers === '' ? [] : readers!.split(','),
     now: Number(now)
   }
+}
+
+/** The settings, which are last, may contain line feeds. */
+function fieldsOf (reply: string): string[] {
+  const fields = reply.split('\n')
+  return fields.length === FIELDS ? fields : [...fields.slice(0, FIELDS - 1), fields.slice(FIELDS - 1).join('\n')]
 }

@@ -1,8 +1,8 @@
 import { Script } from '../script.js'
 
 /**
- * The common beginning of the scripts of runs. KEYS: the run. It is one hash: its state, and the text of each event under its number.
- * Writes the end of a run whose lease is over. `reply()` returns the state, its values joined by line feeds.
+ * The common beginning of the scripts of runs. A run is one hash: its state, and the text of each event under its number. `load()` reads
+ * a run, and writes the end of one whose lease is over. `reply()` returns the state, its values joined by line feeds.
  *
  * Fields: generation, status, reason, events, startedAt, endedAt, settings; token, lease (its end) and ttl of the producer; node of the
  * producer; first number of the last append; readers, as `node:end` for each node with readers, joined by commas. Times are
@@ -12,14 +12,8 @@ const RUN = `
 local function integer (value) return string.format('%.0f', value) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local key = KEYS[1]
+local key, run
 local names = { 'generation', 'status', 'reason', 'events', 'startedAt', 'endedAt', 'settings', 'token', 'lease', 'ttl', 'node', 'first', 'readers' }
-local values = redis.call('HMGET', key, unpack(names))
-local run
-if values[1] then
-  run = {}
-  for i, name in ipairs(names) do run[name] = values[i] end
-end
 local function set (fields)
   local list = {}
   for name, value in pairs(fields) do
@@ -50,14 +44,25 @@ end
 local function held (generation, token)
   return run and run.generation == generation and run.token == token
 end
-if run and run.status == 'running' and now > tonumber(run.lease) then lose() end
+local function load (name)
+  key, run = name, nil
+  local values = redis.call('HMGET', key, unpack(names))
+  if not values[1] then return end
+  run = {}
+  for i, name in ipairs(names) do run[name] = values[i] end
+  if run.status == 'running' and now > tonumber(run.lease) then lose() end
+end
+`
+/** The same for the scripts of one run. KEYS: the run. */
+const ONE_RUN = `${RUN}
+load(KEYS[1])
 `
 
 /** Number of parts of a generation that depend on the key. Generations are safe integers until the year 2190. */
 export const PARTS = 1_296
 
 /** ARGV: token, node, milliseconds of the lease and of the time after the end, 1 to return an ended run, settings, the time after which nothing is started, the part of the generation that depends on the key. Returns 1 if the run was started, then the state; or `late` and the time. */
-export const CLAIM_RUN = new Script(`${RUN}
+export const CLAIM_RUN = new Script(`${ONE_RUN}
 if not (run and (run.status == 'running' or run.token == ARGV[1] or ARGV[5] == '1')) then
   if now > tonumber(ARGV[7]) then return { 'late', integer(now) } end
   -- Runs of other keys that start in the same millisecond have another generation. A clock that was set back must not repeat one.
@@ -70,25 +75,38 @@ end
 return { run.token == ARGV[1] and '1' or '0', reply() }
 `)
 
-/** ARGV: generation, token, number of the last event, milliseconds of the lease; then the texts. Returns the state, or nil if the run does not end there or has another producer. */
-export const APPEND_RUN = new Script(`${RUN}
-if not held(ARGV[1], ARGV[2]) or run.status ~= 'running' then return false end
-local count, after, events = #ARGV - 4, tonumber(ARGV[3]), tonumber(run.events)
--- The same append can arrive twice: its first reply was lost.
-local isRepeated = count > 0 and events == after + count and tonumber(run.first) == after + 1
-if events ~= after and not isRepeated then return false end
-local fields = { lease = integer(now + ARGV[4]) }
-if count > 0 and not isRepeated then
-  for i = 1, count do redis.call('HSET', key, integer(after + i), ARGV[4 + i]) end
-  fields.events, fields.first = integer(after + count), integer(after + 1)
+/**
+ * KEYS: runs. ARGV: for each run its generation, token, the number of its last event, milliseconds of the lease, the number of texts, and
+ * the texts. Returns the state of each, or nil if the run does not end there or has another producer.
+ */
+export const APPEND_RUNS = new Script(`${RUN}
+local function append (generation, token, after, leaseMs, count, first)
+  if not held(generation, token) or run.status ~= 'running' then return false end
+  local events = tonumber(run.events)
+  -- The same append can arrive twice: its first reply was lost.
+  local isRepeated = count > 0 and events == after + count and tonumber(run.first) == after + 1
+  if events ~= after and not isRepeated then return false end
+  local fields = { lease = integer(now + leaseMs) }
+  if count > 0 and not isRepeated then
+    for i = 1, count do redis.call('HSET', key, integer(after + i), ARGV[first + i - 1]) end
+    fields.events, fields.first = integer(after + count), integer(after + 1)
+  end
+  set(fields)
+  redis.call('PEXPIRE', key, integer(leaseMs + run.ttl))
+  return reply()
 end
-set(fields)
-redis.call('PEXPIRE', key, integer(ARGV[4] + run.ttl))
-return reply()
+local states, at = {}, 1
+for i, name in ipairs(KEYS) do
+  load(name)
+  local count = tonumber(ARGV[at + 4])
+  states[i] = append(ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), count, at + 5)
+  at = at + 5 + count
+end
+return states
 `)
 
 /** ARGV: status, reason; of a producer also generation, token, number of the last event, otherwise three empty strings. Returns the state, or nil. */
-export const FINISH_RUN = new Script(`${RUN}
+export const FINISH_RUN = new Script(`${ONE_RUN}
 if not run or (ARGV[3] ~= '' and run.generation ~= ARGV[3]) then return false end
 if run.status == 'running' and (ARGV[4] == '' or run.token == ARGV[4]) then
   if ARGV[5] ~= '' and run.events ~= ARGV[5] then finish('lost', '') else finish(ARGV[1], ARGV[2]) end
@@ -97,7 +115,7 @@ return reply()
 `)
 
 /** Returns the state, or nil. */
-export const GET_RUN = new Script(`${RUN}
+export const GET_RUN = new Script(`${ONE_RUN}
 return run and reply() or false
 `)
 
@@ -105,7 +123,7 @@ return run and reply() or false
  * ARGV: generation, number of the last event, maximum bytes and events, and the node, or an empty string, and milliseconds for which the
  * node counts as a reader. Returns the state, then the texts; or nil.
  */
-export const READ_RUN = new Script(`${RUN}
+export const READ_RUN = new Script(`${ONE_RUN}
 if not run then return false end
 if ARGV[5] ~= '' and run.status == 'running' then
   local nodes = reading()
@@ -130,7 +148,7 @@ return page
 `)
 
 /** ARGV: a node that does not read any more. */
-export const LEAVE_RUN = new Script(`${RUN}
+export const LEAVE_RUN = new Script(`${ONE_RUN}
 if not run then return 0 end
 local nodes, list = reading(), {}
 nodes[ARGV[1]] = nil
