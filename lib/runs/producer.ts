@@ -149,15 +149,13 @@ export class Producer implements Sink {
     } catch (error) {
       answer = Promise.reject(error)
     }
-    if (answer instanceof Promise) this.#appending = this.#await(answer, texts)
-    else this.#appended(answer, texts.length)
-  }
-
-  async #await (answer: Promise<RunState | null>, texts: readonly string[]): Promise<void> {
+    if (!(answer instanceof Promise)) return this.#appended(answer, texts.length)
     const after = this.#after
-    const state = await this.#insist(() => this.#host.store.append(this.lease, after, texts), answer)
-    this.#appending = null
-    this.#appended(state, texts.length)
+    const answered = (state: RunState | null): void => {
+      this.#appending = null
+      this.#appended(state, texts.length)
+    }
+    this.#appending = answer.then(answered, () => this.#insist(() => this.#host.store.append(this.lease, after, texts), answer).then(answered))
   }
 
   #appended (state: RunState | null, count: number): void {

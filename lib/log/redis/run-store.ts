@@ -99,11 +99,18 @@ export class RedisRunStore implements RunStore {
     return { state: reply.state, started: true }
   }
 
-  async append ({ key, generation, token, leaseMs, ttlMs }: RunLease, after: number, texts: readonly string[]): Promise<RunState | null> {
+  // Not `async`, and one `then`: the usual call is for one token.
+  append (lease: RunLease, after: number, texts: readonly string[]): Promise<RunState | null> {
+    this.#assertOpen()
+    const { key, generation, token, leaseMs } = lease
     const run = this.#nameOf(key)
-    const answer = await this.#guarded(() => this.#appends.add({ key: run.redisKey, generation, token, after, leaseMs, texts }))
-    if (answer === null) return null
-    const { state, readers, now } = replyOf(answer)
+    return this.#appends.add({ key: run.redisKey, generation, token, after, leaseMs, texts }).then(
+      reply => reply === null ? null : this.#appended(run, lease, after, texts, replyOf(reply)),
+      error => { throw this.#errorOf(error) }
+    )
+  }
+
+  #appended (run: Known, { key, generation, leaseMs, ttlMs }: RunLease, after: number, texts: readonly string[], { state, readers, now }: Reply): RunState {
     if (texts.length > 0) for (const node of readers) this.#channel.tell(node, { run: run.hash, events: { generation, after, texts } })
     if (run.notedUntil < now + leaseMs + ttlMs) this.#note(key, run, now, 2 * leaseMs + ttlMs).catch(() => {})
     return state
@@ -199,18 +206,20 @@ export class RedisRunStore implements RunStore {
   }
 
   async #send<T> (task: Parameters<typeof OnDemandConnection.prototype.use<T>>[0]): Promise<T> {
-    return await this.#guarded(() => this.#link.use(task))
+    this.#assertOpen()
+    try {
+      return await this.#link.use(task)
+    } catch (error) {
+      throw this.#errorOf(error)
+    }
   }
 
-  /** Rejects with an error of this package. */
-  async #guarded<T> (call: () => Promise<T>): Promise<T> {
+  #assertOpen (): void {
     if (this.#closed) throw new Closed()
-    try {
-      return await call()
-    } catch (cause) {
-      if (this.#closed) throw new Closed()
-      throw new BrokerUnavailable('could not be reached for a run', { cause })
-    }
+  }
+
+  #errorOf (cause: unknown): Error {
+    return this.#closed ? new Closed() : new BrokerUnavailable('could not be reached for a run', { cause })
   }
 }
 
