@@ -1,5 +1,5 @@
 /* global sessionStorage */
-import { $, call, plural } from './dom.js'
+import { $, call, h, plural } from './dom.js'
 import { readRun } from './sse-client.js'
 
 const ENDS = {
@@ -21,9 +21,17 @@ export class TokenPanel {
   /** Creates the panel. @param user id of the user, which the server of the cluster trusts; null with a cookie */
   constructor ({ user = null, failed }) {
     this.#user = user
-    $('ask').onsubmit = event => { event.preventDefault(); this.#ask().catch(failed) }
-    $('ask-stop').onclick = () => { call('DELETE', this.#url()).catch(failed) }
-    $('answer').textContent = ''
+    const ask = event => { event.preventDefault(); this.#ask().catch(failed) }
+    const stop = () => { call('DELETE', this.#url()).catch(failed) }
+    $('tokens').replaceChildren(
+      h('header', {}, h('h2', { id: 'tokens-title' }, 'Token stream'), h('p', { class: 'muted' }, h('code', {}, 'startRun()'), ', ', h('code', {}, 'readRun()'))),
+      h('form', { class: 'composer', onsubmit: ask },
+        h('label', { class: 'hidden', for: 'prompt' }, 'Prompt'),
+        h('input', { id: 'prompt', maxlength: '500', autocomplete: 'off', value: 'What happens when the connection breaks?' }),
+        h('button', { type: 'submit' }, 'Ask'),
+        h('button', { id: 'ask-stop', type: 'button', class: 'danger', disabled: true, onclick: stop }, 'Stop')),
+      h('p', { id: 'answer', class: 'answer', 'aria-live': 'off', 'aria-label': 'Answer', tabindex: '0' }),
+      h('p', { id: 'answer-note', class: 'muted small', role: 'status' }))
     this.#show(false, 'Reload the page while an answer arrives: the answer goes on.')
     this.#asked = JSON.parse(sessionStorage.getItem('asked'))
     if (this.#asked === null) return
