@@ -1,4 +1,4 @@
-import type { Connect, Connection } from './client.js'
+import { isErrorReply, type Connect, type Connection } from './client.js'
 
 /** Time after which an unused connection is closed. */
 const IDLE_MS = 10_000
@@ -15,7 +15,7 @@ export class OnDemandConnection {
     this.#connect = connect
   }
 
-  /** Calls `task` with the connection. If it rejects, the connection is closed. */
+  /** Calls `task` with the connection. If it rejects, the connection is closed, unless Redis answers that a key is of another type. */
   async use<T> (task: (connection: Connection) => Promise<T>): Promise<T> {
     this.#stop.signal.throwIfAborted()
     clearTimeout(this.#idle)
@@ -24,7 +24,8 @@ export class OnDemandConnection {
     try {
       return await task(await connection)
     } catch (error) {
-      this.#drop(connection)
+      // Other tasks wait for replies on the same connection. After other errors, such as READONLY, a new connection can reach another server.
+      if (!isErrorReply(error) || !error.message.includes('WRONGTYPE ')) this.#drop(connection)
       throw error
     } finally {
       if (--this.#users === 0) this.#idle = setTimeout(() => this.#drop(connection), IDLE_MS).unref()

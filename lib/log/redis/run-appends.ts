@@ -1,5 +1,5 @@
 import { inNoContext } from '../../util/async-context.js'
-import { isErrorReply, type Connection } from './client.js'
+import type { Connection } from './client.js'
 import type { OnDemandConnection } from './on-demand.js'
 import { APPEND_RUNS } from './scripts/run.js'
 
@@ -60,11 +60,13 @@ export class RunAppends {
   async #sendTogether (batch: readonly Waiting[]): Promise<void> {
     try {
       const states = await this.#link.use(connection => this.#run(connection, batch)) as unknown[]
-      for (const [i, { resolve }] of batch.entries()) resolve(states[i])
+      for (const [i, { resolve, reject }] of batch.entries()) {
+        const state = states[i]
+        if (state instanceof Error) reject(state)
+        else resolve(state)
+      }
     } catch (error) {
-      // The key of one run can be of another type: the other runs must not be lost with it. Repeated appends have no second effect.
-      if (isErrorReply(error) && batch.length > 1) for (const one of batch) this.#sendTogether([one])
-      else for (const { reject } of batch) reject(error)
+      for (const { reject } of batch) reject(error)
     }
   }
 

@@ -2,7 +2,8 @@ import { Script } from '../script.js'
 
 /**
  * The common beginning of the scripts of runs. A run is one hash: its state, and the text of each event under its number. `load()` reads
- * a run, and writes the end of one whose lease is over. `reply()` returns the state, its values joined by line feeds.
+ * a run, and writes the end of one whose lease is over. It returns Redis's error if the key is of another type. `reply()` returns the
+ * state, its values joined by line feeds.
  *
  * Fields: generation, status, reason, events, startedAt, endedAt, settings; token, lease (its end) and ttl of the producer; node of the
  * producer; first number of the last append; readers, as `node:end` for each node with readers, joined by commas. Times are
@@ -46,7 +47,8 @@ local function held (generation, token)
 end
 local function load (name)
   key, run = name, nil
-  local values = redis.call('HMGET', key, unpack(names))
+  local values = redis.pcall('HMGET', key, unpack(names))
+  if values.err then return values end
   if not values[1] then return end
   run = {}
   for i, name in ipairs(names) do run[name] = values[i] end
@@ -55,7 +57,8 @@ end
 `
 /** The same for the scripts of one run. KEYS: the run. */
 const ONE_RUN = `${RUN}
-load(KEYS[1])
+local refusal = load(KEYS[1])
+if refusal then return refusal end
 `
 
 /** Number of parts of a generation that depend on the key. Generations are safe integers until the year 2190. */
@@ -77,7 +80,7 @@ return { run.token == ARGV[1] and '1' or '0', reply() }
 
 /**
  * KEYS: runs. ARGV: for each run its generation, token, the number of its last event, milliseconds of the lease, the number of texts, and
- * the texts. Returns the state of each, or nil if the run does not end there or has another producer.
+ * the texts. Returns for each its state, nil if the run does not end there or has another producer, or an error if its key is of another type.
  */
 export const APPEND_RUNS = new Script(`${RUN}
 local function append (generation, token, after, leaseMs, count, first)
@@ -97,9 +100,8 @@ local function append (generation, token, after, leaseMs, count, first)
 end
 local states, at = {}, 1
 for i, name in ipairs(KEYS) do
-  load(name)
-  local count = tonumber(ARGV[at + 4])
-  states[i] = append(ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), count, at + 5)
+  local refusal, count = load(name), tonumber(ARGV[at + 4])
+  states[i] = refusal or append(ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), count, at + 5)
   at = at + 5 + count
 end
 return states
