@@ -19,6 +19,7 @@ const METRICS = {
   rssPerConnection: ['RSS/connection, bytes', value => Math.round(value).toLocaleString('en')],
   heapPerConnection: ['JS heap/connection, bytes', value => Math.round(value).toLocaleString('en')],
   connectCpu: ['server CPU µs/connect', value => value.toFixed(1)],
+  firstConnectCpu: ['of the first 1,000', value => value.toFixed(1)],
   connectRate: ['connects/s', value => Math.round(value).toLocaleString('en')],
   bootMs: ['import to ready, ms', milliseconds],
   bootCpu: ['CPU ms', milliseconds],
@@ -107,8 +108,8 @@ const TABLES = {
   },
   idle: {
     title: ([connections]) => `Idle, ${group(connections)} connections`,
-    columns: ['rssPerConnection', 'heapPerConnection', 'connectCpu', 'connectRate'],
-    ratios: ['rssPerConnection', 'connectCpu']
+    columns: ['rssPerConnection', 'heapPerConnection', 'connectCpu', 'firstConnectCpu', 'connectRate'],
+    ratios: ['rssPerConnection', 'connectCpu', 'firstConnectCpu']
   },
   stall: {
     title: ([connections]) => `Event loop while broadcasting to ${group(connections)} connections`,
@@ -210,7 +211,7 @@ function formatRatio (value) {
 }
 
 function short (metric) {
-  return { cpu: 'CPU', nodesCpu: 'nodes', rate: 'deliveries/s', rssPerConnection: 'RSS', connectCpu: 'connect', stallP99: 'stall' }[metric] ?? metric
+  return { cpu: 'CPU', nodesCpu: 'nodes', rate: 'deliveries/s', rssPerConnection: 'RSS', connectCpu: 'connect', firstConnectCpu: 'first connects', stallP99: 'stall' }[metric] ?? metric
 }
 
 /** Markdown whose columns also line up as plain text. */

@@ -25,8 +25,11 @@ export async function idle (bench) {
 }
 
 async function sample (session, connections) {
-  // The code for opening and closing is compiled and its memory in place before anything is counted.
-  await session.connect(Math.min(1000, connections))
+  const booted = await session.server('usage')
+  const first = Math.min(1000, connections)
+  await session.connect(first)
+  const warm = await session.server('usage')
+  // From here on the code for opening and closing is compiled and its memory in place.
   await session.disconnect()
   const before = await session.server('collect')
   const { seconds } = await session.connect(connections)
@@ -34,6 +37,7 @@ async function sample (session, connections) {
   await sleep(500)
   const after = await session.server('collect')
   return {
+    firstConnectCpu: (warm.cpu - booted.cpu) / first,
     connectCpu: (opened.cpu - before.cpu) / connections,
     connectRate: connections / seconds,
     rssPerConnection: (after.rss - before.rss) / connections,
