@@ -1,5 +1,5 @@
 export { default, default as ssePlugin } from './fastify/plugin.js'
-export { requestSerializer } from './fastify/request-serializer.js'
+export { requestSerializer } from './fastify/log-redaction.js'
 export { SSEManager, type ManagerOptions } from './manager.js'
 export { createPublisher } from './publisher.js'
 export { Run } from './runs/run.js'

@@ -67,7 +67,7 @@ export class Node {
       deliver: (message, epoch) => dispatcher.deliver(message, epoch, true),
       told: (text, seq) => this.cluster.receive(text, seq),
       gap: (reason, commandsKept) => {
-        for (const connection of registry.all()) connection.fallOut(reason)
+        for (const connection of registry.all()) connection.invalidate(reason)
         this.cluster.onGap(reason, commandsKept)
       },
       state: state => {

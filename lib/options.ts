@@ -7,10 +7,11 @@ import { isCatalogue, type Catalogue } from './events/catalogue.js'
 import { InvalidOption } from './errors.js'
 import { MAX_BEAT_MS } from './cluster/node-message.js'
 import { assertSubscription } from './events/topic.js'
-import { any, bytes, count, durationMs, fn, resolve } from './util/schema.js'
+import { any, bytes, count, durationMs, fn, resolve } from './util/option-schema.js'
 import { quote, shown } from './util/quote.js'
 import { kClock, systemClock, type Clock } from './util/clock.js'
 import type { AuthHandler } from './access/authentication.js'
+import { isOrigin } from './access/origin.js'
 import type { AuthorizeTopic } from './subscriptions/audience.js'
 import type { AuthorizeSubscription } from './subscriptions/authorization.js'
 
@@ -203,17 +204,6 @@ function assertEvents ({ events, broker, history, maxEventBytes }: Pick<Resolved
     if (missing !== undefined) throw new InvalidOption('broker', `must be a Broker, such as memoryBroker(): it has no method ${missing}`)
   }
   if (maxEventBytes > history.maxBytes) throw new InvalidOption('maxEventBytes', 'must not exceed history.maxBytes: the event could not be kept')
-}
-
-/** Origins with other schemes, such as `capacitor://localhost` or `file://`. `URL` reports `null` as their origin. */
-const CUSTOM_ORIGIN = /^[a-z][a-z0-9+.-]*:\/\/[^\s/?#\\@,*]*$/
-
-/** Returns whether browsers and web views can send a text as the `Origin` header. */
-function isOrigin (text: string): boolean {
-  if (text === 'null') return true
-  if (!URL.canParse(text)) return false
-  const { origin } = new URL(text)
-  return origin === 'null' ? CUSTOM_ORIGIN.test(text) : origin === text
 }
 
 function assertWatchable (topic: string): void {

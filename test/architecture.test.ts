@@ -9,7 +9,7 @@ import { roomOf, ROOMS } from './helpers/rooms.js'
 
 /** Who may load these at run time, and who may know their types. `@fastify/error` and `fastify-plugin` are plain libraries. */
 const FASTIFY_VALUES = ['fastify/strategies']
-const FASTIFY_TYPES = ['admin/guard', 'admin/index', 'admin/options', 'fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/hijacking-body', 'fastify/pin-hooks', 'fastify/plugin', 'fastify/reply', 'fastify/request-serializer', 'fastify/route', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
+const FASTIFY_TYPES = ['admin/guard', 'admin/index', 'admin/options', 'fastify/declared-routes', 'fastify/endpoint', 'fastify/guard', 'fastify/hijacking-body', 'fastify/log-redaction', 'fastify/pin-hooks', 'fastify/plugin', 'fastify/reply', 'fastify/route', 'fastify/servers', 'fastify/strategies', 'options', 'testing/link', 'wire/http']
 /** Who may load parts of Node that reach sockets. */
 const SOCKETS = ['cli/exchange', 'fastify/hijacking-body', 'testing/free-port', 'testing/link', 'testing/memory-socket', 'testing/open-stream', 'testing/slow-redis', 'testing/test-stream', 'wire/http']
 

@@ -1,4 +1,5 @@
-import { type AuthenticationOptions, assertOrigin, authenticate, currentUser, parameterOf, type SSEUser, testUserOf } from './authentication.js'
+import { type AuthenticationOptions, authenticate, currentUser, parameterOf, type SSEUser, testUserOf } from './authentication.js'
+import { assertOrigin } from './origin.js'
 import { Arrival } from './arrival.js'
 import { Capacity, type CapacityOptions } from './capacity.js'
 import { SSEConnection } from '../connections/connection.js'

@@ -1,8 +1,7 @@
-import { AuthenticationFailed, InvalidUser, OriginForbidden, Unauthenticated } from '../errors.js'
+import { AuthenticationFailed, InvalidUser, Unauthenticated } from '../errors.js'
 import type { Claims } from '../events/event-input.js'
 import type { AnyRequest, FastifyRequest } from '../wire/http.js'
 import { isThenable } from '../util/promise.js'
-import { quote } from '../util/quote.js'
 import { ownText } from '../util/text.js'
 import type { Clock } from '../util/clock.js'
 
@@ -145,33 +144,6 @@ export async function authenticate (options: AuthenticationOptions, request: Any
   const user = await findUser(options, request, extra)
   if (user === null && options.requireAuthentication) throw new Unauthenticated()
   return user
-}
-
-/**
- * Rejects requests of pages whose origin is not allowed. It runs before authentication, because browsers send cookies to other origins
- * too. The header `Sec-Fetch-Site` decides. Without it, as in older browsers, the host of `Origin` must be the host of the request.
- * A request with neither header does not come from a page.
- * @throws SSE_ERR_ORIGIN_FORBIDDEN
- */
-export function assertOrigin ({ allowedOrigins }: Pick<AuthenticationOptions, 'allowedOrigins'>, request: AnyRequest): void {
-  if (allowedOrigins === '*') return
-  const { origin, 'sec-fetch-site': site } = request.headers
-  if (origin !== undefined && allowedOrigins.includes(origin)) return
-  // `none`: the user has entered the URL in the address bar.
-  if (site === undefined ? origin === undefined || isOwnOrigin(origin, request) : site === 'same-origin' || site === 'none') return
-  throw new OriginForbidden(origin === undefined ? `another origin (Sec-Fetch-Site: ${quote(site)})` : `origin ${quote(origin)}`)
-}
-
-/** Compares an origin with the request by host and port. Behind a proxy that terminates TLS, the scheme is not that of the browser. */
-function isOwnOrigin (origin: string, request: AnyRequest): boolean {
-  // Fastify's `host` uses `X-Forwarded-Host` only with `trustProxy`.
-  const asked = 'host' in request ? request.host : request.headers.host ?? request.headers[':authority']
-  if (typeof asked !== 'string' || !URL.canParse(origin)) return false
-  const { protocol, host } = new URL(origin)
-  // Mobile applications and browser extensions can have the same host with a scheme of their own.
-  if (protocol !== 'https:' && protocol !== 'http:') return false
-  const defaultPort = protocol === 'https:' ? ':443' : ':80'
-  return asked.toLowerCase() === host || asked.toLowerCase() === host + defaultPort
 }
 
 /** Returns whether an error means "unauthenticated": its `statusCode` is 401 or 403. Any other error is a failure. */

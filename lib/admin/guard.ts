@@ -1,5 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { assertOrigin } from '../access/authentication.js'
+import { assertOrigin } from '../access/origin.js'
 import { AdminForbidden, OriginForbidden } from '../errors.js'
 import type { ResolvedAdminOptions } from './options.js'
 

@@ -1,7 +1,7 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { resolve } from '../util/schema.js'
+import { resolve } from '../util/option-schema.js'
 
 /** Options of `fastify-sse-manager/admin`. */
 export interface AdminOptions {

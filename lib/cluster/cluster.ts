@@ -1,7 +1,7 @@
 import { MissedCommands } from './missed-commands.js'
 import { withAnnounced, type ArgumentsOf, type Commands, type Presence, type ResultOf } from './commands.js'
 import type { Dispatcher, FrameReceiver } from '../delivery/dispatcher.js'
-import type { EventLog, NodeWay } from '../log/event-log.js'
+import type { EventLog, NodeDelivery } from '../log/event-log.js'
 import { Closed } from '../errors.js'
 import type { GapReason } from '../log/broker.js'
 import type { Health } from '../log/health.js'
@@ -130,7 +130,7 @@ export class Cluster {
       answerTimeoutMs: options.answerTimeoutMs,
       others: () => this.#membership.ids(),
       settlesInMs: () => Math.max(0, this.#settledAt - performance.now()),
-      say: (saying, way) => this.#say(saying, way)
+      say: (saying, delivery) => this.#say(saying, delivery)
     }, log)
   }
 
@@ -292,7 +292,7 @@ export class Cluster {
     })
   }
 
-  async #say (saying: Saying, way: NodeWay): Promise<void> {
-    await this.#eventLog.tell(encodeNodeMessage({ ...saying, from: this.#nodeId }), way)
+  async #say (saying: Saying, delivery: NodeDelivery): Promise<void> {
+    await this.#eventLog.tell(encodeNodeMessage({ ...saying, from: this.#nodeId }), delivery)
   }
 }

@@ -1,7 +1,7 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import { assertSubscription } from '../events/topic.js'
-import { resolve } from '../util/schema.js'
+import { resolve } from '../util/option-schema.js'
 
 /** The filters and the page of `listConnections()`. A connection must match every filter that is given. */
 export interface ConnectionQuery {

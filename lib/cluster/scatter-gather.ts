@@ -1,7 +1,7 @@
 import type { ArgumentsOf, Command, Commands, ResultOf } from './commands.js'
 import { Closed, CommandFailed, reviveError, SSEError, TooManyCommands } from '../errors.js'
 import type { Log } from '../util/logger.js'
-import type { NodeWay } from '../log/event-log.js'
+import type { NodeDelivery } from '../log/event-log.js'
 import type { MessageOf, Saying } from './node-message.js'
 
 /** Maximum number of commands of this node that wait for answers. */
@@ -24,7 +24,7 @@ export interface ScatterHost {
   /** Returns the time in milliseconds until all other living nodes are known. */
   settlesInMs (): number
   /** Publishes a message to all nodes. Rejects if the log is unreachable. */
-  say (saying: Saying, way: NodeWay): Promise<void>
+  say (saying: Saying, delivery: NodeDelivery): Promise<void>
 }
 
 /** The combined results of the nodes. */
@@ -84,7 +84,7 @@ export class ScatterGather {
     const id = ++this.#asked
     const command = { kind: 'command', id, operation: name, args } as const
     const { answerTimeoutMs } = this.#host
-    const say = (): Promise<void> => this.#host.say(command, WAYS[operation.effect])
+    const say = (): Promise<void> => this.#host.say(command, DELIVERY[operation.effect])
     const gathering = new Gathering(operation, this.#host.others(), say)
     this.#pending.set(id, gathering)
     // A repeated `revoke` is not logged again: the node reads the first one in the log, so only its answer can be missing.
@@ -165,7 +165,7 @@ export class ScatterGather {
   }
 }
 
-const WAYS = { ask: 'apart', change: 'ordered', revoke: 'logged' } as const satisfies Record<Command['effect'], NodeWay>
+const DELIVERY = { ask: 'apart', change: 'ordered', revoke: 'logged' } as const satisfies Record<Command['effect'], NodeDelivery>
 
 /** Gathers the answers to one command. */
 class Gathering {

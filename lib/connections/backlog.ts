@@ -191,7 +191,7 @@ export class Backlog extends Unsent {
   // --- Gaps ---
 
   /** Handles lost continuity of the log: waiting logged frames are discarded, and a gap event is queued. */
-  fallOut (reason: GapReason): void {
+  invalidate (reason: GapReason): void {
     // No logged frame waits in this state. Whether the client missed events is known when the resumption begins.
     if (this.#awaited !== null) return
     this.spill()

@@ -184,9 +184,9 @@ export abstract class Sender {
   }
 
   /** Handles lost continuity of the log: queued frames of the log are invalid. @internal */
-  fallOut (reason: GapReason): void {
+  invalidate (reason: GapReason): void {
     if (!this.managed || this.hasEnded()) return
-    this.backlog.fallOut(reason)
+    this.backlog.invalidate(reason)
     // The same number in another epoch is another position.
     this.#sentPosition = NO_POSITION
     this.marked()
@@ -223,7 +223,7 @@ export abstract class Sender {
     this.cut('revoked')
   }
 
-  /** Stops writing until `letGo()`, as if the socket were full. After `stallTimeoutMs` the stream is closed. @internal */
+  /** Stops writing until `endHold()`, as if the socket were full. After `stallTimeoutMs` the stream is closed. @internal */
   hold (): void {
     if (++this.#holds > 1) return
     // The stall time of a blocked client continues: repeated authorizations must not keep it connected.
@@ -243,7 +243,7 @@ export abstract class Sender {
   }
 
   /** @internal */
-  letGo (): void {
+  endHold (): void {
     if (--this.#holds > 0) return
     this.blocked = this.#socketBlocked
     // At once: an event that is received in this turn must not be written into the middle of one that is written in pieces.

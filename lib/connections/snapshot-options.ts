@@ -1,7 +1,7 @@
 import { Type } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import type { EventInput } from '../events/event-input.js'
-import { durationMs, resolve } from '../util/schema.js'
+import { durationMs, resolve } from '../util/option-schema.js'
 import type { SSEConnection } from './connection.js'
 import type { SnapshotReason, SnapshotSource } from './snapshot-loads.js'
 

@@ -3,7 +3,7 @@ import { TypeCompiler, ValueErrorType, type TypeCheck, type ValueError } from '@
 import { InvalidCatalogue, InvalidPayload, UnknownEvent, UnknownResource } from '../errors.js'
 import { assertEventName } from './event-rules.js'
 import { kindOf, quote, shorten } from '../util/quote.js'
-import { formOf, literalsOf } from '../util/schema.js'
+import { formOf, literalsOf } from '../util/option-schema.js'
 import { suggestion } from '../util/suggestion.js'
 
 const kCatalogue = Symbol.for('fastify-sse-manager.catalogue')

@@ -30,7 +30,7 @@ export interface LogListener {
  * - `ordered`: ephemeral, in order with the application's events.
  * - `apart`: ephemeral, on the channel between nodes.
  */
-export type NodeWay = 'logged' | 'ordered' | 'apart'
+export type NodeDelivery = 'logged' | 'ordered' | 'apart'
 
 const NO_TARGET: Target = { clientIds: [] }
 
@@ -191,11 +191,11 @@ export class EventLog {
    * Sends a message to all nodes, this one included.
    * @throws SSE_ERR_CLOSED, SSE_ERR_BROKER_UNAVAILABLE
    */
-  async tell (text: string, way: NodeWay): Promise<void> {
+  async tell (text: string, delivery: NodeDelivery): Promise<void> {
     await this.open()
     this.assertOpen()
     // The target matches no connection: clients that read the log skip the message.
-    await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: NO_TARGET, ephemeral: way !== 'logged', ...(way !== 'ordered' && { channel: 'node' }) })
+    await this.#broker.publish({ event: NODE_EVENT, data: text, priority: EventPriority.NORMAL, target: NO_TARGET, ephemeral: delivery !== 'logged', ...(delivery !== 'ordered' && { channel: 'node' }) })
   }
 
   #passed ({ seq, priority }: Message): void {

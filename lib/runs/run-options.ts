@@ -2,7 +2,7 @@ import { Type, type Static } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import { Buffer } from 'node:buffer'
 import { InvalidOption, InvalidRunId } from '../errors.js'
-import { bytes, durationMs, resolve } from '../util/schema.js'
+import { bytes, durationMs, resolve } from '../util/option-schema.js'
 import { kindOf } from '../util/quote.js'
 import { runKey, type RunKey } from '../log/run-store.js'
 

@@ -59,10 +59,10 @@ export interface Holder extends Receiver {
   reconsider (): void
   /** Checks queued events again after a subscription was removed. */
   sift (): void
-  /** Delays events that are published from now on, until `letGo()`. */
+  /** Delays events that are published from now on, until `endHold()`. */
   hold (): void
   /** Ends `hold()`. */
-  letGo (): void
+  endHold (): void
   /** Handles a subscription that was added to an open connection. */
   added (subscription: string): void
   /** Sends the control event `sse:unsubscribed`. */
@@ -164,7 +164,7 @@ export class Authorization<H extends Holder> {
         if (!await this.#stillHas(connection, subscription) && this.#take(connection, subscription, reason)) taken++
       }))
     } finally {
-      connection.letGo()
+      connection.endHold()
     }
     return taken
   }

@@ -6,12 +6,12 @@ import type { Connection } from '../../lib/log/redis/client.js'
 import type { Entry } from '../../lib/log/redis/entry.js'
 import { LogReader } from '../../lib/log/redis/reader.js'
 import type { ServerClock } from '../../lib/log/redis/server-clock.js'
-import type { News, Place, Position, Progress, RedisStore } from '../../lib/log/redis/store.js'
+import type { News, LogState, Position, Progress, RedisStore } from '../../lib/log/redis/store.js'
 import { turns, until } from '../helpers/wait.js'
 
 const NONE = { command: 0, commandTime: 0 }
 const connection: Connection = { send: async () => null, destroy: () => {} }
-const place = (more: Partial<Place>): Place => ({ epoch: 1, oldest: 1, newest: 0, ephemerals: 0, now: 1_000, askedTime: null, newestTime: null, why: 'of the test', ...NONE, previous: { epoch: 0, ...NONE }, ...more })
+const place = (more: Partial<LogState>): LogState => ({ epoch: 1, oldest: 1, newest: 0, ephemerals: 0, now: 1_000, askedTime: null, newestTime: null, why: 'of the test', ...NONE, previous: { epoch: 0, ...NONE }, ...more })
 
 /** An entry of the log; `null` for one that this package did not write. */
 function entry (number: number, other: number, more: Partial<Entry> & { event?: string, ephemeral?: boolean, foreign?: boolean } = {}): Entry {
@@ -33,7 +33,7 @@ function reading () {
       store.greets.push(asked)
       return store.place
     },
-    follow: (_connection: Connection, position: Position, { newest, ephemerals }: Pick<Place, 'newest' | 'ephemerals'>, _portion: unknown, blockMs: number) => {
+    follow: (_connection: Connection, position: Position, { newest, ephemerals }: Pick<LogState, 'newest' | 'ephemerals'>, _portion: unknown, blockMs: number) => {
       store.follows.push({ ...position, known: { newest, ephemerals }, blockMs })
       return new Promise<News | null>(resolve => { answer = resolve })
     }
@@ -55,7 +55,7 @@ function reading () {
     failing,
     told: () => told.splice(0),
     /** Reads over a new connection, from a log in this state. */
-    async serve (more: Partial<Place> = {}) {
+    async serve (more: Partial<LogState> = {}) {
       store.place = place(more)
       reader.serve(connection, problem => { reports.push(problem?.message ?? null) }).catch(error => { told.push(error) })
       await turns(2)
@@ -224,7 +224,7 @@ t.test('an entry whose delivery fails is read again', async t => {
 
 t.test('what is known of commands that were lost', async t => {
   const read = { epoch: 1, command: 5, commandTime: 50 }
-  const cases: [name: string, progress: Progress, place: Partial<Place>, kept: boolean | undefined][] = [
+  const cases: [name: string, progress: Progress, place: Partial<LogState>, kept: boolean | undefined][] = [
     ['no command is known of the old epoch that this node has not read', read, { previous: read }, undefined],
     ['another has read more', read, { previous: { ...read, command: 6 } }, false],
     ['another has read less', read, { previous: { ...read, command: 4 } }, undefined],

@@ -126,7 +126,7 @@ export class Group implements LeaderContext, Member {
   /** Asks whether another tab reads. Timers of hidden tabs can stand still for a minute, messages do not: the tab that reads only answers. */
   #ask (): void {
     this.#timer = this.client.clock.after(PING_MS, () => this.#ask())
-    if (this.#leader !== null || (isHidden() && !this.#membership!.turn.isHeld)) this.#unanswered = 0
+    if (this.#leader !== null || (isHidden() && !this.#membership!.lock.isHeld)) this.#unanswered = 0
     else if (this.#unanswered++ < MAX_UNANSWERED) this.post({ type: 'ping' })
     else this.#replace()
   }
@@ -134,7 +134,7 @@ export class Group implements LeaderContext, Member {
   /** Takes the place of the tab that reads. */
   #replace (): void {
     this.#unanswered = 0
-    this.#membership?.turn.steal()
+    this.#membership?.lock.steal()
   }
 
   receive (message: SentMessage): void {

@@ -1,6 +1,6 @@
 import { watchFreeze, type Locks } from './browser.js'
 import type { SentMessage } from './messages.js'
-import { Turn } from './turn.js'
+import { LeaderLock } from './leader-lock.js'
 
 /** What happens to a tab in its group. */
 export interface Member {
@@ -15,7 +15,7 @@ export interface Member {
 export class Membership {
   /** Another one each time: what concerns an earlier membership can arrive late. */
   readonly tab = crypto.randomUUID()
-  readonly turn: Turn
+  readonly lock: LeaderLock
   /** Whether the others see that this tab exists: false if the page may not use locks. */
   readonly isSeen: Promise<boolean>
   readonly #channel: InstanceType<typeof BroadcastChannel>
@@ -24,8 +24,8 @@ export class Membership {
   constructor (locks: Locks, name: string, member: Member) {
     this.#channel = new BroadcastChannel(name)
     this.#channel.onmessage = ({ data }) => member.receive(data as SentMessage)
-    const turn = this.turn = new Turn(locks, name, isHeld => isHeld ? member.lead() : member.follow())
-    turn.wait()
+    const lock = this.lock = new LeaderLock(locks, name, isHeld => isHeld ? member.lead() : member.follow())
+    lock.wait()
     const { signal } = this.#end
     this.isSeen = new Promise(resolve => {
       locks.request(lifeOf(name, this.tab), {}, () => {
@@ -35,9 +35,9 @@ export class Membership {
     })
     // A frozen page still answers messages, but its requests stand still.
     watchFreeze(signal, () => {
-      turn.leave()
+      lock.leave()
       member.follow()
-    }, () => turn.wait())
+    }, () => lock.wait())
   }
 
   post (message: SentMessage): void {
@@ -45,7 +45,7 @@ export class Membership {
   }
 
   leave (): void {
-    this.turn.leave()
+    this.lock.leave()
     this.#end.abort()
     this.#channel.close()
   }

@@ -71,8 +71,8 @@ export class Appender {
 
   /** Publishes over this connection until it fails; see `Serve`. */
   async serve (connection: Connection, report: Report): Promise<never> {
-    const place = await this.#log.greet(connection, { asked: 0, writable: true })
-    this.#onStored?.(place.epoch)
+    const state = await this.#log.greet(connection, { asked: 0, writable: true })
+    this.#onStored?.(state.epoch)
     return await new Promise<never>((_resolve, reject) => {
       this.#connection = connection
       this.#fail = reject
@@ -138,10 +138,10 @@ export class Appender {
       const { items } = this.#batch
       for (const item of items) item.sent = true
       try {
-        const place = await this.#log.append(connection, this.#batch, this.#history)
+        const state = await this.#log.append(connection, this.#batch, this.#history)
         this.#batch = null
-        if (place === null) this.#again(items)
-        else this.#logged(items, place)
+        if (state === null) this.#again(items)
+        else this.#logged(items, state)
       } catch (error) {
         if (isErrorReply(error)) this.#refused(items, error)
         if (this.#connection === connection) {

@@ -1,6 +1,6 @@
 import { Type, type Static } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
-import { bytes, durationMs, resolve } from '../../util/schema.js'
+import { bytes, durationMs, resolve } from '../../util/option-schema.js'
 import type { IoredisClient, NodeRedisClient } from './client.js'
 
 /** The schema of the options of `redisStreamsBroker`. The documentation, the validation and the public type come from it. */

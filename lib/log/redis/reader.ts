@@ -8,7 +8,7 @@ import type { ServerClock } from './server-clock.js'
 import type { Entry } from './entry.js'
 import { ReadSize } from './read-size.js'
 import type { Report } from './reconnector.js'
-import type { News, Place, RedisStore } from './store.js'
+import type { News, LogState, RedisStore } from './store.js'
 
 /** Receives messages and changes of position from a reader. */
 export interface ReaderSink {
@@ -93,31 +93,31 @@ export class LogReader {
   /** Checks the position, also after a lost connection: Redis may have restarted with fewer entries, or with none. */
   async #greet (connection: Connection): Promise<void> {
     const known = this.#epoch !== 0
-    let place = await this.#log.greet(connection, { asked: this.#position })
-    if (known && place.epoch === this.#epoch) {
-      this.#seenAt = place.now
-      this.#known = place
-      const sameEntry = place.askedTime === null || this.#positionTime === null || place.askedTime === this.#positionTime
-      if (place.newest >= this.#position && place.ephemerals >= this.#ephemerals && sameEntry) return
+    let state = await this.#log.greet(connection, { asked: this.#position })
+    if (known && state.epoch === this.#epoch) {
+      this.#seenAt = state.now
+      this.#known = state
+      const sameEntry = state.askedTime === null || this.#positionTime === null || state.askedTime === this.#positionTime
+      if (state.newest >= this.#position && state.ephemerals >= this.#ephemerals && sameEntry) return
       // Entries that this node has read are lost, and their numbers are reused: all cursors of this epoch are invalid.
-      place = await this.#log.greet(connection, { asked: 0, giveUp: this.#epoch })
+      state = await this.#log.greet(connection, { asked: 0, giveUp: this.#epoch })
     }
     // A log that began after the last contact with the old one is new as a whole. Entries of any other may be older than what
     // clients have received, so reading begins at its end.
-    if (known && place.epoch >= this.#seenAt) this.#move({ ...place, ephemerals: 0 }, place.oldest - 1, null, 'epoch')
-    else this.#move(place, place.newest, place.newestTime, known ? 'epoch' : null)
+    if (known && state.epoch >= this.#seenAt) this.#move({ ...state, ephemerals: 0 }, state.oldest - 1, null, 'epoch')
+    else this.#move(state, state.newest, state.newestTime, known ? 'epoch' : null)
   }
 
-  #move (place: Place, position: number, time: number | null, reason: GapReason | null): void {
-    const { epoch, newest, ephemerals, now, why } = place
-    const commandsKept = this.#commandsKept(place, position)
+  #move (state: LogState, position: number, time: number | null, reason: GapReason | null): void {
+    const { epoch, newest, ephemerals, now, why } = state
+    const commandsKept = this.#commandsKept(state, position)
     this.#epoch = epoch
     this.#position = position
     this.#positionTime = time
     this.#ephemerals = ephemerals
     this.#seenAt = now
     this.#known = { newest, ephemerals }
-    this.#log.progress = { epoch, ...(place.command > position ? { command: 0, commandTime: 0 } : { command: place.command, commandTime: place.commandTime }) }
+    this.#log.progress = { epoch, ...(state.command > position ? { command: 0, commandTime: 0 } : { command: state.command, commandTime: state.commandTime }) }
     this.#sink.moved(epoch, position, reason, `has a new epoch: ${why}`, commandsKept)
   }
 
@@ -125,7 +125,7 @@ export class LogReader {
    * Returns whether no command is lost: of the old epoch, or of the new one up to `position`. Undefined if Redis knows of no loss, but
    * cannot rule it out.
    */
-  #commandsKept ({ command, previous }: Place, position: number): boolean | undefined {
+  #commandsKept ({ command, previous }: LogState, position: number): boolean | undefined {
     const { progress } = this.#log
     if (command > 0 && position > 0) return false
     // At the first contact, connections cannot have missed a command of a log without commands.

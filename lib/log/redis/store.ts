@@ -48,7 +48,7 @@ export interface Progress {
 }
 
 /** The state of the log in Redis. */
-export interface Place {
+export interface LogState {
   /** Start of this epoch in milliseconds since the Unix epoch. */
   readonly epoch: number
   /** Number of the oldest logged entry; `newest + 1` for an empty log. */
@@ -146,7 +146,7 @@ export class RedisStore {
    * @param giveUp an epoch to replace by a new one, if it is still the current epoch
    * @param writable whether to reject if Redis accepts no writes (a replica, out of memory, …)
    */
-  async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<Place> {
+  async greet (connection: Connection, { asked, giveUp, writable = false }: { asked: number, giveUp?: number, writable?: boolean }): Promise<LogState> {
     const reply = texts(await GREET.run(connection, [this.#meta, this.#log, this.#ephemeral], [String(asked), giveUp === undefined ? '' : String(giveUp), writable ? '1' : '0', this.#progressText], this.#replyTimeoutMs))
     const [epoch, oldest, newest, ephemerals, now] = reply.map(Number) as [number, number, number, number, number]
     this.#clock.observe(now)
@@ -176,7 +176,7 @@ export class RedisStore {
    * Resolves with the entries after a position, or null if none arrive within `blockMs` milliseconds; 0 does not wait.
    * @param known numbers up to which Redis has confirmed that nodes wrote the entries, even if they cannot be decoded
    */
-  async follow (connection: Connection, { epoch, seq, ephemerals }: Position, known: Pick<Place, 'newest' | 'ephemerals'>, portion: ReadSize, blockMs: number): Promise<News | null> {
+  async follow (connection: Connection, { epoch, seq, ephemerals }: Position, known: Pick<LogState, 'newest' | 'ephemerals'>, portion: ReadSize, blockMs: number): Promise<News | null> {
     // In Redis, BLOCK 0 blocks without a limit.
     const block = blockMs === 0 ? [] : ['BLOCK', String(blockMs)]
     const { count } = portion

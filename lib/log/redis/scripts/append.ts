@@ -1,14 +1,14 @@
-import { PLACE } from './place.js'
+import { STATE } from './state.js'
 import { Script } from '../script.js'
 
 /**
- * Appends a batch completely and only once. KEYS: as of PLACE, then the key of the writer. ARGV: number of the batch; time after
+ * Appends a batch completely and only once. KEYS: as of STATE, then the key of the writer. ARGV: number of the batch; time after
  * which it must not be appended; milliseconds for which the writer is remembered; maximum events, milliseconds and bytes of the
  * log, then of the ephemeral stream. Then four for each message: 0 for ephemeral, 1 for logged or 2 for a logged command; its
- * size in bytes; head; data. Then the end as of PLACE.
+ * size in bytes; head; data. Then the end as of STATE.
  * Returns `done`, Redis's clock, epoch and first sequence number; or `late` and the clock if nothing was appended.
  */
-export const APPEND = new Script(`${PLACE}
+export const APPEND = new Script(`${STATE}
 -- A writer sends one batch at a time: a batch that is not newer than its last one was appended before, or was given up.
 local writer = redis.pcall('GET', KEYS[4])
 local last, lastEpoch, lastFirst = string.match(type(writer) == 'string' and writer or '', '^(%d+):(%d+):(%d+)$')

@@ -1,13 +1,13 @@
-import { PLACE } from './place.js'
+import { STATE } from './state.js'
 import { Script } from '../script.js'
 
 /**
- * Returns the state of the log. KEYS and the end of ARGV: see PLACE. ARGV: a sequence number; an epoch to replace, or an empty
+ * Returns the state of the log. KEYS and the end of ARGV: see STATE. ARGV: a sequence number; an epoch to replace, or an empty
  * string; 1 to fail if Redis accepts no writes. Returns epoch, oldest and newest sequence number, newest ephemeral number, Redis's
  * clock, the times of logging of the given and of the newest entry, why the epoch was started, number and time of the newest
  * command, and the previous epoch with number and time of its newest command.
  */
-export const GREET = new Script(`${PLACE}
+export const GREET = new Script(`${STATE}
 -- An entry after the newest number was not added by a node, or the metadata are older than the stream: XADD would fail.
 local function beyond (key, last)
   local entry = redis.call('XRANGE', key, '(' .. integer(epoch) .. '-' .. integer(last), '+', 'COUNT', 1)[1]

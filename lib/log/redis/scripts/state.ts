@@ -7,7 +7,7 @@
  * reason. An epoch is its time of start in milliseconds, so that a later epoch sorts after an earlier one. Entries have the id
  * `epoch-seq`. A reader that blocks after an entry of the old epoch is therefore woken by the first entry of the new one.
  */
-export const PLACE = `
+export const STATE = `
 local function integer (value) return string.format('%.0f', value) end
 local function count (text)
   local value = tonumber(text)

@@ -1,7 +1,7 @@
 import type { Locks } from './browser.js'
 
 /** Decides which tab reads: the one that holds a Web Lock. The browser passes it on when a tab is closed or crashes. */
-export class Turn {
+export class LeaderLock {
   readonly #locks: Locks
   readonly #name: string
   readonly #onHeld: (isHeld: boolean) => void
