@@ -3,7 +3,7 @@ import { addressOf } from '../access/address.js'
 import type { SSEConnection } from '../connections/connection.js'
 import { isPattern } from '../events/topic.js'
 import type { Registry } from '../subscriptions/registry.js'
-import { portions } from '../util/portions.js'
+import { portions } from '../util/long-list.js'
 import { compare, formatPosition, parsePosition, type ListedConnection, type NodePage, type Position, type ResolvedQuery } from './connection-page.js'
 
 /** Number of connections that are looked at in one turn of the event loop. */

@@ -5,7 +5,7 @@ import type { Statistics } from '../connections/statistics.js'
 import type { Runs } from '../runs/runs.js'
 import type { Registry } from '../subscriptions/registry.js'
 import type { Clock } from '../util/clock.js'
-import { portions } from '../util/portions.js'
+import { portions } from '../util/long-list.js'
 
 /** Time for which an answer is returned again: the work of a node does not grow with the number of those who ask. */
 const FRESH_MS = 1_000

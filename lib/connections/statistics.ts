@@ -4,7 +4,7 @@ import type { ReportedStream, Telemetry } from '../diagnostics/telemetry.js'
 import type { Broker, LogSize } from '../log/broker.js'
 import type { RunStatus } from '../log/run-store.js'
 import type { Member, Registry } from '../subscriptions/registry.js'
-import { portions } from '../util/portions.js'
+import { portions } from '../util/long-list.js'
 
 /** Number of connections that `readInTurns()` visits in one turn of the event loop. */
 const VISITED_PER_TURN = 1_000
