@@ -32,12 +32,13 @@ t.test('nothing is made for channels to which nobody listens', async t => {
     }
   }
   await publish()
-  // Code that the engine has compiled meanwhile would count as well.
-  await allocatedBy(publish)
+  // Code that the engine compiles counts as well, which it does once; what is made for an event is made in each measurement.
+  const measured: number[] = []
   const before = app.sse.stats()
-  t.equal(await allocatedBy(publish), 0)
+  while (measured.at(-1) !== 0 && measured.length < 6) measured.push(await allocatedBy(publish))
+  t.equal(measured.at(-1), 0, `bytes: ${measured.join(', ')}`)
   const after = app.sse.stats()
-  t.equal(after.published - before.published, EVENTS, 'it is counted all the same')
+  t.equal(after.published - before.published, EVENTS * measured.length, 'it is counted all the same')
   const reports = new Reports(t, () => app.sse.nodeId)
   const bytes = await allocatedBy(publish)
   t.equal(reports.of('publish').length, EVENTS)
