@@ -136,8 +136,23 @@ t.test('the board in a browser', { skip, timeout: 500_000 }, async t => {
     t.notMatch(await grace.locator('#wire').innerText(), 'does not hear')
     t.notMatch(await grace.getByRole('button', { name: 'General' }).innerText(), /\d/)
 
+    // The stream brings state and events of the room before the answer to the request: the switch shows what was chosen all the while.
+    let answer = (): void => {}
+    const asked = new Promise<void>((resolve, reject) => {
+      grace.route('**/subscriptions/**', async route => {
+        const response = await route.fetch()
+        const answered = new Promise<void>(resolve => { answer = resolve })
+        resolve()
+        await answered
+        await route.fulfill({ response })
+      }, { times: 1 }).catch(reject)
+    })
     await grace.locator('#conversation-joined').check()
+    await asked
     await say(ada, 'General', 'And this again')
+    await grace.locator('#wire').getByText('And this again').waitFor()
+    t.equal(await grace.locator('#conversation-joined').isChecked(), true)
+    answer()
     await grace.locator('#messages').getByText('And this again').waitFor()
     t.equal(await grace.locator('#client-id').textContent(), clientId, 'it is still the same connection')
     t.equal(await grace.locator('#count-lost').textContent(), '0')

@@ -71,7 +71,11 @@ function board (session) {
   const failed = error => notices.toast({ title: 'That did not work', message: error.message, level: 'error' })
   const notices = new NoticePanel(session, { failed })
   const machine = new MachinePanel($('main'))
-  const chat = new ChatPanel(session, { subscribe, failed })
+  /** The topics of the open stream, and switches whose change the server has not confirmed. */
+  let topics = new Set()
+  const switched = new Map()
+  const isOn = topic => switched.get(topic) ?? topics.has(topic)
+  const chat = new ChatPanel(session, { subscribe, isOn, failed })
   const account = new AccountPanel(stream, { failed })
   const connections = new ConnectionsPanel(session, { ownClientId: () => stream?.clientId, failed })
   const log = new LogPanel(session)
@@ -80,7 +84,7 @@ function board (session) {
 
   for (const input of document.querySelectorAll('input[data-topic]')) {
     input.disabled = user.role === 'guest' && input.dataset.topic !== 'machine'
-    input.onchange = () => subscribe(input.dataset.topic, input.checked).catch(error => { input.checked = !input.checked; failed(error) })
+    input.onchange = () => subscribe(input.dataset.topic, input.checked).catch(failed)
   }
 
   stream
@@ -97,7 +101,10 @@ function board (session) {
       chat.fill(messages)
       if (end !== null) log.fill(end)
     })
-    .on('topics', show)
+    .on('topics', held => {
+      topics = held
+      show()
+    })
     .on('counted', ledger => account.counted(ledger))
     .on('received', event => account.received(event))
     .on('resumed', resumed => {
@@ -120,15 +127,21 @@ function board (session) {
     .on('log', lines => log.show(lines))
   stream.open()
 
-  /** Adds a topic to the open stream, or removes it. The stream brings the state of an added topic before its events. */
-  async function subscribe (topic, wanted) {
-    const { topics } = await call(wanted ? 'PUT' : 'DELETE', `/connections/${stream.clientId}/subscriptions/${encodeURIComponent(topic)}`)
-    stream.ledger.forget(topic)
-    show(new Set(topics))
+  /** Adds a topic to the open stream, or removes it. The stream brings the state of an added topic before the answer arrives. */
+  async function subscribe (topic, on) {
+    switched.set(topic, on)
+    try {
+      const answer = await call(on ? 'PUT' : 'DELETE', `/connections/${stream.clientId}/subscriptions/${encodeURIComponent(topic)}`)
+      stream.ledger.forget(topic)
+      topics = new Set(answer.topics)
+    } finally {
+      if (switched.get(topic) === on) switched.delete(topic)
+      show()
+    }
   }
 
-  function show (topics) {
-    for (const input of document.querySelectorAll('input[data-topic]')) input.checked = topics.has(input.dataset.topic)
+  function show () {
+    for (const input of document.querySelectorAll('input[data-topic]')) input.checked = isOn(input.dataset.topic)
     chat.topics(topics)
   }
 }

@@ -8,13 +8,17 @@ export class ChatPanel {
   #users
   #conversations = new Map()
   #current
-  #subscribe
+  #isOn
 
-  /** Creates the panel. @param subscribe (topic, wanted) => Promise */
-  constructor ({ user, users, rooms }, { subscribe, failed }) {
+  /**
+   * Creates the panel.
+   * @param subscribe (topic, on) => Promise
+   * @param isOn (topic) => whether its switch is on, also while the server has not confirmed it
+   */
+  constructor ({ user, users, rooms }, { subscribe, isOn, failed }) {
     this.#me = user
     this.#users = users
-    this.#subscribe = subscribe
+    this.#isOn = isOn
     for (const room of rooms) this.#conversations.set(`chat:${room.id}`, { ...room, path: `/rooms/${room.id}/messages`, room: true, open: room.roles.includes(user.role), messages: [], unread: 0, joined: false })
     for (const other of users) {
       if (other.id === user.id) continue
@@ -24,10 +28,7 @@ export class ChatPanel {
     $('rooms').replaceChildren(...this.#buttons(conversation => conversation.room))
     $('people').replaceChildren(...this.#buttons(conversation => !conversation.room))
     $('composer').onsubmit = event => { event.preventDefault(); this.#send().catch(failed) }
-    $('conversation-joined').onchange = event => {
-      const { checked } = event.target
-      this.#subscribe(this.#current, checked).catch(error => { event.target.checked = !checked; failed(error) })
-    }
+    $('conversation-joined').onchange = event => subscribe(this.#current, event.target.checked).catch(failed)
     this.choose('chat:general')
   }
 
@@ -126,7 +127,7 @@ export class ChatPanel {
     const list = $('messages')
     const follow = atEnd(list) || list.dataset.conversation !== this.#current
     list.dataset.conversation = this.#current
-    $('conversation-joined').checked = conversation.joined
+    $('conversation-joined').checked = this.#isOn(this.#current)
     $('conversation-joined').disabled = !conversation.open
     for (const control of $('composer').elements) control.disabled = !conversation.joined
     if (!conversation.joined) {
