@@ -4,7 +4,7 @@ import type { Target } from '../events/target.js'
 import { BrokerUnavailable } from '../errors.js'
 import type { Interest } from '../log/log-index.js'
 import { formatCursor, parseCursor } from '../log/cursor.js'
-import type { Frame } from '../delivery/frame.js'
+import { FRAME_BYTES, type Frame } from '../delivery/frame.js'
 import type { Turns } from '../delivery/replay-scheduler.js'
 import { CatchUp } from './catch-up.js'
 import { gapFrame } from './control-frames.js'
@@ -98,7 +98,7 @@ export class Backlog extends Unsent {
     // Logged events after the position of the snapshot are read from the log.
     if (frame.seq > 0) return true
     const snapshot = this.#snapshot!
-    if (outbox.boundedBytes === 0 || outbox.boundedBytes + snapshot.bytes + frame.bytes <= this.context.outboxBytes) return snapshot.queue(frame)
+    if (outbox.boundedBytes === 0 || outbox.boundedBytes + snapshot.bytes + frame.bytes + FRAME_BYTES <= this.context.outboxBytes) return snapshot.queue(frame)
     this.lost++
     this.onDrop('outbox')
     return false
@@ -127,7 +127,6 @@ export class Backlog extends Unsent {
     this.#snapshot?.begin()
     if (this.#awaited !== null || this.catchUp?.outbox.idle !== true || this.#isPending) return
     this.replace(null)
-    if (this.#resumed === null) this.#decide(true)
   }
 
   override clear (): void {
@@ -206,11 +205,10 @@ export class Backlog extends Unsent {
   #lose (reason: GapReason, lastEventId: string, { floor = 0, isAll = false } = {}): void {
     const snapshot = this.#snapshot
     const catchUp = this.fallBehind()
-    catchUp.ceiling = Infinity
     catchUp.endReplay('gap')
     // The client waits for its whole state already.
     if (snapshot?.replaces === true) return snapshot.again(floor)
-    if (this.#resumed !== false) this.#decide(false)
+    this.#decide(false)
     const frame = gapFrame(reason, lastEventId, snapshot !== null)
     snapshot?.sent()
     if (isAll || snapshot !== null) catchUp.outbox.restart(frame)
@@ -274,7 +272,6 @@ export class Backlog extends Unsent {
 
   /** Reads the log: a page of missed events, or whether it has what follows a cursor or a snapshot. Rejects if it cannot be read. */
   async readPage (broker: Broker, turns: Turns, interest: Interest, wants: (message: Message) => boolean): Promise<void> {
-    if (this.#reading) return
     this.#reading = true
     try {
       if (this.#awaited !== null) return await this.#reach(broker, this.#awaited)
@@ -282,7 +279,6 @@ export class Backlog extends Unsent {
       if (catchUp === null) return
       if (this.#snapshot?.isLoaded === true && catchUp.outbox.idle) return await this.#place(broker, this.#snapshot)
       const gap = await catchUp.read(broker, turns, interest, wants)
-      if (this.catchUp !== catchUp) return
       if (gap !== null) this.#lose(gap, this.#unmarked ?? '', { floor: Math.max(...catchUp.place ?? [0]) })
       else if (catchUp.outbox.lagging === null && this.#resumed === null) this.#decide(true)
     } finally {

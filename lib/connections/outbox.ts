@@ -266,7 +266,7 @@ export class Outbox {
   #makeRoom (frame: Frame, position: number): void {
     const highest = frame.seq > 0 ? frame.priority : frame.priority - 1
     this.#shed(frame, highest, () => this.#full(frame))
-    for (let priority = 0; priority <= highest && this.#full(frame); priority++) this.readLater(position, priority)
+    for (let priority = 0; priority <= highest && this.#full(frame); priority++) if (this.#lanes[priority]!.hasLogged || priority === frame.priority) this.readLater(position, priority)
   }
 
   /** Drops ephemeral frames for another frame while `need` returns true, lowest priority and oldest first. */
