@@ -5,7 +5,7 @@ import { block, serve, type Service } from './helpers/app.js'
 import { gated } from './helpers/loads.js'
 import { turns, until } from './helpers/wait.js'
 import { EventPriority } from '../lib/index.js'
-import { testClock } from '../lib/testing/index.js'
+import { testClock, testLog } from '../lib/testing/index.js'
 
 // When a stream has ended, however it was used and ended, its node holds what it held at boot: no entry in an index, no reservation, no
 // timer, no byte of a budget. Every collection and every number of the node is compared, so that a field that is new is looked at too.
@@ -16,6 +16,8 @@ const STAYS = new RegExp([
   String.raw`#dispatcher\.#(messages|deliveries)$`,
   String.raw`\.registry\.#marks$`,
   String.raw`\.eventLog\.(newest|#position|#broker\.#ring)\b`,
+  String.raw`\.options\.broker\.`,
+  String.raw`\.cluster\.(#membership\.#listenedMs|#scatter\.(#asked|#answers\.size)|#commands\.#newest)$`,
   String.raw`\.(#disconnections|#matches|frames)\.`,
   // Removed when the next ticket is redeemed.
   String.raw`#claims\.size$`,
@@ -220,4 +222,46 @@ t.test('a node whose streams have ended holds what it held at boot', async t => 
   }
   const seen = [...boot.keys()]
   for (const part of ['registry', 'admission.#capacity', '#context.budget', '#context.wheel', '#context.replays', '#context.snapshotLoads', 'cluster', 'runs']) t.ok(seen.some(path => path.includes(part)), `${part} is looked at`)
+})
+
+t.test('nodes whose streams have ended hold what they held before, and nothing of a node that has left', async t => {
+  const log = testLog()
+  const clock = testClock()
+  const start = (): Promise<Service> => serve(t, { ...clock.options, broker: log.broker(), presenceEvents: { topics: ['who'] } })
+  const services = await Promise.all([start(), start()])
+  const [a, b] = services as [Service, Service]
+  /** Heartbeats go on meanwhile. */
+  const heard = (what: 'nodes' | 'connections', count: number) => until(async () => {
+    await clock.advance(1_000)
+    return services.every(({ app }) => {
+      const { nodes, connections } = app.sse.clusterStats()
+      return count === { nodes: nodes.length, connections }[what]
+    })
+  }, 20_000, `${count} ${what}`)
+  await heard('nodes', 2)
+  const before = services.map(({ app }) => held(app.sse))
+
+  const third = await start()
+  await heard('nodes', 3)
+  const joined = await Promise.all([a.join('ada', ['who', 'news']), b.join('ada', ['who']), b.join('bob', ['news']), third.join('eve', ['who'])])
+  await heard('connections', 4)
+  await b.app.sse.broadcastEvent({ data: 1 }, { subscriptionIds: ['news'] })
+  await joined[0]!.stream.next('message')
+  t.equal((await a.app.sse.presence('who')).users.length, 2)
+  t.equal((await a.app.sse.listConnections()).connections.length, 4)
+  await a.app.sse.addSubscription(joined[2]!.connection.clientId, 'who')
+  t.equal(await a.app.sse.revokeSubscription('bob', 'news'), 1)
+  t.equal(await a.app.sse.closeConnection(joined[1]!.connection.clientId), true)
+  t.equal(await a.app.sse.disconnectUser('bob'), 1)
+  await joined[0]!.stream.close()
+  await third.app.close()
+  await heard('nodes', 2)
+  let left: string[] = []
+  await until(async () => {
+    await clock.advance(20_000)
+    await turns()
+    left = services.flatMap(({ app }, i) => changes(before[i]!, held(app.sse), STAYS))
+    return left.length === 0
+  }, 10_000).catch(() => {})
+  t.strictSame(left, [])
 })
