@@ -46,7 +46,11 @@ test('ages and claims go by the clock of the node, and claims that are over take
   t.equal(await broker.claim('key', 1_000), true, 'its time is over')
   await time.advance(59_000)
   t.equal((await read()).messages.length, 1)
+  const { size } = broker
+  t.ok(size!.events === 1 && size!.bytes > 0)
+  t.strictSame(await broker.read({ epoch: 'other', after: 0, priority: EventPriority.NORMAL, limit: 1 }), { messages: [], next: 1, gap: 'epoch' })
   await time.advance(1)
+  t.strictSame(broker.size, { events: 0, bytes: 0 })
   t.equal((await read()).gap, 'trimmed')
 
   const before = collect()
@@ -55,6 +59,24 @@ test('ages and claims go by the clock of the node, and claims that are over take
     if (i % 1_000 === 0) await time.advance(1_000)
   }
   t.ok(collect() - before < 8 << 20, 'of 30 MB')
+})
+
+test('a claim of which the time is over is over, also behind a longer one, and those claimed in between leave', async t => {
+  const time = testClock()
+  const broker = memoryBroker()
+  await broker.open(SILENT, HISTORY, time.clock.wall)
+  const before = collect()
+  await broker.claim('long', 1_000)
+  await broker.claim('short', 10)
+  for (let i = 0; i < 10_000; i++) await broker.claim(`${i}-${'x'.repeat(1_000)}`, 1_000)
+  await time.advance(9)
+  t.equal(await broker.claim('short', 10), false)
+  await time.advance(1)
+  t.equal(await broker.claim('short', 1e9), true)
+  await time.advance(990)
+  t.equal(await broker.claim('long', 1), true)
+  t.ok(collect() - before < 4 << 20, 'of 10 MB')
+  t.equal(await broker.claim('short', 10), false)
 })
 
 test('a broker that is closed during a delivery answers what waits, and keeps nothing', async t => {

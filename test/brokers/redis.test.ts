@@ -1,6 +1,6 @@
 import fastifyRedis from '@fastify/redis'
 import { createClient, RESP_TYPES } from '@redis/client'
-import { getEventListeners, once } from 'node:events'
+import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import Fastify from 'fastify'
@@ -12,8 +12,7 @@ import { redisStreamsBroker, type RedisStreamsOptions } from '../../lib/redis.js
 import { Appender } from '../../lib/log/redis/appender.js'
 import { connector } from '../../lib/log/redis/client.js'
 import { ServerClock } from '../../lib/log/redis/server-clock.js'
-import { MAX_COUNT, ReadSize } from '../../lib/log/redis/read-size.js'
-import { Reconnector } from '../../lib/log/redis/reconnector.js'
+import { ReadSize } from '../../lib/log/redis/read-size.js'
 import { RedisStore } from '../../lib/log/redis/store.js'
 import { formatCursor } from '../../lib/log/cursor.js'
 import ssePlugin, { EventPriority, SSEError } from '../../lib/index.js'
@@ -958,69 +957,6 @@ t.test('with a server', { skip: withoutRedis }, async t => {
   })
 })
 
-t.test('a portion follows the size of entries and the speed of replies', async t => {
-  const portion = new ReadSize()
-  const read = (bytes: number, share: number, entries = portion.count) => {
-    portion.came(portion.count, entries, entries * bytes, share)
-    return portion.count
-  }
-  t.equal(portion.count, 64)
-  t.equal(read(100, 0), 128)
-  for (let i = 0; i < 5; i++) read(100, 0)
-  t.equal(portion.count, MAX_COUNT)
-  t.equal(read(100_000, 0), 10, 'a megabyte')
-  t.ok(read(100, 0) < 20, 'the next ones may be as large again')
-  for (let i = 0; i < 50; i++) read(100, 0)
-  t.equal(portion.count, MAX_COUNT)
-  t.equal(read(100, 0.4), MAX_COUNT, 'quick enough')
-  t.equal(read(100, 0.6), MAX_COUNT / 2, 'too close to the end of its time')
-  t.equal(read(100, 0.9, 3), MAX_COUNT / 2, 'it has waited for its first entry')
-  t.equal(read(0, 0, 0), MAX_COUNT / 2)
-  for (let count = 250; count > 1; count >>= 1) {
-    t.equal(portion.count, count)
-    portion.late(count)
-  }
-  t.strictSame([portion.count, portion.patience], [1, 1])
-  for (let i = 0; i < 20; i++) portion.late(1)
-  t.strictSame([portion.count, portion.patience], [1, 64], 'bounded')
-  for (let i = 0; i < 3; i++) read(100, 0)
-  t.strictSame([portion.count, portion.patience], [8, 8])
-})
-
-t.test('a link that lasts comes back at once, one that does not ever more slowly', async t => {
-  for (const lastsMs of [10_000, 0]) {
-    const delays: number[] = []
-    let now = performance.now()
-    const { setTimeout } = globalThis
-    const restore = [
-      t.intercept(performance, 'now', { value: () => now, configurable: true }),
-      t.intercept(globalThis, 'setTimeout', {
-        value: (run: () => void, ms: number) => {
-          delays.push(ms)
-          return setTimeout(run, 0)
-        },
-        configurable: true
-      })
-    ]
-    const changes: (Error | null)[] = []
-    const link = new Reconnector({
-      connect: async () => ({ send: async () => null, destroy: () => {} }),
-      serve: async (_connection, report) => {
-        report(null)
-        now += lastsMs
-        throw new Error('lost')
-      },
-      onChange: error => { changes.push(error) }
-    })
-    link.start()
-    while (delays.length < 12) await new Promise(resolve => setImmediate(resolve))
-    await link.stop()
-    for (const { restore: undo } of restore as unknown as { restore (): void }[]) undo()
-    t.ok(lastsMs > 0 ? delays.every(ms => ms <= 50) : delays.slice(6).every(ms => ms >= 500 && ms <= 1_000), delays.join())
-    t.ok(changes.length >= 24)
-  }
-})
-
 t.test('closing does not wait for a server that says nothing', async t => {
   const server = createServer(socket => socket.on('error', () => {})).listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -1031,16 +967,6 @@ t.test('closing does not wait for a server that says nothing', async t => {
     let closed = false
     node.broker.close().then(() => { closed = true })
     await until(() => closed, 20_000, 'it is closed')
-  }
-})
-
-t.test('a connection that was made does not listen for the end of its attempt', { skip: withoutRedis }, async t => {
-  const server = await start(t)
-  for (const client of [new Redis(server.url, { lazyConnect: true }), createClient({ url: server.url }), server.url]) {
-    const { signal } = new AbortController()
-    const connection = await connector(client, undefined, 20_000)(() => {}, signal)
-    t.equal(getEventListeners(signal, 'abort').length, 0)
-    connection.destroy()
   }
 })
 

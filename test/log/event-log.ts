@@ -155,9 +155,9 @@ function eventLog () {
     told.push(['deliver', seq, epoch, log.position])
     return 3
   }
-  const logged = (level: string) => (_details: object, message: string) => { told.push([level, message]) }
+  const logged = (level: string) => (details: { err?: Error, reason?: string }, message: string) => { told.push([level, message, ...Object.values(details).map(value => value instanceof Error ? value.message : value)]) }
   const log: EventLog = new EventLog(broker, { history: HISTORY, clock: time.clock }, {
-    opened: note('opened'), deliver, told: (text, seq) => { told.push(['told', text, seq, log.position]) }, gap: note('gap'), state: note('state')
+    opened: note('opened'), deliver, told: (text, seq) => { told.push(['told', text, seq, log.position]) }, gap: (reason, kept) => { told.push(['gap', reason, kept, log.position, log.cursor()]) }, state: note('state')
   }, { error: logged('error'), warn: logged('warn'), info: logged('info'), debug: logged('debug') })
   return { broker, log, time, told: () => told.splice(0) }
 }
@@ -166,17 +166,18 @@ const store = new AsyncLocalStorage<string>()
 t.test('the log of a node: position, newest of each priority, state and health follow what the broker tells', async t => {
   const { broker, log, time, told } = eventLog()
   t.match(log.health, { status: 'degraded', reason: /not open/ })
-  t.equal(log.isOpen, false)
+  t.strictSame([log.isOpen, log.shared], [false, true])
+  t.throws(() => log.cursor(), { code: 'SSE_ERR_BROKER_UNAVAILABLE', message: /not open yet/ })
   await store.run('request', () => Promise.all([log.open(), log.open()]))
   t.equal(broker.context, undefined, 'what the broker does later belongs to no request')
   t.strictSame(told(), [['state', 'up'], ['debug', 'The event log is reachable again'], ['opened']])
-  t.strictSame([log.isOpen, log.position, [...log.newest], log.health.status], [true, 5, [5, 5, 5, 5], 'up'])
+  t.strictSame([log.isOpen, log.position, [...log.newest], log.health.status, log.cursor()], [true, 5, [5, 5, 5, 5], 'up', 'one.5'])
 
   t.equal(broker.sink.deliver(message(6, { priority: EventPriority.HIGH })), 3)
   t.equal(broker.sink.deliver(message(7, { event: 'sse:node', data: 'text' })), 0)
   t.equal(broker.sink.deliver(message(0)), 3)
   t.strictSame(told(), [['deliver', 6, 'one', 5], ['told', 'text', 7, 7], ['deliver', 0, 'one', 7]])
-  t.strictSame([log.position, [...log.newest]], [7, [5, 7, 6, 5]])
+  t.strictSame([log.position, [...log.newest], log.cursor()], [7, [5, 7, 6, 5], 'one.7'])
 
   await time.advance(1_000)
   broker.sink.state('down', new Error('first'))
@@ -186,7 +187,7 @@ t.test('the log of a node: position, newest of each priority, state and health f
   t.strictSame(log.health, { status: 'degraded', reason: 'second', since }, 'the reason is another, the outage is the same')
   broker.sink.state('down')
   t.match(log.health, { reason: 'The event log cannot be reached', since })
-  t.strictSame(told(), [['state', 'down'], ['error', 'The event log cannot be reached']])
+  t.strictSame(told(), [['state', 'down'], ['error', 'The event log cannot be reached', 'first']])
   broker.sink.state('up')
   t.strictSame(log.health, { status: 'up', since: since + 1_000 })
   broker.sink.state('up')
@@ -194,16 +195,26 @@ t.test('the log of a node: position, newest of each priority, state and health f
 
   Object.assign(broker, { epoch: 'two', position: 2 })
   broker.sink.gap('epoch', undefined, true)
-  t.strictSame(told(), [['gap', 'epoch', true], ['state', 'up']])
+  t.strictSame(told(), [['gap', 'epoch', true, 2, 'two.2'], ['state', 'up']])
   t.strictSame([log.epoch, log.position, [...log.newest]], ['two', 2, [2, 2, 2, 2]])
   broker.sink.gap('trimmed', new Error('lost'))
-  t.strictSame(told(), [['gap', 'trimmed', undefined], ['state', 'up'], ['warn', 'The event log has lost its continuity; connected clients receive sse:gap']])
+  t.strictSame(told(), [['gap', 'trimmed', undefined, 2, 'two.2'], ['state', 'up'], ['warn', 'The event log has lost its continuity; connected clients receive sse:gap', 'lost', 'trimmed']])
+  const brokenSince = time.now
   for (const epoch of ['', 'a b', 'a\nb', 'a.b', 'e'.repeat(33), ' a']) {
     broker.epoch = epoch
     t.throws(() => broker.sink.gap('epoch'), { code: 'SSE_ERR_INVALID_OPTION', message: '"broker" has the epoch' }, JSON.stringify(epoch))
-    t.match(log.health, { status: 'degraded', reason: /has the epoch/ })
+    t.match(log.health, { status: 'degraded', reason: /has the epoch/, since: brokenSince })
+    await time.advance(1_000)
   }
   t.strictSame(told(), [])
+  for (const epoch of ['e'.repeat(32), '-', '_', 'A', 'z', '0']) {
+    broker.epoch = epoch
+    broker.sink.gap('epoch')
+    t.equal(log.cursor(), `${epoch}.2`)
+  }
+  const closedAt = time.now
+  await log.close()
+  t.strictSame(log.health, { status: 'degraded', reason: 'The event log is closed', since: closedAt }, 'that it is closed is no outage')
 })
 
 t.test('what a broker answers is checked, and its own errors become the cause of one of ours', async t => {
@@ -231,6 +242,8 @@ t.test('what a broker answers is checked, and its own errors become the cause of
     broker.answer = make(ours)
     t.equal(await Promise.resolve().then(() => log.append(message(0))).catch(error => error), ours)
   }
+  broker.answer = Promise.reject(own)
+  await t.rejects(log.tell('text', 'apart'), own, 'who tells learns of a failure')
   broker.answer = good
   broker.published.length = 0
   for (const way of ['logged', 'ordered', 'apart'] as const) await log.tell(way, way)
@@ -259,7 +272,7 @@ t.test('a log that was closed takes and tells nothing, also if it was still open
     t.match(log.health, { status: 'degraded', reason: /is closed/ })
     if (when !== 'never opened') for (const state of ['down', 'up'] as const) broker.sink.state(state)
     t.match(log.health, { status: 'degraded', reason: /is closed/ })
-    const calls: (() => Promise<unknown>)[] = [() => log.open(), async () => await log.append(message(0)), () => log.tell('', 'apart'), async () => log.assertOpen()]
+    const calls: (() => Promise<unknown>)[] = [() => log.open(), async () => await log.append(message(0)), () => log.tell('', 'apart'), async () => log.assertOpen(), async () => log.cursor()]
     for (const call of calls) await t.rejects(call(), { code: 'SSE_ERR_CLOSED' })
     t.strictSame([told(), broker.published], [[], []], when)
   }

@@ -143,7 +143,7 @@ export class RedisStreamsBroker implements Broker {
   async read ({ epoch, ...request }: ReadRequest): Promise<Page> {
     for (;;) {
       if (this.#sink === null || this.#closing !== null) throw new Closed()
-      if (this.#cursorAhead.has(epoch, request.after)) return await this.#replay!.read(request)
+      if (this.#replay !== null && this.#cursorAhead.has(epoch, request.after)) return await this.#replay.read(request)
       const gap = await this.#cursorAhead.gapBefore(epoch, request.after)
       if (gap !== null) return { messages: [], next: this.position, gap }
     }
@@ -220,7 +220,8 @@ export class RedisStreamsBroker implements Broker {
     const fetch: Fetch = async (from, to) => {
       // While Redis is unreachable, readers fail at once instead of each trying a connection.
       this.#reached()
-      return await this.#past.read(epoch, from, to)
+      const entries = await this.#past.read(epoch, from, to)
+      return entries.map(entry => ({ ...entry, time: this.#clock.localTime(entry.time) }))
     }
     this.#epoch = epoch
     this.#replay = new HistoryCache(this.#history!, position, fetch)

@@ -70,6 +70,7 @@ interface OwnNodeRedis extends NodeRedisClient {
 /** The part of a client library's socket that is used. */
 interface ReadSocket {
   readonly bytesRead?: number
+  destroy (error: Error): void
 }
 
 interface Attempt {
@@ -133,6 +134,8 @@ function fromUrl (url: string, database: number | undefined, connectTimeoutMs: n
     const { Redis } = await import('ioredis').catch((cause: unknown) => {
       throw new InvalidOption('broker.client', 'is a URL, which needs ioredis: npm install ioredis', { cause })
     })
+    // No event follows if it was aborted meanwhile.
+    signal.throwIfAborted()
     // ioredis expects the path of a Unix socket without a scheme.
     const template = new Redis(url.replace(/^unix:\/\//, ''), { lazyConnect: true })
     return connectIoredis(template, { database, connectTimeoutMs, onLost, signal })
@@ -199,13 +202,18 @@ async function connectNodeRedis (client: NodeRedisClient, { database, connectTim
     emitInvalidate: false,
     maintNotifications: 'disabled',
     name: NAME,
-    ...(database !== undefined && { database })
+    // A database in the URL would replace this one. The other parts of the URL are in the client's options.
+    ...(database !== undefined && { database, url: undefined })
   }) as OwnNodeRedis
   redis.on('error', onLost)
   let socket: ReadSocket | undefined
   const connection: Connection = {
     send: (command, timeoutMs) => inTime(redis.sendCommand([...command]), timeoutMs, () => socket?.bytesRead),
-    destroy: () => { if (redis.isOpen) redis.destroy() }
+    destroy: () => {
+      if (redis.isOpen) redis.destroy()
+      // While it connects, node-redis does not close its socket.
+      socket?.destroy(new BrokerUnavailable('is disconnected'))
+    }
   }
   const attempt = noticingSocket(() => redis.connect(), made => { socket = made })
   await established(attempt, connection, connectTimeoutMs, signal)
@@ -214,7 +222,8 @@ async function connectNodeRedis (client: NodeRedisClient, { database, connectTim
 
 /**
  * Calls `connect` and reports the socket that it makes, which node-redis does not expose. TLS sockets are not reported: on them,
- * the time-out of a reply does not start again while bytes arrive.
+ * the time-out of a reply does not start again while bytes arrive, and an attempt that is aborted before the socket is connected is not
+ * closed.
  */
 function noticingSocket<T> (connect: () => T, made: (socket: ReadSocket) => void): T {
   const onSocket = (message: unknown) => made((message as { socket: ReadSocket }).socket)

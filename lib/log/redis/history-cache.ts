@@ -3,7 +3,10 @@ import type { Message } from '../../events/message.js'
 import { Ring } from '../ring.js'
 import type { Entry } from './entry.js'
 
-/** Reads entries with numbers from `from` to `to` from Redis, newest first. Can return fewer than there are; an empty list means none. */
+/**
+ * Reads entries with numbers from `from` to `to` from Redis, newest first, with times by this node's clock. Can return fewer than there are;
+ * an empty list means none.
+ */
 export type Fetch = (from: number, to: number) => Promise<readonly Entry[]>
 
 /**
