@@ -26,6 +26,8 @@ export class MemorySocket extends Duplex {
   #peer: MemorySocket | null = null
   /** Bytes that the other end has written and this end has not delivered; null for none. */
   #arriving: Buffer | null = null
+  /** Whether the other end has ended. This end notices after the arriving bytes. */
+  #isEnding = false
   /** Callback of the other end's pending write; null without one. */
   #taken: Done | null = null
   /** Whether the reader has requested bytes and not received any since then. */
@@ -82,18 +84,18 @@ export class MemorySocket extends Duplex {
   }
 
   override _final (done: Done): void {
-    // All written bytes are received by now, so the end follows them.
-    setImmediate(() => {
-      this.#peer?.push(null)
-      done()
-    })
+    if (this.#peer !== null) this.#peer.#end()
+    done()
+  }
+
+  #end (): void {
+    this.#isEnding = true
+    this.#next()
   }
 
   override _destroy (error: Error | null, done: Done): void {
     const peer = this.#peer
-    this.#peer = null
     if (this.#timer !== null) clearTimeout(this.#timer)
-    if (this.#turn !== null) clearImmediate(this.#turn)
     const taken = this.#taken
     this.#arriving = this.#taken = null
     // The other end notices later, as with a network: by the end of the data, or by a reset.
@@ -102,7 +104,7 @@ export class MemorySocket extends Duplex {
       if (peer === null || peer.destroyed) return
       peer.#peer = null
       if (error !== null) peer.destroy(reset())
-      else peer.push(null)
+      else peer.#end()
     })
     done(error)
   }
@@ -127,15 +129,19 @@ export class MemorySocket extends Duplex {
   }
 
   get #canDeliver (): boolean {
-    return this.#asked && !this.#stopped && this.#arriving !== null
+    return this.#asked && !this.#stopped && (this.#arriving !== null || this.#isEnding)
   }
 
   #deliver (step: number): void {
     if (!this.#canDeliver) return
-    const bytes = this.#arriving!
-    const piece = bytes.subarray(0, Math.max(1, Math.floor(Math.min(step, bytes.length))))
-    this.bytesRead += piece.length
     this.#asked = false
+    const bytes = this.#arriving
+    if (bytes === null) {
+      this.push(null)
+      return
+    }
+    const piece = bytes.subarray(0, Math.max(1, Math.floor(step)))
+    this.bytesRead += piece.length
     if (piece.length < bytes.length) {
       this.#arriving = bytes.subarray(piece.length)
       this.push(piece)

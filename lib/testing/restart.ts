@@ -47,7 +47,7 @@ export async function forceGap (target: App | SSEManager): Promise<void> {
   const manager = managerOf(target)
   await manager.open()
   const { eventLog, options: { history: { maxEvents, maxBytes }, maxEventBytes } } = manager.node
-  const bytes = Math.min(maxEventBytes, maxBytes) >> 1
+  const bytes = maxEventBytes >> 1
   const byBytes = Math.ceil(maxBytes / bytes) + 1
   const fills = byBytes * (1 + bytes / BYTES_PER_MESSAGE) < maxEvents
   const count = fills ? byBytes : maxEvents + 1

@@ -7,7 +7,6 @@ export class ServerSide {
   /** The user of the request; undefined if the application authenticates it. */
   readonly user: SSEUser | undefined
   #socket: Socket | null = null
-  #corked = false
   #closed: Promise<void> | null = null
 
   constructor (user: string | SSEUser | undefined) {
@@ -20,7 +19,6 @@ export class ServerSide {
     if (this.user !== undefined) (request as unknown as Record<symbol, unknown>)[kTestUser] = this.user
     // If a test fails before it closes the stream, the socket must not keep the process alive.
     request.socket.unref?.()
-    if (this.#corked) this.cork()
     // One turn later, when the application has received the event as well.
     this.#closed = new Promise(resolve => { socket.once('close', () => setImmediate(resolve)) })
   }
@@ -32,7 +30,6 @@ export class ServerSide {
 
   /** Keeps all written bytes, and the end of the socket, in the server. The kernel would otherwise buffer several megabytes. */
   cork (): void {
-    this.#corked = true
     const socket = this.#socket
     if (socket === null) return
     socket.cork()
@@ -42,7 +39,6 @@ export class ServerSide {
 
   /** Ends `cork()`, and writes the kept bytes. */
   uncork (): void {
-    this.#corked = false
     const socket = this.#socket
     if (socket === null) return
     Reflect.deleteProperty(socket, 'uncork')

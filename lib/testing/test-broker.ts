@@ -95,8 +95,8 @@ export class TestBroker implements Broker {
   /** Reports a gap: messages that this node has not delivered are no longer in the history. */
   #skip (): void {
     const lostCommands = this.#queue.some(({ message: { channel, ephemeral } }) => channel === 'node' && !ephemeral)
-    this.#forget()
     this.position = this.#log.position
+    this.#forget()
     this.#sink?.gap('trimmed', undefined, !lostCommands)
   }
 
@@ -131,19 +131,22 @@ export class TestBroker implements Broker {
   /** See `Broker.read`. @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED */
   async read (request: ReadRequest): Promise<Page> {
     this.#assertReachable()
-    if (request.epoch !== this.#log.epoch) return { messages: [], next: this.position, gap: 'epoch' }
     // A cursor that the log has reached and this node has not is no gap.
-    if (request.after > this.position && request.after <= this.#log.position) await inTime(this.#reaches(request.after), PATIENCE_MS)
-    this.#assertReachable()
+    if (request.epoch === this.#log.epoch && request.after > this.position && request.after <= this.#log.position) {
+      await inTime(this.#reaches(request), PATIENCE_MS)
+      this.#assertReachable()
+    }
+    if (request.epoch !== this.#log.epoch) return { messages: [], next: this.position, gap: 'epoch' }
     const page = this.#log.read(request)
     // Messages that this node has not delivered yet are omitted: the node delivers them later.
     return page.next <= this.position ? page : { ...page, messages: page.messages.filter(({ seq }) => seq <= this.position), next: this.position }
   }
 
-  #reaches (position: number): Promise<void> {
+  /** Resolves when this node has reached the cursor, or never will. */
+  #reaches ({ epoch, after }: ReadRequest): Promise<void> {
     return new Promise(resolve => {
       const look = () => {
-        if (this.position < position && !this.#closed) return
+        if (this.position < after && epoch === this.#log.epoch && !this.#closed) return
         this.#waiting.delete(look)
         resolve()
       }

@@ -1,6 +1,4 @@
-import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
-import { connect, createServer, type AddressInfo } from 'node:net'
 import { dirname, join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import Fastify, { type FastifyInstance } from 'fastify'
@@ -10,7 +8,6 @@ import { redisStreamsBroker } from '../../lib/redis.js'
 import { forceGap, openStream, restart, slowRedis, startNode, testLog, type OpenStreamOptions } from '../../lib/testing/index.js'
 import { buildNode } from '../helpers/node.js'
 import { RedisServer, withoutRedis } from '../helpers/redis.js'
-import { until } from '../helpers/wait.js'
 
 // Misfortune on command: restarts, gaps, nodes that die or hang, logs that fail.
 
@@ -235,90 +232,6 @@ t.test('startNode()', async t => {
 })
 
 t.test('slowRedis()', async t => {
-  t.test('with any server: what is sent arrives in order, late or never', async t => {
-    // Answers each line with it.
-    const echo = createServer(socket => { socket.on('error', () => {}).pipe(socket) }).listen(0, '127.0.0.1')
-    await once(echo, 'listening')
-    t.teardown(() => echo.close())
-    const proxy = await slowRedis({ port: (echo.address() as AddressInfo).port, test: t })
-    const open = async () => {
-      const socket = connect(proxy.port, '127.0.0.1')
-      t.teardown(() => socket.destroy())
-      let text = ''
-      socket.on('error', () => {}).setEncoding('utf8').on('data', part => { text += part })
-      await once(socket, 'connect')
-      return {
-        socket,
-        say: async (line: string) => { socket.write(line) },
-        hears: async (wanted: string) => await until(() => text === wanted, 10_000, wanted.slice(0, 20)),
-        heard: () => text
-      }
-    }
-    const wait = (ms: number) => new Promise(resolve => setTimeout(resolve, ms))
-    const one = await open()
-    await one.say('a')
-    await one.hears('a')
-
-    proxy.delayMs = 60
-    const startedAt = performance.now()
-    await one.say('b')
-    await wait(20)
-    proxy.delayMs = 0
-    await one.say('c')
-    await one.hears('abc')
-    t.ok(performance.now() - startedAt > 50, 'late, and still in order')
-
-    proxy.hold('x')
-    await one.say('d')
-    await one.hears('abcd')
-    await one.say('x')
-    await wait(50)
-    t.equal(one.heard(), 'abcd')
-    proxy.release()
-    await one.hears('abcdx')
-    proxy.hold()
-    const held = await open()
-    await held.say('h')
-    await wait(50)
-    t.equal(held.heard(), '')
-    proxy.heal()
-    await held.hears('h')
-
-    const lost = proxy.loseReply('y')
-    const closed = once(one.socket, 'close')
-    await one.say('y')
-    await Promise.all([lost, closed])
-    t.equal(one.heard(), 'abcdx')
-
-    for (const what of ['commands', 'replies', 'both'] as const) {
-      const dropping = await open()
-      proxy.drop(what)
-      await dropping.say('z')
-      await wait(50)
-      t.equal(dropping.heard(), '')
-      t.notOk(dropping.socket.destroyed, 'it stays open')
-      const cut = once(dropping.socket, 'close')
-      proxy.heal()
-      await cut
-    }
-
-    const last = await open()
-    proxy.bytesPerSecond = 1_000_000
-    const big = 'x'.repeat(200_000)
-    const slowAt = performance.now()
-    await last.say(big)
-    await last.hears(big)
-    t.ok(performance.now() - slowAt > 150, '200 KB at 1 MB/s')
-    proxy.cut()
-    await once(last.socket, 'close')
-    const refused = connect(proxy.port, '127.0.0.1').on('error', () => {})
-    await once(refused, 'close')
-    proxy.heal()
-    await (await open()).say('again')
-    await proxy.close()
-    await proxy.close()
-  })
-
   t.test('in front of Redis: an application sees the outage, and its end', { skip: withoutRedis }, async t => {
     const redis = await RedisServer.start()
     t.teardown(() => redis.stop())
