@@ -153,6 +153,24 @@ const scenes: Record<string, (scene: Scene) => Promise<unknown>> = {
     await alone()
     await states.release()
   },
+  'states that clients share, that wait for their turn, and that fail': async ({ join, app, alone }) => {
+    const [shared, failing] = [gated(), gated(() => { throw new Error('no') })]
+    const share = { snapshot: { ...shared.snapshot, key: 'shared', maxConcurrent: 1 } }
+    const fail = { snapshot: { ...failing.snapshot, key: 'failing', maxConcurrent: 1 } }
+    const [first, second] = [await join('ada', ['news'], share), await join('bob', ['news'], share)]
+    const leaver = await join('eve', ['news'], fail)
+    await leaver.stream.cut()
+    await until(() => app.sse.connectionCount === 2)
+    const unlucky = await join('eve', ['news'], fail)
+    await shared.release()
+    await Promise.all([first, second].map(({ stream }) => stream.next('state')))
+    t.equal(shared.questions.length, 1)
+    await failing.release()
+    t.match(await unlucky.stream.ended, { reason: 'snapshot-error' })
+    await first.stream.close()
+    await second.stream.cut()
+    await alone()
+  },
   'rights that change while events wait': async ({ join, app, alone }) => {
     const { stream, connection } = await join('ada', ['news', 'other'])
     await connection.addSubscription('rooms:1')
