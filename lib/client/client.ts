@@ -35,6 +35,8 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
   #ended: Promise<unknown> = Promise.resolve()
   #watchdog: Watchdog | null = null
   #timer: Timer | null = null
+  /** Whether `close()` was called. */
+  #isClosed = false
   /** Whether the attempt follows the back-off, and not a call or an event of the page. @internal */
   isRetry = false
   /** @internal */
@@ -129,8 +131,7 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
    * `close()`. Without a change nothing happens.
    */
   setSubscriptions (subscriptions: readonly string[]): void {
-    const isWanted = this.#state.name === 'closed' ? this.#state.reason !== CLOSED : this.#state.name !== 'waiting'
-    if (this.endpoint.replace(subscriptions) && isWanted) this.#start()
+    if (this.endpoint.replace(subscriptions) && this.#state.name !== 'waiting' && !this.#isClosed) this.#start()
   }
 
   /** Disconnects and connects again at once, also after `closed`: for example when the user has signed in again. Resumes after the cursor. */
@@ -140,12 +141,14 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
     this.#start()
   }
 
-  /** Disconnects for good. The state becomes `closed` with the reason `client`. */
+  /** Disconnects for good. The state becomes `closed` with the reason `client`, unless it is `closed` already. */
   close (): void {
+    this.#isClosed = true
     this.#finish({ name: 'closed', reason: CLOSED })
   }
 
   #start (): void {
+    this.#isClosed = false
     const { pauseWhenHidden = false } = this.#options
     this.#unwatch ??= watchPage({
       online: () => this.#state.name === 'open' ? this.reconnect() : this.#endWait(NETWORK),
@@ -177,8 +180,6 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
   #stop (): void {
     this.#attempt.abort()
     this.clock.cancel(this.#timer)
-    this.#timer = null
-    this.#watchdog = null
   }
 
   #read (signal: AbortSignal): Promise<Ending> {

@@ -55,14 +55,15 @@ export class EventParser {
     // The second half of a CRLF, whose first half has already ended the line.
     const isSecondHalf = this.#afterCR && text.startsWith('\n')
     this.#atStart = false
-    this.#chars += text.length
     this.#afterCR = text.endsWith('\r')
     if (isLeadingMark || isSecondHalf) text = text.slice(1)
+    this.#chars += text.length
     let from = 0
     for (const { 0: end, index } of text.matchAll(LINE_END)) {
       this.#line.push(text.slice(from, index))
       from = index + end.length
       this.#endLine()
+      if (this.#data.length === 0) this.#chars = text.length - from
     }
     if (from < text.length) this.#line.push(text.slice(from))
   }
@@ -70,7 +71,6 @@ export class EventParser {
   #endLine (): void {
     const line = this.#line.join('')
     this.#line.length = 0
-    if (this.#data.length === 0) this.#chars = 0
     if (line === '') return this.#dispatch()
     const colon = line.indexOf(':')
     if (colon === 0) return this.#sink.comment(line.slice(1).replace(/^ /, ''))

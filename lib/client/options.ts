@@ -46,15 +46,16 @@ export function resolveOptions (options: RequestOptions, names: readonly string[
   for (const [name, ms] of Object.entries({ maxRetryMs, timeoutMs })) {
     if (!(ms > 0)) throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `${name} must be a number of milliseconds above 0`)
   }
-  // Called without `this`: browsers reject `options.fetch(…)`.
-  return { headers, credentials, maxRetryMs, timeoutMs, fetch: (...args) => fetch(...args), clock: (options as { [kClock]?: Clock })[kClock] ?? systemClock }
+  return { headers, credentials, maxRetryMs, timeoutMs, fetch, clock: (options as { [kClock]?: Clock })[kClock] ?? systemClock }
 }
 
-/** Returns the headers of an attempt; null if there are no credentials. */
+/** Returns the headers of an attempt, by lower-case name; null if there are no credentials. */
 export async function headersOf ({ headers }: ResolvedRequestOptions, signal: AbortSignal, lastEventId: string): Promise<Record<string, string> | null> {
   const own = typeof headers === 'function' ? await headers({ signal }) : headers
   if (own === null) return null
-  return { accept: 'text/event-stream', ...own, ...(lastEventId !== '' && { 'last-event-id': asHeader(lastEventId) }) }
+  // `fetch` would join the values of `Accept` and `accept`.
+  const lowerCase = Object.fromEntries(Object.entries(own).map(([name, value]) => [name.toLowerCase(), value]))
+  return { accept: 'text/event-stream', ...lowerCase, ...(lastEventId !== '' && { 'last-event-id': asHeader(lastEventId) }) }
 }
 
 /** A header is bytes: `fetch` rejects other characters. An `EventSource` sends UTF-8, too. */

@@ -102,12 +102,11 @@ class RunReading {
   /** Whether the server says by control events how a stream ends. Without them, only the end of the response says it. */
   #hasControl = false
   readonly #controller = new AbortController()
-  readonly #sink: StreamSink
+  readonly #sink: Omit<StreamSink, 'retry'>
 
   constructor () {
     this.queue = new EventQueue(Infinity, () => new SSEClientError('SSE_ERR_CLIENT_OVERFLOW'), () => this.#controller.abort())
     this.#sink = {
-      retry: () => { this.#hasControl = true },
       lastEventId: id => { this.lastEventId = id },
       event: event => this.#take(event),
       read: () => this.queue.drained()
@@ -118,8 +117,12 @@ class RunReading {
     return this.#controller.signal
   }
 
-  attempt (send: (signal: AbortSignal) => Promise<Response | null>, clock: Clock, timeoutMs: number, sink: Partial<StreamSink> = {}): Promise<Ending> {
-    return readStream({ send, sink: { ...this.#sink, ...sink }, signal: this.signal, clock, timeoutMs })
+  attempt (send: (signal: AbortSignal) => Promise<Response | null>, clock: Clock, timeoutMs: number, { retry, ...sink }: Pick<Partial<StreamSink>, 'retry' | 'response'> = {}): Promise<Ending> {
+    const hear = (ms: number): void => {
+      this.#hasControl = true
+      retry?.(ms)
+    }
+    return readStream({ send, sink: { ...this.#sink, ...sink, retry: hear }, signal: this.signal, clock, timeoutMs })
   }
 
   #take (event: ReadEvent): void {
@@ -172,7 +175,7 @@ class RunRequest {
       const ending = await reading.attempt(async signal => {
         const headers = await headersOf(this.#options, signal, reading.lastEventId)
         if (headers === null) return null
-        isRepeatable ||= Object.keys(headers).some(name => name.toLowerCase() === 'idempotency-key')
+        isRepeatable ||= 'idempotency-key' in headers
         isSent = true
         return await this.#send(headers, signal)
       }, clock, timeoutMs, {

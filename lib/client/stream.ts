@@ -92,15 +92,20 @@ async function refusalOf (response: Response, clock: Clock): Promise<Ending | nu
   if (status === 204) return { isFinal: true, reason: 'no-content', status, openMs: 0 }
   if (response.ok) return { isFinal: true, reason: 'not-a-stream', status, openMs: 0 }
   const body: unknown = /\bjson\b/.test(type) ? await response.json().catch(() => null) : null
-  const code = (body as { code?: unknown } | null)?.code
   return {
     isFinal: status < 500 && !TEMPORARY.has(status),
     reason: 'refused',
     status,
-    code: typeof code === 'string' ? code : undefined,
+    code: codeOf(body),
     retryAfterMs: retryAfterMs(headers.get('retry-after'), clock),
     openMs: 0
   }
+}
+
+/** Returns the error code that the server has sent. */
+function codeOf (data: unknown): string | undefined {
+  const code = (data as { code?: unknown } | null)?.code
+  return typeof code === 'string' ? code : undefined
 }
 
 /** Seconds, or a date (RFC 9110, 10.2.3). */
@@ -165,7 +170,7 @@ class Reading {
   }
 
   ended (reason: string): Ending {
-    if (this.#refused !== null) return { isFinal: false, reason: 'refused', code: this.#refused.data.code, openMs: 0 }
+    if (this.#refused !== null) return { isFinal: false, reason: 'refused', code: codeOf(this.#refused.data), openMs: 0 }
     return { isFinal: false, reason, openMs: this.#openMs }
   }
 

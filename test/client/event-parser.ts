@@ -37,3 +37,34 @@ t.test('an event is overlong by its own length, not by that of the stream', asyn
   for (let i = 0; i < 65; i++) parser.push(`data: ${part}\n`)
   t.equal(parser.isOverlong, true)
 })
+
+t.test('an event is overlong from the first character above 64 Mi, wherever the text is cut and whatever came before it', async t => {
+  const MAX = 64 * 1024 * 1024
+  const parser = new EventParser({ event () {}, comment () {}, retry () {}, lastEventId () {} })
+  const part = 'x'.repeat(1 << 20)
+  const push = (parts: number) => { for (let i = 0; i < parts; i++) parser.push(part) }
+  parser.push('data: ')
+  push(40)
+  parser.push('\n\ndata: ')
+  push(30)
+  t.equal(parser.isOverlong, false, 'two events')
+  push(33)
+  parser.push(`${part.slice(6)}`)
+  t.equal(parser.isOverlong, false, `${MAX} characters`)
+  parser.push('x')
+  t.equal(parser.isOverlong, true)
+  parser.push('\n')
+  t.equal(parser.isOverlong, true, 'also when its line has ended')
+  parser.push(`\n: ${part}`)
+  t.equal(parser.isOverlong, false)
+  push(63)
+  t.equal(parser.isOverlong, true, 'a comment')
+})
+
+t.test('a byte order mark, and texts without a character', async t => {
+  const seen: string[] = []
+  const parser = new EventParser({ event: ({ data }) => { seen.push(data) }, comment () {}, retry () {}, lastEventId () {} })
+  // The decoder returns an empty text for a part of a character.
+  for (const text of ['', '\uFEFFdata: 1\n', '\uFEFFdata: 2\n', 'data: \uFEFF3\r', '', '\ndata: 4\r', '\n', '\r', '\n']) parser.push(text)
+  t.same(seen, ['1\n\uFEFF3\n4'], 'only the mark at the beginning is removed')
+})

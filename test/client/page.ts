@@ -125,6 +125,29 @@ t.test('a closed client does not listen any more', async t => {
   t.equal(server.requests.length, 1)
 })
 
+t.test('a client that connects again listens again, once', async t => {
+  const page = becomePage(t)
+  const server = await script(t, stream(OPEN))
+  const { client, become } = connect(t, server.url, { pauseWhenHidden: true })
+  for (let count = 1; count <= 3; count++) {
+    await become('open')
+    client.reconnect()
+    await server.received(count + 1)
+  }
+  client.close()
+  page.show('hidden')
+  page.fire('pagehide')
+  t.match(client.state, { name: 'closed', reason: 'client' }, 'no earlier listener is left')
+  page.show('visible')
+  client.reconnect()
+  await become('open')
+  page.show('hidden')
+  t.match(client.state, { reason: 'hidden' })
+  page.show('visible')
+  await become('open')
+  t.equal(server.requests.length, 6)
+})
+
 t.test("persist: 'session' keeps the cursor for the next page", async t => {
   const page = becomePage(t)
   const { app, url } = await serve(t)

@@ -1,5 +1,4 @@
 import t, { type Test } from 'tap'
-import { BackOff } from '../../lib/client/back-off.js'
 import type { ClientOptions } from '../../lib/client/index.js'
 import { slowRedis } from '../../lib/testing/index.js'
 import { serve } from '../helpers/app.js'
@@ -15,27 +14,6 @@ async function refusedBy (t: Test, answer: Answer) {
   await until(() => client.state.name === 'waiting' || client.state.name === 'closed')
   return { server, client, become }
 }
-
-t.test('the time before an attempt doubles, is spread, and has a limit', async t => {
-  const backOff = new BackOff(20_000)
-  backOff.retryMs = 3_000
-  const within = (ms: number, least: number) => t.ok(ms >= least && ms <= least * 1.5, `${ms} is from ${least} to ${least * 1.5}`)
-  for (const least of [3_000, 6_000, 12_000, 20_000, 20_000]) within(backOff.next(0), least)
-  within(backOff.next(59_999), 20_000)
-  within(backOff.next(60_000), 3_000)
-  within(backOff.next(0), 6_000)
-  within(backOff.next(0, 40_000), 40_000)
-  within(backOff.next(0, 9e9), 3_600_000)
-  backOff.reset()
-  backOff.retryMs = 100_000
-  within(backOff.next(0), 100_000)
-  within(backOff.next(0), 100_000)
-  backOff.retryMs = 0
-  backOff.reset()
-  within(backOff.next(0), 100)
-  const times = new Set(Array.from({ length: 50 }, () => new BackOff(20_000).next(0)))
-  t.ok(times.size > 10, `${times.size} different times`)
-})
 
 t.test('final answers close the client, with status and code', async t => {
   const cases: [Answer, object][] = [

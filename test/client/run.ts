@@ -1,12 +1,14 @@
-import { once } from 'node:events'
+import { getEventListeners, once } from 'node:events'
 import { createServer } from 'node:http'
 import t, { type Test } from 'tap'
 import { readEvents, readRun, type ClientEvent, type EventReader, type ReadRunOptions } from '../../lib/client/index.js'
+import { kClock } from '../../lib/util/clock.js'
 import { serve } from '../helpers/app.js'
 import { Network } from '../helpers/network.js'
 import { Hand } from '../helpers/runs.js'
 import { turns, until } from '../helpers/wait.js'
 import { cut, ended, script, status, stream, testClock, timed, type Answer } from './clients.js'
+import { counted } from './timers.js'
 
 /** A server with runs, behind a network that can be cut. POST starts a run of the hand, or joins it; GET reads it; DELETE stops it. */
 async function serveAnswers (t: Test) {
@@ -148,6 +150,19 @@ t.test('a request that is not a GET', async t => {
     t.same(texts, ['a', 'b'])
   })
 
+  t.test('an answer that is cut off is not complete, however the connection ends', async t => {
+    for (const [first, texts] of [[`${OPEN}id: r:1.1\ndata: a\n\n`, ['a', 'b']], [OPEN, ['b']]] as const) {
+      for (const [method, interrupt] of [['POST', ended], ['POST', cut], ['GET', ended], ['GET', cut]] as const) {
+        const { texts: read, requests, result } = await attempts([interrupt(first), ended(`${OPEN}id: r:1.2\ndata: b\n\n${done}`)], { method, maxRetryMs: 100 })
+        t.same(read, texts, `${method} ${first}`)
+        t.match(result, { status: 'done' })
+        t.same(requests, [`${method} /sse`, 'GET /sse'])
+      }
+    }
+    const { texts, result } = await attempts([ended('id: 1\ndata: a\n\n')])
+    t.same([texts, result], [['a'], undefined], 'another server ends the response')
+  })
+
   t.test('events without ids cannot be continued', async t => {
     const { result, requests, texts } = await attempts([cut(`${OPEN}data: a\n\n`)])
     t.match(result, { code: 'SSE_ERR_CLIENT_BROKEN', reason: 'network' })
@@ -180,11 +195,11 @@ t.test('bodies', async t => {
   await once(server, 'listening')
   t.teardown(() => { server.close() })
   const url = `http://127.0.0.1:${(server.address() as { port: number }).port}`
-  for (const body of [{ a: 1 }, [1], 'text', new URLSearchParams({ a: '1' }), undefined]) await collect(readRun(url, { body })).finished
-  await collect(readRun(url, { body: { a: 1 }, method: 'PUT', headers: { 'content-type': 'application/x+json' } })).finished
+  for (const body of [{ a: 1 }, [1], 'text', new URLSearchParams({ a: '1' }), null, undefined]) await collect(readRun(url, { body })).finished
+  await collect(readRun(url, { body: { a: 1 }, method: 'PUT', headers: { 'Content-Type': 'application/x+json' } })).finished
   t.same(received, [
     ['POST', 'application/json', '{"a":1}'], ['POST', 'application/json', '[1]'], ['POST', 'text/plain;charset=UTF-8', 'text'],
-    ['POST', 'application/x-www-form-urlencoded;charset=UTF-8', 'a=1'], ['GET', undefined, ''], ['PUT', 'application/x+json', '{"a":1}']
+    ['POST', 'application/x-www-form-urlencoded;charset=UTF-8', 'a=1'], ['POST', undefined, ''], ['GET', undefined, ''], ['PUT', 'application/x+json', '{"a":1}']
   ])
 })
 
@@ -204,12 +219,17 @@ t.test('a loop that is left, and a signal', async t => {
   await t.rejects(readRun(server.url, { signal: controller.signal }).next(), { message: 'Enough' })
   t.equal(server.requests.length, 2)
 
+  t.equal(getEventListeners(controller.signal, 'abort').length, 0)
   const waiting = new AbortController()
+  const time = testClock()
+  const { clock, timers } = counted(time.clock)
   const busy = await script(t, status(503, {}, { 'retry-after': '1000' }))
-  const refused = readRun(busy.url, { signal: waiting.signal }).next()
+  const refused = readRun(busy.url, { signal: waiting.signal, [kClock]: clock } as ReadRunOptions).next()
   await busy.received(1)
+  await until(() => [...timers.values()].some(ms => ms >= 1_000_000), undefined, 'the back-off')
   waiting.abort(new Error('No more'))
   await t.rejects(refused, { message: 'No more' })
+  await until(() => timers.size === 0, undefined, 'no timer is left')
   await t.rejects(readRun(server.url, { methods: 'GET' } as object).next(), { code: 'SSE_ERR_CLIENT_OPTION' })
 })
 
