@@ -1,4 +1,7 @@
 import './cli/arguments.js'
+import './cli/checks.js'
+import './cli/observer.js'
+import './cli/watched.js'
 import './cli/answers.js'
 import './cli/busy.js'
 import './cli/strangers.js'

@@ -37,7 +37,7 @@ function checkCut ({ durationMs, lastSilenceMs, announcedMs, firstTextMs }: Obse
     return problem(`The connection is cut ${duration(durationMs)} after the headers, although text arrived ${duration(lastSilenceMs)} before: something limits the duration of a request.`, 'the limit on the duration of a request, in the proxy or the platform')
   }
   const expected = announcedMs === null ? '' : `, and the server writes only every ${duration(announcedMs)}`
-  const halfMs = Math.max(10, Number((lastSilenceMs / 2).toPrecision(2)))
+  const halfMs = Number((lastSilenceMs / 2).toPrecision(2))
   const own = announcedMs === null ? keepAlive(halfMs) : `keepAliveIntervalMs: ${halfMs}`
   return problem(`The connection is cut after ${duration(lastSilenceMs)} without data${expected}: the idle time-out of ${proxy.name} is too short.`, `${proxy.idle(Math.max(60, Math.ceil((announcedMs ?? 0) / 500)))}   # or in the server: ${own}`)
 }

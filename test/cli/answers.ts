@@ -3,10 +3,6 @@ import { once } from 'node:events'
 import { gzipSync } from 'node:zlib'
 import type { AddressInfo } from 'node:net'
 import t from 'tap'
-import { checkStream } from '../../lib/cli/check-stream.js'
-import type { Answer as Asked } from '../../lib/cli/answer.js'
-import type { Observation } from '../../lib/cli/observation.js'
-import { proxyOf } from '../../lib/cli/proxy.js'
 import { freePort } from '../../lib/testing/free-port.js'
 import { cut, ended, script, status, stream, type Answer } from '../client/clients.js'
 import { diagnose, run } from './run.js'
@@ -215,17 +211,4 @@ t.test('redirects are followed, and credentials stay with their server', async t
   t.equal(circle.requests.length, 6)
   const elsewhere = await script(t, response => { response.writeHead(302, { location: 'file:///etc/passwd' }).end() })
   t.match((await diagnose(elsewhere.url)).at('problem'), [{ check: 'redirect', text: 'The server redirects to file:///etc/passwd, which is no address of HTTP.' }])
-})
-
-t.test('keep-alives that are too rare for common proxies', async t => {
-  const answer = {} as Asked
-  const seen: Observation = { durationMs: 70_000, firstTextMs: 5, longestSilenceMs: 65_000, lastSilenceMs: 65_000, ending: 'open', isOwn: false, announcedMs: null, keepAliveMs: null, bunches: 0, singles: 0, lumps: 0, torn: 0, retryMs: null, lastEventId: null, newestEvent: null, previousEvent: null, events: 0, firstEvent: null, lastEvent: null, beginning: '', isOverlong: false }
-  const found = (observation: Partial<Observation>) => checkStream(answer, { ...seen, ...observation }, proxyOf(null)).find(({ check }) => check === 'idle')
-  t.match(found({}), { level: 'warning', text: 'No keep-alive arrives within 65 s of silence', change: /^setInterval/ })
-  t.match(found({ keepAliveMs: 60_000 }), { level: 'warning', text: 'Keep-alives arrive every 60 s' })
-  t.match(found({ announcedMs: 120_000, longestSilenceMs: 100 }), { level: 'warning', text: 'The server sends keep-alives every 120 s', change: 'keepAliveIntervalMs: 15000' })
-  t.match(found({ keepAliveMs: 15_040 }), { level: 'ok', text: 'The connection lives through 15 s of silence, the time between keep-alives.' })
-  t.match(found({ announcedMs: 40_000, durationMs: 30_000, longestSilenceMs: 30_000 }), { level: 'skipped', change: /^--watch 100 / })
-  t.match(found({ ending: 'cut', durationMs: 30_000, lastSilenceMs: 30_000 }), { level: 'problem', text: 'The connection is cut after 30 s without data: the idle time-out of a proxy between here and the server is too short.', change: /; {3}# or in the server: setInterval\(.*, 15000\)$/ })
-  t.match(found({ ending: 'cut', durationMs: 60_007, lastSilenceMs: 60_007, announcedMs: 50_000 }), { level: 'problem', text: 'cut after 60 s without data, and the server writes only every 50 s', change: /^timeout server 100s .* keepAliveIntervalMs: 30000$/ })
 })

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { readArguments } from '../../lib/cli/arguments.js'
 import { run } from './run.js'
 
 // What the command line accepts, and what it says about the rest.
@@ -41,4 +42,26 @@ t.test('wrong command lines exit with 2, and say what to write', async t => {
     t.notMatch(err, 'lovelace')
     t.equal(out, '')
   }
+})
+
+t.test('command lines', async t => {
+  const common = { url: new URL('http://x/'), headers: {}, timeoutMs: 10_000, json: false }
+  t.strictSame(readArguments(['doctor', 'http://x/']), { command: 'doctor', ...common, origin: null, watchMs: 70_000 })
+  t.strictSame(readArguments(['tail', 'http://x/']), { command: 'tail', ...common, events: [], lastEventId: '', count: Infinity })
+  t.strictSame(readArguments(['doctor', 'HTTPS://x:8443/a?b', '--json', '--timeout', '0.5', '--watch', '86400', '--origin', 'http://localhost:8080']),
+    { command: 'doctor', url: new URL('https://x:8443/a?b'), headers: {}, timeoutMs: 500, json: true, origin: 'http://localhost:8080', watchMs: 86_400_000 })
+  t.strictSame(readArguments(['tail', '--event', 'a', '--event', 'b', '--count', '1', '--last-event-id', 'é ~', 'http://x/']),
+    { command: 'tail', ...common, events: ['a', 'b'], lastEventId: 'é ~', count: 1 })
+  const headers = (...given: string[]) => (readArguments(['tail', 'http://x/', ...given.flatMap(text => ['--header', text])]) as { headers: object }).headers
+  t.strictSame(headers('X-A:1', 'cookie:  a=b; c \t', 'x-empty:', 'x-latin: \u00e9', 'X-a: 2'), { 'x-a': '2', cookie: 'a=b; c', 'x-empty': '', 'x-latin': '\u00e9' })
+  for (const wrong of ['x a: 1', ': 1', 'x: \u0100', 'x: \u007f', 'x', 'x: a\u0000']) t.throws(() => headers(wrong), { code: 'SSE_ERR_INVALID_ARGUMENT' }, JSON.stringify(wrong))
+})
+
+t.test('numbers at their bounds, and other values that are rejected', async t => {
+  const rejected = (...args: string[]) => t.throws(() => readArguments(args), { code: 'SSE_ERR_INVALID_ARGUMENT' }, args.join(' '))
+  for (const seconds of ['0', '-1', '86400.1', 'Infinity', '', 'NaN']) for (const option of ['--watch', '--timeout']) rejected('doctor', 'http://x/', `${option}=${seconds}`)
+  for (const count of ['0', '-1', '1.5', 'NaN', '']) rejected('tail', 'http://x/', `--count=${count}`)
+  for (const id of ['\u0000', '\u001f', '\u007f']) rejected('tail', 'http://x/', '--last-event-id', id)
+  for (const url of ['http://ada@x/', 'http://:secret@x/', 'ws://x/', 'x', '//x/']) rejected('tail', url)
+  for (const origin of ['app.example', 'https://app.example/a', 'https://APP.example', 'null']) rejected('doctor', 'http://x/', '--origin', origin)
 })

@@ -20,6 +20,9 @@ t.test('the time before an attempt doubles, is spread, and has a limit', async t
   within(backOff.next(0), 100)
   within(new BackOff(500).next(0), 500)
   within(new BackOff(9e9).next(0), 3_000)
+  const slow = new BackOff(20_000)
+  slow.retryMs = 9e9
+  within(slow.next(0), 3_600_000)
   const times = new Set(Array.from({ length: 50 }, () => new BackOff(20_000).next(0)))
   t.ok(times.size > 10, `${times.size} different times`)
 })
