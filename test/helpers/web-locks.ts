@@ -5,8 +5,14 @@ interface Request { held: Held, resolve (): void, reject (error: unknown): void,
 export class WebLocks {
   readonly #queues = new Map<string, Request[]>()
 
+  /** Returns how many requests hold the lock or wait for it. */
+  count (name: string): number {
+    return this.#queues.get(name)?.length ?? 0
+  }
+
   request (name: string, { signal, steal = false }: { signal?: AbortSignal, steal?: boolean }, held: Held): Promise<void> {
     return new Promise((resolve, reject) => {
+      if (signal?.aborted === true) return reject(signal.reason)
       const queue = this.#queues.get(name) ?? []
       this.#queues.set(name, queue)
       const request: Request = { held, resolve, reject, isStolen: false }

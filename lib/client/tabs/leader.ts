@@ -72,7 +72,7 @@ export class Leader {
   /** Returns whether the relay has all that the tab needs. */
   #answer ({ tab, cursor, fresh }: Join): boolean {
     const slice = isEmpty(cursor) ? this.#relay.fromBegin() : this.#relay.after(cursor, fresh.length > 0 || isIncomplete(cursor))
-    if (slice === null || (!isEmpty(cursor) && slice.from < this.#since)) return false
+    if (slice === null || slice.from < this.#since) return false
     this.#context.post({ type: 'joined', to: tab, slice })
     return true
   }
@@ -153,8 +153,7 @@ export class Leader {
 
   /** The state that the stream was asked for has arrived. */
   #settle (): void {
-    if (this.#asked.has(ALL)) this.#owed.clear()
-    for (const name of this.#asked) this.#owed.delete(name)
+    this.#owed.clear()
     this.#asked = new Set()
   }
 
