@@ -3,7 +3,7 @@ import { webLocks } from '../../lib/client/tabs/browser.js'
 import { covers, earlier, isEmpty, isIncomplete } from '../../lib/client/tabs/cursors.js'
 import { lifeOf, Membership } from '../../lib/client/tabs/membership.js'
 import { Roster } from '../../lib/client/tabs/roster.js'
-import { Turn } from '../../lib/client/tabs/turn.js'
+import { LeaderLock } from '../../lib/client/tabs/leader-lock.js'
 import { setGlobals } from '../helpers/globals.js'
 import { turns, until } from '../helpers/wait.js'
 import { WebLocks } from '../helpers/web-locks.js'
@@ -14,65 +14,65 @@ const settled = async (): Promise<void> => await turns(3)
 
 function start (locks: WebLocks) {
   const held: boolean[] = []
-  return { held, turn: new Turn(locks, 'turn', isHeld => { held.push(isHeld) }) }
+  return { held, lock: new LeaderLock(locks, 'lock', isHeld => { held.push(isHeld) }) }
 }
 
-t.test('the turn passes from tab to tab', async t => {
+t.test('the lock passes from tab to tab', async t => {
   const locks = new WebLocks()
   const [first, second] = [start(locks), start(locks)]
-  first.turn.wait()
-  second.turn.wait()
+  first.lock.wait()
+  second.lock.wait()
   await settled()
-  t.same([first.held, second.held, first.turn.isHeld, second.turn.isHeld], [[true], [], true, false])
-  first.turn.leave()
-  t.equal(first.turn.isHeld, false)
+  t.same([first.held, second.held, first.lock.isHeld, second.lock.isHeld], [[true], [], true, false])
+  first.lock.leave()
+  t.equal(first.lock.isHeld, false)
   await settled()
-  t.same([first.held, second.held, locks.count('turn')], [[true], [true], 1])
-  first.turn.wait()
-  second.turn.leave()
+  t.same([first.held, second.held, locks.count('lock')], [[true], [true], 1])
+  first.lock.wait()
+  second.lock.leave()
   await settled()
-  t.same([first.held, locks.count('turn')], [[true, true], 1])
-  first.turn.leave()
+  t.same([first.held, locks.count('lock')], [[true, true], 1])
+  first.lock.leave()
   await settled()
-  t.equal(locks.count('turn'), 0)
+  t.equal(locks.count('lock'), 0)
 })
 
 t.test('a tab that has left does not wait, and takes no lock', async t => {
   const locks = new WebLocks()
   const [first, second] = [start(locks), start(locks)]
-  first.turn.wait()
-  first.turn.leave()
+  first.lock.wait()
+  first.lock.leave()
   await settled()
-  t.same([first.held, first.turn.isHeld, locks.count('turn')], [[], false, 0], 'it had left when it was given the lock')
-  first.turn.wait()
-  second.turn.wait()
+  t.same([first.held, first.lock.isHeld, locks.count('lock')], [[], false, 0], 'it had left when it was given the lock')
+  first.lock.wait()
+  second.lock.wait()
   await settled()
-  second.turn.leave()
+  second.lock.leave()
   await settled()
-  t.equal(locks.count('turn'), 1)
-  second.turn.steal()
+  t.equal(locks.count('lock'), 1)
+  second.lock.steal()
   await settled()
-  t.same([first.held, second.held, locks.count('turn')], [[true], [], 1])
+  t.same([first.held, second.held, locks.count('lock')], [[true], [], 1])
 })
 
-t.test('a turn that is stolen comes back', async t => {
+t.test('a lock that is stolen comes back', async t => {
   const locks = new WebLocks()
   const [first, second] = [start(locks), start(locks)]
-  first.turn.wait()
-  second.turn.wait()
+  first.lock.wait()
+  second.lock.wait()
   await settled()
-  second.turn.steal()
+  second.lock.steal()
   await settled()
-  t.same([first.held, second.held, first.turn.isHeld, locks.count('turn')], [[true, false], [true], false, 2])
-  second.turn.steal()
+  t.same([first.held, second.held, first.lock.isHeld, locks.count('lock')], [[true, false], [true], false, 2])
+  second.lock.steal()
   await settled()
-  t.same([second.held, locks.count('turn')], [[true, true], 2], 'a tab that holds it is told so again')
-  second.turn.leave()
+  t.same([second.held, locks.count('lock')], [[true, true], 2], 'a tab that holds it is told so again')
+  second.lock.leave()
   await settled()
-  t.same([first.held, first.turn.isHeld, locks.count('turn')], [[true, false, true], true, 1])
-  first.turn.leave()
+  t.same([first.held, first.lock.isHeld, locks.count('lock')], [[true, false, true], true, 1])
+  first.lock.leave()
   await settled()
-  t.equal(locks.count('turn'), 0)
+  t.equal(locks.count('lock'), 0)
 })
 
 /** A tab of the group, and what has happened to it. */
