@@ -154,9 +154,8 @@ const scenes: Record<string, (scene: Scene) => Promise<unknown>> = {
     await states.release()
   },
   'states that clients share, that wait for their turn, and that fail': async ({ join, app, alone }) => {
-    const [shared, failing] = [gated(), gated(() => { throw new Error('no') })]
-    const share = { snapshot: { ...shared.snapshot, key: 'shared', maxConcurrent: 1 } }
-    const fail = { snapshot: { ...failing.snapshot, key: 'failing', maxConcurrent: 1 } }
+    const [shared, failing] = [gated(() => ({ event: 'state', data: 1 })), gated(() => { throw new Error('no') })]
+    const [share, fail] = [shared, failing].map(({ snapshot }, i) => ({ snapshot: { load: () => snapshot.load(undefined as never), key: `key ${i}`, maxConcurrent: 1 } }))
     const [first, second] = [await join('ada', ['news'], share), await join('bob', ['news'], share)]
     const leaver = await join('eve', ['news'], fail)
     await leaver.stream.cut()

@@ -44,7 +44,7 @@ export class Fixture {
         for (const client of this.clients) client.receive(frame)
         return this.clients.size
       },
-      gap: reason => { for (const { backlog } of this.clients) backlog.fallOut(reason) }
+      gap: reason => { for (const { backlog } of this.clients) backlog.invalidate(reason) }
     }, log)
     this.context = new ConnectionContext({ options, log, telemetry, broker, eventLog: this.eventLog, audience: null as never, subscriptions: null as never, onEnd () {} })
   }

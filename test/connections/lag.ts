@@ -157,7 +157,7 @@ t.test('a replay is reported once: its events, bytes and time since its first pa
     const client = new Client(fixture, result).begin(fixture.cursor(0))
     await client.read()
     await clock.advance(3)
-    if (result === 'gap') client.backlog.fallOut('epoch')
+    if (result === 'gap') client.backlog.invalidate('epoch')
     client.leave()
     t.strictSame(reports.of('replay').slice(1), [{ nodeId: fixture.telemetry.nodeId, clientId: result, events: 2, bytes: 2 * line('x', 1), durationMs: 3, result }])
     reports.all.length = 1 + reports.all.findIndex(([channel]) => channel === 'replay')
@@ -172,7 +172,7 @@ t.test('a replay is reported once: its events, bytes and time since its first pa
 t.test('a page that is read in vain has no effect', async t => {
   const changes: Record<string, (client: Client, fixture: Fixture) => unknown> = {
     'the stream ends': client => client.leave(),
-    'the log has a gap': client => client.backlog.fallOut('trimmed'),
+    'the log has a gap': client => client.backlog.invalidate('trimmed'),
     'the client was read the event by another page': async client => await client.read()
   }
   for (const [name, change] of Object.entries(changes)) {

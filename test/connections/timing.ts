@@ -99,7 +99,7 @@ t.test('a stream that waits for an authorization', async t => {
     for (const [ms, step] of Object.entries(steps)) {
       await at(Number(ms))
       if (step === 'hold') connection.hold()
-      if (step === 'let go') connection.letGo()
+      if (step === 'let go') connection.endHold()
       if (step === 'block') block()
       if (step === 'thaw') {
         stream.thaw()
