@@ -15,6 +15,7 @@ import { resolveOptions } from '../../lib/options.js'
 import { testClock, testLog } from '../../lib/testing/index.js'
 import { Reports } from '../helpers/diagnostics.js'
 import { recorder } from '../helpers/logged.js'
+import { turns } from '../helpers/wait.js'
 
 /** Time without a limit. */
 export const AMPLE = { over: false } as Turns
@@ -169,5 +170,26 @@ export class Client implements SnapshotHost {
   giveWay (): void {
     this.calls.push('gave way')
     this.leave()
+  }
+}
+
+/** A source whose loads end when a test ends them. */
+export function source (key?: string) {
+  const questions: { subscriptions: readonly string[], reason: string, signal: AbortSignal }[] = []
+  const ends: ((result: unknown) => void)[] = []
+  const load = (question: never): Promise<unknown> => {
+    questions.push(question)
+    return new Promise((resolve, reject) => { ends.push(result => result instanceof Error ? reject(result) : resolve(result)) })
+  }
+  return {
+    source: { load, ...(key !== undefined && { key }) } satisfies Partial<SnapshotSource>,
+    questions,
+    /** What was asked, in order. */
+    asked: () => questions.map(({ reason, subscriptions = [] }) => [reason, ...subscriptions].join(' ')),
+    /** Ends the oldest call. */
+    async end (result: unknown = { data: 'state' }) {
+      ends.shift()!(result)
+      await turns(1)
+    }
   }
 }
