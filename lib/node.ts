@@ -59,8 +59,6 @@ export class Node {
     const dispatcher = new Dispatcher(audience)
     this.eventLog = new EventLog(broker, options, {
       opened: () => {
-        // A publish during `close()` can open the log. The node must not start again.
-        if (this.#closing !== null) return
         this.#context.wheel.start()
         this.cluster.open()
       },

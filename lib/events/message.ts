@@ -90,7 +90,9 @@ function assertKeys (input: EventInput): void {
 
 /** Adds the level `info` to a notification without a level. */
 function complete (event: string, data: unknown): unknown {
-  return event === 'notification' && kindOf(data) === 'an object' ? { level: 'info' satisfies NotificationLevel, ...data as object } : data
+  if (event !== 'notification' || kindOf(data) !== 'an object') return data
+  const notification = data as NotificationInput
+  return { ...notification, level: notification.level ?? ('info' satisfies NotificationLevel) }
 }
 
 /**
@@ -116,7 +118,7 @@ export function createDataEvent<R extends ResourceName> (resource: R, data: Reso
  * ```
  */
 export function createNotificationEvent (notification: NotificationInput): EventInput {
-  return { event: 'notification', data: kindOf(notification) === 'an object' ? { ...notification, level: notification.level ?? 'info' } : notification, priority: EventPriority.HIGH } as EventInput
+  return { event: 'notification', data: complete('notification', notification), priority: EventPriority.HIGH } as EventInput
 }
 
 /**

@@ -157,6 +157,8 @@ export class Guard {
     if (!isOurs && !(found instanceof Ticket)) user = checked(request.sseUser, this.#options)
     else if (identification.before !== null && isChanged(request, identification.before)) user = await findUser(this.#options, request)
     identification.before = null
+    // A handler whose `reply.sse()` was rejected can call it again.
+    identification.found = Promise.resolve(user)
     if (found !== null && user?.userId !== found.userId) safeLog(request.log).warn({ userId: user?.userId ?? null, authenticatedUserId: found.userId }, 'request.sseUser was changed after the request was authenticated; the stream is that of the new user. To authenticate by yourself, do so in onRequest')
     if (isOurs) request[kFound] = user
     request.sseUser = user

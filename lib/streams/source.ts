@@ -1,6 +1,6 @@
 import type { Readable } from 'node:stream'
 import { InvalidSource } from '../errors.js'
-import { assertEventName, assertRetry, EventPriority, textOfData } from '../events/event-rules.js'
+import { assertEventName, EventPriority, textOfData } from '../events/event-rules.js'
 import { kindOf, quote } from '../util/quote.js'
 import { encodeId, encodeEvent } from '../wire/event-stream.js'
 import { Frame, sizeOfEvent } from '../delivery/frame.js'
@@ -135,7 +135,6 @@ export function frameOf (item: SourceItem, decoder: ItemDecoder): Frame | null {
   if (typeof item === 'string' || item instanceof Uint8Array) return frameOfText(decoder.decode(item))
   const { event = 'message', data, id, retry } = eventOf(item, EVENT_KEYS, YIELDS)
   assertEventName(event)
-  if (retry !== undefined) assertRetry(retry)
   return frameOfEvent(event, textOfData(data), id, retry)
 }
 

@@ -61,7 +61,7 @@ export function resolve<T extends TSchema> (schema: T, check: TypeCheck<T>, give
 
 /** Returns the options without a default, for the error of a value that is no object: ` { ownerId }`. */
 function requiredOf (schema: TSchema): string {
-  const names = Object.entries(propertiesOf(schema)!).filter(([, property]) => !TypeGuard.IsOptional(property) && property.default === undefined && propertiesOf(property) === undefined)
+  const names = Object.entries(propertiesOf(schema)!).filter(([, property]) => !TypeGuard.IsOptional(property) && property.default === undefined)
   return names.length === 0 ? '' : ` { ${names.map(([name]) => name).join(', ')} }`
 }
 
@@ -76,7 +76,7 @@ function specific (error: ValueError): ValueError {
   const { schema, value, errors } = error
   if (!TypeGuard.IsUnion(schema)) return error
   const meant = schema.anyOf.findIndex(variant => !TypeGuard.IsLiteral(variant) && variant.type === typeOf(value))
-  return meant < 0 ? error : specific(firstOf(errors[meant]!))
+  return meant < 0 ? error : firstOf(errors[meant]!)
 }
 
 function typeOf (value: unknown): string {

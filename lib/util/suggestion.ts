@@ -34,7 +34,7 @@ function editsBetween (one: string, other: string, limit: number): number {
     for (let column = 1; column <= other.length; column++) {
       const isSame = one[row - 1] === other[column - 1]
       let edits = Math.min(current[column - 1]! + 1, last[column]! + 1, last[column - 1]! + (isSame ? 0 : 1))
-      if (row > 1 && column > 1 && one[row - 1] === other[column - 2] && one[row - 2] === other[column - 1]) edits = Math.min(edits, before[column - 2]! + 1)
+      if (one[row - 1] === other[column - 2] && one[row - 2] === other[column - 1]) edits = Math.min(edits, before[column - 2]! + 1)
       current.push(edits)
     }
     before = last

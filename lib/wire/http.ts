@@ -39,7 +39,7 @@ export function sendHead (response: HttpResponse, headers: OutgoingHttpHeaders |
 export function isPlainChunked (response: HttpResponse): response is ServerResponse {
   return response instanceof ServerResponse &&
     response.write === ServerResponse.prototype.write &&
-    response.socket !== null && response.headersSent && response.chunkedEncoding
+    response.socket !== null && response.chunkedEncoding
 }
 
 /** Returns whether the client has already disconnected, so that no `close` event will follow. */

@@ -178,4 +178,80 @@ t.test('the order in which a client is authenticated', async t => {
       t.equal(asked, expected, path)
     }
   })
+
+  await t.test('a second attempt of the handler has the user of the first, and asks nobody again', async t => {
+    let asked = 0
+    const server = await start(t, async app => {
+      await app.register(ssePlugin, {
+        authHandler: (_data, request) => {
+          asked++
+          return (request as FastifyRequest).user as string | undefined ?? null
+        },
+        authorizeSubscription: ({ subscriptionId }) => subscriptionId === 'allowed'
+      })
+      const handler = async (_request: FastifyRequest, reply: FastifyReply) => {
+        await t.rejects(reply.sse({ subscriptions: ['forbidden'] }), { code: 'SSE_ERR_SUBSCRIPTION_FORBIDDEN' })
+        await reply.sse({ subscriptions: ['allowed'] })
+      }
+      app.get('/found', { sse: true, preHandler: async request => { Object.assign(request, { user: 'ada' }) } }, handler)
+      app.get('/nobody', { sse: true, preHandler: async request => { Object.assign(request, { other: 1 }) } }, handler)
+      app.get('/set', { sse: true, preHandler: async request => { request.sseUser = { userId: 'grace' } } }, handler)
+      app.get('/changed', { sse: true, onRequest: async request => { Object.assign(request, { user: 'ada' }) }, preHandler: async request => { request.sseUser = { userId: 'grace' } } }, handler)
+    })
+    for (const [path, user, times, warnings] of [['/found', 'ada', 2, 0], ['/nobody', null, 2, 0], ['/set', 'grace', 1, 0], ['/changed', 'grace', 1, 1]] as const) {
+      asked = 0
+      server.lines.length = 0
+      const stream = await server.open(path)
+      t.ok(stream.isStream, path)
+      t.strictSame([userOf(server.app.sse), asked], [[user], times], path)
+      t.equal(server.lines.filter(({ level }) => level === 40).length, warnings, `${path}: the change is told once`)
+      await stream.close()
+      await until(() => server.app.sse.connectionCount === 0)
+    }
+  })
+
+  await t.test('a user that a hook has set counts for each manager, one that a manager has found only for itself', async t => {
+    type Named = FastifyReply & Record<'a' | 'b', FastifyReply['sse']>
+    const asked: string[] = []
+    const handlerOf = (name: string): NonNullable<SSEOptions['authHandler']> => ({ query }) => {
+      asked.push(name)
+      return query[name] as string | undefined ?? null
+    }
+    const server = await start(t, async app => {
+      for (const name of ['a', 'b']) await app.register(ssePlugin, { decorators: { instance: name, reply: name }, requireAuthentication: name === 'b', authHandler: handlerOf(name) })
+      const both = { a: true, b: true } as object
+      const byHook = async (request: FastifyRequest) => { request.sseUser = { userId: 'by-hook' } }
+      for (const [path, options] of [['/found', both], ['/hook', { ...both, onRequest: byHook }], ['/late', { ...both, preHandler: byHook }]] as const) {
+        app.get(path, options, async (request, reply) => {
+          const name = (request.query as { by: 'a' | 'b' }).by
+          await (reply as Named)[name]()
+          t.equal(request.sseUser?.userId ?? null, [...(app as unknown as Record<string, SSEManager>)[name]!.connections()][0]!.userId, 'that of the stream')
+        })
+      }
+    })
+    const managers = server.app as unknown as Record<'a' | 'b', SSEManager>
+    const rows: [path: string, user: string | null | undefined, asked: string][] = [
+      ['/found?by=a&a=ada&b=bob', 'ada', 'a b'],
+      ['/found?by=b&a=ada&b=bob', 'bob', 'a b'],
+      ['/found?by=a&b=bob', null, 'a b'],
+      ['/found?by=b&a=ada', undefined, 'a b'],
+      ['/hook?by=a&a=ada&b=bob', 'by-hook', ''],
+      ['/hook?by=b', 'by-hook', ''],
+      ['/late?by=a&a=ada&b=bob', 'by-hook', 'a b'],
+      ['/late?by=b&b=bob', 'by-hook', 'a b']
+    ]
+    for (const [url, user, calls] of rows) {
+      asked.length = 0
+      const stream = await server.open(url)
+      t.equal(asked.join(' '), calls, url)
+      if (user === undefined) {
+        refusal(t, stream, 401, 'SSE_ERR_UNAUTHENTICATED')
+        continue
+      }
+      const manager = managers[url.includes('by=a') ? 'a' : 'b']
+      t.strictSame(userOf(manager), [user], url)
+      await stream.close()
+      await until(() => manager.connectionCount === 0)
+    }
+  })
 })
