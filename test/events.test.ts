@@ -1,2 +1,4 @@
+import './events/catalogue.js'
 import './events/event.js'
+import './events/message.js'
 import './events/topic.js'

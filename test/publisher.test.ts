@@ -1,6 +1,7 @@
 import { Type } from '@sinclair/typebox'
 import t, { type Test } from 'tap'
-import { createPublisher, defineEvents, memoryBroker, type BroadcastOptions, type Broker, type PublisherOptions, type PublishOptions, type SSEOptions } from '../lib/index.js'
+import { createPublisher, defineEvents, memoryBroker, type BroadcastOptions, type Broker, type PublisherOptions, type PublishOptions, type History, type Sink, type SSEOptions } from '../lib/index.js'
+import { NoAnswer } from '../lib/errors.js'
 import { MemoryRunStore } from '../lib/log/memory-run-store.js'
 import { testClock, testLog, type TestLog } from '../lib/testing/index.js'
 import { isApplicationEvent, serve } from './helpers/app.js'
@@ -119,7 +120,31 @@ t.test('an error of a broker of the application is the cause', async t => {
   })
   await t.rejects(publisher.position(), { ...UNAVAILABLE, cause })
   await t.rejects(publisher.broadcastEvent({ data: 1 }), { ...UNAVAILABLE, cause })
+  Object.assign(broker, { openForPublishing: async () => ({ position: () => Promise.reject(new NoAnswer(5)) }) })
+  const second = createPublisher({ broker })
+  await t.rejects(second.position(), { code: 'SSE_ERR_NO_ANSWER' }, 'an error of ours is passed on')
   await publisher.close()
+  await second.close()
+})
+
+t.test('the broker is opened once, with the history and the clock of the publisher', async t => {
+  const clock = testClock()
+  const opened: { history: unknown, now: number }[] = []
+  const broker = testLog().broker()
+  const { openForPublishing } = broker
+  Object.assign(broker, {
+    openForPublishing: async (sink: Sink, history: History, now: () => number) => {
+      opened.push({ history, now: now() })
+      return await openForPublishing!.call(broker, sink, history, now)
+    }
+  })
+  const options = { broker, history: { maxEvents: 7 }, ...clock.options } as unknown as PublisherOptions
+  const publisher = createPublisher(options)
+  t.teardown(() => publisher.close())
+  t.strictSame(opened, [], 'not before the first call')
+  await clock.advance(60_000)
+  await Promise.all([publisher.open(), publisher.position(), publisher.broadcastEvent({ data: 1 })])
+  t.strictSame(opened, [{ history: { maxEvents: 7, maxAgeMs: 300_000, maxBytes: 64 * 1024 * 1024 }, now: clock.now }], 'once')
 })
 
 t.test('after close, every call rejects', async t => {
@@ -129,6 +154,9 @@ t.test('after close, every call rejects', async t => {
     if (isOpen) await publisher.broadcastEvent({ data: 1 })
     const closing = publisher.close()
     t.equal(publisher.close(), closing)
+    // A log that is not open yet is not opened any more.
+    const early: Promise<unknown>[] = isOpen ? [] : [publisher.broadcastEvent({ data: 1 }), publisher.open()]
+    for (const call of early) await t.rejects(call, CLOSED)
     await closing
     const calls: Promise<unknown>[] = [publisher.broadcastEvent({ data: 1 }), publisher.position(), publisher.open()]
     for (const call of calls) await t.rejects(call, CLOSED)
@@ -151,9 +179,18 @@ t.test('runs', async t => {
     const clock = testClock()
     const lines: string[] = []
     const write = (_details: object, message: string) => lines.push(message)
+    const broker = testLog().broker()
+    let isClosed = false
+    const { close } = broker
     const options: SSEOptions & { broker: Broker } = {
       ...clock.options,
-      broker: Object.assign(testLog().broker(), { runs: new MemoryRunStore(clock.clock, 1 << 20) }),
+      broker: Object.assign(broker, {
+        runs: new MemoryRunStore(clock.clock, 1 << 20),
+        close () {
+          isClosed = true
+          return close.call(broker)
+        }
+      }),
       runs: { drainMs: 5_000, maxPerOwner: 2 }
     }
     const publisher = createPublisher(options as PublisherOptions, { error: write, warn: write, info: () => {}, debug: () => {} })
@@ -172,8 +209,11 @@ t.test('runs', async t => {
     hand.yield('last')
     hand.end()
     t.match(await runs[0]!.run.finished, { status: 'done', events: 1 })
-    await clock.advance(5_000)
+    await clock.advance(4_000)
+    t.equal(isClosed, false, 'a run that has not ended needs its log')
+    await clock.advance(1_000)
     t.match(await runs[1]!.run.finished, { status: 'lost' })
     await closing
+    t.equal(isClosed, true)
   })
 })

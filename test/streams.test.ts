@@ -1,3 +1,1 @@
-import './streams/control.js'
-import './streams/end.js'
-import './streams/source.js'
+import './streams/consume.js'

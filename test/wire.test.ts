@@ -1,4 +1,6 @@
 import './wire/chunk.js'
 import './wire/event-stream.js'
 import './wire/headers.js'
+import './wire/http.js'
 import './wire/sockets.js'
+import './wire/writer.js'
