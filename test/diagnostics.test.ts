@@ -1,3 +1,4 @@
 import './diagnostics/allocation.js'
 import './diagnostics/channels.js'
 import './diagnostics/tally.js'
+import './diagnostics/telemetry.js'

@@ -21,9 +21,7 @@ export class FrameCache {
     const { seq } = message
     let frame = this.#newer.get(seq)
     if (frame !== undefined) return frame
-    frame = this.#older.get(seq)
-    if (frame === undefined) frame = Frame.ofMessage(message, epoch)
-    else this.#older.delete(seq)
+    frame = this.#older.get(seq) ?? Frame.ofMessage(message, epoch)
     this.#keep(frame)
     return frame
   }
@@ -37,7 +35,7 @@ export class FrameCache {
 
   #keep (frame: Frame): void {
     const bytes = frame.bytes + FRAME_BYTES
-    if (this.#bytes > 0 && this.#bytes + bytes > GENERATION_BYTES) {
+    if (this.#bytes + bytes > GENERATION_BYTES) {
       this.#older = this.#newer
       this.#newer = new Map()
       this.#bytes = 0

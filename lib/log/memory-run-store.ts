@@ -148,10 +148,8 @@ export class MemoryRunStore implements RunStore {
   /** Removes a run that has ended. */
   #remove (run: MemoryRun): void {
     this.#clock.cancel(run.expiry)
-    if (!this.#ended.delete(run)) return
+    this.#ended.delete(run)
     this.#bytes -= run.bytes
     this.#runs.delete(run.key.text)
-    // Its readers receive the end of an unknown run, or the beginning of the next generation.
-    this.#watcher!.ended(run.key.text)
   }
 }

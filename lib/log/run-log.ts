@@ -76,9 +76,8 @@ export class RunLog {
     return texts
   }
 
-  /** Returns the index of the segment with this event; the number of segments if there is none. */
+  /** Returns the index of the segment with this event; of the last one if there is no such event. */
   #indexOf (event: number): number {
-    if (event > this.#count) return this.#segments.length
     let low = 0
     let high = this.#segments.length - 1
     while (low < high) {

@@ -119,9 +119,9 @@ export class Producer implements Sink {
     return null
   }
 
-  /** Resolves when there is room for more. */
+  /** Resolves when the events that wait are being appended. */
   async #relief (): Promise<void> {
-    while (this.#pendingBytes > MAX_PENDING_BYTES && this.isOpen) await this.#appending
+    await this.#appending
     this.#isWaiting = true
   }
 
@@ -216,15 +216,13 @@ export class Producer implements Sink {
     while (this.#appending !== null) await this.#appending
     // All events: if some could not be appended, the run is lost.
     const state = await this.#insist(() => this.#host.store.finish(this.key, outcome, { lease: this.lease, after: this.#events }))
-    const { generation } = this.lease
-    this.#state = state !== null && state.generation === generation && state.status !== 'running' ? state : { ...this.#state, status: 'lost', reason: undefined, endedAt: this.#host.clock.wall() }
+    this.#state = state !== null && state.status !== 'running' ? state : { ...this.#state, status: 'lost', endedAt: this.#host.clock.wall() }
     this.#host.ended(this)
     this.#finish(this.#state)
   }
 
   /** Checks all time limits. Called repeatedly. `elapsedMs`: the time since the last call, without that in which the process stood still. */
   age (elapsedMs: number): void {
-    if (this.#outcome !== null) return
     const { maxDurationMs, idleTimeoutMs, graceMs } = this.#settings
     this.#ageMs += elapsedMs
     if (this.#isWaiting) this.#idleMs += elapsedMs

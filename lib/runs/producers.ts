@@ -90,7 +90,6 @@ export class Producers implements ProducerHost {
     try {
       const { state, started } = await this.store.claim({ key, token, leaseMs, ttlMs, joinFinished: settings.ifFinished === 'join', settings: settings.text })
       if (!started) return state
-      this.#starting.delete(starting)
       const producer = new Producer(this, { key, generation: state.generation, token, leaseMs, ttlMs }, settings, state)
       // An earlier run with this id was ended on another node, and its producer does not know it yet: nothing else would end its source.
       this.#producers.get(producer.key.text)?.end({ status: 'lost' })

@@ -58,7 +58,6 @@ export class RunReader implements FeedReader {
       if (state?.generation !== this.#generation || state.status !== 'running') return false
       if (frames.length > 0 && !connection.writeTogether(page.chunk, frames.length)) return false
       this.#after += frames.length
-      this.#isAwake = false
       return this.#after === state.events
     } catch {
       // The loop reads again, and handles the error.

@@ -4,6 +4,7 @@ import t from 'tap'
 import { gapFrame } from '../../lib/connections/control-frames.js'
 import { Frame } from '../../lib/delivery/frame.js'
 import { EventPriority } from '../../lib/events/event-rules.js'
+import { bytesOfTarget } from '../../lib/events/target.js'
 import { EventStreamParser } from '../helpers/parser.js'
 import { name, text, validName } from '../wire/arbitraries.js'
 
@@ -37,4 +38,35 @@ t.test('a frame knows the bytes of its text, whatever is in it: chunks are frame
     const frame = Frame.ofMessage({ ...outgoing, ...input }, 'epoch')
     assert.equal(frame.textBytes, Buffer.byteLength(frame.head + frame.text))
   }), { numRuns: RUNS }))
+})
+
+t.test('a frame knows its memory: head, text, key and target, each once', async t => {
+  const target = { userIds: ['ada'] }
+  const bytes = (...args: ConstructorParameters<typeof Frame>) => new Frame(...args).bytes
+  const { NORMAL } = EventPriority
+  const empty = bytes('', '', NORMAL)
+  t.equal(empty, 0)
+  t.equal(bytes('id: a.1\n', '', NORMAL), 8)
+  t.equal(bytes('', 'data: 12\n\n', NORMAL), 10)
+  t.equal(bytes('', 'é', NORMAL), 2)
+  t.equal(bytes('', '', NORMAL, 7, 'key'), 3)
+  t.equal(bytes('', '', NORMAL, 7, null, target), bytesOfTarget(target))
+  t.ok(bytesOfTarget(target) > 3)
+  t.equal(bytes('id: a.1\n', 'data: 12\n\n', NORMAL, 7, 'key', target), 8 + 10 + 3 + bytesOfTarget(target))
+})
+
+t.test('a copy with a text of its own is the same frame', async t => {
+  for (const seq of [0, 7]) {
+    const message = { ...outgoing, event: 'name', data: 'é'.repeat(100), priority: EventPriority.HIGH, target: { userIds: ['ada'] }, ephemeral: seq === 0, seq, key: 'k' }
+    for (const fromLog of [true, false]) {
+      const frame = Frame.ofMessage(message, 'epoch', fromLog)
+      const copy = frame.withOwnText()
+      t.not(copy, frame)
+      t.same({ ...copy }, { ...frame })
+      t.match({ ...copy }, { priority: EventPriority.HIGH, seq, fromLog, textBytes: Buffer.byteLength(frame.head + frame.text) })
+      t.equal(copy.target, frame.target)
+      t.ok(copy.key !== null && copy.bytes > frame.textBytes)
+    }
+    t.equal(Frame.ofMessage(message, 'epoch').fromLog, seq > 0)
+  }
 })

@@ -1,7 +1,9 @@
+import { channel } from 'node:diagnostics_channel'
 import * as platformatic from '@platformatic/prom-client'
 import * as prometheus from '@prometheus-io/client'
 import * as promClient from 'prom-client'
 import t from 'tap'
+import { kSources, type CollectedMetric, type MetricSource } from '../../lib/metrics/collected-metric.js'
 import { registerMetrics, type MetricsRegistry } from '../../lib/metrics/index.js'
 import { METRICS } from '../../lib/metrics/metrics.js'
 import { anyAnswer, block, serve, settle } from '../helpers/app.js'
@@ -164,4 +166,42 @@ t.test('whatever users and topics do, the number of series stays the same', asyn
   t.equal(await round(0), before)
   t.ok(before < 250, `${before} series`)
   t.equal(valueOf(parseScrape(await registry.metrics()), 'sse_connections_closed_total', { reason: 'other' }), 100, 'a reason of the application can name a user')
+})
+
+t.test('a manager is read once for each scrape, and leaves nothing behind', async t => {
+  const { app: { sse } } = await serve(t)
+  const registry = new promClient.Registry()
+  let reads = 0
+  const { stats } = sse
+  sse.stats = () => {
+    reads++
+    return stats.call(sse)
+  }
+  const labels = { one: '1', other: '2' }
+  const stop = registerMetrics(sse, registry, { labels })
+  labels.one = 'changed'
+  for (const expected of [1, 2]) {
+    t.equal(valueOf(parseScrape(await registry.metrics()), 'sse_connections', { one: '1', other: '2' }), 0)
+    t.equal(reads, expected)
+  }
+  t.throws(() => registerMetrics(sse, registry, { labels: { other: '2', one: '1' } }), { code: 'SSE_ERR_INVALID_OPTION', message: /must differ/ }, 'in any order')
+  const stopOther = registerMetrics(sse, registry, { labels: { other: '1', one: '2' } })
+  const [source, another] = (registry.getSingleMetric('sse_publish_seconds') as unknown as CollectedMetric)[kSources] as [MetricSource, MetricSource]
+  const counts = ({ read }: MetricSource) => {
+    for (const name of ['publish', 'deliver', 'open']) channel(`fastify-sse-manager:${name}`).publish({ nodeId: sse.nodeId, durationMs: 1 })
+    const { publish, delivery, timeToOpen } = read()
+    return [publish, delivery, timeToOpen].map(histogram => histogram.read().count)
+  }
+  t.strictSame(counts(source), [1, 1, 1])
+  stop()
+  t.strictSame([counts(source), counts(another)], [[1, 1, 1], [3, 3, 3]])
+  stopOther()
+  t.strictSame(counts(another), [3, 3, 3], 'nothing is measured any more')
+  t.strictSame(registry.getMetricsAsArray(), [])
+  // A metric of the application that has taken a name meanwhile is not ours to remove.
+  const again = registerMetrics(sse, registry)
+  registry.removeSingleMetric('sse_connections')
+  const own = new promClient.Gauge({ name: 'sse_connections', help: 'another', registers: [registry] })
+  again()
+  t.strictSame(registry.getMetricsAsArray(), [own])
 })

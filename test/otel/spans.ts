@@ -1,4 +1,5 @@
-import { context, trace } from '@opentelemetry/api'
+import { channel } from 'node:diagnostics_channel'
+import { context, SpanKind, SpanStatusCode, trace } from '@opentelemetry/api'
 import type { ReadableSpan } from '@opentelemetry/sdk-trace-base'
 import t from 'tap'
 import { registerTracing } from '../../lib/otel/index.js'
@@ -56,4 +57,32 @@ t.test('spans of publishes, replays and openings, none of a stream', async t => 
   await app.sse.broadcastEvent({ event: 'paid', data: 1 })
   t.strictSame(spans, [])
   t.throws(() => registerTracing(undefined as never), { code: 'SSE_ERR_INVALID_OPTION' })
+})
+
+t.test('each span begins when its work began, and has its kind and all its attributes; those of another manager are its own', async t => {
+  const { provider, spans } = startTracing(t)
+  const { app } = await serve(t)
+  const { nodeId } = app.sse
+  const stop = registerTracing(app.sse, { tracerProvider: provider })
+  const ours = { 'sse.node.id': nodeId }
+  const cases = {
+    publish: [{ event: 'x', ephemeral: true, priority: 1, delivered: 3, code: null }, SpanKind.PRODUCER, { 'sse.event.name': 'x', 'sse.event.ephemeral': true, 'sse.delivered': 3 }, SpanStatusCode.UNSET],
+    replay: [{ clientId: 'c', events: 4, bytes: 5, result: 'gap' }, SpanKind.INTERNAL, { 'sse.client.id': 'c', 'sse.replay.events': 4, 'sse.replay.bytes': 5, 'sse.replay.result': 'gap' }, SpanStatusCode.UNSET],
+    open: [{ clientId: 'c', managed: false }, SpanKind.INTERNAL, { 'sse.client.id': 'c', 'sse.managed': false }, SpanStatusCode.UNSET]
+  } as const
+  for (const [name, [payload, kind, attributes, code]] of Object.entries(cases)) {
+    spans.length = 0
+    const before = Date.now()
+    channel(`fastify-sse-manager:${name}`).publish({ ...payload, nodeId, durationMs: 5_000 })
+    channel(`fastify-sse-manager:${name}`).publish({ ...payload, nodeId: 'another', durationMs: 5_000 })
+    channel(`fastify-sse-manager:${name}`).publish({ ...payload, nodeId: null, durationMs: 5_000 })
+    t.equal(spans.length, 1, name)
+    const [span] = spans as [ReadableSpan]
+    t.strictSame([span.name, span.kind, span.attributes, span.status.code], [`sse ${name}`, kind, { ...ours, ...attributes }, code])
+    t.equal(Math.round((seconds(span.endTime) - seconds(span.startTime)) * 1000), 5_000)
+    t.ok(seconds(span.endTime) >= before / 1000 && seconds(span.endTime) <= Date.now() / 1000)
+    t.equal(span.parentSpanContext, undefined)
+  }
+  stop()
+  t.strictSame(Object.keys(cases).map(name => channel(`fastify-sse-manager:${name}`).hasSubscribers), [false, false, false])
 })

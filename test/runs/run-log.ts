@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { RunLog } from '../../lib/log/run-log.js'
-import { PAGE_EVENTS } from '../../lib/log/run-store.js'
+import { PAGE_BYTES, PAGE_EVENTS } from '../../lib/log/run-store.js'
 import { encodeEvent } from '../../lib/wire/event-stream.js'
 import { collectAll } from '../helpers/heap.js'
 
@@ -46,4 +46,19 @@ t.test('an ended log takes little more memory than its bytes', async t => {
   const taken = await collectAll() - before + process.memoryUsage().arrayBuffers - external
   const bytes = logs.reduce((sum, log) => sum + log.bytes, 0)
   t.ok(taken <= bytes * 1.5 + 200 * 2_000, `${taken} bytes for ${bytes}`)
+})
+
+t.test('a page has a bounded size, however large the events are', async t => {
+  for (const size of [10, 500, 3_000, PAGE_BYTES - 1, PAGE_BYTES, 3 * PAGE_BYTES]) {
+    const log = new RunLog()
+    const text = encodeEvent('message', 'x'.repeat(size))
+    for (let n = 0; n < 100; n++) log.append(text)
+    for (let after = 0; after < 100; after++) {
+      const { length } = log.read(after)
+      // A page ends with the buffer in which it reaches its size.
+      t.ok(length > 0 && (length - 1) * text.length < 2 * PAGE_BYTES, `${length} events of ${text.length} bytes after ${after}`)
+    }
+    for (const after of [100, 101, 1_000]) t.same(log.read(after), [])
+  }
+  for (const after of [0, 1]) t.same(new RunLog().read(after), [])
 })

@@ -1,0 +1,56 @@
+import t from 'tap'
+import { FrameCache } from '../../lib/delivery/frame-cache.js'
+import { Frame, FRAME_BYTES } from '../../lib/delivery/frame.js'
+import { EventPriority } from '../../lib/events/event-rules.js'
+import type { Message } from '../../lib/events/message.js'
+
+const MB = 1024 * 1024
+const message = (seq: number, data = 'x'): Message => ({ event: 'x', data, priority: EventPriority.NORMAL, target: {}, ephemeral: false, seq })
+/** A message whose frame counts as a megabyte: half a generation of the cache. */
+const half = (seq: number): Message => message(seq, 'x'.repeat(MB - FRAME_BYTES - Frame.ofMessage(message(seq, ''), 'a').bytes))
+
+/** Asks for frames in this order, and tells which of them are the same as before. */
+function ask (cache: FrameCache, frames: Map<number, Frame>, epoch: string, ...seqs: number[]): boolean[] {
+  return seqs.map(seq => {
+    const frame = cache.of(half(seq), epoch)
+    const isSame = frames.get(seq) === frame
+    frames.set(seq, frame)
+    return isSame
+  })
+}
+
+t.test('two generations of two megabytes are kept, and what is used stays', async t => {
+  const cache = new FrameCache()
+  const frames = new Map<number, Frame>()
+  t.same(ask(cache, frames, 'a', 1, 2, 1, 2), [false, false, true, true], 'a full generation')
+  t.same(ask(cache, frames, 'a', 3, 1, 3, 1), [false, true, true, true], 'the older one is kept, and 1 was used')
+  t.same(ask(cache, frames, 'a', 4, 3, 1), [false, true, true])
+  t.same(ask(cache, frames, 'a', 5), [false])
+  t.same(ask(cache, frames, 'a', 2, 4), [false, false], 'those that were not used are gone')
+  t.equal(frames.get(5)!.bytes + FRAME_BYTES, MB)
+})
+
+t.test('a frame that is larger than a generation is kept until the next one', async t => {
+  const cache = new FrameCache()
+  const large = message(1, 'x'.repeat(3 * MB))
+  const frame = cache.of(large, 'a')
+  t.equal(cache.of(large, 'a'), frame)
+  cache.of(message(2), 'a')
+  t.equal(cache.of(large, 'a'), frame)
+})
+
+t.test('another epoch begins anew: the same number is another message', async t => {
+  const cache = new FrameCache()
+  const frames = new Map<number, Frame>()
+  ask(cache, frames, 'a', 1, 2, 3)
+  t.same(ask(cache, frames, 'b', 3, 2, 1), [false, false, false])
+  for (const [seq, frame] of frames) t.equal(frame.head, `id: b.${seq}\n`)
+  const count = (epoch: string) => {
+    frames.clear()
+    ask(cache, frames, epoch, 1, 2, 3, 4)
+    return ask(cache, frames, epoch, 1)
+  }
+  t.same(count('c'), [true], 'its generation is empty')
+  ask(cache, frames, 'd', 9)
+  t.same(count('e'), [true], 'whatever was in that of the epoch before')
+})
