@@ -20,12 +20,11 @@ const ANSWER_MS = 2_000
 
 /** Implements `reply.sse()`: authenticates the request unless its route did, admits the connection, and passes the body to Fastify. */
 export function replySSE (guard: Guard, runs: Runs | null, request: FastifyRequest, reply: FastifyReply, first?: unknown, second?: unknown): Promise<SSEConnection | void> {
-  const { sent } = reply
   const answer = first === null || first instanceof Run ? streamRun(guard, runs, request, reply, first, second) : isSource(first) ? stream(guard, request, reply, first, second) : connect(guard, request, reply, true, first)
   // Without this handler, a rejection would end the process if the route handler neither awaits nor returns the promise.
   answer.catch(err => {
     // A call after the answer, from a timer for instance, has nobody else who could report it.
-    if (reply.sent && (!sent || err instanceof HeadAlreadySent)) warn(request, err, 'after the request was answered')
+    if (reply.sent) warn(request, err, 'after the request was answered')
     else setTimeout(() => { if (!reply.sent) warn(request, err, 'and the request has no answer') }, ANSWER_MS).unref()
   })
   return answer

@@ -182,6 +182,7 @@ t.test('a handler that forgets the promise of reply.sse() does not end the proce
   app.post('/posted', { sse: true }, over)
   app.get('/later', later)
   app.get('/guarded-later', { sse: true }, later)
+  app.get('/wrong-later', async (request: FastifyRequest, reply: FastifyReply) => { setTimeout(() => { reply.sse('text' as never) }, 10) })
   app.get('/second', async (request, reply) => {
     reply.send('first')
     await reply.sse()
@@ -193,10 +194,10 @@ t.test('a handler that forgets the promise of reply.sse() does not end the proce
   const logged = () => lines.splice(0).map(line => JSON.parse(line))
   await until(() => lines.length === 1)
   t.match(logged(), [{ err: { code: 'SSE_ERR_NOT_ACCEPTABLE' }, msg: 'reply.sse() failed and the request has no answer: await or return its promise in the handler' }])
-  for (const path of ['/over', '/guarded', '/posted', '/later', '/guarded-later']) {
+  for (const path of ['/over', '/guarded', '/posted', '/later', '/guarded-later', '/wrong-later']) {
     t.strictSame(await (await fetch(url + path, { method: path === '/posted' ? 'POST' : 'GET' })).text(), '')
     await until(() => lines.length === 1)
-    t.match(logged(), [{ level: 40, route: path, err: { code: /^SSE_ERR_(?:HEAD_ALREADY_SENT|CLIENT_GONE)$/ }, msg: 'reply.sse() failed after the request was answered: await or return its promise in the handler' }], path)
+    t.match(logged(), [{ level: 40, route: path, err: { code: path === '/wrong-later' ? 'SSE_ERR_INVALID_SOURCE' : /^SSE_ERR_(?:HEAD_ALREADY_SENT|CLIENT_GONE)$/ }, msg: 'reply.sse() failed after the request was answered: await or return its promise in the handler' }], path)
   }
   t.equal(await (await fetch(`${url}/second`)).text(), 'first')
   await until(() => lines.length === 2)
