@@ -1,5 +1,6 @@
 import t from 'tap'
-import { SSEManager } from '../lib/index.js'
+import { SSEManager, type SSEOptions } from '../lib/index.js'
+import { kClock, systemClock, type Clock, type Timer } from '../lib/util/clock.js'
 import type { TestStream } from '../lib/testing/index.js'
 import { payloads, serve } from './helpers/app.js'
 import { until } from './helpers/wait.js'
@@ -107,4 +108,42 @@ t.test('before it is open, after it is drained and after it is closed', async t 
   const closed = unopened.close()
   for (const call of [() => unopened.broadcastEvent({ data: 1 }), () => unopened.open()] as (() => Promise<unknown>)[]) await t.rejects(call, { code: 'SSE_ERR_CLOSED' }, 'nothing opens the log of a node that closes')
   await closed
+})
+
+t.test('a manager that is closed has no timer left', async t => {
+  const live = new Set<Timer>()
+  const counting: Clock = {
+    ...systemClock,
+    after (ms, run) {
+      const timer = systemClock.after(ms, () => {
+        live.delete(timer)
+        return run()
+      })
+      live.add(timer)
+      return timer
+    },
+    every (ms, run) {
+      const timer = systemClock.every(ms, run)
+      live.add(timer)
+      return timer
+    },
+    cancel (timer) {
+      systemClock.cancel(timer)
+      if (timer) live.delete(timer)
+    }
+  }
+  const options: SSEOptions & { readonly [kClock]: Clock } = { [kClock]: counting, presenceEvents: { topics: ['news'] }, maxConnectionAgeMs: 60_000, flush: { intervalMs: 10_000 } }
+  for (const isOpened of [true, false]) {
+    const { app, join } = await serve(t, options)
+    if (isOpened) {
+      const { connection } = await join('ada', ['news'])
+      await app.sse.broadcastEvent({ data: 1 })
+      connection.sendEvent({ data: 2 })
+      const { run } = await app.sse.startRun('a', () => ['x'], { ownerId: null })
+      await run.finished
+      t.ok(live.size > 0)
+    }
+    await app.close()
+    t.equal(live.size, 0)
+  }
 })

@@ -161,6 +161,14 @@ t.test('after close, every call rejects', async t => {
     const calls: Promise<unknown>[] = [publisher.broadcastEvent({ data: 1 }), publisher.position(), publisher.open()]
     for (const call of calls) await t.rejects(call, CLOSED)
   }
+  // While the store of runs closes, nothing opens the log any more.
+  const store = new MemoryRunStore(testClock().clock, 1 << 20)
+  let letClose = (): void => {}
+  const slow = createPublisher({ broker: Object.assign(log.broker(), { runs: Object.assign(store, { close: () => new Promise<void>(resolve => { letClose = resolve }) }) }) })
+  const closing = slow.close()
+  await t.rejects(slow.broadcastEvent({ data: 1 }), CLOSED)
+  letClose()
+  await closing
   const { broker } = await (async () => {
     const broker = log.broker()
     await using publisher = createPublisher({ broker })

@@ -213,13 +213,18 @@ t.test('the order in which a client is authenticated', async t => {
   await t.test('a user that a hook has set counts for each manager, one that a manager has found only for itself', async t => {
     type Named = FastifyReply & Record<'a' | 'b', FastifyReply['sse']>
     const asked: string[] = []
-    const handlerOf = (name: string): NonNullable<SSEOptions['authHandler']> => ({ query }) => {
+    const handlerOf = (name: string): NonNullable<SSEOptions['authHandler']> => ({ query }, request) => {
       asked.push(name)
-      return query[name] as string | undefined ?? null
+      return (name === 'a' ? (request as { late?: string }).late : undefined) ?? query[name] as string | undefined ?? null
     }
     const server = await start(t, async app => {
       for (const name of ['a', 'b']) await app.register(ssePlugin, { decorators: { instance: name, reply: name }, requireAuthentication: name === 'b', authHandler: handlerOf(name) })
       const both = { a: true, b: true } as object
+      app.get('/retry', { a: true, preHandler: async (request: FastifyRequest) => { Object.assign(request, { late: 'ada' }) } } as object, async (request, reply) => {
+        await t.rejects((reply as Named).a({ retryMs: 1 }), { code: 'SSE_ERR_INVALID_RETRY' })
+        t.equal(request.sseUser?.userId, 'ada')
+        await (reply as Named).b()
+      })
       const byHook = async (request: FastifyRequest) => { request.sseUser = { userId: 'by-hook' } }
       for (const [path, options] of [['/found', both], ['/hook', { ...both, onRequest: byHook }], ['/late', { ...both, preHandler: byHook }]] as const) {
         app.get(path, options, async (request, reply) => {
@@ -230,6 +235,16 @@ t.test('the order in which a client is authenticated', async t => {
       }
     })
     const managers = server.app as unknown as Record<'a' | 'b', SSEManager>
+    // Also one that the first manager has found late.
+    for (const user of [null, 'bob']) {
+      asked.length = 0
+      const stream = await server.open(`/retry${user === null ? '' : `?b=${user}`}`)
+      t.equal(asked.join(' '), 'a a b')
+      if (user === null) refusal(t, stream, 401, 'SSE_ERR_UNAUTHENTICATED')
+      else t.strictSame(userOf(managers.b), [user])
+      await stream.close()
+      await until(() => managers.b.connectionCount === 0)
+    }
     const rows: [path: string, user: string | null | undefined, asked: string][] = [
       ['/found?by=a&a=ada&b=bob', 'ada', 'a b'],
       ['/found?by=b&a=ada&b=bob', 'bob', 'a b'],
