@@ -28,7 +28,7 @@ function groupsOf (ip: string): number[] | null {
   const parts = halves.map(half => half === '' ? [] : half.split(':'))
   const last = parts.at(-1)!
   // The last four bytes can be in IPv4 notation.
-  if (last.length > 0 && IPV4.test(last.at(-1)!)) {
+  if (IPV4.test(last.at(-1) ?? '')) {
     const [a, b, c, d] = last.pop()!.split('.').map(Number)
     last.push((a! << 8 | b!).toString(16), (c! << 8 | d!).toString(16))
   }

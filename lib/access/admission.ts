@@ -203,7 +203,6 @@ export class Admission {
     this.#keepReservation(arrival)
     arrival.reservation?.assign(userId)
     const managed = broadcasts !== null
-    const headOnly = request.method === 'HEAD'
     const given = (options.lastEventId === undefined ? arrival.lastEventId : options.lastEventId) || ''
     // An id of a source belongs to the application.
     const { cursor, failures } = managed ? parseClaimedId(given) : { cursor: given, failures: null }
@@ -218,8 +217,8 @@ export class Admission {
       control: options.control ?? true,
       // Broadcasts do not reach a stream of a source, so it holds no subscriptions, whatever its ticket grants.
       held: managed ? held : new Set(),
-      headOnly,
-      snapshot: managed && broadcasts.snapshot !== null && !headOnly ? planOf(broadcasts.snapshot, arrival, held, failures) : null,
+      headOnly: request.method === 'HEAD',
+      snapshot: managed && broadcasts.snapshot !== null ? planOf(broadcasts.snapshot, arrival, held, failures) : null,
       retryMs: options.retryMs ?? this.#options.retryMs,
       arrivedAt: arrival.at
     })

@@ -66,7 +66,7 @@ export class Arrival {
     const start = url.indexOf('?')
     if (start < 0) return []
     const query = new URLSearchParams(url.slice(start + 1))
-    const inUrl = query.get('lastEventId') ?? query.get('last_event_id')
+    const inUrl = query.get('lastEventId') || query.get('last_event_id')
     return inUrl && this.#header && this.#header !== inUrl ? [] : query.getAll('fresh')
   }
 }

@@ -136,7 +136,7 @@ export class Cluster {
 
   /** Joins the other nodes. The log must be open. */
   open (): void {
-    if (!this.#eventLog.shared || this.#closed) return
+    if (!this.#eventLog.shared) return
     this.#open = true
     const { epoch, position } = this.#eventLog
     this.#commands.open(epoch, position)

@@ -76,7 +76,7 @@ export function createCommands (registry: Registry<SSEConnection>, subscriptions
 
     disconnectUser: ofAll('revoke', [Text, Text], Count, (userId, reason) => {
       disconnections.add(userId)
-      const connections = [...registry.user(userId)]
+      const connections = registry.user(userId)
       for (const connection of connections) connection.close(reason)
       return connections.length
     }, add),

@@ -51,7 +51,7 @@ export class ConnectionList {
     return { connections, total, until: connections.length < rest ? formatPosition(connections.at(-1)!) : null }
   }
 
-  /** Returns the connections of the narrowest index. */
+  /** Returns the connections of the narrowest index. Those of a client id are exactly that connection. */
   #candidates ({ clientId, userId, subscription }: ResolvedQuery): Iterable<SSEConnection> {
     const registry = this.#registry
     if (clientId !== undefined) return [registry.client(clientId)].filter(connection => connection !== undefined)
@@ -60,8 +60,7 @@ export class ConnectionList {
     return isPattern(subscription) ? registry.subscription(subscription) : registry.select({ subscriptionIds: [subscription] })
   }
 
-  #matches (connection: SSEConnection, { clientId, userId, subscription, address, lagging }: ResolvedQuery): boolean {
-    if (clientId !== undefined && connection.clientId !== clientId) return false
+  #matches (connection: SSEConnection, { userId, subscription, address, lagging }: ResolvedQuery): boolean {
     if (userId !== undefined && connection.userId !== userId) return false
     if (subscription !== undefined && !(isPattern(subscription) ? connection.subscriptions.has(subscription) : this.#registry.holds(connection, subscription))) return false
     const { ip } = connection.clientInfo

@@ -58,7 +58,6 @@ export class Membership {
   /** Stops the heartbeats. */
   stop (): void {
     this.#clock.cancel(this.#timer)
-    this.#timer = null
   }
 
   /** Sets whether this node can receive reports. While it cannot, missing reports do not count. */

@@ -178,6 +178,8 @@ export class PresenceList {
     }
     this.#leaving.clear()
     for (const [key, due] of leaving.sort(([, one], [, other]) => one - other)) this.#leaving.set(key, due)
+    // An added entry can be due before the timer.
+    this.#stop()
     this.#wait()
   }
 
@@ -190,8 +192,7 @@ export class PresenceList {
 
   /** Stops announcements. */
   close (): void {
-    this.#clock.cancel(this.#timer)
-    this.#leaving.clear()
+    this.#stop()
   }
 
   #of (nodeId: string): Set<Key> {
@@ -235,7 +236,8 @@ export class PresenceList {
     const [due] = this.#leaving.values()
     if (this.#timer !== null || due === undefined) return
     // `setImmediate`: after a blocked event loop, messages about users who have returned are read first.
-    this.#timer = this.#clock.after(Math.max(1, due - this.#clock.monotonic()), () => setImmediate(() => {
+    const timer = this.#timer = this.#clock.after(Math.max(1, due - this.#clock.monotonic()), () => setImmediate(() => {
+      if (this.#timer !== timer) return
       this.#timer = null
       const now = this.#clock.monotonic()
       for (const [key, due] of this.#leaving) {
@@ -249,7 +251,12 @@ export class PresenceList {
       }
       this.#wait()
     }))
-    this.#timer.unref()
+    timer.unref()
+  }
+
+  #stop (): void {
+    this.#clock.cancel(this.#timer)
+    this.#timer = null
   }
 }
 

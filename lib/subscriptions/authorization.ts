@@ -142,13 +142,13 @@ export class Authorization<H extends Holder> {
   /** Revokes a topic or pattern from all connections of a user on this node. Returns the number of connections that held it. */
   revoke (userId: string, subscription: string, reason: string): number {
     this.disturb(id => id === userId)
-    return [...this.#registry.user(userId)].filter(connection => this.#take(connection, subscription, reason)).length
+    return this.#registry.user(userId).filter(connection => this.#take(connection, subscription, reason)).length
   }
 
   /** Authorizes all subscriptions of a user again on this node. Resolves with the number of revoked subscriptions. */
   async reauthorize (userId: string, reason: string): Promise<number> {
     this.disturb(id => id === userId)
-    const connections = [...this.#registry.user(userId)]
+    const connections = this.#registry.user(userId)
     for (const connection of connections) connection.reconsider()
     if (this.#options.authorizeSubscription === undefined) return 0
     const taken = await Promise.all(connections.map(connection => this.#reauthorizeOne(connection, reason)))
@@ -174,8 +174,7 @@ export class Authorization<H extends Holder> {
    * @throws SSE_ERR_SUBSCRIPTION_FORBIDDEN, SSE_ERR_AUTHENTICATION_FAILED
    */
   async #authorize (question: SubscriptionQuestion): Promise<void> {
-    const { authorizeSubscription } = this.#options
-    if (authorizeSubscription === undefined) return
+    const authorizeSubscription = this.#options.authorizeSubscription!
     let allowed = false
     try {
       // Only `true` allows the subscription: truthy values can come from a forgotten `await`.

@@ -4,7 +4,6 @@ import { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { addressOf } from '../../lib/access/address.js'
 import { Capacity } from '../../lib/access/capacity.js'
 import ssePlugin, { SSEManager, type SSEOptions } from '../../lib/index.js'
 import { openStream, type TestStream } from '../../lib/testing/index.js'
@@ -168,18 +167,6 @@ t.test('connections of one user: counted before the handler and before subscript
 })
 
 t.test('connections from one address', async t => {
-  for (const [ip, address] of [
-    ['192.0.2.7', '192.0.2.7'], ['::ffff:192.0.2.7', '192.0.2.7'], ['::FFFF:192.0.2.7', '192.0.2.7'], ['2001:db8:1:2:3:4:5:6', '2001:db8:1:2::/64'], ['2001:0DB8:0001:0002::1', '2001:db8:1:2::/64'],
-    ['2001:db8::1', '2001:db8:0:0::/64'], ['::1', '0:0:0:0::/64'], ['fe80::1%eth0', 'fe80:0:0:0::/64'], ['64:ff9b::192.0.2.7', '64:ff9b:0:0::/64'], ['', ''],
-    // With a port, as Azure writes them; in brackets; with a zone; IPv4 in every notation of IPv6.
-    ['192.0.2.7:1111', '192.0.2.7'], ['192.0.2.7:65535', '192.0.2.7'], ['[2001:db8:1:2::1]:443', '2001:db8:1:2::/64'], ['[2001:db8:1:2::1]', '2001:db8:1:2::/64'], ['[::ffff:192.0.2.7]:80', '192.0.2.7'],
-    ['[fe80::1%eth0]:80', 'fe80:0:0:0::/64'], ['::ffff:c000:0207', '192.0.2.7'], ['0:0:0:0:0:ffff:192.0.2.7', '192.0.2.7'], ['0000:0000:0000:0000:0000:FFFF:C000:0207', '192.0.2.7'], ['::ffff:192.0.2.7%1', '192.0.2.7'],
-    ['::', '0:0:0:0::/64'], ['1::', '1:0:0:0::/64'], ['1:2:3:4:5:6:7::', '1:2:3:4::/64'], ['1:2:3:4:5:6:192.0.2.7', '1:2:3:4::/64'],
-    // What is no address.
-    ...['unknown', '_hidden', '192.0.2', '192.0.2.7.1', '192.0.2.256', '192.0.2.07', '192.0.2.7:', '192.0.2.7:x', ':', ':::', '1::2::3', '1:2:3:4:5:6:7', '1:2:3:4:5:6:7:8:9', '1:2:3:4:5:6:7::8', 'g::1', '12345::', '[::1', '::1]', '[]', '[192.0.2.7]x', '::192.0.2.7:1', '::256.0.2.7', 'localhost', ' ', '192.0.2.7, 192.0.2.8'].map(text => [text, ''])
-  ]) t.equal(addressOf(ip!), address, ip)
-  t.equal(addressOf(undefined), '')
-
   const from = (ip: string): ClientOptions => ({ headers: { 'x-forwarded-for': ip, connection: 'close' } })
   const options = { maxConnectionsPerIp: 2 }
   await t.test('as the proxy tells it, when it is trusted', async t => {

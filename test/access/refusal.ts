@@ -5,7 +5,7 @@ import { type AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { EventSource } from 'undici'
 import { refusalOf, sendRefusal, streamRefusal } from '../../lib/access/refusal.js'
-import { Closed } from '../../lib/errors.js'
+import { AuthenticationFailed, Closed, TooManyUserConnections, Unauthenticated } from '../../lib/errors.js'
 import type { HttpRequest, HttpResponse } from '../../lib/wire/http.js'
 import { memoryBroker, SSEManager, type SSEOptions } from '../../lib/index.js'
 import { openURL, payloads, serve, type Service } from '../helpers/app.js'
@@ -312,7 +312,16 @@ t.test('a refusal by its parts', async t => {
   const request = { method: 'GET', headers: STREAM, httpVersionMajor: 1, httpVersionMinor: 1 } as unknown as HttpRequest
   const post = { ...request, method: 'POST' } as HttpRequest
   const options = { refusals: 'auto', retryMs: 1_500, drainMs: 60_000 } as const
-  t.match(refusalOf(new Closed(), post, options), { statusCode: 503, headers: { 'retry-after': '2' }, retryable: true }, 'whole seconds, and not too early')
+  const json = { 'content-type': 'application/json; charset=utf-8' }
+  const answer = (error: unknown) => {
+    const { body, ...refusal } = refusalOf(error, post, options)
+    return { ...refusal, ...JSON.parse(body) }
+  }
+  t.strictSame(answer(new Closed()), { statusCode: 503, headers: { ...json, 'retry-after': '2' }, retryable: true, code: 'SSE_ERR_CLOSED', error: 'Service Unavailable', message: new Closed().message }, 'whole seconds, and not too early')
+  t.strictSame(answer(new TooManyUserConnections()), { statusCode: 429, headers: { ...json, 'retry-after': '2' }, retryable: true, code: 'SSE_ERR_TOO_MANY_USER_CONNECTIONS', error: 'Too Many Requests', message: new TooManyUserConnections().message })
+  t.match(answer(new AuthenticationFailed('')), { statusCode: 500, headers: { 'retry-after': '2' }, retryable: true })
+  t.strictSame(answer(new Unauthenticated()), { statusCode: 401, headers: json, retryable: false, code: 'SSE_ERR_UNAUTHENTICATED', error: 'Unauthorized', message: new Unauthenticated().message })
+  t.strictSame(answer(new TypeError('secret')), { statusCode: 500, headers: json, retryable: false, error: 'Internal Server Error', message: 'Something went wrong' })
   const retries = (error: unknown, retryAfter?: unknown) => Array.from({ length: 30 }, () => Number(/retry: (\d+)/.exec(streamRefusal(error, request, options, retryAfter)!.body)![1]))
   const status = (statusCode: unknown) => Object.assign(new Error(), { statusCode })
   for (const [list, least] of [[retries(status(429)), 1_500], [retries(status(429), '7'), 7_000], [retries(status(503), 'Fri, 31 Dec 1999'), 1_500], [retries(new Closed()), 60_000]] as const) {

@@ -128,6 +128,16 @@ t.test('tickets', async t => {
     t.ok(claims[1]! > 659_000 && claims[1]! <= 660_000, `${claims[1]} ms`)
     for (const ttlMs of [1_000, 600_000]) t.doesNotThrow(() => tickets.issue({ userId: 'ada', ttlMs }))
     for (const ttlMs of [999, 600_001]) t.throws(() => tickets.issue({ userId: 'ada', ttlMs }), { code: 'SSE_ERR_TICKET_NOT_ISSUED' })
+    // As long as a URL can be.
+    const lengths: number[] = []
+    let longest = ''
+    t.throws(() => {
+      for (let n = 2_900; ; n++) lengths.push((longest = tickets.issue({ userId: 'ada', claims: 'x'.repeat(n) })).length)
+    }, { code: 'SSE_ERR_TICKET_NOT_ISSUED', message: 'it would have 4098 characters, at most 4096 fit into a URL' })
+    t.equal(lengths.at(-1), 4_096)
+    t.equal((await tickets.redeem(longest)).userId, 'ada')
+    const longer = Buffer.from(JSON.stringify({ id: 'x'.repeat(4_000), log: 'one', user: 'ada', until: Date.now() + 10_000 })).toString('base64url')
+    await t.rejects(tickets.redeem(`${longer}.${createHmac('sha256', SECRET).update('fastify-sse-manager ticket 1\n').update(longer).digest('base64url')}`), { code: 'SSE_ERR_INVALID_TICKET' })
     // What the application signs with the same secret for another purpose is no ticket.
     const [text] = ticket.split('.') as [string]
     await t.rejects(tickets.redeem(`${text}.${createHmac('sha256', SECRET).update(text).digest('base64url')}`), { code: 'SSE_ERR_INVALID_TICKET' })

@@ -11,12 +11,12 @@ const presenceEvents = { topics: ['room:*'], lingerMs: 50 }
 /** Longer than a new node waits until it knows the others. */
 const SETTLED_MS = 700
 
-async function onLog (t: Test, options: SSEOptions = {}) {
-  const log = new TestLog()
+async function onLog (t: Test, { broker, ...options }: Omit<SSEOptions, 'broker'> & { broker?: TestLog } = {}, level = 'info') {
+  const log = broker ?? new TestLog()
   const time = testClock()
   const lines: any[] = []
   const stream = { write (line: string) { lines.push(JSON.parse(line)) } }
-  const service = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000, heartbeatIntervalMs: 1_000 }, ...options, ...time.options }, { logger: { level: 'info', stream } })
+  const service = await serve(t, { broker: log, cluster: { answerTimeoutMs: 60_000, heartbeatIntervalMs: 1_000 }, ...options, ...time.options }, { logger: { level, stream } })
   return {
     log,
     lines,
@@ -185,17 +185,92 @@ t.test('a report comes after the changes that it counts; a difference is asked a
   t.match(log.said.slice(0, 2).map(({ data }) => JSON.parse(data)), [{ kind: 'presence', changes: [['room:1', 'ada', false]] }, { kind: 'hello', report: { present: 0 } }])
 })
 
-t.test('a list that could not be sent is sent with one heartbeat, not with all', async t => {
-  const { log, time, join } = await onLog(t, { presenceEvents })
-  await join('ada', ['room:1'])
-  log.refuse = '"presence"'
-  await join('grace', ['room:1'])
-  await until(() => log.refused > 0)
-  log.refuse = null
+t.test('a change or a list that could not be sent is sent with one heartbeat, not with all', async t => {
+  for (const kind of ['presence', 'present', 'leaving']) {
+    const { log, time, join, lines } = await onLog(t, { presenceEvents: { ...presenceEvents, lingerMs: 60_000 } }, 'debug')
+    await join('ada', ['room:1'])
+    const alan = await join('alan', ['room:1'])
+    await alan.connection.removeSubscription('room:1')
+    await until(() => log.sayings('presence').some(({ changes }) => changes[0][2] === false))
+    log.refuse = `"kind":"${kind}"`
+    await join('grace', ['room:1'])
+    await log.hear({ kind: 'hello', report: REPORT })
+    await until(() => log.refused > 0 && log.sayings('beat').length > 0)
+    await turns()
+    log.refuse = null
+    t.match(lines.find(({ msg }) => msg.startsWith('Sending a message')), { kind, err: {} })
+    log.said.length = 0
+    await time.advance(5_000)
+    t.strictSame(log.sayings('present').map(({ entries }) => entries), [[['room:1', 'ada'], ['room:1', 'grace']]], kind)
+    t.match(log.sayings('leaving'), [{ entries: [['room:1', 'alan', Number]] }])
+    t.ok(log.sayings('beat').length >= 4)
+  }
+})
+
+t.test('a node says nothing after its end, however long that takes', async t => {
+  const { log, app, sse, time, join, lines, beat } = await onLog(t, { presenceEvents })
+  const { connection } = await join('ada', ['room:1'])
+  await beat('x')
+  await connection.removeSubscription('room:1')
+  await until(() => log.sayings('presence').length === 2)
   log.said.length = 0
-  await time.advance(5_000)
-  t.strictSame(log.sayings('present').map(({ entries }) => entries), [[['room:1', 'ada'], ['room:1', 'grace']]])
-  t.ok(log.sayings('beat').length >= 4)
+  let sent: () => void = () => {}
+  const publish = log.publish.bind(log)
+  log.publish = message => {
+    const published = publish(message)
+    return message.data.includes('"bye"') ? new Promise(resolve => { sent = () => resolve(published) }) : published
+  }
+  const { messages } = sse.stats()
+  await log.hear({ kind: 'hello', report: REPORT })
+  const closing = app.close()
+  await until(() => log.sayings('bye').length === 1)
+  // Longer than an answer to a greeting is delayed.
+  await new Promise(resolve => { setTimeout(resolve, 50) })
+  await time.advance(10_000)
+  log.sink!.state('down', new Error('away'))
+  log.sink!.state('up')
+  log.sink!.gap('trimmed')
+  await turns()
+  sent()
+  await closing
+  await time.advance(10_000)
+  t.strictSame(log.said.map(({ data }) => JSON.parse(data).kind), ['bye'])
+  t.equal(sse.stats().messages, messages, 'nobody leaves a node that has ended')
+  t.notOk(lines.some(({ msg }) => msg.includes('missed commands')))
+})
+
+t.test('a node that could not be reached says so, with the reason, and greets when it can', async t => {
+  const { log, sse } = await onLog(t)
+  const own = () => sse.clusterStats().nodes[0]!
+  const { heardAt, ...report } = own()
+  t.strictSame(report, { nodeId: sse.nodeId, name: null, startedAt: heardAt, connections: 0, users: 0, subscriptions: 0, status: 'up' })
+  await turns()
+  log.said.length = 0
+  log.sink!.state('down', new Error('Redis is away'))
+  await turns()
+  t.strictSame(log.said, [], 'nobody would hear it')
+  t.match(own(), { status: 'degraded', reason: 'Redis is away' })
+  log.sink!.state('up')
+  await turns()
+  t.match(log.said.map(({ data }) => JSON.parse(data)), [{ kind: 'hello', report: { nodeId: sse.nodeId, status: 'up', reason: undefined } }])
+  t.notOk('reason' in own())
+  log.said.length = 0
+  for (const kept of [true, false]) log.sink!.gap('trimmed', undefined, kept)
+  await turns()
+  t.equal(log.sayings('hello').length, 2)
+})
+
+t.test('without other nodes there is nobody to talk to', async t => {
+  const log = Object.assign(new TestLog(), { shared: false as true })
+  const { app, sse, time, lines } = await onLog(t, { broker: log })
+  log.sink!.state('down', new Error('away'))
+  log.sink!.state('up')
+  log.sink!.gap('trimmed')
+  await time.advance(10_000)
+  t.equal(await sse.disconnectUser('ada'), 0)
+  await app.close()
+  t.strictSame(log.said, [])
+  t.notOk(lines.some(({ msg }) => msg.includes('missed commands')))
 })
 
 t.test('the newest command that a node has read stays, whatever else it hears', async t => {

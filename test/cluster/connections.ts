@@ -140,6 +140,25 @@ t.test('an answer of a node is bounded in bytes: a page is shorter than its limi
   t.equal(new Set(users(await all(sse, {}))).size, 20)
 })
 
+t.test('what is listed is counted as it is sent, and one connection is listed however large it is', async t => {
+  const service = await serve(t)
+  const { app: { sse } } = service
+  // Two bytes a character in UTF-8: with half as many characters as bytes, the second does not fit.
+  const { registry } = sse.node
+  const { connection } = await service.join('ada')
+  for (const [i, size] of [70_000, 70_000, 300_000].entries()) {
+    registry.add(Object.assign(Object.create(connection), { clientId: `large-${i}`, userId: `${i}${'é'.repeat(size)}`, clientInfo: { ...connection.clientInfo, connectedAt: 10 - i }, held: new Set(), index: -1, mark: 0 }))
+  }
+  const ids = (page: { connections: readonly ListedConnection[] }) => page.connections.map(({ clientId }) => clientId)
+  const first = await sse.listConnections()
+  t.strictSame(ids(first), [connection.clientId, 'large-0'])
+  t.equal(first.total, 4)
+  const second = await sse.listConnections({ after: first.after })
+  t.strictSame(ids(second), ['large-1'])
+  const third = await sse.listConnections({ after: second.after })
+  t.strictSame([ids(third), third.after], [['large-2'], null])
+})
+
 t.test('a long scan lets other work run, and leaves out what has ended meanwhile', async t => {
   const service = await serve(t)
   const { app: { sse } } = service
@@ -195,6 +214,9 @@ t.test('an answer of another version, an error and a node that is silent: the pa
   })
   t.equal(page.connections[0]!.userId, 'ada')
 
+  const asking = Array.from({ length: 1_000 }, () => sse.listConnections())
+  await t.rejects(sse.listConnections(), { code: 'SSE_ERR_TOO_MANY_COMMANDS' }, 'not an answer of this node alone')
+  await Promise.all(asking)
   log.refuse = '"kind":"command"'
   t.match(await sse.listConnections(), { connections: [{ userId: 'ada' }], total: 1, complete: false, missing: ['b', 'c', 'd', 'e'] }, 'this node at least')
 })
