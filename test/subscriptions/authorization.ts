@@ -17,7 +17,7 @@ function authorization (authorizeSubscription?: AuthorizeSubscription) {
     subscriptions: new Authorization<Holder>({ authorizeSubscription, maxSubscriptionsPerConnection: 3 }, registry, log),
     add: (clientId: string, userId: string, held: string[] = [], managed = true) => {
       const call = (name: string) => (...args: unknown[]) => { calls.push([clientId, name, ...args].join(' ')) }
-      const holder = { clientId, userId, claims: 7, managed, held: new Set(held), index: 0, mark: 0, reconsider: call('reconsider'), sift: call('sift'), hold: call('hold'), letGo: call('letGo'), added: call('added'), tellUnsubscribed: call('told') } as unknown as Holder
+      const holder = { clientId, userId, claims: 7, managed, held: new Set(held), index: 0, mark: 0, reconsider: call('reconsider'), sift: call('sift'), hold: call('hold'), endHold: call('endHold'), added: call('added'), tellUnsubscribed: call('told') } as unknown as Holder
       registry.add(holder)
       return holder
     }
@@ -112,13 +112,13 @@ t.test('a check of all that a user holds: events wait meanwhile, and each subscr
   await turns()
   const called = (clientId: string) => calls.filter(call => call.startsWith(clientId))
   t.strictSame(called('c'), ['c reconsider', 'c hold'])
-  t.strictSame(called('d'), ['d reconsider', 'd hold', 'd reconsider', 'd told throws gone', 'd letGo'])
-  t.strictSame(called('e'), ['e reconsider', 'e hold', 'e letGo'])
+  t.strictSame(called('d'), ['d reconsider', 'd hold', 'd reconsider', 'd told throws gone', 'd endHold'])
+  t.strictSame(called('e'), ['e reconsider', 'e hold', 'e endHold'])
   t.match(lines, [['error', { clientId: 'd', subscriptionId: 'throws', err: { code: 'SSE_ERR_AUTHENTICATION_FAILED' } }]])
   subscriptions.revoke('ada', 'taken', 'before')
   calls.length = 0
   for (const [topic, answer] of Object.entries(answers)) answer(topic === 'yes')
   t.equal(await checking, 2)
-  t.strictSame(calls, ['c reconsider', 'c told no gone', 'c letGo'])
+  t.strictSame(calls, ['c reconsider', 'c told no gone', 'c endHold'])
   t.strictSame([registry.subscription('yes').length, registry.subscriptions, lines.length], [1, 1, 1])
 })
