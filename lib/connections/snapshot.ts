@@ -170,7 +170,7 @@ export class Snapshot implements LoadWaiter {
 
   /** Loads again with the current rights of the connection. A shared state does not depend on them. */
   revise (): void {
-    if (this.#load === null || this.#source.key !== undefined) return
+    if (this.#source.key !== undefined) return
     this.#oweAsked()
     this.#leave()
     this.begin()
@@ -178,8 +178,7 @@ export class Snapshot implements LoadWaiter {
 
   /** Notes that the client still has no state of what the application was asked for. */
   #oweAsked (): void {
-    if (this.#reason === 'added') for (const subscription of this.#asked) this.#owed.add(subscription)
-    this.#asked = []
+    for (const subscription of this.#asked) this.#owed.add(subscription)
   }
 
   /** Whether the pending snapshot could contain what the client may no longer receive, although `revise` was called. */

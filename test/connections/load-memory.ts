@@ -59,6 +59,34 @@ t.test('a state as large as the memory, and a byte larger', async t => {
   t.strictSame([a.calls, bench.budget.used], [['started 0', 'failed'], 500])
 })
 
+t.test('a loaded state that its client does not read gives way to one that is needed, and to no other', async t => {
+  const bench = new Bench(1_000)
+  const unread = bench.begin('unread')
+  await bench.called()
+  await bench.calls[0]!.end(event(600))
+  unread.blocked = true
+  const left = bench.begin('left')
+  await bench.called()
+  left.leave()
+  await bench.calls[1]!.end(event(500))
+  t.strictSame(unread.calls, ['started 0', 'loaded'])
+  const needed = bench.begin('needed')
+  await bench.called()
+  await bench.calls[2]!.end(event(500))
+  t.strictSame([unread.calls, needed.calls], [['started 0', 'loaded', 'postponed'], ['started 0', 'loaded']])
+  // What gives way can end the load for which it does.
+  const last = bench.begin('last')
+  needed.blocked = true
+  needed.postpone = () => {
+    needed.leave()
+    last.leave()
+  }
+  await bench.called()
+  await bench.calls[3]!.end(event(600))
+  t.strictSame(last.calls, ['started 0', 'begin'])
+  await bench.rest(t)
+})
+
 t.test('a large state is taken in several turns, and not to the end if nobody waits', async t => {
   const bench = new Bench()
   let turn = 0

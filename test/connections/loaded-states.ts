@@ -78,6 +78,13 @@ t.test('room beside is made if there is, and needs no stream to end', async t =>
   other.budget.yielders.add({ giveBack () { other.budget.add(asked++ === 0 ? -1_000 : 0) } })
   t.equal(other.loaded.makeRoom({ bytes: 2_000, holders: 0 }, 0), true)
   t.strictSame([other.gone, asked], [[], 1], 'logged events are given back first')
+  for (const [beside, count] of [[500, 1], [501, 2]] as const) {
+    const { budget, loaded, gone } = await states([[[true, 1]]], 8_000)
+    const given: number[] = []
+    for (const n of [1, 2, 3]) budget.yielders.add({ giveBack () { budget.add(-1_000); given.push(n) } })
+    t.equal(loaded.makeRoom({ bytes: 1_500, holders: 0 }, beside), true)
+    t.strictSame([gone, given.length], [[], count], `${beside} bytes beside`)
+  }
 })
 
 const textOf = (n: number) => `data: ${n}\n\n`

@@ -93,6 +93,8 @@ t.test('the owner is told once that it lags, until it is level', async t => {
   bench.push('b', 500, HIGH, 52)
   bench.outbox.readLater(52)
   t.strictSame(bench.outbox.lagging, { priority: HIGH, after: 51 })
+  bench.outbox.readLater(60)
+  t.strictSame(bench.outbox.lagging, { priority: HIGH, after: 51 }, 'also if nothing waits')
   t.strictSame(bench.told, ['lag'])
   for (const priority of [HIGH, NORMAL, LOW]) bench.outbox.advance(priority, 52, 52)
   t.equal(bench.outbox.lagging, null)

@@ -1,5 +1,4 @@
 import t from 'tap'
-import { FRAME_BYTES } from '../../lib/delivery/frame.js'
 import { EventPriority } from '../../lib/index.js'
 import { turns } from '../helpers/wait.js'
 import { Client, Fixture, source } from './fixture.js'
@@ -52,6 +51,12 @@ t.test('a load begins when the stream is open, its client can be written to, and
   client.held.add('b')
   snapshot.revise()
   t.equal(questions[0]!.signal.aborted, true)
+  const shared = source('k')
+  const other = new Client(fixture, 'other').begin(null, shared.source)
+  await turns(1)
+  other.backlog.snapshot!.revise()
+  t.strictSame(shared.questions.map(({ signal }) => signal.aborted), [false], 'a shared state does not depend on the rights of a client')
+  other.leave()
   await turns(1)
   t.equal(questions.length, 1, 'the call that was abandoned continues')
   await end()
@@ -126,6 +131,7 @@ t.test('the state of added subscriptions', async t => {
   t.strictSame([backlog.lagging, backlog.resumed, backlog.leads], [true, true, false])
   await turns(1)
   t.strictSame(client.calls, ['started 1'], 'from here on, logged events wait for the state')
+  t.equal(backlog.cursor, `${fixture.cursor(1)}!0`)
   await fixture.publish('2', { priority: HIGH })
   add('c')
   client.send('3')
@@ -143,6 +149,48 @@ t.test('the state of added subscriptions', async t => {
   t.strictSame(await client.drain(), ['state 3!0', '3'])
   t.strictSame(asked(), ['added b', 'added c'], 'what was removed meanwhile is not asked for')
   t.strictSame([backlog.lagging, backlog.behind, backlog.cursor, fixture.used], [false, false, fixture.cursor(3), 0])
+})
+
+t.test('what was published before a load is sent before the state, and what follows after it', async t => {
+  for (const begins of ['once', 'anew']) {
+    const fixture = await Fixture.create(t)
+    const publish = async (...events: string[]): Promise<void> => { for (const [n, data] of events.entries()) await fixture.publish(data, { priority: n % 2 === 0 ? LOW : HIGH }) }
+    await publish('1', '2')
+    const { source: own, end } = source()
+    const client = new Client(fixture).begin(fixture.cursor(0), own, { fresh: ['a'] })
+    await turns(1)
+    await publish('3', '4')
+    if (begins === 'anew') {
+      t.strictSame(await client.drain(), ['2 0~2~2~2!0', '1 2!0'])
+      client.backlog.snapshot!.revise()
+      await publish('5')
+      await end()
+      await publish('6')
+    }
+    await end()
+    const blocks = await client.drain()
+    t.strictSame(blocks.map(block => block.split(' ')[0]), begins === 'once' ? ['2', '1', 'state', '4', '3'] : ['4', '3', '5', 'state', '6'], begins)
+    t.equal(client.backlog.cursor, fixture.cursor(begins === 'once' ? 4 : 6))
+    t.equal(client.backlog.lagging, false)
+  }
+})
+
+t.test('a subscription that is added while a state is sent, and before the stream is open', async t => {
+  const fixture = await Fixture.create(t)
+  const { source: own, asked, end } = source()
+  const client = new Client(fixture).begin(null, own)
+  await turns(1)
+  await end([{ data: 'row' }, { data: 'state' }])
+  await client.read()
+  t.strictSame(client.take(1), ['row'])
+  client.held.add('b')
+  client.backlog.added('b')
+  t.strictSame(await client.drain(), ['state 0!0'])
+  t.strictSame(asked(), ['connect a', 'added b'])
+  const early = new Client(fixture, 'early').begin(fixture.cursor(0), own)
+  early.backlog.snapshot!.isOpen = false
+  early.backlog.added('a')
+  t.strictSame([early.take(), early.backlog.cursor], [[], `${fixture.cursor(0)}!0`], 'the first block will have the cursor')
 })
 
 t.test('what was asked for in vain is asked for again', async t => {
@@ -167,67 +215,6 @@ t.test('what was asked for in vain is asked for again', async t => {
     t.strictSame(asked().slice(2), ['added c'], 'once')
     client.leave()
   }
-})
-
-t.test('a client gives way as long as a part of its state is not written', async t => {
-  for (const [taken, gaveWay] of [['part', true], ['all', false], ['part, before a gap', false]] as const) {
-    const fixture = await Fixture.create(t, { maxQueuedBytes: 65_536 })
-    const { source: own, end } = source()
-    const [first, second] = [new Client(fixture, 'first').begin(null, own), new Client(fixture, 'second').begin(null, own)]
-    const rows = (count: number) => Array.from({ length: count }, () => ({ data: 'x'.repeat(15_000) }))
-    await turns(1)
-    await end(rows(3))
-    await first.read()
-    first.blocked = true
-    first.take(taken === 'all' ? Infinity : 1)
-    first.backlog.written()
-    if (taken.endsWith('gap')) first.backlog.invalidate('epoch')
-    await fixture.clock.advance(3_000)
-    // More than there is beside what the first client has not received.
-    if (taken !== 'part') fixture.context.budget.add(30_000)
-    await end(rows(taken === 'part' ? 3 : 2))
-    await second.read()
-    t.strictSame(second.take().length, taken === 'part' ? 3 : 2)
-    t.equal(first.calls.includes('gave way'), gaveWay, taken)
-  }
-})
-
-t.test('events that are not logged wait within the limit of the outbox', async t => {
-  const fixture = await Fixture.create(t, { outboxBytes: 2_000 })
-  const { source: own, end } = source()
-  const client = new Client(fixture).begin(fixture.cursor(0), own, { fresh: ['a'] })
-  t.equal(client.send('x'.repeat(500)), true)
-  const before = client.backlog.bytes
-  await turns(1)
-  t.strictSame(client.calls, ['started 0'])
-  t.equal(client.send('y'.repeat(100)), true)
-  const behind = client.backlog.bytes - before
-  t.ok(behind > 500)
-  const rest = 2_000 - client.backlog.bytes - FRAME_BYTES - 'data: \n\n'.length
-  t.equal(client.send('z'.repeat(rest + 1)), false, 'a byte too many')
-  t.strictSame([client.backlog.dropped, fixture.telemetry.dropped.outbox], [1, 1])
-  t.equal(client.send('z'.repeat(rest)), true)
-  t.equal(client.backlog.bytes, 2_000)
-  t.equal(client.backlog.bytes, fixture.used)
-  t.equal(client.send('zz'), false)
-  t.strictSame([client.backlog.dropped, fixture.telemetry.dropped.outbox], [2, 2])
-  client.backlog.sift(() => false)
-  await end()
-  t.strictSame((await client.drain()).map(block => block[0]), ['x', 's', 'y', 'z'])
-  t.equal(client.backlog.dropped, 2)
-  t.equal(fixture.used, 0)
-})
-
-t.test('of events that are not logged, one that is larger than the outbox waits if nothing else does', async t => {
-  const fixture = await Fixture.create(t, { outboxBytes: 2_000 })
-  const { source: own, end } = source()
-  const client = new Client(fixture).begin(null, own)
-  t.strictSame([client.send('x'.repeat(5_000)), client.send('y')], [true, false])
-  t.strictSame([client.backlog.dropped, fixture.telemetry.dropped.outbox], [1, 1])
-  await turns(1)
-  await end()
-  t.strictSame((await client.drain()).map(block => block[0]), ['s', 'x'])
-  t.equal(client.backlog.dropped, 1)
 })
 
 t.test('an event whose right has ended is not sent behind a state', async t => {
