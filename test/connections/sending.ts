@@ -202,7 +202,7 @@ t.test('a large event that was written to its end is no reason to end the stream
   await connection.removeSubscription('a')
   connection.reconsider()
   t.equal(connection.closeReason, 'revoked')
-  await stream.ended
+  await until(() => sse.connectionCount === 0)
   t.equal(sse.stats().queuedBytes, 0)
 })
 
