@@ -229,6 +229,7 @@ export class SnapshotLoads {
 
   /** Ends a load for which no connection waits. A call of the application that continues counts until its time has passed. */
   #end (load: Load): void {
+    if (load.state === 'over') return
     const isLoaded = load.state === 'done'
     this.#drop(load)
     if (!isLoaded) load.abort.abort(new SnapshotAborted('no client waits for it'))

@@ -128,6 +128,10 @@ t.test('a load that fails: all who wait are told before its signal, and its memo
   const [a, b] = [bench.begin('a', { key: 'k' }), bench.begin('a', { key: 'k' })]
   await bench.called()
   const heard: string[] = []
+  b.loadFailed = () => {
+    b.calls.push('failed')
+    b.leave()
+  }
   bench.calls[0]!.signal.addEventListener('abort', () => { heard.push(...a.calls, ...b.calls) })
   await bench.calls[0]!.end((function * () {
     yield event(100)
