@@ -77,7 +77,7 @@ export class MemorySocket extends Duplex {
 
   override _write (chunk: Buffer, _encoding: BufferEncoding, done: Done): void {
     const peer = this.#peer
-    if (peer === null) return done(reset())
+    if (peer === null || peer.destroyed) return done(reset())
     peer.#arriving = chunk
     peer.#taken = done
     peer.#next()

@@ -33,6 +33,9 @@ export function holdTimers (t: Test): HeldTimers {
     held.set(timer, run)
     return timer
   }
+  // Sockets of the test kit do not keep the process alive.
+  const alive = setInterval(() => {}, 1 << 30)
+  t.teardown(() => clearInterval(alive))
   t.intercept(globalThis, 'setTimeout', { value: start, configurable: true })
   t.intercept(globalThis, 'clearTimeout', { value: (timer: any) => { if (!held.delete(timer)) clear(timer) }, configurable: true })
   t.intercept(performance, 'now', { value: () => timers.now, configurable: true })

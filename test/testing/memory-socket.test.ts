@@ -25,7 +25,7 @@ function reads (end: MemorySocket): string[] {
   return texts
 }
 
-const resources = () => process.getActiveResourcesInfo().filter(kind => kind === 'Timeout' || kind === 'Immediate').length
+const resources = (): number => process.getActiveResourcesInfo().filter(kind => kind === 'Timeout' || kind === 'Immediate').length
 
 t.test('bytes arrive in a later turn, in order and each once, in both directions', async t => {
   const { client, server } = pair(t)
@@ -246,6 +246,20 @@ t.test('a write that waits fails when its reader is destroyed; both ends can be 
     t.strictSame(serverLog, both ? ['close'] : ['error ECONNRESET', 'close'])
     t.equal(client.bytesRead, 0, 'nothing arrives at a destroyed end')
     t.equal(resources(), before, 'no timer is left')
+  }
+})
+
+t.test('a write in the turn in which the reader is destroyed fails', async t => {
+  for (const error of [undefined, new Error('of the test')]) {
+    const { client, server, serverLog } = pair(t)
+    reads(client)
+    await turns()
+    client.destroy(error)
+    const results: unknown[] = []
+    server.write('x', error => results.push((error as NodeJS.ErrnoException | undefined)?.code))
+    server.end()
+    await turns(6)
+    t.strictSame([results, serverLog], [['ECONNRESET'], ['error ECONNRESET', 'close']])
   }
 })
 
