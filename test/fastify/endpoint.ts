@@ -33,6 +33,7 @@ t.test('the ready endpoint', async t => {
     [`?${own}&subscription=news&x=1`, { no: forbidden, yes: ['user:ada:a', 'news'], patterns: ['user:ada:a', 'news'] }],
     [`?${own}&${own}`, { no: forbidden, yes: ['user:ada:a'], patterns: ['user:ada:a'] }],
     ['?subscription=user%3Aada%3Ab', { no: forbidden, yes: ['user:ada:b'], patterns: ['user:ada:b'] }],
+    ['?subscription=user:ada:what?&x=?', { no: forbidden, yes: ['user:ada:what?'], patterns: ['user:ada:what?'] }],
     ['?subscription=user:grace:a', { no: forbidden, yes: forbidden, patterns: forbidden }],
     [`?${own}&subscription=user:grace:a`, { no: forbidden, yes: forbidden, patterns: forbidden }],
     ['?subscription=user:ada:**', { no: forbidden, yes: forbidden, patterns: ['user:ada:**'] }],
@@ -47,8 +48,10 @@ t.test('the ready endpoint', async t => {
   for (const [name, option] of [['no', false], ['yes', true], ['patterns', 'patterns']] as const) {
     await t.test(`clientSubscriptions: ${option}`, async t => {
       const server = await endpoint(option)
+      const refused: Record<string, number> = { SSE_ERR_UNAUTHENTICATED: cases.length }
       for (const [query, outcomes] of cases) {
         const expected = outcomes![name]
+        if (typeof expected[0] === 'number') refused[expected[1]!] = (refused[expected[1]!] ?? 0) + 1
         refusal(t, await server.open(`/events${query}`), 401, 'SSE_ERR_UNAUTHENTICATED')
         const stream = await server.open(`/events${query}`, bearer('ada'))
         if (typeof expected[0] === 'number') {
@@ -64,6 +67,7 @@ t.test('the ready endpoint', async t => {
           await until(() => server.app.sse.connectionCount === 0)
         }
       }
+      t.strictSame(server.app.sse.stats().refused, refused, 'each refusal is counted once')
       t.equal((await server.open('/events', { ...bearer('ada'), method: 'POST' })).status, 404)
       t.strictSame(server.errors(), [])
     })

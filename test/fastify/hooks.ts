@@ -253,16 +253,17 @@ t.test('hooks', async t => {
     let connection: SSEConnection | undefined
     const { url } = await start(t, app => {
       app.get('/', { handlerTimeout: 50 }, async (request, reply) => { connection = await reply.sse() })
-      app.get('/source', { handlerTimeout: 50 }, (request, reply) => reply.sse((async function * () {
-        for (let i = 0; i < 10; i++) { yield String(i); await sleep(15) }
-      })()))
+      for (const [path, sse] of [['/source', false], ['/guarded', true]] as const) {
+        app.get(path, { sse, handlerTimeout: 50 }, (request, reply) => reply.sse((async function * () {
+          for (let i = 0; i < 10; i++) { yield String(i); await sleep(15) }
+        })()))
+      }
       app.get('/slow', { handlerTimeout: 50 }, () => never)
     })
     const slow = await fetch(`${url}/slow`)
     t.equal(slow.status, 503, 'it does cut what is no stream')
     const socket = raw(t, url, {})
-    const source = raw(t, url, { path: '/source' })
-    t.strictSame(dataOf((await source.waitForAnswers(1))[0]!.body), ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
+    for (const path of ['/source', '/guarded']) t.strictSame(dataOf((await raw(t, url, { path }).waitForAnswers(1))[0]!.body), ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
     t.equal(connection!.isConnected, true)
     connection!.sendEvent({ data: 'later' })
     await socket.waitFor('later')
