@@ -154,6 +154,19 @@ t.test('a state is asked for until it has arrived, and again when it is needed a
   await join('two', 'e.3', ['b'], ['b'])
   t.same([asked.length, last().fresh], [length + 2, ['b']])
 
+  const parts = start()
+  await parts.join('two', 'e.1!0')
+  await parts.last().open()
+  await parts.last().open('data: part\n\n')
+  parts.told()
+  await parts.join('three', 'e.1!0')
+  t.same([parts.asked.length, parts.told()], [2, ['joined three: part']], 'a tab that joins while it arrives')
+
+  const long = start('http://localhost/sse?subscription=a', '')
+  await long.last().open('data: x\n\n'.repeat(1_001))
+  await long.join('two', '')
+  t.equal(long.asked.length, 2, 'one whose beginning is not kept')
+
   const whole = start('http://localhost/sse?subscription=a', '')
   await whole.join('two', '', ['a'])
   await whole.last().open('data: 1\n\n')

@@ -41,9 +41,8 @@ export class Group implements LeaderContext, Member {
 
   /** Returns the response to an attempt of the client: the stream that one tab reads for all. */
   async request (url: URL, lastEventId: string, signal: AbortSignal): Promise<Response | null> {
-    // A client that was closed meanwhile must not become a member again.
-    signal.throwIfAborted()
     const isSeen = await (this.#membership ??= this.#enter()).isSeen
+    // A client that was closed meanwhile has left.
     signal.throwIfAborted()
     // A page can have locks that it may not use, such as a frame in a sandbox.
     const response = isSeen ? await this.#share(new Reading(url, lastEventId, this.#recent), signal) : undefined
@@ -57,7 +56,7 @@ export class Group implements LeaderContext, Member {
     this.reading = reading
     signal.addEventListener('abort', () => {
       reading.end()
-      if (this.reading === reading) this.#stop()
+      this.#stop()
     })
     this.#join(reading)
     return reading.response
@@ -81,10 +80,7 @@ export class Group implements LeaderContext, Member {
 
   #become (state: ClientState): void {
     if (state.name === 'closed' || (state.name === 'waiting' && state.reason === 'hidden')) this.#leave()
-    else if (state.name === 'waiting') {
-      this.#stop()
-      if (this.#leader !== null) this.post({ type: 'ended', state })
-    }
+    else if (state.name === 'waiting' && this.#leader !== null) this.post({ type: 'ended', state })
   }
 
   /** Ends the attempt of this tab's client. */
@@ -107,7 +103,6 @@ export class Group implements LeaderContext, Member {
 
   /** This tab reads for all. */
   lead (): void {
-    this.follow()
     // Two tabs can begin to read in the same millisecond.
     this.#term = Math.max(this.client.clock.wall(), this.#term + 1) + Math.random()
     this.#leader = new Leader(this)
@@ -198,7 +193,7 @@ export class Group implements LeaderContext, Member {
     const reading = this.reading
     if (reading === null) {
       // The stream is open again. This tab need not wait any longer.
-      if (this.client.state.name === 'waiting') this.client.reconnect()
+      this.client.reconnect()
     } else if (reading.next === from) {
       reading.next += entries.length
       reading.push(entries)
