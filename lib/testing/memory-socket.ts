@@ -93,6 +93,15 @@ export class MemorySocket extends Duplex {
     this.#next()
   }
 
+  /** The other end is destroyed: this end notices even after `stop()`, and does not receive what the other end still holds. */
+  #lose (): void {
+    if (this.#stopped) {
+      this.#arriving = this.#taken = null
+      this.#stopped = false
+    }
+    this.#end()
+  }
+
   override _destroy (error: Error | null, done: Done): void {
     const peer = this.#peer
     if (this.#timer !== null) clearTimeout(this.#timer)
@@ -104,7 +113,7 @@ export class MemorySocket extends Duplex {
       if (peer === null || peer.destroyed) return
       peer.#peer = null
       if (error !== null) peer.destroy(reset())
-      else peer.#end()
+      else peer.#lose()
     })
     done(error)
   }

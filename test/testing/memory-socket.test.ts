@@ -167,28 +167,41 @@ t.test('end(): the other end receives all bytes and the end, and can still write
   t.strictSame([clientLog, serverLog], [['finish', 'end', 'close'], ['end', 'finish', 'close']])
 })
 
-t.test('the end, as any byte, waits for start() and for bytes that are limited', async t => {
-  for (const how of ['end', 'destroy'] as const) {
+t.test('the end follows the bytes, also at a limited rate', async t => {
+  for (const how of ['end', 'destroySoon'] as const) {
     const { client, server, clientLog } = pair(t)
     const received = reads(client)
     client.limit(2_000)
-    client.stop()
     server.write('x'.repeat(30))
     server[how]()
+    await until(() => clientLog.includes('end'))
+    t.equal(received.join('').length, 30, how)
+  }
+})
+
+t.test('a stopped end does not receive the end before start(), but notices that the other one is destroyed, and loses its bytes', async t => {
+  for (const text of ['', 'x'.repeat(30)]) {
+    const { client, server, clientLog } = pair(t)
+    const received = reads(client)
+    await turns()
+    client.stop()
+    server.end(text)
     await turns(6)
-    t.strictSame([received, clientLog], [[], []], how)
+    t.strictSame([received, clientLog], [[], []])
     client.start()
     await until(() => clientLog.includes('end'))
-    t.strictSame([received.join('').length, clientLog], [30, ['end']], how)
-    const idle = pair(t)
-    reads(idle.client)
+    t.equal(received.join(''), text)
+
+    const broken = pair(t)
+    const lost = reads(broken.client)
     await turns()
-    idle.client.stop()
-    idle.server[how]()
-    await turns(6)
-    t.strictSame(idle.clientLog, [], how)
-    idle.client.start()
-    await until(() => idle.clientLog.includes('end'))
+    broken.client.stop()
+    if (text !== '') broken.server.write(text)
+    broken.server.destroy()
+    await until(() => broken.clientLog.includes('end'))
+    broken.client.start()
+    await turns()
+    t.strictSame([lost, broken.clientLog.filter(what => what.startsWith('error'))], [[], []])
   }
 })
 
