@@ -58,7 +58,7 @@ t.test('command lines', async t => {
 })
 
 t.test('numbers at their bounds, and other values that are rejected', async t => {
-  const rejected = (...args: string[]) => t.throws(() => readArguments(args), { code: 'SSE_ERR_INVALID_ARGUMENT' }, args.join(' '))
+  const rejected = (...args: string[]) => t.throws(() => readArguments(args), { code: 'SSE_ERR_INVALID_ARGUMENT' }, encodeURI(args.join(' ')))
   for (const seconds of ['0', '-1', '86400.1', 'Infinity', '', 'NaN']) for (const option of ['--watch', '--timeout']) rejected('doctor', 'http://x/', `${option}=${seconds}`)
   for (const count of ['0', '-1', '1.5', 'NaN', '']) rejected('tail', 'http://x/', `--count=${count}`)
   for (const id of ['\u0000', '\u001f', '\u007f']) rejected('tail', 'http://x/', '--last-event-id', id)
