@@ -14,6 +14,8 @@ async function http1 (t: Test) {
   const responses: Record<string, ServerResponse<IncomingMessage>> = {}
   const server = createHttp((request, response) => { responses[request.url!] = response }).listen(0, '127.0.0.1')
   await once(server, 'listening')
+  // Sockets are closed by what is tested, or not at all.
+  server.keepAliveTimeout = 0
   t.teardown(() => { server.close() })
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const open = (...requests: Parameters<typeof requestText>[0][]) => {

@@ -77,6 +77,8 @@ async function serve (t: Test) {
     else owners.push(new Owner(response))
   }).listen(0, '127.0.0.1')
   await once(server, 'listening')
+  // Sockets are closed by what is tested, or not at all.
+  server.keepAliveTimeout = 0
   t.teardown(() => { server.close() })
   const connect = async () => {
     const socket = new RawSocket(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, {})
@@ -186,6 +188,21 @@ t.test('the end is written once, and once only is the destination ended', async 
     await until(() => owner.heard.includes('finish'))
     t.equal(ends, 1)
     socket.close()
+  }
+
+  // Only a shutdown closes the socket.
+  for (const transportMs of [null, 60_000]) {
+    const { socket, owner } = await connect()
+    owner.open()
+    owner.writer.end(new Chunk('bye'), transportMs)
+    await socket.waitForAnswers(1)
+    if (transportMs === null) {
+      socket.send({ path: '/plain' })
+      t.equal((await socket.waitForAnswers(2))[1]!.body, 'plain')
+    } else {
+      await socket.waitForClose()
+      t.equal(socket.answers.length, 1)
+    }
   }
 
   // A client that leaves before the destination has written the end.
