@@ -1,10 +1,11 @@
 import t, { type Test } from 'tap'
 import { EventPriority } from '../../lib/events/event-rules.js'
-import type { Connection } from '../../lib/log/redis/client.js'
+import { connector, type Connection } from '../../lib/log/redis/client.js'
 import { NodeChannel } from '../../lib/log/redis/node-channel.js'
 import { ServerClock } from '../../lib/log/redis/server-clock.js'
+import { RedisServer, withoutRedis } from '../helpers/redis.js'
 import { fakeTimers } from '../helpers/timers.js'
-import { turns } from '../helpers/wait.js'
+import { turns, until } from '../helpers/wait.js'
 
 const AHEAD_MS = 3_600_000
 const REPLY_MS = 700
@@ -141,4 +142,42 @@ t.test('a connection that fails ends the reading', async t => {
   asked.shift()!.reject(new Error('at a read'))
   await turns(1)
   t.strictSame(failures.map(({ message }) => message), ['at the first question', 'at a read'])
+})
+
+t.test('a stream that cannot be used is deleted before it is read', { skip: withoutRedis }, async t => {
+  const server = await RedisServer.start()
+  t.teardown(() => server.stop())
+  const connection = await connector(server.url, undefined, 20_000)(() => {}, new AbortController().signal)
+  t.teardown(() => connection.destroy())
+  const now = Date.now()
+  const last = '18446744073709551615-18446744073709551615'
+  const cases: [found: string[][], after: string, isKept: boolean][] = [
+    [[], '0-0', false],
+    [[['XADD', '5-1'], ['XADD', '5-2']], '5-2', true],
+    [[['XADD', '5-1'], ['XDEL', '5-1']], '5-1', true],
+    [[['XADD', `${now + 50_000}-7`]], `${now + 50_000}-7`, true],
+    [[['XADD', `${now + 90_000}-7`]], '0-0', false],
+    [[['XADD', last]], '0-0', false],
+    [[['XADD', last], ['XDEL', last]], '0-0', false],
+    [[['SET', 'x']], '0-0', false]
+  ]
+  for (const [i, [found, after, isKept]] of cases.entries()) {
+    const key = `{${i}}:nodes`
+    for (const [command, ...args] of found) await connection.send([command!, key, ...args, ...command === 'XADD' ? ['a', 'b'] : []], 20_000)
+    const reads: string[] = []
+    const clock = new ServerClock()
+    clock.observe(0)
+    const nodes = new NodeChannel(key, clock, 20_000, () => {})
+    nodes.serve({
+      send: (command, timeoutMs) => {
+        if (command[0] !== 'XREAD') return connection.send(command, timeoutMs)
+        reads.push(command.at(-1)!)
+        return new Promise(() => {})
+      },
+      destroy: () => {}
+    }, () => {}).catch(() => {})
+    await until(() => reads.length > 0)
+    t.strictSame([reads, await connection.send(['EXISTS', key], 20_000)], [[after], isKept ? 1 : 0], JSON.stringify(found))
+    t.ok(Math.abs(clock.now - Date.now()) < 60_000)
+  }
 })

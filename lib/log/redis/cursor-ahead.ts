@@ -80,7 +80,6 @@ export class CursorAhead {
   /** Rejects all waiting reads with `error`. */
   close (error: Error): void {
     for (const waiter of this.#waiting) waiter.reject(error)
-    this.#waiting.clear()
     this.#stop.abort(error)
     if (this.#timer !== null) clearTimeout(this.#timer)
   }
