@@ -90,20 +90,25 @@ t.test('what has timed out leaves the queue and is forgotten; what is behind it 
     const message = { event: 'e', data: text, priority: EventPriority.NORMAL, target: {}, ephemeral: false }
     return { rejects: t.rejects(appender.publish(message), unavailable(/cannot be reached; nothing was published/, lost)), kept: new WeakRef(message) }
   })
-  await time.advance(400)
+  await time.advance(1)
+  const close = publish('a millisecond later')
+  await time.advance(399)
   const then = [publish('3'), publish('4')]
   t.equal(time.count, 1)
   await time.advance(600)
   for (const { rejects } of first) await rejects
+  t.equal(await Promise.race([close, turns(2).then(() => 'pending')]), 'pending')
+  await time.advance(2)
+  await t.rejects(close, unavailable(/nothing was published/))
   await turns(2)
   collect()
   t.strictSame(first.map(({ kept }) => kept.deref()), [undefined, undefined])
   await connect()
   await turns(1)
   t.strictSame(sent.map(({ texts }) => texts), [['3', '4']])
-  t.ok(sent[0]!.remainingMs() === 400)
+  t.equal(sent[0]!.remainingMs(), 398)
   const last = publish('5')
-  await time.advance(399)
+  await time.advance(397)
   t.equal(await Promise.race([...then, turns(2).then(() => 'pending')]), 'pending')
   await time.advance(2)
   for (const publishing of then) {
@@ -111,7 +116,7 @@ t.test('what has timed out leaves the queue and is forgotten; what is behind it 
     t.match(error, unavailable(/whether the event was published is not known/))
     t.equal(error.cause, undefined, 'there is a connection')
   }
-  await time.advance(600)
+  await time.advance(602)
   await t.rejects(last, unavailable(/nothing was published/))
   t.equal(time.count, 0)
 })

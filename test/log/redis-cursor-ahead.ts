@@ -177,4 +177,22 @@ t.test('closing rejects what waits for the node or for Redis, and leaves no time
   await until(() => after() !== 'waits')
   t.strictSame([...waiting, asking, after].map(result => result()), [closed, closed, closed, closed])
   t.strictSame([asks.length, time.count], [0, 0])
+
+  const unused = aheadOf(t)
+  unused.ahead.close(closed)
+  const late = unused.read('a', 9)
+  await turns(1)
+  t.strictSame([late(), unused.asks.length], [closed, 0])
+})
+
+t.test('no time-out is kept for reads that have ended', async t => {
+  const { ahead, node, time, read, answer } = aheadOf(t)
+  for (const seq of [6, 7]) {
+    read('a', seq)
+    await answer('a', 9)
+    await time.advance(2_000)
+  }
+  ahead.arrived(node.position = 7)
+  await time.advance(1_000)
+  t.equal(time.count, 0)
 })

@@ -1,81 +1,10 @@
 import fc from 'fast-check'
 import assert from 'node:assert/strict'
 import t from 'tap'
-import type { GapReason } from '../../lib/index.js'
-import type { Connection } from '../../lib/log/redis/client.js'
 import type { Entry } from '../../lib/log/redis/entry.js'
-import { LogReader } from '../../lib/log/redis/reader.js'
-import type { ServerClock } from '../../lib/log/redis/server-clock.js'
-import type { News, LogState, Position, Progress, RedisStore } from '../../lib/log/redis/store.js'
+import type { LogState, Progress } from '../../lib/log/redis/store.js'
+import { ago, connection, entry, NONE, place, reading } from '../helpers/log-reader.js'
 import { fakeTimers } from '../helpers/timers.js'
-import { turns, until } from '../helpers/wait.js'
-
-const NONE = { command: 0, commandTime: 0 }
-/** By how much the clock of Redis is ahead of that of the node. */
-const AHEAD_MS = 3_600_000
-const ago = (ms: number) => Date.now() + AHEAD_MS - ms
-const connection: Connection = { send: async () => null, destroy: () => {} }
-const place = (more: Partial<LogState>): LogState => ({ epoch: 1, oldest: 1, newest: 0, ephemerals: 0, now: 1_000, askedTime: null, newestTime: null, why: 'of the test', ...NONE, previous: { epoch: 0, ...NONE }, ...more })
-
-/** An entry of the log; `null` for one that this package did not write. */
-function entry (number: number, other: number, more: Partial<Entry> & { event?: string, ephemeral?: boolean, foreign?: boolean } = {}): Entry {
-  const { event = 'e', ephemeral = false, foreign = false, ...rest } = more
-  const message = foreign ? null : { event, data: `${ephemeral ? 'ephemeral ' : ''}${number}`, priority: 1 as const, target: {}, ephemeral, seq: ephemeral ? 0 : number }
-  if (foreign) return { message, nonce: '', epoch: 1, time: 0, number, other: 0, ...NONE }
-  return { message, nonce: '', epoch: 1, time: ago(0), number, other, ...NONE, ...rest }
-}
-
-/** A reader on a store whose answers the test gives, and what it tells. */
-function reading () {
-  const told: unknown[] = []
-  const store = {
-    progress: { epoch: 0, ...NONE } as Progress,
-    greets: [] as unknown[],
-    follows: [] as (Position & { known: object, blockMs: number })[],
-    place: place({}),
-    greet: async (_connection: Connection, asked: object) => {
-      store.greets.push(asked)
-      return store.place
-    },
-    follow: (_connection: Connection, position: Position, { newest, ephemerals }: Pick<LogState, 'newest' | 'ephemerals'>, _portion: unknown, blockMs: number) => {
-      store.follows.push({ ...position, known: { newest, ephemerals }, blockMs })
-      return new Promise<News | null>(resolve => { answer = resolve })
-    }
-  }
-  let answer: ((news: News | null) => void) | null = null
-  const reader = new LogReader(store as unknown as RedisStore, { localTime: (time: number) => time - AHEAD_MS } as unknown as ServerClock, {
-    moved: (epoch: number, position: number, reason: GapReason | null, why: string, kept: boolean | undefined) => { told.push(['moved', epoch, position, reason, kept, why]) },
-    arrived: ({ message: { data } }) => {
-      told.push(data)
-      if (data === failing.data) throw new Error('the delivery fails')
-    }
-  })
-  const failing = { data: '' }
-  const reports: (string | null)[] = []
-  return {
-    reader,
-    store,
-    reports,
-    failing,
-    told: () => told.splice(0),
-    /** Reads over a new connection, from a log in this state. */
-    async serve (more: Partial<LogState> = {}) {
-      store.place = place(more)
-      reader.serve(connection, problem => { reports.push(problem?.message ?? null) }).catch(error => { told.push(error) })
-      await turns(2)
-    },
-    /** Answers a read. */
-    async give (logged: Entry[] | null, ephemeral: Entry[] = [], { logged: loggedCut = false, ephemeral: ephemeralCut = false, suspect = false } = {}) {
-      const resolve = await until(() => answer)
-      answer = null
-      const reads = store.follows.length
-      resolve(logged === null ? null : { logged: { entries: logged, cut: loggedCut }, ephemeral: { entries: ephemeral, cut: ephemeralCut }, suspect })
-      for (let i = 0; i < 20; i++) await null
-      assert.ok(store.follows.slice(reads).every(({ blockMs }) => blockMs === 0), 'clients are written to before the next read')
-      await turns(3)
-    }
-  }
-}
 
 t.test('entries of both streams are delivered in log order, whatever the pages of a reply, and each hole is told with what is lost', async t => {
   const kind = fc.record({ ephemeral: fc.boolean(), command: fc.boolean(), gone: fc.oneof({ weight: 5, arbitrary: fc.constant(false) }, { weight: 1, arbitrary: fc.boolean() }), foreign: fc.oneof({ weight: 9, arbitrary: fc.constant(false) }, { weight: 1, arbitrary: fc.boolean() }) })
@@ -214,13 +143,21 @@ t.test('an entry is known by its number and its time, if both are known', async 
   await give(null)
   t.strictSame(told().map(what => (what as unknown[]).slice(0, 5)), [['moved', 1, 7, null, false], ['moved', 1, 8, 'trimmed', false]], 'of an entry that is not ours the time is not known')
   await give([entry(9, 0, { command: 0 })])
-  t.strictSame(store.progress, { epoch: 1, command: 3, commandTime: 30 }, 'an older version does not say which command came before')
+  await give([entry(10, 0, { command: 3, commandTime: 0 })])
+  t.strictSame(store.progress, { epoch: 1, command: 3, commandTime: 30 }, 'an older version does not say which command came before, or when')
 
   const other = reading()
   await other.serve({ newest: 7, newestTime: 500 })
   other.store.place = place({ newest: 7, askedTime: 501 })
   await other.give(null)
   t.strictSame(other.store.greets.at(-1), { asked: 0, giveUp: 1 }, 'Redis was restored with another one')
+})
+
+t.test('a reply with both streams is not asked for twice', async t => {
+  const { store, serve, give } = reading()
+  await serve({ newest: 1 })
+  await give([entry(2, 0)], [entry(1, 2, { ephemeral: true })])
+  t.strictSame(store.follows.map(({ blockMs }) => blockMs), [2_000, 2_000])
 })
 
 t.test('an entry whose delivery fails is read again', async t => {
@@ -238,7 +175,7 @@ t.test('what is known of commands that were lost', async t => {
   const cases: [name: string, progress: Progress, place: Partial<LogState>, kept: boolean | undefined][] = [
     ['no command is known of the old epoch that this node has not read', read, { previous: read }, undefined],
     ['another has read more', read, { previous: { ...read, command: 6 } }, false],
-    ['another has read less', read, { previous: { ...read, command: 4 } }, undefined],
+    ['another has read less', read, { previous: { ...read, command: 4, commandTime: 40 } }, undefined],
     ['the same number at another time is another', read, { previous: { ...read, commandTime: 51 } }, false],
     ['the epoch before is not the one that this node has read', read, { previous: { ...read, epoch: 2 } }, false],
     ['the new log has a command that this node reads', read, { previous: read, oldest: 1, newest: 3, command: 2, commandTime: 20 }, undefined],

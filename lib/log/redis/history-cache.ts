@@ -56,8 +56,7 @@ export class HistoryCache {
   }
 
   async #fetchPage (): Promise<void> {
-    const to = this.#ring.first - 1
-    const entries = to < 1 ? [] : await this.#fetch(1, to)
+    const entries = await this.#fetch(1, this.#ring.first - 1)
     for (const { message, time, number } of entries) {
       // A missing or unreadable entry: older entries are unusable, because the history must be contiguous.
       if (message === null || number !== this.#ring.first - 1 || !this.#ring.prepend(message, time)) {

@@ -60,7 +60,7 @@ export class ReadSize {
     this.#meanBytes = Math.max(1, mean, (3 * this.#meanBytes + mean) / 4)
     // A reply with fewer entries is not used: the read may have waited for its first entry, which is not slowness.
     if (entries < count) return
-    if (share > 1 / 2) this.#limit = Math.max(1, count >> 1)
+    if (share > 1 / 2) this.#limit = count >> 1
     else if (share < 1 / 4) {
       this.#limit = Math.min(MAX_COUNT, Math.max(this.#limit, 2 * count))
       this.#patience = Math.max(1, this.#patience / 2)
@@ -70,7 +70,7 @@ export class ReadSize {
   /** Adapts to a time-out. */
   late (count: number): void {
     if (count === 1) this.#patience = Math.min(MAX_PATIENCE, 2 * this.#patience)
-    this.#limit = Math.max(1, count >> 1)
+    this.#limit = count >> 1
   }
 }
 
