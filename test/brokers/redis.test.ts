@@ -1076,23 +1076,6 @@ t.test('neither the password nor what was published gets into the log', { skip: 
   }
 })
 
-t.test('the address of the server is known without its credentials', async t => {
-  const lazyConnect = true
-  const cases: [client: unknown, peer: object | undefined][] = [
-    ['redis://somebody:hunter2@redis.example:7000/2', { address: 'redis.example', port: 7000 }],
-    ['redis://redis.example', { address: 'redis.example', port: 6379 }],
-    ['unix:///run/redis.sock', { address: '/run/redis.sock' }],
-    ['redis://a:b:c', undefined],
-    [new Redis({ host: 'redis.example', port: 7000, password: 'hunter2', lazyConnect }), { address: 'redis.example', port: 7000 }],
-    [new Redis('/run/redis.sock', { lazyConnect }), { address: '/run/redis.sock' }],
-    [new Redis({ sentinels: [{ host: 'redis.example', port: 7000 }], name: 'main', lazyConnect }), undefined],
-    [createClient({ url: 'redis://somebody:hunter2@redis.example:7000' }), { address: 'redis.example', port: 7000 }],
-    [createClient({ url: 'unix:///run/redis.sock' }), { address: '/run/redis.sock' }],
-    [createClient(), { address: 'localhost', port: 6379 }]
-  ]
-  for (const [client, peer] of cases) t.strictSame(connector(client, undefined, 1_000).peer, peer)
-})
-
 t.test('an outage is logged once, and its end', { skip: withoutRedis }, async t => {
   const server = await start(t, '--appendonly', 'yes')
   const one = await open(t, { client: server.url })

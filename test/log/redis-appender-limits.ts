@@ -126,15 +126,18 @@ t.test('closing waits for answers while there is a connection, and leaves no tim
   const before = timers()
   const { appender, sent, connect, publish, see } = appending(t, { waitWhenDown: true })
   await connect()
-  const pending = publish('1')
+  const pending = [publish('1'), publish('2')]
   let closed = false
   const closing = appender.close().then(() => { closed = true })
   await turns(3)
   t.equal(closed, false)
   sent[0]!.resolve({ epoch: 1, first: 1 })
+  appender.seen(sent[0]!.items[0]!.nonce, 1, 1)
+  await turns(3)
+  t.equal(closed, false, 'one is left')
   see(sent[0]!, 1)
   await closing
-  t.strictSame(await pending, { seq: 1, delivered: 1 })
+  t.strictSame(await Promise.all(pending), [{ seq: 1, delivered: 1 }, { seq: 2, delivered: 1 }])
   t.equal(timers(), before)
 
   const down = appending(t, { waitWhenDown: true })

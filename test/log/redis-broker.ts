@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { createServer, type AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -22,7 +23,10 @@ function nodeOn (t: Test, broker: Broker) {
   t.teardown(() => broker.close())
   const told = { delivered: [] as string[], gaps: [] as unknown[], states: [] as string[] }
   const sink: Sink = {
-    deliver: ({ data }) => told.delivered.push(data),
+    deliver: ({ data, seq }) => {
+      assert.ok(broker.position >= seq, 'the position includes the message that is being delivered')
+      return told.delivered.push(data)
+    },
     gap: (reason, error, kept) => { told.gaps.push([reason, error?.message ?? null, kept]) },
     state: (state, error) => { told.states.push(error === undefined ? state : `${state}: ${error.message}`) }
   }

@@ -32,6 +32,23 @@ t.test('what is not a client of a single server is refused', async t => {
   for (const client of ['redis://a', 'rediss://a', 'unix:///a', { call, duplicate, isCluster: false }, { sendCommand, duplicate, select, isReady: false }]) t.type(connector(client, undefined, 1), 'function')
 })
 
+t.test('the address of the server is known without its credentials', async t => {
+  const lazyConnect = true
+  const cases: [client: unknown, peer: object | undefined][] = [
+    ['redis://somebody:hunter2@redis.example:7000/2', { address: 'redis.example', port: 7000 }],
+    ['redis://redis.example', { address: 'redis.example', port: 6379 }],
+    ['unix:///run/redis.sock', { address: '/run/redis.sock' }],
+    ['redis://a:b:c', undefined],
+    [new Redis({ host: 'redis.example', port: 7000, password: 'hunter2', lazyConnect }), { address: 'redis.example', port: 7000 }],
+    [new Redis('/run/redis.sock', { lazyConnect }), { address: '/run/redis.sock' }],
+    [new Redis({ sentinels: [{ host: 'redis.example', port: 7000 }], name: 'main', lazyConnect }), undefined],
+    [createClient({ url: 'redis://somebody:hunter2@redis.example:7000' }), { address: 'redis.example', port: 7000 }],
+    [createClient({ url: 'unix:///run/redis.sock' }), { address: '/run/redis.sock' }],
+    [createClient(), { address: 'localhost', port: 6379 }]
+  ]
+  for (const [client, peer] of cases) t.strictSame(connector(client, undefined, 1_000).peer, peer)
+})
+
 t.test('an error reply begins with a code', async t => {
   for (const message of ['ERR wrong', 'WRONGTYPE Operation', 'OOM x']) t.ok(isErrorReply(new Error(message)))
   for (const other of [new Error('ERR'), new Error('E x'), new Error('Error x'), new Error('the ERR x'), new Error('connect ECONNREFUSED 127.0.0.1'), 'ERR wrong', null, { message: 'ERR wrong' }]) t.notOk(isErrorReply(other))

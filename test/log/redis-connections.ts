@@ -139,7 +139,7 @@ t.test('a back-off is cut short when something else has been reached', async t =
 
 t.test('stopping closes the connection, whatever the link is about, and nothing is reported any more', async t => {
   for (const when of ['connecting', 'serving', 'waiting'] as const) {
-    const { attempts, changes, time, reconnector } = link(t)
+    const { attempts, changes, reports, time, reconnector } = link(t)
     reconnector.start()
     const [attempt] = attempts
     if (when === 'serving') attempt!.succeed()
@@ -153,6 +153,7 @@ t.test('stopping closes the connection, whatever the link is about, and nothing 
     attempt!.succeed()
     await stopping
     t.equal(attempt!.destroyed, when === 'waiting' ? 0 : 1, when)
+    t.equal(reports.length, when === 'serving' ? 1 : 0, 'what is made after that is not used')
     t.strictSame(changes, when === 'waiting' ? [LOST] : [])
     await time.advance(5_000)
     t.strictSame([attempts.length, time.count, getEventListeners(attempt!.signal, 'abort').length], [1, 0, 0])

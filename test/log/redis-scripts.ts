@@ -119,6 +119,22 @@ t.test('scripts', { skip: withoutRedis }, async t => {
     for (const added of [1, 3]) t.equal((await ages(new Array(400).fill(90), added)).length, 400 - 256, 'as many at once as were added, and 256')
   })
 
+  await t.test('a batch that meets an id that no node has given begins an epoch, and is there once', async t => {
+    for (const stray of ['5000000000000-1', '18446744073709551615-18446744073709551615']) {
+      for (const [i, name] of (['log', 'ephemeral'] as const).entries()) {
+        const { ask, keys, append, stream, greet } = logOn(connection)
+        const { epoch } = await greet()
+        const batch = (number: number) => append('w', number, FAR, 1_000, 9, FAR, 1e6, 9, FAR, 1e6, '1', 1, 'head', '1', '0', 1, 'head', '2', '2', 1, 'head', '3', '0:0:0')
+        await batch(1)
+        await ask('XADD', keys[i + 1]!, stray, 'a', 'b')
+        const [done, , next, first] = await batch(2)
+        t.strictSame([done, first, Number(next) > epoch], ['done', '1', true], `${name} ${stray}`)
+        t.strictSame((await Promise.all(keys.slice(1).map(stream))).map(entries => entries.map(([id, fields]) => [id, fields[9]])), [[[`${next}-1`, '1'], [`${next}-2`, '3']], [[`${next}-1`, '2']]])
+        t.match(await greet(), { epoch: Number(next), newest: 2, ephemerals: 1, command: 2, why: `the stream ${keys[i + 1]} has an id that no node has given`, previous: [epoch, 2] })
+      }
+    }
+  })
+
   await t.test('bytes are counted anew from what is there', async t => {
     const { ask, keys, append, stream, meta } = logOn(connection)
     const batch = (number: number) => append('w', number, FAR, 1_000, 100, FAR, 30, 100, FAR, 30, '1', 10, '', '', '0', 10, '', '', '0:0:0')

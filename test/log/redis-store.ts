@@ -75,10 +75,11 @@ t.test('the state of the log', async t => {
   replies.push([1_000, '3', '6', '2', String(now), '40', '', 'of the test', '4', '41', '900', '2', '20'], [1_000, '7', '6', '2', String(now), '', '60', '', '0', '0', '0', '0', '0'])
   t.strictSame(await store.greet(connection, { asked: 4 }), { epoch: 1_000, oldest: 3, newest: 6, ephemerals: 2, now, askedTime: 40, newestTime: null, why: 'of the test', command: 4, commandTime: 41, previous: { epoch: 900, command: 2, commandTime: 20 } })
   t.equal(clock.now, now)
+  store.progress = { epoch: 5, command: 6, commandTime: 7 }
   t.match(await store.greet(connection, { asked: 0, giveUp: 0, writable: true }), { askedTime: null, newestTime: 60 })
   t.strictSame(sent.map(({ command, timeoutMs }) => [command.slice(2), timeoutMs]), [
     [['3', '{sse}:meta', '{sse}:log', '{sse}:ephemeral', '4', '', '0', '0:0:0'], REPLY_MS],
-    [['3', '{sse}:meta', '{sse}:log', '{sse}:ephemeral', '0', '0', '1', '0:0:0'], REPLY_MS]
+    [['3', '{sse}:meta', '{sse}:log', '{sse}:ephemeral', '0', '0', '1', '5:6:7'], REPLY_MS]
   ])
 })
 

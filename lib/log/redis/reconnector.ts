@@ -65,7 +65,6 @@ export class Reconnector {
       timer = setTimeout(resolve, ms)
     })
     clearTimeout(timer)
-    this.#wake = null
   }
 
   /** Makes one connection and uses it. Resolves with the error that ended it, and the time for which it worked. */
