@@ -256,7 +256,7 @@ t.test('scripts', { skip: withoutRedis }, async t => {
   })
 
   await t.test('an epoch is given up if it is the one that the caller means', async t => {
-    for (const [giveUp, progress, previous] of [[999, '1000:5:50', null], ['', '1000:5:50', null], [1_000, '1000:5:50', [5, 50]], [1_000, '1000:4:40', [LOST]], [1_000, '1000:6:60', [LOST]], [1_000, '1000:5:51', [LOST]]] as const) {
+    for (const [giveUp, progress, previous] of [[999, '1000:5:50', null], ['', '1000:5:50', null], [1_000, '1000:5:50', [5, 50]], [1_000, '1000:4:40', [LOST]], [1_000, '1000:4:50', [LOST]], [1_000, '1000:6:60', [LOST]], [1_000, '1000:5:51', [LOST]]] as const) {
       const log = await state({ entries: [5], ephemerals: [1], meta: { command: 5, commandTime: 50 } })
       const place = await log.greet({ giveUp, progress })
       if (previous === null) t.match(place, { epoch: 1_000, newest: 5, ephemerals: 1, previous: [0, 0, 0] })

@@ -17,7 +17,7 @@ local stray = beyond(KEYS[2], seq) or beyond(KEYS[3], ephemerals)
 if stray then renew(stray)
 elseif ARGV[2] == integer(epoch) then
   -- A command is lost with those entries, or was logged under one of their numbers, where nodes that had read further miss it.
-  if (count(meta[10]) or 0) ~= callerCommand or (count(meta[13]) or 0) ~= callerTime then meta[10] = integer(LOST) end
+  if (count(meta[10]) or 0) ~= callerCommand then meta[10] = integer(LOST) end
   renew('entries that a node has read are gone')
 end
 if ARGV[3] == '1' then redis.call('HSET', KEYS[1], 'epoch', integer(epoch)) end
