@@ -71,7 +71,7 @@ export class Outbox {
    * would leave the history while it waits for higher priorities, and cause a gap although the client missed no event.
    */
   ask (newest: readonly number[], position: number): { priority: EventPriority, after: number } | null {
-    for (const [priority, lane] of this.#lanes.entries()) if (priority <= this.#level && lane.read >= newest[priority]!) lane.read = Math.max(lane.read, position)
+    for (const [priority, lane] of this.#lanes.entries()) if (priority <= this.#level && lane.read >= newest[priority]!) lane.read = position
     this.#goLive(position)
     this.#keys.read(this.#level >= 0)
     return this.lagging

@@ -98,7 +98,7 @@ export abstract class Sender {
     if (this.hasEnded()) return false
     if (!this.blocked && this.backlog.overflows(frame)) this.flush()
     const taken = this.backlog.receive(frame, this.blocked)
-    if (!this.blocked || !this.backlog.behind) this.marked()
+    if (!this.blocked) this.marked()
     return taken
   }
 
@@ -175,7 +175,6 @@ export abstract class Sender {
 
   /** Reads the next page of missed events. Rejects if the log cannot be read. @internal */
   async readPage (broker: Broker, turns: Turns): Promise<void> {
-    if (this.state !== 'open') return
     try {
       await this.backlog.readPage(broker, turns, this.interest, message => this.isTarget(message.target))
     } finally {

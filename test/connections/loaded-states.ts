@@ -87,6 +87,16 @@ t.test('room beside is made if there is, and needs no stream to end', async t =>
   }
 })
 
+t.test('a state that all have left is not there any more', async t => {
+  const { budget, loaded, gone } = await states([[[true, null]]], 8_000)
+  const state = { heldBytes: 5_000, waiters: new Set<StateWaiter>([{ blocked: true, postpone () {} }]), senders: new Set<StateSender>() }
+  loaded.update(state)
+  state.waiters.clear()
+  loaded.update(state)
+  t.equal(loaded.makeRoom({ bytes: 2_500, holders: 0 }, 0), false)
+  t.strictSame([gone, budget.used], [[], 9_000], 'it frees nothing, so no other gives way')
+})
+
 const textOf = (n: number) => `data: ${n}\n\n`
 
 t.test('the blocks before all others: each byte is given back once, however they are taken', async t => {
@@ -116,6 +126,12 @@ t.test('the blocks before all others: each byte is given back once, however they
   t.equal(budget.used, 0)
   t.strictSame(lead.take(1e6, '').frames, [], 'nothing follows')
   t.equal(lead.sent, true)
+  const shared = frames()
+  for (const frame of shared) budget.hold(frame)
+  const other = new Lead(shared, 'e.1', budget)
+  other.take(1, '')
+  other.discard()
+  t.equal(budget.used, 4 * bytes, 'others hold the same frames')
   t.equal(new Lead([frames()[0]!], 'e.1', budget).take(1, null).text, textOf(1), 'without a mark no cursor')
 })
 

@@ -5,6 +5,7 @@ import { EventPriority, type SSEConnection, type SSEOptions } from '../../lib/in
 import { testClock, type OpenStreamOptions } from '../../lib/testing/index.js'
 import { Chunk } from '../../lib/wire/chunk.js'
 import { payloads, serve, texts } from '../helpers/app.js'
+import { Reports } from '../helpers/diagnostics.js'
 import { turns, until } from '../helpers/wait.js'
 
 // When a connection writes, and when it waits: by streams in memory, whose clients take exactly what they read.
@@ -42,22 +43,28 @@ async function resolves (promise: Promise<unknown>, count = 0): Promise<boolean>
 t.test('a connection that waits for an authorization writes nothing, and then all in order', async t => {
   const { stream: open, sse } = await start(t)
   const { stream, connection } = await open()
+  await sse.broadcastEvent({ event: 'x', data: 'first' })
+  connection.hold()
+  await turns(5)
+  t.strictSame(texts(stream), [], 'also what was published in the turn before')
+  connection.endHold()
+  await stream.next('x')
   await sse.broadcastEvent({ event: 'x', data: 'before' })
   connection.hold()
   connection.sendEvent({ event: 'x', data: 'own' })
   connection.hold()
   await sse.broadcastEvent({ event: 'x', data: 'logged' })
   await turns(5)
-  t.strictSame(texts(stream), [])
+  t.strictSame(texts(stream), ['first'])
   connection.endHold()
   await turns(5)
-  t.strictSame([texts(stream), connection.blocked], [[], true], 'another authorization is pending')
+  t.strictSame([texts(stream), connection.blocked], [['first'], true], 'another authorization is pending')
   connection.endHold()
-  t.strictSame([connection.blocked, connection.stats().sentEvents], [false, 3], 'at once')
+  t.strictSame([connection.blocked, connection.stats().sentEvents], [false, 4], 'at once')
   connection.sendEvent({ event: 'x', data: 'after' })
   await stream.collect(4, 'x')
-  t.strictSame(texts(stream), ['before', 'own', 'logged', 'after'])
-  t.match(connection.stats(), { sentEvents: 4, queuedBytes: 0, lagging: false })
+  t.strictSame(texts(stream), ['first', 'before', 'own', 'logged', 'after'])
+  t.match(connection.stats(), { sentEvents: 5, queuedBytes: 0, lagging: false })
 })
 
 t.test('an authorization that ends does not free a socket that is full', async t => {
@@ -134,6 +141,10 @@ t.test('how much a source may add before it waits', async t => {
   t.equal(other.connection.stats().sentEvents, 0)
   t.equal(other.connection.crowdedFor(frameOf(601)), false)
   t.equal(other.connection.stats().sentEvents, 1, 'earlier items are written to make room')
+  for (const [bytes, sent] of [[900, 1], [600, 1], [500, 3]] as const) {
+    other.connection.receive(frameOf(bytes))
+    t.equal(other.connection.stats().sentEvents, sent, 'as they are for each event')
+  }
 })
 
 t.test('what is written at once, and what waits for the end of the turn', async t => {
@@ -188,6 +199,7 @@ t.test('a large event that was written to its end is no reason to end the stream
   await stream.next('x')
   await until(() => connection.stats().queuedBytes === 0)
   await connection.removeSubscription('a')
+  connection.reconsider()
   t.equal(connection.closeReason, null)
   await connection.addSubscription('a')
   stream.freeze()
@@ -204,6 +216,39 @@ t.test('a large event that was written to its end is no reason to end the stream
   t.equal(connection.closeReason, 'revoked')
   await until(() => sse.connectionCount === 0)
   t.equal(sse.stats().queuedBytes, 0)
+})
+
+t.test('nor is one that waited in the outbox, but one that is being written', async t => {
+  const { stream: open, sse } = await start(t)
+  const { stream, connection } = await open()
+  connection.hold()
+  await sse.broadcastEvent({ event: 'x', data: 'x'.repeat(200_000) }, { subscriptionIds: ['a'] })
+  stream.freeze()
+  connection.endHold()
+  await connection.removeSubscription('a')
+  connection.reconsider()
+  t.equal(connection.closeReason, 'revoked')
+  await until(() => sse.connectionCount === 0)
+})
+
+t.test('a client that returns and does not read has a page of what it missed, and is drained when it has all', async t => {
+  const { stream: open, sse } = await start(t, { keepAliveIntervalMs: 3_600_000 })
+  const lastEventId = sse.position()
+  for (let n = 0; n < 600; n++) await sse.broadcastEvent({ event: 'x', data: 'x'.repeat(1_000) })
+  const { stream, connection } = await open('/topic', { lastEventId })
+  stream.freeze()
+  await until(() => connection.blocked)
+  await turns(50)
+  const { replayed } = sse.stats()
+  t.ok(replayed < 100, `${replayed} events were read`)
+  const drained = connection.drained()
+  t.equal(await resolves(drained, 20), false)
+  let level = false
+  drained.then(() => { level = !connection.stats().lagging })
+  stream.thaw()
+  await until(() => stream.named('x').length === 600)
+  t.equal(await resolves(drained, 20), true)
+  t.equal(level, true)
 })
 
 t.test('a stream of a source is not one of the log', async t => {
@@ -251,6 +296,18 @@ t.test('warnings that wait are logged when the node closes', async t => {
   t.strictSame(lines, [])
   await service.app.close()
   t.match(lines, [{ clientId: connection.clientId, userId: 'ada', count: 1, msg: /authorizeSubscription had not answered/ }])
+})
+
+t.test('the age of a stream begins with its request', async t => {
+  const time = testClock()
+  const { stream: open, sse } = await start(t, { keepAliveIntervalMs: 3_600_000, ...time.options })
+  const reports = new Reports(t, () => sse.nodeId, ['open', 'close'])
+  await time.advance(5_000)
+  const { connection } = await open()
+  await time.advance(700)
+  connection.close()
+  await until(() => sse.connectionCount === 0)
+  t.match(reports.all, [['open', { durationMs: 0 }], ['close', { durationMs: 700 }]])
 })
 
 t.test('what is sent in the turn of a gap comes behind it', async t => {

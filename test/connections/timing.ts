@@ -24,6 +24,7 @@ async function open (t: Test, options: SSEOptions) {
     sse: app.sse,
     stream,
     connection: connection!,
+    another: async () => await open('/sse?user=bob', { socket: false }),
     keepAlives: () => stream.comments.filter(comment => comment === 'keep-alive').length,
     /** Moves the clock to this time since the stream was opened. */
     at: async (ms: number) => {
@@ -87,6 +88,22 @@ t.test('a client that reads nothing is cut after stallTimeoutMs, whenever it has
   await turns(3)
   await at(60_000)
   t.equal(connection.closeReason, null, '0: no limit')
+})
+
+t.test('a client that reads a large event slowly is not cut', async t => {
+  const { at, connection, stream } = await open(t, { stallTimeoutMs: 3_000, keepAliveIntervalMs: 3_600_000 })
+  stream.freeze()
+  connection.sendEvent({ event: 'x', data: 'x'.repeat(1_000_000) })
+  await turns(3)
+  for (let ms = 2_000; ms <= 12_000; ms += 2_000) {
+    await at(ms)
+    const { receivedBytes } = stream
+    stream.thaw()
+    await stream.until(() => stream.receivedBytes > receivedBytes + 70_000)
+    stream.freeze()
+  }
+  t.equal(connection.closeReason, null)
+  t.ok(connection.stats().queuedBytes > 0, 'it has not read it to the end')
 })
 
 t.test('a stream that waits for an authorization', async t => {
@@ -160,24 +177,34 @@ t.test('the maximum age and the end of the rights, whichever comes first', async
 })
 
 t.test('a place that was not sent is sent once, after the silence of a keep-alive', async t => {
-  const { at, sse, stream, connection, keepAlives } = await open(t, {})
+  const { at, sse, stream, connection, keepAlives, another } = await open(t, {})
   const idsOf = () => stream.text.split('\n').filter(line => line.startsWith('id: ')).length
   t.equal(idsOf(), 1)
   await sse.broadcastEvent({ event: 'x', data: 1 })
   await turns(3)
   await at(10_000 + LATE_MS)
   t.strictSame([idsOf(), keepAlives()], [2, 1], 'the event had it')
+  connection.sendEvent({ event: 'own', data: 1 })
+  await turns(3)
+  await at(20_000 + 2 * LATE_MS)
+  t.strictSame([idsOf(), keepAlives()], [2, 2], 'an event without an id changes nothing')
   await sse.broadcastEvent({ event: 'x', data: 1 })
   connection.sendEvent({ event: 'own', data: 1 })
   await turns(3)
   const { id } = await sse.broadcastEvent({ event: 'y', data: 1 }, { userIds: ['bob'] })
-  await at(20_000 + 2 * LATE_MS)
+  await at(30_000 + 3 * LATE_MS)
   t.equal(stream.lastEventId, id)
   const ids = idsOf()
-  t.equal(keepAlives(), 1, 'instead of a keep-alive')
+  t.equal(keepAlives(), 2, 'instead of a keep-alive')
   await at(60_000)
   t.equal(idsOf(), ids)
-  t.ok(keepAlives() >= 3)
+  t.ok(keepAlives() >= 4)
+  const other = await another()
+  await at(69_999)
+  t.notOk(other.comments.includes('keep-alive'), 'the silence of another stream begins with its first block')
+  await at(70_000 + LATE_MS)
+  t.ok(other.comments.includes('keep-alive'))
+  t.equal(other.text.split('\n').filter(line => line.startsWith('id: ')).length, 1, 'which has its place')
 })
 
 t.test('the tick of the wheel is a tenth of the shortest interval, from 10 to 250 ms', async t => {
