@@ -110,7 +110,9 @@ t.test('no timer is left of a command that is decided, and nothing of one that c
   await asking
   t.equal(timers(), before)
   host.say = async () => { throw new BrokerUnavailable('is away') }
-  for (let i = 0; i < 1_001; i++) await t.rejects(scatter.ask('closeConnection', 'c1', 'kicked'), { code: 'SSE_ERR_BROKER_UNAVAILABLE' })
+  const codes = new Set<string>()
+  for (let i = 0; i < 1_001; i++) await scatter.ask('closeConnection', 'c1', 'kicked').catch((error: { code: string }) => codes.add(error.code))
+  t.strictSame(codes, new Set(['SSE_ERR_BROKER_UNAVAILABLE']))
   t.equal(timers(), before)
   said.length = 0
   scatter.again()
