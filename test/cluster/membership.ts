@@ -60,7 +60,15 @@ t.test('heartbeats are spread over a time, and who is there is known after three
   }
   t.ok(silences.every(Boolean), 'a node that beats faster is given the beats of this one')
   t.strictSame(gone, ['fast'])
-  for (let i = 0; i < 300; i++) beat()
+  // A node that has not reported is given three and a half of the longest intervals.
+  membership.noticed('stranger')
+  let silentMs = 0
+  for (let i = 0; i < 300; i++) {
+    silentMs += due.at(-1)!.ms
+    beat()
+    if (gone.includes('stranger') !== (silentMs > 210_000)) t.fail(`after ${silentMs} ms`)
+  }
+  t.strictSame(gone, ['fast', 'stranger'])
   const times = due.map(({ ms }) => ms)
   t.ok(times.every(ms => Number.isInteger(ms) && ms >= 800 && ms <= 1_200))
   t.ok(Math.min(...times) < 900 && Math.max(...times) > 1_100, 'a fifth to both sides')
