@@ -296,10 +296,14 @@ test('bounds and time are those of the first node', async t => {
   await one.publish('5')
   await time.advance(60_000)
   t.equal(dataOf(await one.read(4)).length, 1, 'after trim() too')
+  await time.advance(1)
+  t.equal((await one.read(4)).gap, 'trimmed')
   log.wipe()
   await one.publish('6')
   await time.advance(60_000)
   t.equal(dataOf(await one.read(0)).length, 1, 'after wipe() too')
+  await time.advance(1)
+  t.equal((await one.read(0)).gap, 'trimmed')
 })
 
 test('a publisher has no deliveries, and is told of outages', async t => {

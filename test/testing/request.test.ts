@@ -152,7 +152,7 @@ t.test('no timer and no connection is left, whatever happens', async t => {
     const silent = build(t, () => {})
     await t.rejects(openStream(silent.server, '/', { socket, test: t, timeoutMs: 30 }), { code: 'SSE_ERR_TEST_TIMEOUT', message: 'an answer to GET /' })
     const empty = build(t, response => { response.writeHead(200, STREAM).flushHeaders() })
-    await t.rejects(openStream(empty.server, '/', { socket, test: t, timeoutMs: 30 }), { code: 'SSE_ERR_TEST_TIMEOUT', message: 'the first comment' })
+    await t.rejects(openStream(empty.server, '/', { socket, test: t, timeoutMs: 30 }), { code: 'SSE_ERR_TEST_TIMEOUT' })
     const waiting = endable()
     const pending = openStream(silent.server, '/', { socket, test: waiting.test })
     await until(() => silent.seen.length === 2)

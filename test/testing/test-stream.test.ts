@@ -117,7 +117,7 @@ t.test('close() and cut() wait for the server for a second', async t => {
 
 for (const transport of TRANSPORTS) {
   t.test(`a frozen client receives nothing, is described as frozen, and can be closed at once (${JSON.stringify(transport)})`, async t => {
-    const { stream, response, socket } = await open(t, { ...transport, timeoutMs: 100 })
+    const { stream, response, socket } = await open(t, { ...transport, timeoutMs: 1_000 })
     stream.thaw()
     stream.freeze()
     stream.freeze()
