@@ -151,3 +151,22 @@ t.test('the time of a delivery begins when its data arrives, also during the flu
   await turns(2)
   t.match(reports.of('deliver'), [{ connections: 1_000, durationMs: 1_000 }, { connections: 1, durationMs: 599 }])
 })
+
+t.test('an item that throws does not keep the others from being flushed', async t => {
+  const queue: (() => void)[] = []
+  t.intercept(globalThis, 'setImmediate', { value: (run: () => void) => { queue.push(run) }, configurable: true, writable: true })
+  const flusher = new Flusher(0, () => 0)
+  const flushed: Noting[] = []
+  const [first, last] = [new Noting(flushed), new Noting(flushed)]
+  const broken = new Noting(flushed, () => { throw new Error('broken') })
+  const run = () => { while (queue.length > 0) queue.shift()!() }
+  for (const item of [first, broken, last]) flusher.mark(item)
+  t.throws(run, { message: 'broken' })
+  run()
+  t.strictSame(flushed, [first, broken, last])
+  for (const item of [broken, first]) flusher.mark(item)
+  t.throws(run, { message: 'broken' })
+  run()
+  t.strictSame(flushed.slice(3), [broken, first])
+  t.equal(first.next, null)
+})

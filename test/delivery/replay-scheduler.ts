@@ -1,7 +1,9 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import t from 'tap'
 import { ReplayScheduler, Turns, type Reader } from '../../lib/delivery/replay-scheduler.js'
 import type { Broker } from '../../lib/log/broker.js'
 import { warnings } from '../../lib/util/logger.js'
+import { fakeTimers } from '../helpers/timers.js'
 import { turns, until } from '../helpers/wait.js'
 
 // --- CatchUp ---
@@ -175,4 +177,72 @@ t.test('catch-up: however many wait, a turn has its time once', async t => {
   }
   t.equal(time.awaited, false)
   await Promise.all(readers)
+})
+
+t.test('catch-up: a turn ends at its time, also when messages become slow', async t => {
+  const clock = fakeTimers(t)
+  let looks = 0
+  class CountedTurns extends Turns {
+    override look (): boolean {
+      looks++
+      return super.look()
+    }
+  }
+  const time = new CountedTurns(() => {})
+  t.equal(time.over, true, 'before the first turn')
+  /** Messages of a turn that take this long, each. */
+  const messages = (ms: number) => {
+    looks = 0
+    let count = 0
+    for (time.begin(); !time.over; count++) clock.now += ms
+    return count
+  }
+  t.equal(messages(1), 8, 'the first eight are not timed')
+  t.equal(messages(0.3), 14, 'when they are found to be slow, each is')
+  const fast = messages(1 / 128)
+  t.ok(fast >= 512 && fast < 512 + 8, `${fast} fast ones`)
+  t.ok(looks <= 512 / 8 + 2, `${looks} reads of the clock`)
+  time.begin()
+  clock.now += 10
+  t.equal(time.over, true, 'what came before the first message counts, whatever was in the turn before')
+  time.begin()
+  t.equal(time.look(), false)
+  clock.now += 3.9
+  t.equal(time.look(), false)
+  clock.now += 0.1
+  t.equal(time.look(), true)
+  t.equal(time.over, true, 'until the next turn')
+  time.begin()
+  t.equal(time.over, false)
+})
+
+t.test('catch-up: pages are read in the context of no caller', async t => {
+  const context = new AsyncLocalStorage<string>()
+  const scheduler = new ReplayScheduler(null as unknown as Broker, 8, warnings)
+  let store: unknown = 'not read'
+  context.run('request', () => scheduler.want({ isConnected: true, readPage: async () => { store = context.getStore() } }))
+  await turns(3)
+  t.equal(store, undefined)
+})
+
+t.test('catch-up: all readers that have failed are tried again together, half a second after the first', async t => {
+  const clock = fakeTimers(t)
+  const scheduler = new ReplayScheduler(null as unknown as Broker, 8, { ...warnings, warn: () => {}, info: () => {} })
+  const calls: [at: number, name: string][] = []
+  const want = (name: string) => scheduler.want({ isConnected: true, readPage: async () => { calls.push([clock.now - 1_000, name]); throw new Error('away') } })
+  want('one')
+  await turns(3)
+  await clock.advance(300)
+  want('other')
+  await turns(3)
+  t.strictSame([clock.count, clock.refs], [1, 0], 'one timer, which does not keep the process alive')
+  await clock.advance(199)
+  t.equal(calls.length, 2)
+  await clock.advance(1)
+  await turns(3)
+  t.strictSame(calls, [[0, 'one'], [300, 'other'], [500, 'one'], [500, 'other']])
+  await clock.advance(500)
+  await turns(3)
+  t.strictSame(calls.slice(4), [[1_000, 'one'], [1_000, 'other']])
+  t.equal(clock.count, 1)
 })

@@ -23,6 +23,8 @@ export class Client {
   isConnected = true
   /** Whether the client does not read. */
   isSlow = false
+  /** Whether as much is queued as a source may queue. */
+  isCrowded = false
   /** `close` with the reason, or `fail`. */
   ended: string | null = null
   /** Numbers of events as they are counted for the statistics. */
@@ -40,7 +42,7 @@ export class Client {
   }
 
   crowdedFor (): boolean {
-    return this.isSlow
+    return this.isSlow || this.isCrowded
   }
 
   receive (frame: Frame): boolean {
@@ -50,7 +52,8 @@ export class Client {
 
   writeTogether (chunk: Chunk, events: number): boolean {
     if (!this.isConnected || this.isSlow) return false
-    if (chunk.plain.length === 0) throw new Error('An empty chunk ends a response')
+    // It would end the response.
+    if (chunk.plain.length === 0) this.#end('empty chunk')
     this.#take(chunk.plain.toString(), events)
     return true
   }
@@ -66,11 +69,11 @@ export class Client {
   }
 
   drained (): Promise<void> {
-    return this.isSlow && this.isConnected ? new Promise(resolve => { this.#drain.push(resolve) }) : Promise.resolve()
+    return this.crowdedFor() && this.isConnected ? new Promise(resolve => { this.#drain.push(resolve) }) : Promise.resolve()
   }
 
   thaw (): void {
-    this.isSlow = false
+    this.isSlow = this.isCrowded = false
     for (const resolve of this.#drain.splice(0)) resolve()
   }
 

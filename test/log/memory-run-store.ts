@@ -91,6 +91,10 @@ t.test('runs are removed at their time, or oldest first for those that need the 
     if (!t.passing()) break
   }
   for (const { key, generation, texts } of [...running.values(), ...ended]) t.same(store.read(key, generation, 0, false).texts, texts)
+  const key = runKey('last', null)
+  await store.claim({ key, token: 't', leaseMs: 1, ttlMs: 10_000, joinFinished: false, settings: SETTINGS })
+  await store.finish(key, { status: 'done' })
+  t.ok(clock.timers.size > 0)
   await store.close()
   t.equal(clock.timers.size, 0)
 })

@@ -122,3 +122,14 @@ t.test('a source that ends is not aborted, and one that fails because it was abo
   await produced
   t.same(logged, [])
 })
+
+t.test('the end of a run without readers comes after the events that wait when it is decided', async t => {
+  const { store, producer, hand } = await startProducer({ onDisconnect: 'stop' })
+  store.held = []
+  hand.yield('1', '2', '3')
+  await turns(3)
+  t.equal(store.held.length, 1, 'two events wait for the first')
+  producer.age(1_000)
+  store.release()
+  t.match({ ...await producer.finished }, { status: 'stopped', reason: 'disconnect', events: 3 })
+})

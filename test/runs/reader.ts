@@ -59,10 +59,28 @@ t.test('a reader without news reads nothing, and one that is woken for what it h
   // It reads the event before the end of the turn, at which both readers are woken.
   const late = run.read()
   await turns()
-  for (const { client } of [early, late]) t.same(client.events, numbers(1))
+  for (const { client } of [early, late]) t.same([client.events, client.ended], [numbers(1), null])
   const { reads } = run.store
   await turns(20)
   t.equal(run.store.reads, reads)
+})
+
+t.test('news that come while a page is being sent wait for its end', async t => {
+  const run = await startFeed(t)
+  const { client } = run.read()
+  await turns()
+  client.isCrowded = true
+  run.store.isLate = true
+  run.append(3)
+  run.tell()
+  await turns(5)
+  run.store.isLate = false
+  run.append()
+  await turns(5)
+  t.same(client.events, [])
+  client.thaw()
+  await turns(5)
+  t.same(client.events, numbers(4))
 })
 
 t.test('a store that has events and does not return them is not read again and again', async t => {

@@ -1,80 +1,17 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
-import t, { type Test } from 'tap'
-import { Telemetry } from '../../lib/diagnostics/telemetry.js'
+import t from 'tap'
 import { BrokerUnavailable } from '../../lib/errors.js'
-import type { RunOptions } from '../../lib/index.js'
-import { MemoryRunStore } from '../../lib/log/memory-run-store.js'
-import { runKey, type RunClaim, type RunState } from '../../lib/log/run-store.js'
+import { runKey, type RunClaim } from '../../lib/log/run-store.js'
 import type { RunFactory } from '../../lib/runs/producer.js'
 import { formatRunId } from '../../lib/runs/run-position.js'
-import { Runs } from '../../lib/runs/runs.js'
-import { testClock } from '../../lib/testing/index.js'
+import { NOBODY, startRuns } from '../helpers/node-runs.js'
 import { Hand, never } from '../helpers/runs.js'
-import { counted } from '../helpers/counted-clock.js'
 import { turns } from '../helpers/wait.js'
 
 // The runs of one node: its timer, its limits and its end.
 
-const NOBODY = { ownerId: null }
-
-/** A store that another node writes, too. */
-class SharedRunStore extends MemoryRunStore {
-  problem: Error | null = null
-  /** Whether all runs were removed. */
-  isEmpty = false
-  isClosed = false
-  /** Claims wait for it. */
-  gate: Promise<void> | null = null
-
-  override async claim (claim: RunClaim) {
-    await this.gate
-    return super.claim(claim)
-  }
-
-  override async get (key: RunClaim['key']): Promise<RunState | null> {
-    if (this.problem !== null) throw this.problem
-    const state = this.isEmpty ? null : await super.get(key)
-    return state && { ...state }
-  }
-
-  override async close (): Promise<void> {
-    this.isClosed = true
-    await super.close()
-  }
-}
-
-function start (t: Test, limits: object = {}) {
-  const testing = testClock()
-  const clock = counted(testing.clock)
-  const store = new SharedRunStore(clock, 1 << 30)
-  const logged: [details: any, message: string][] = []
-  const note = (details: object, message: string) => { logged.push([details, message]) }
-  let opened = 0
-  const options = { max: 0, maxPerOwner: 0, maxBytes: 1 << 30, leaseMs: 60_000, drainMs: 1_000, ...limits }
-  const runs = new Runs(store, { clock, runs: options }, { error: note, warn: note, info: note, debug: note }, new Telemetry('node'), async () => { opened++ })
-  t.teardown(async () => {
-    const closed = runs.close()
-    await testing.advance(options.drainMs)
-    await closed
-  })
-  return {
-    testing,
-    clock,
-    store,
-    logged,
-    runs,
-    opened: () => opened,
-    begin: (id: string, factory: RunFactory = never, more: Partial<RunOptions> = {}) => runs.start(id, factory, { ...NOBODY, ...more }),
-    /** Starts a run as another node does. */
-    elsewhere: async (id: string) => {
-      const claim = { key: runKey(id, null), token: 'other', leaseMs: 60_000, ttlMs: 60_000, joinFinished: false, settings: '' }
-      return { ...claim, ...(await MemoryRunStore.prototype.claim.call(store, claim)).state }
-    }
-  }
-}
-
 t.test('one timer runs while there are runs, and each run has its time exactly', async t => {
-  const { testing, clock, begin, runs } = start(t)
+  const { testing, clock, begin, runs } = startRuns(t)
   for (let round = 0; round < 2; round++) {
     t.equal(clock.timers.size, round, 'but for the expiry of the run before')
     const { run } = await begin(`${round}`, never, { idleTimeoutMs: 5_000 })
@@ -95,7 +32,7 @@ t.test('one timer runs while there are runs, and each run has its time exactly',
 })
 
 t.test('a time in which the process stood still hardly counts', async t => {
-  const { testing, clock, begin } = start(t)
+  const { testing, clock, begin } = startRuns(t)
   const { run } = await begin('a', never, { idleTimeoutMs: 5_000, maxDurationMs: 5_000 })
   for (let n = 0; n < 4; n++) {
     clock.standStill(60_000)
@@ -109,7 +46,7 @@ t.test('a time in which the process stood still hardly counts', async t => {
 })
 
 t.test('the timer and what it calls run in the context of no caller', async t => {
-  const { testing, begin } = start(t)
+  const { testing, begin } = startRuns(t)
   const context = new AsyncLocalStorage<string>()
   let store: unknown = 'not called'
   const factory: RunFactory = ({ signal }) => {
@@ -124,7 +61,7 @@ t.test('the timer and what it calls run in the context of no caller', async t =>
 
 t.test('runs that are being started count, for the node and for the owner, and only they', async t => {
   for (const [limits, owners, code] of [[{ max: 2 }, ['ada', null], 'SSE_ERR_TOO_MANY_RUNS'], [{ maxPerOwner: 2 }, ['ada', 'ada'], 'SSE_ERR_TOO_MANY_USER_RUNS']] as const) {
-    const { begin, store, runs } = start(t, limits)
+    const { begin, store, runs } = startRuns(t, limits)
     let release!: () => void
     store.gate = new Promise(resolve => { release = resolve })
     const starting = owners.map((ownerId, n) => begin(`${n}`, never, { ownerId }))
@@ -144,12 +81,12 @@ t.test('runs that are being started count, for the node and for the owner, and o
     store.gate = null
     t.equal((await begin('again', never, { ownerId: 'ada' })).started, true)
   }
-  const { begin } = start(t, { maxPerOwner: 1 })
+  const { begin } = startRuns(t, { maxPerOwner: 1 })
   for (let n = 0; n < 3; n++) t.equal((await begin(`${n}`)).started, true, 'public runs have no owner')
 })
 
 t.test('on a full node, a run that is kept can be joined, and none can be replaced', async t => {
-  const { begin } = start(t, { max: 1 })
+  const { begin } = startRuns(t, { max: 1 })
   const hand = new Hand()
   const { run: kept } = await begin('kept', hand.factory)
   hand.end()
@@ -161,8 +98,38 @@ t.test('on a full node, a run that is kept can be joined, and none can be replac
   await t.rejects(begin('new', never, { ifFinished: 'join' }), { code: 'SSE_ERR_TOO_MANY_RUNS' })
 })
 
+t.test('a run that is started again stops the source of the one that was ended elsewhere without news', async t => {
+  const { begin, store, runs } = startRuns(t)
+  const hand = new Hand()
+  const { run } = await begin('a', hand.factory)
+  store.areNewsLost = true
+  await store.finish(runKey('a', null), { status: 'stopped' })
+  t.equal(hand.signal!.aborted, false)
+  const { run: next, started } = await begin('a')
+  t.same([started, hand.signal!.aborted], [true, true])
+  t.match(await run.finished, { status: 'lost' })
+  t.equal(next.status, 'running')
+  t.equal(runs.producing().length, 1, 'the end of the earlier one is not that of the next')
+  t.equal(await runs.stop('a', NOBODY), true)
+})
+
+t.test('stopRun keeps what the source has yielded, also if it waits to be appended', async t => {
+  const { begin, store, runs } = startRuns(t)
+  const hand = new Hand()
+  const { run } = await begin('a', hand.factory)
+  let release!: () => void
+  store.gate = new Promise(resolve => { release = resolve })
+  hand.yield('1', '2', '3')
+  await turns()
+  const stopped = runs.stop('a', NOBODY)
+  await turns()
+  release()
+  t.equal(await stopped, true)
+  t.match(await run.finished, { status: 'stopped', events: 3 })
+})
+
 t.test('all runs together have maxBytes, to the byte, whatever has ended before', async t => {
-  const { begin } = start(t, { maxBytes: 100 })
+  const { begin } = startRuns(t, { maxBytes: 100 })
   // Four events of 25 bytes.
   const events = Array.from({ length: 4 }, () => 'x'.repeat(17))
   for (const [factory, options, end] of [[() => events, {}, { status: 'done', events: 4 }], [() => [...events, 'x'], {}, { status: 'failed', events: 4 }], [() => events, { maxEvents: 2 }, { status: 'failed', events: 2 }], [() => events, { maxBytes: 60 }, { status: 'failed', events: 2 }], [() => events, {}, { status: 'done', events: 4 }]] as const) {
@@ -181,7 +148,7 @@ t.test('all runs together have maxBytes, to the byte, whatever has ended before'
 })
 
 t.test('a run that is joined with other options is logged, and the log is opened before each call', async t => {
-  const { begin, logged, runs, opened } = start(t)
+  const { begin, logged, runs, opened } = startRuns(t)
   await begin('a', never, { maxEvents: 7 })
   t.equal(opened(), 1)
   await begin('a', never, { maxEvents: 7, ifFinished: 'join' })
@@ -196,7 +163,7 @@ t.test('a run that is joined with other options is logged, and the log is opened
 })
 
 t.test('a run object is replaced if it does not explain the cursor, and only then', async t => {
-  const { begin, runs, store } = start(t)
+  const { begin, runs, store } = startRuns(t)
   const { run } = await begin('a')
   await runs.stop('a', NOBODY)
   const { generation } = run.state
@@ -208,7 +175,7 @@ t.test('a run object is replaced if it does not explain the cursor, and only the
 })
 
 t.test('a node that closes: runs may end until drainMs is over, and nothing waits any more', async t => {
-  const { testing, clock, begin, runs, store } = start(t, { drainMs: 10_000 })
+  const { testing, clock, begin, runs, store } = startRuns(t, { drainMs: 10_000 })
   const hands = [new Hand(), new Hand()]
   const started = await Promise.all(hands.map((hand, n) => begin(`${n}`, hand.factory)))
   const closing = runs.close()
@@ -224,7 +191,7 @@ t.test('a node that closes: runs may end until drainMs is over, and nothing wait
   t.equal(store.isClosed, true)
   t.equal(clock.timers.size, 0)
 
-  const hung = start(t, { drainMs: 10_000 })
+  const hung = startRuns(t, { drainMs: 10_000 })
   const { run } = await hung.begin('a')
   const drained = hung.runs.drain()
   await hung.testing.advance(9_999)
@@ -233,13 +200,13 @@ t.test('a node that closes: runs may end until drainMs is over, and nothing wait
   await drained
   t.match(await run.finished, { status: 'lost' })
 
-  const idle = start(t, { drainMs: 10_000 })
+  const idle = startRuns(t, { drainMs: 10_000 })
   await idle.runs.close()
   t.equal(idle.testing.clock.monotonic(), 0, 'without runs, nothing is waited for')
 })
 
 t.test('a run whose start is answered while its node closes is lost at once, and its source is not made', async t => {
-  const { begin, runs, store } = start(t)
+  const { begin, runs, store } = startRuns(t)
   let release!: () => void
   store.gate = new Promise(resolve => { release = resolve })
   const hand = new Hand()
@@ -254,7 +221,7 @@ t.test('a run whose start is answered while its node closes is lost at once, and
 })
 
 t.test('the end of a run of another node: asked for once a second, through outages, until it is known or the node closes', async t => {
-  const { testing, clock, runs, store, elsewhere } = start(t)
+  const { testing, clock, runs, store, elsewhere } = startRuns(t)
   const ends: Record<string, [act: (key: RunClaim['key']) => Promise<unknown>, end: object]> = {
     done: [key => store.finish(key, { status: 'done' }), { status: 'done', events: 0 }],
     failed: [key => store.finish(key, { status: 'failed', reason: 'limit' }), { status: 'failed', reason: 'limit', events: 0 }],
