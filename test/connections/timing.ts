@@ -138,13 +138,14 @@ t.test('a stream that waits for an authorization', async t => {
 })
 
 t.test('a closing stream has drainMs to be read', async t => {
-  const { at, connection, block, sse } = await open(t, { drainMs: 4_000, stallTimeoutMs: 1_000, keepAliveIntervalMs: 3_600_000 })
+  const { at, connection, block, sse } = await open(t, { drainMs: 4_000, stallTimeoutMs: 3_000, keepAliveIntervalMs: 3_600_000 })
   block()
   await turns(3)
+  await at(2_000)
   connection.close('kicked')
-  await at(3_800)
+  await at(5_800)
   t.equal(sse.connectionCount, 1, 'which stallTimeoutMs does not shorten')
-  await at(4_000 + LATE_MS)
+  await at(6_000 + LATE_MS)
   t.equal(sse.connectionCount, 0)
 })
 
@@ -165,6 +166,7 @@ t.test('the maximum age and the end of the rights, whichever comes first', async
     Math.random = () => share
     const clock = testClock()
     const { app, open } = await serve(t, { maxConnectionAgeMs, authHandler: () => ({ userId: 'ada', ...(expiry !== null && { expiresAt: clock.now + expiry }) }), ...clock.options })
+    await clock.advance(5_000)
     const stream = await open('/sse', { socket: false })
     const [connection] = app.sse.getConnectionsByUser('ada')
     Math.random = random
