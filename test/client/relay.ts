@@ -140,3 +140,71 @@ t.test('what a tab remembers of its events is bounded, in number and in size', t
   }
   t.end()
 })
+
+t.test('a stream that begins again forgets what the last one has left unfinished', t => {
+  const relay = new Relay()
+  relay.start('a.1')
+  const half = bytes('data: é\n\n')
+  t.same(relay.push(bytes('id: a.2\ndata: lost')), [])
+  relay.push(half.subarray(0, 7))
+  relay.start('a.1')
+  t.same(relay.push(half), [{ id: null, text: 'data: é\n\n' }])
+  t.same(relay.push(bytes('id: a.2\n\nid:a.3\ndata: x\n\ndata: y')), [{ id: 'a.2', text: 'id: a.2\n\n' }, { id: 'a.3', text: 'id:a.3\ndata: x\n\n' }])
+  t.same([relay.begin, relay.next, relay.cursor], [1, 5, 'a.3'])
+  t.end()
+})
+
+t.test('where the kept part of several streams begins, and when it is bounded', t => {
+  const relay = new Relay()
+  relay.start('a.5')
+  relay.push(bytes(block('a.6', '6')))
+  relay.start('a.1')
+  t.equal(relay.after('a.4', false)!.from, 3, 'the second stream')
+  t.equal(relay.after('a.0', false), null)
+  for (let i = 0; i < 5; i++) {
+    relay.push(bytes(`: ${'x'.repeat(400_000)}\n\n`))
+    t.equal(relay.after('a.6', false)!.next, 4 + i)
+  }
+  t.equal(relay.after('a.1', false)!.entries.length, 0, 'comments are not repeated')
+  relay.push(bytes(block('a.7', '7')))
+  t.same(dataOf(relay.after('a.1', false)), ['7'])
+  t.equal(relay.fromBegin(), null)
+
+  const first = new Relay()
+  first.start('a.5')
+  first.start('a.1')
+  first.push(bytes('data: x\n\n'.repeat(999)))
+  t.same([first.fromBegin()?.from, first.after('a.1', true)?.from], [1, 2], 'a thousand are kept')
+  first.push(bytes('data: x\n\n'))
+  t.same([first.fromBegin(), first.after('a.1', true), first.after('a.1', false)?.entries.length], [null, null, 0])
+  t.end()
+})
+
+t.test('whether a stream goes on in its log', t => {
+  const gap = 'event: sse:gap\ndata: {}\n\n'
+  for (const [text, isLive] of [
+    ['', false], [': stream\n\n', false], ['data: 1\n\n', false], ['id: a.5\n\n', false], ['id: a.4\n\n', false], [block('a.6', '6'), true], ['id: a.5\n\ndata: 1\n\n', true], ['id: a.5\n\nid: a.6\n\n', true],
+    [`id: a.5\n\n${gap}`, false], [`${block('a.6', '6')}${gap}`, false], [`${gap}id: a.5\n\n`, false], [`${gap}${block('b.1', '1')}`, true], [`${block('a.6', '6')}${gap}${block('b.1', '1')}`, true]
+  ] as const) {
+    const relay = new Relay()
+    relay.start('a.1')
+    relay.push(bytes(block('a.2', '2')))
+    relay.start('a.5')
+    relay.push(bytes(text))
+    t.equal(relay.isLive, isLive, JSON.stringify(text))
+  }
+  t.end()
+})
+
+t.test('which events without an id are repeated', t => {
+  const relay = new Relay()
+  relay.start('a.1')
+  relay.push(bytes('data: before\n\n'))
+  relay.start('a.1')
+  relay.push(bytes('data: 1\n\nid: a.1!0\ndata: 2\n\ndata: 3\n\nid: a.2\ndata: 4\n\ndata: 5\n\nevent: sse:gap\ndata: gap\n\nid: a.2!0\ndata: 6\n\ndata: 7\n\nid: a.3\ndata: 8\n\ndata: 9\n\n'))
+  t.same(dataOf(relay.after('a.1', false)), ['4', 'gap', '6', '7', '8'], 'the parts of a state')
+  t.same(dataOf(relay.after('a.1', true)), ['3', '4', '5', 'gap', '6', '7', '8', '9'])
+  t.same(dataOf(relay.after('a.3', false)), [])
+  t.same(dataOf(relay.fromBegin()), ['1', '2', '3', '4', '5', 'gap', '6', '7', '8', '9'])
+  t.end()
+})
