@@ -27,7 +27,7 @@ export class EventQueue<T> implements AsyncIterableIterator<T, undefined> {
   end (error?: unknown): void {
     if (this.#end !== null) return
     this.#end = { error }
-    for (const reader of this.#readers.splice(0)) this.#finish(reader)
+    for (const reader of this.#readers) this.#finish(reader)
     this.#onDrained?.()
     this.#onClose()
   }

@@ -1,3 +1,4 @@
+import { getEventListeners } from 'node:events'
 import t from 'tap'
 import { cut, script, status, stream } from '../client/clients.js'
 import { serve } from '../helpers/app.js'
@@ -45,6 +46,7 @@ t.test('it ends when the server refuses it, when it has nothing more, and on Ctr
   const interruption = new AbortController()
   const { code } = await run(['tail', url], { signal: interruption.signal, onOut: () => interruption.abort() })
   t.equal(code, 0)
+  t.equal(getEventListeners(interruption.signal, 'abort').length, 0)
 })
 
 t.test('a close event without a reason', async t => {
