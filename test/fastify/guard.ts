@@ -211,6 +211,15 @@ t.test('authStrategies, composed by @fastify/auth', async t => {
     t.strictSame([answer.status, answer.body], [200, { user: null }])
   })
 
+  await t.test('a strategy that refuses counts, also for a user that a hook has found', async t => {
+    const server = await start(t, async app => {
+      await app.register(ssePlugin, { requireAuthentication: true, authStrategies: [async () => { throw new Error('no') }] })
+      app.addHook('onRequest', async request => { request.sseUser = { userId: 'by-hook' } })
+      app.get('/sse', { sse: true }, async (_request, reply) => { await reply.sse() })
+    })
+    refusal(t, await server.open(), 401, 'SSE_ERR_UNAUTHENTICATED')
+  })
+
   await t.test('what a strategy or a hook sets must be a user, with rights that last', async t => {
     let given: unknown
     const server = await start(t, { requireAuthentication: true, authStrategies: [async request => { request.sseUser = given as SSEUser }] })
