@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict'
 import t from 'tap'
 import { MemoryRunStore } from '../../lib/log/memory-run-store.js'
 import { runKey, type RunKey } from '../../lib/log/run-store.js'
@@ -48,33 +49,33 @@ t.test('runs are removed at their time, or oldest first for those that need the 
       const ttlMs = 10_000 * (1 + random(3))
       const token = `t${tokens++}`
       const { state, started } = await store.claim({ key, token, leaseMs: 1, ttlMs, joinFinished, settings: SETTINGS })
-      t.equal(started, run === undefined || (run.status !== 'running' && !joinFinished))
+      assert.equal(started, run === undefined || (run.status !== 'running' && !joinFinished))
       if (started) {
         ended = ended.filter(other => other !== run)
-        t.ok(run === undefined || state.generation > run.generation)
+        assert.ok(run === undefined || state.generation > run.generation)
         running.set(key.text, { key, token, generation: state.generation, texts: [], ttlMs, status: 'running', expiresAt: Infinity })
         evict()
       } else {
-        t.equal(state.generation, run!.generation)
+        assert.equal(state.generation, run!.generation)
       }
-      t.same(news, [])
+      assert.deepEqual(news, [])
     } else if (action === 1 || action === 2) {
       const texts = Array.from({ length: random(4) }, () => encodeEvent('message', 'é'.repeat(random(200))))
       const after = run?.texts.length ?? 0
       const lease = { key, generation: run?.generation ?? 1, token: run?.token ?? '', leaseMs: 1, ttlMs: 1 }
       const state = store.append(lease, after, texts)
-      t.equal(state?.events, run?.status === 'running' ? after + texts.length : undefined)
+      assert.equal(state?.events, run?.status === 'running' ? after + texts.length : undefined)
       if (state !== null) {
         run!.texts.push(...texts)
         evict()
       }
-      t.same(news, state === null || texts.length === 0 ? [] : [[key.text, { generation: run!.generation, after, texts }]], 'a renewal is no news')
+      assert.deepEqual(news, state === null || texts.length === 0 ? [] : [[key.text, { generation: run!.generation, after, texts }]], 'a renewal is no news')
     } else if (action === 3) {
       const state = await store.finish(key, { status: 'stopped' })
-      t.equal(state?.status, run && 'stopped')
-      t.same(news, run?.status === 'running' ? [[key.text]] : [])
+      assert.equal(state?.status, run && 'stopped')
+      assert.deepEqual(news, run?.status === 'running' ? [[key.text]] : [])
       if (run?.status === 'running') {
-        t.equal(state!.endedAt, clock.wall())
+        assert.equal(state!.endedAt, clock.wall())
         running.delete(key.text)
         ended.push(Object.assign(run, { status: 'stopped', expiresAt: testing.now + run.ttlMs }))
       }
@@ -85,10 +86,9 @@ t.test('runs are removed at their time, or oldest first for those that need the 
     const kept = [...running.values(), ...ended]
     for (const ownerId of [null, 'ada']) {
       const expected = kept.filter(({ key }) => key.ownerId === ownerId).sort((one, other) => other.generation - one.generation)
-      t.same((await store.list(ownerId)).map(({ runId, state: { generation, status } }) => [runId, generation, status]), expected.map(({ key, generation, status }) => [key.runId, generation, status]))
+      assert.deepEqual((await store.list(ownerId)).map(({ runId, state: { generation, status } }) => [runId, generation, status]), expected.map(({ key, generation, status }) => [key.runId, generation, status]))
     }
-    t.equal(clock.timers.size, ended.length, 'a timer for each run that has ended')
-    if (!t.passing()) break
+    assert.equal(clock.timers.size, ended.length, 'a timer for each run that has ended')
   }
   for (const { key, generation, texts } of [...running.values(), ...ended]) t.same(store.read(key, generation, 0, false).texts, texts)
   const key = runKey('last', null)
