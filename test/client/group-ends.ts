@@ -41,6 +41,16 @@ t.test('a tab that is to take over does, whether it waits or not', async t => {
   }
 })
 
+t.test('a tab that takes over twice reads one stream', async t => {
+  const { asked, is, lead, requests, say, settled } = start(t)
+  const tab = await lead(5)
+  await is('open')
+  for (let i = 0; i < 2; i++) say({ type: 'take-over', term: 5, to: tab })
+  await asked(2)
+  await settled()
+  t.same(requests.map(({ signal }) => signal.aborted), [true, false])
+})
+
 t.test('a tab that leaves has no lock, no timer and no place in the list', async t => {
   const cases: [string, Partial<ShareTabsOptions>, (tab: ReturnType<typeof start>) => void][] = [
     ['closed', {}, ({ client }) => client.close()],

@@ -20,7 +20,8 @@ export class WebLocks {
         const holder = queue.shift()
         if (holder !== undefined) {
           holder.isStolen = true
-          holder.reject(new DOMException('The lock was stolen', 'AbortError'))
+          // As in Chromium: the next holder knows before.
+          setImmediate(() => setImmediate(() => holder.reject(new DOMException('The lock was stolen', 'AbortError'))))
         }
         queue.unshift(request)
       } else queue.push(request)
@@ -36,7 +37,7 @@ export class WebLocks {
   }
 
   #grant (queue: Request[], request: Request): void {
-    queueMicrotask(async () => {
+    setImmediate(async () => {
       await request.held()
       if (request.isStolen) return
       queue.shift()

@@ -103,6 +103,8 @@ export class Group implements LeaderContext, Member {
 
   /** This tab reads for all. */
   lead (): void {
+    // A tab that has stolen the lock twice holds it again before it hears that it has lost it: its first stream would be read for ever.
+    this.follow()
     // Two tabs can begin to read in the same millisecond.
     this.#term = Math.max(this.client.clock.wall(), this.#term + 1) + Math.random()
     this.#leader = new Leader(this)
