@@ -181,6 +181,8 @@ export class Cluster {
 
   /** Handles a message of any node, including this one. */
   receive (text: string, seq: number): void {
+    // An answer after the `bye` of this node would add it to the lists of the others again.
+    if (this.#closed) return
     if (seq > 0) this.#commands.heard(seq)
     const message = decodeNodeMessage(text)
     if (message === null) return this.#log.debug({}, 'Ignored an unknown message of another node')

@@ -224,6 +224,9 @@ t.test('a node says nothing after its end, however long that takes', async t => 
   await log.hear({ kind: 'hello', report: REPORT })
   const closing = app.close()
   await until(() => log.sayings('bye').length === 1)
+  await log.hear({ kind: 'hello', report: REPORT })
+  await log.hear({ kind: 'command', id: 1, operation: 'presence', args: ['room:1'] })
+  for (const present of [true, false]) await log.hear({ kind: 'presence', changes: [['room:1', 'late', present]] })
   // Longer than an answer to a greeting is delayed.
   await new Promise(resolve => { setTimeout(resolve, 50) })
   await time.advance(10_000)
