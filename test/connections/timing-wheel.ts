@@ -128,6 +128,19 @@ t.test('an item set to a time that has passed, while others are looked at, comes
   t.equal(second.fired, 1)
 })
 
+t.test('a wheel that starts late has the time of its start: the first streams are not silent since the boot', async t => {
+  const world = { now: 1_000 }
+  const wheel = new TimingWheel(10, { ...systemClock, monotonic: () => world.now })
+  const due = new Item(world)
+  due.scheduled = true
+  due.react = () => wheel.cancel(due)
+  wheel.schedule(due, 2_000)
+  world.now = 61_000
+  wheel.start()
+  t.strictSame([wheel.now, due.fired], [61_000, 1])
+  wheel.stop()
+})
+
 t.test('the wheel turns by itself between start and stop', async t => {
   const wheel = new TimingWheel(5, systemClock)
   const item = new Item({ now: Infinity })
