@@ -190,8 +190,9 @@ export class PresenceList {
     this.#stale.delete(nodeId)
   }
 
-  /** Stops announcements. */
+  /** Publishes the last changes of this node, and stops announcements. */
   close (): void {
+    this.flush()
     this.#stop()
   }
 
