@@ -32,7 +32,7 @@ t.test('it resumes after an interruption, and begins after an id', async t => {
   const { id } = await sse.broadcastEvent({ event: 'n', data: '1' })
   await sse.broadcastEvent({ event: 'n', data: '2' })
   const later = await run(['tail', `${service.url}/sse`, '--last-event-id', id!, '--count', '1'])
-  t.match(later.out, /^\S+ {2}n {2}2\n$/)
+  t.match(later, { code: 0, out: /^\S+ {2}n {2}2\n$/ })
 })
 
 t.test('it ends when the server refuses it, when it has nothing more, and on Ctrl-C', async t => {
