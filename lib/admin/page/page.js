@@ -33,7 +33,12 @@ function read () {
   return { name: Object.hasOwn(SECTIONS, name) ? name : 'overview', parameters: Object.fromEntries(new URLSearchParams(query)) }
 }
 
-const go = (name, parameters) => { location.hash = href(name, parameters) }
+/** Opens a section at once: `hashchange` would come later, at a time that nobody knows. */
+function go (name, parameters) {
+  const target = href(name, parameters)
+  if (target !== location.hash) history.pushState(null, '', target)
+  arrive()
+}
 
 async function load () {
   const [, , ask] = SECTIONS[place.name]
@@ -114,7 +119,7 @@ addEventListener('keydown', event => {
   if (event.key !== '/' || event.ctrlKey || event.metaKey || event.altKey || dialog.open || event.target.closest('input, textarea')) return
   event.preventDefault()
   if (place.name !== 'connections') go('connections')
-  requestAnimationFrame(() => requestAnimationFrame(() => document.getElementById('search')?.focus()))
+  document.getElementById('search')?.focus()
 })
 setInterval(show, 5_000)
 arrive()
