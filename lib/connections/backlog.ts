@@ -138,34 +138,36 @@ export class Backlog extends Unsent {
   // --- The beginning ---
 
   /** Begins at the client's cursor, or with a gap event if that is not possible. A client without a cursor begins with a snapshot. */
-  begin (lastEventId: string | null, snapshot: Snapshot | null): void {
+  begin (lastEventId: string | null, snapshot: Snapshot | null, interest: Interest): void {
     this.#snapshot = snapshot
-    if (lastEventId !== null) this.#resume(lastEventId)
+    if (lastEventId !== null) this.#resume(lastEventId, interest)
     else if (snapshot !== null) {
       this.fallBehind()
       snapshot.need('connect', 0)
     }
   }
 
-  #resume (lastEventId: string): void {
+  #resume (lastEventId: string, interest: Interest): void {
     const cursor = parseCursor(lastEventId)
     if (cursor === null) return this.#lose('malformed', lastEventId)
     this.#resumed = null
     const resumption = new Resumption(this.context, cursor, lastEventId)
     const { gap } = resumption
-    if (gap === null || !this.context.eventLog.shared) return this.#begin(resumption, gap)
+    if (gap === null || !this.context.eventLog.shared) return this.#begin(resumption, gap, interest)
     // Another node can be ahead of this one, so the log is read before a gap is reported.
     this.#awaited = resumption
     this.fallBehind()
   }
 
-  #begin (resumption: Resumption, known: GapReason | null): void {
+  #begin (resumption: Resumption, known: GapReason | null, interest: Interest | null = null): void {
     this.#awaited = null
-    const { eventLog: { position }, options: { maxReplayBytes } } = this.context
+    const { eventLog, options: { maxReplayBytes } } = this.context
+    const { position } = eventLog
     const { lanes, lastEventId } = resumption
     const gap = known ?? resumption.limit
     if (gap !== null) return this.#lose(gap, lastEventId, { floor: gap === 'limit' ? Math.max(...lanes) : 0 })
-    if (Math.min(...lanes) < position) {
+    const after = Math.min(...lanes)
+    if (after < position && (interest === null || !eventLog.hasNothing(after, interest))) {
       const catchUp = this.fallBehind()
       if (maxReplayBytes > 0) catchUp.allowance = maxReplayBytes
       catchUp.outbox.startAt(lanes, position)

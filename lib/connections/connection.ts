@@ -69,7 +69,7 @@ export class SSEConnection<C extends AnyCatalogue = RegisteredCatalogue> extends
     this.held = profile.held
     // Deliveries can arrive from now on, before the headers are sent. So the position in the log is fixed here.
     // A HEAD request has no stream that could have a gap.
-    if (this.managed && !profile.headOnly) this.backlog.begin(this.lastEventId, profile.snapshot === null ? null : new Snapshot(context, this, this.backlog, profile.snapshot, this.lastEventId))
+    if (this.managed && !profile.headOnly) this.backlog.begin(this.lastEventId, profile.snapshot === null ? null : new Snapshot(context, this, this.backlog, profile.snapshot, this.lastEventId), this)
   }
 
   /** Whether the connection has an authenticated user. */

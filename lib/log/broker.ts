@@ -169,6 +169,12 @@ export interface Broker {
    */
   read (request: ReadRequest): Promise<Page>
   /**
+   * Returns whether the log, as far as this node has it in memory, has no message after a position that the connection can receive: a
+   * client that returns begins at once, without a read. False if this is not known. Called only for the epoch of the log. Absent: the
+   * log is read.
+   */
+  hasNothing? (after: number, interest: Interest): boolean
+  /**
    * Claims a key for `ttlMs` milliseconds. Resolves with true for the first claim on any node, and with false until the time of that
    * claim has passed.
    * @throws SSE_ERR_BROKER_UNAVAILABLE, SSE_ERR_CLOSED

@@ -9,6 +9,7 @@ import type { Log } from '../util/logger.js'
 import type { Broker, GapReason, History, Published } from './broker.js'
 import { EPOCH, formatCursor } from './cursor.js'
 import { degraded, up, type Health } from './health.js'
+import type { Interest } from './log-index.js'
 
 /** Receives events and changes of state from the event log. */
 export interface LogListener {
@@ -35,7 +36,7 @@ export type NodeDelivery = 'logged' | 'ordered' | 'apart'
 const NO_TARGET: Target = { clientIds: [] }
 
 /** What the event log uses of a broker. */
-export type LoggedBroker = Pick<Broker, 'shared' | 'epoch' | 'position' | 'open' | 'publish' | 'close'>
+export type LoggedBroker = Pick<Broker, 'shared' | 'epoch' | 'position' | 'open' | 'publish' | 'hasNothing' | 'close'>
 
 /** The event log of this node: opens and closes the broker, checks its results, and tracks position and health. @internal */
 export class EventLog {
@@ -153,6 +154,11 @@ export class EventLog {
     this.#closed = true
     this.#health = degraded('The event log is closed', this.#clock.wall())
     if (this.#opening !== null) await this.#broker.close()
+  }
+
+  /** See `Broker.hasNothing`. */
+  hasNothing (after: number, interest: Interest): boolean {
+    return this.#broker.hasNothing?.(after, interest) === true
   }
 
   /**

@@ -3,6 +3,7 @@ import type { Message, OutgoingMessage } from '../events/message.js'
 import { Closed, InvalidOption } from '../errors.js'
 import { systemClock } from '../util/clock.js'
 import { createId } from '../util/id.js'
+import type { Interest } from './log-index.js'
 import { Ring } from './ring.js'
 
 /**
@@ -98,6 +99,10 @@ class MemoryBroker implements Broker {
     if (this.#sink === null) throw new Closed()
     if (request.epoch !== this.epoch) return { messages: [], next: this.position, gap: 'epoch' }
     return this.#ring!.read(request)
+  }
+
+  hasNothing (after: number, interest: Interest): boolean {
+    return this.#ring?.hasNothing(after, interest) === true
   }
 
   async claim (key: string, ttlMs: number): Promise<boolean> {

@@ -102,6 +102,17 @@ export class Ring {
     return (lists === null ? null : this.#pick(lists, after, priority, limit)) ?? this.#scan(after, priority, limit)
   }
 
+  /**
+   * Returns whether no message after `after` is one that the connection can receive. False if the ring does not have them all, or if
+   * only a scan could tell.
+   */
+  hasNothing (after: number, interest: Interest): boolean {
+    this.#trim(this.#now())
+    if (after > this.#last || after < this.#first - 1 || !LogIndex.serves(interest)) return false
+    if ((this.#index === null && this.#last - after < LEAST_INDEXED) || !this.#makeIndex()) return false
+    return this.#index!.lists(interest).every(list => list.indexAfter(after) === list.end)
+  }
+
   #scan (after: number, priority: EventPriority, limit: number): Page {
     const messages: Message[] = []
     const end = Math.min(this.#last, after + SCAN)

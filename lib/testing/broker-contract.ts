@@ -130,6 +130,13 @@ function ofEachNode (check: Check, shared: boolean): void {
     }
     const wanted = numbers(400).filter(n => ![3, 5].includes(Number(n) % targets.length))
     assert.deepEqual(read.filter(text => wanted.includes(text)), wanted)
+    if (broker.hasNothing === undefined) return
+    for (const n of numbers(200)) await node.publish(n, { target: targets[3]! })
+    await node.publish('last', { target: targets[4]! })
+    await node.has(601)
+    const stranger = { clientId: 'x', userId: null, subscriptions: new Set(['room:9']) }
+    assert.equal(broker.hasNothing(start, stranger), false, 'there are messages for everybody')
+    assert.equal(broker.hasNothing(start + 400, interest), false, 'there is a message for the user')
   }, { ...HISTORY, maxEvents: 1_000 })
 
   check('has delivered a message here when its publish resolves', async join => {

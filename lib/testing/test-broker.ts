@@ -2,6 +2,7 @@ import { BrokerUnavailable, Closed, InvalidOption } from '../errors.js'
 import type { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { Broker, GapReason, History, Page, Published, PublishingLog, ReadRequest, Sink } from '../log/broker.js'
+import type { Interest } from '../log/log-index.js'
 import { systemClock } from '../util/clock.js'
 import { inTime } from '../util/timeout.js'
 
@@ -31,6 +32,8 @@ export interface SharedLog {
   reachesBackTo (position: number): boolean
   /** See `Broker.read`. */
   read (request: { after: number, priority: EventPriority, limit: number }): Page
+  /** See `Broker.hasNothing`. */
+  hasNothing (after: number, interest: Interest): boolean
   /** See `Broker.claim`. */
   claim (key: string, ttlMs: number): boolean
 }
@@ -140,6 +143,11 @@ export class TestBroker implements Broker {
     const page = this.#log.read(request)
     // Messages that this node has not delivered yet are omitted: the node delivers them later.
     return page.next <= this.position ? page : { ...page, messages: page.messages.filter(({ seq }) => seq <= this.position), next: this.position }
+  }
+
+  /** See `Broker.hasNothing`. False during `fail()`: the log is then read, which rejects. */
+  hasNothing (after: number, interest: Interest): boolean {
+    return this.#outage === null && this.#log.hasNothing(after, interest)
   }
 
   /** Resolves when this node has reached the cursor, or never will. */

@@ -1,6 +1,7 @@
 import { EventPriority } from '../events/event-rules.js'
 import type { Message, OutgoingMessage } from '../events/message.js'
 import type { History, Page, Published } from '../log/broker.js'
+import type { Interest } from '../log/log-index.js'
 import { Ring } from '../log/ring.js'
 import { systemClock } from '../util/clock.js'
 import { createId } from '../util/id.js'
@@ -88,6 +89,11 @@ export class TestLog {
   /** @internal */
   read (request: { after: number, priority: EventPriority, limit: number }): Page {
     return this.#ring!.read(request)
+  }
+
+  /** @internal */
+  hasNothing (after: number, interest: Interest): boolean {
+    return this.#ring!.hasNothing(after, interest)
   }
 
   /** @internal */

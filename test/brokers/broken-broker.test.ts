@@ -2,6 +2,7 @@ import t from 'tap'
 import { memoryBroker } from '../../lib/index.js'
 import type { Message, OutgoingMessage } from '../../lib/events/message.js'
 import type { History, Page, ReadRequest, Sink } from '../../lib/log/broker.js'
+import type { Interest } from '../../lib/log/log-index.js'
 import { answeringAfterClose, assertFaults, BrokenBroker, contractOf, delivering, publishing, reading, withHistory, withoutGap, withSink, type Fault } from '../helpers/broken-broker.js'
 
 // Brokers that break one promise each, and the test of the contract that notices.
@@ -39,6 +40,8 @@ const FAULTS: Fault[] = [
   [INTEREST, /falsy|false == true/, withInterest(page => ({ ...page, messages: [...page.messages, ...page.messages, ...page.messages].slice(0, 31) }))],
   [INTEREST, /falsy|false == true/, withInterest((page, { after }) => ({ ...page, next: after }))],
   [INTEREST, /equal/, withInterest(page => ({ ...page, gap: 'trimmed' }))],
+  [INTEREST, /messages for everybody/, class extends BrokenBroker { hasNothing () { return true } }],
+  [INTEREST, /for the user/, class extends BrokenBroker { hasNothing (_after: number, { userId }: Interest) { return userId === 'ada' } }],
   [INTEREST, /reads come to the end/, withInterest((page, { after }) => ({ messages: [], next: after + 0.5 }))],
   [INSIDE, /equal/, withSink(sink => ({ deliver: message => { setImmediate(() => { try { sink.deliver(message) } catch {} }); return 1 } }))],
   [INSIDE, /with the answer/, class extends BrokenBroker { override async publish (message: OutgoingMessage) { return { ...await super.publish(message), delivered: 9 } } }],

@@ -97,11 +97,11 @@ export class Client implements SnapshotHost {
   /** Begins at a cursor. With a source, it can be written to, and receives snapshots. */
   begin (cursor: string | null, source?: Partial<SnapshotSource>, plan: Partial<SnapshotPlan> = {}): this {
     const { context } = this.#fixture
-    if (source === undefined) this.backlog.begin(cursor, null)
+    if (source === undefined) this.backlog.begin(cursor, null, this)
     else {
       this.blocked = false
       const snapshot = new Snapshot(context, this, this.backlog, { source: { load: () => null, timeoutMs: 10_000, maxConcurrent: 16, ...source }, fresh: [], failures: 0, ...plan }, cursor)
-      this.backlog.begin(cursor, snapshot)
+      this.backlog.begin(cursor, snapshot, this)
       snapshot.open()
     }
     return this

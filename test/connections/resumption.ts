@@ -29,6 +29,26 @@ t.test('a client without a cursor is live at once; so is one at the end of the l
   t.strictSame(fixture.telemetry.resumes, { fresh: 0, resumed: 2, gap: 0 }, 'a gap in the middle of a stream is no start')
 })
 
+t.test('a client that has missed nothing is live at once, with the cursor of the log and without a read', async t => {
+  const fixture = await Fixture.create(t)
+  const reads: ReadRequest[] = []
+  t.intercept(fixture.broker, 'read', { value: async (request: ReadRequest) => { reads.push(request); return { messages: [], next: request.after } } })
+  for (let n = 0; n < 200; n++) await fixture.publish(`${n}`, { target: { userIds: ['grace'] }, priority: n % 4 as EventPriority })
+  for (const cursor of [fixture.cursor(0), fixture.cursor(100), fixture.cursor(7, 9, 200, 9)]) {
+    const { backlog } = new Client(fixture).begin(cursor)
+    t.strictSame([backlog.resumed, backlog.lagging, backlog.behind, backlog.wantsPage, backlog.cursor], [true, false, false, false, fixture.cursor(200)])
+  }
+  t.strictSame(reads, [])
+  t.equal(fixture.context.budget.yielders.size, 0)
+  // The bounds of a replay are bounds of what lies between, as before.
+  Object.assign(fixture.context.options, { maxReplayEvents: 100 })
+  t.equal(new Client(fixture).begin(fixture.cursor(99)).backlog.resumed, false)
+  t.equal(new Client(fixture).begin(fixture.cursor(100)).backlog.resumed, true)
+  // What is not known in memory is read.
+  fixture.broker.fail()
+  t.equal(new Client(fixture).begin(fixture.cursor(100)).backlog.resumed, null)
+})
+
 t.test('a client behind the log reads each lane from its number on, most urgent first', async t => {
   const fixture = await Fixture.create(t)
   for (const [n, priority] of [LOW, CRITICAL, NORMAL, HIGH, LOW, CRITICAL].entries()) await fixture.publish(`${n + 1}`, { priority })

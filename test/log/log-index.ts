@@ -30,6 +30,7 @@ t.test('a read for a connection returns what a scan returns and the connection c
     { weight: 3, arbitrary: fc.record({ append: fc.constant(0 as const), back: fc.nat(700), limit: fc.integer({ min: 1, max: 40 }), priority, interest }) },
     { weight: 1, arbitrary: fc.record({ append: fc.constant(-1 as const), prepend: fc.integer({ min: 1, max: 5 }), target }) })
   let indexed = 0
+  let quiet = 0
   t.doesNotThrow(() => fc.assert(fc.property(fc.constantFrom(60, 300, 1e6), fc.array(step, { minLength: 4, maxLength: 25, size: 'max' }), (maxEvents, steps) => {
     const start = 1_000
     const ring = new Ring({ maxEvents, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0, start)
@@ -47,6 +48,17 @@ t.test('a read for a connection returns what a scan returns and the connection c
           (userIds === undefined || (userId !== null && userIds.includes(userId))) &&
           (clientIds === undefined || clientIds.includes(clientId)) && exceptClientIds?.includes(clientId) !== true
         const after = Math.max(ring.first - 1, ring.last - step.back)
+        const hasNothing = ring.hasNothing(after, step.interest)
+        let isForThis = false
+        for (let priority = 0 as EventPriority; priority < 4; priority++) {
+          for (let at = after; at < ring.last;) {
+            const page = ring.read({ after: at, priority, limit: 1_000 })
+            isForThis ||= page.messages.some(receives)
+            at = page.next
+          }
+        }
+        assert.ok(!hasNothing || !isForThis)
+        if (hasNothing && after < ring.last) quiet++
         const lane = { priority: step.priority, limit: step.limit }
         const all = (read: (after: number) => Page) => {
           const messages: Message[] = []
@@ -68,6 +80,7 @@ t.test('a read for a connection returns what a scan returns and the connection c
     }
   }), { numRuns: RUNS }))
   t.ok(indexed > 0, `${indexed} reads left something out`)
+  t.ok(quiet > 0, `${quiet} times nothing was known to be missed`)
 })
 
 t.test('a read for a connection looks only at what concerns it', async t => {
@@ -90,6 +103,34 @@ t.test('a read for a connection looks only at what concerns it', async t => {
   for (let seq = 100_001; seq <= 100_200; seq++) ring.append(message(seq, seq === 100_100 ? { subscriptionIds: ['news'] } : {}))
   t.same(read(nobody, 100_050).messages.length, 128, 'messages for everyone are for this connection, too')
   t.ok(read(nobody, 90_000).messages.some(({ seq }) => seq === 100_100))
+})
+
+t.test('it is known at once that a connection has missed nothing, without a scan and not beyond what the ring has', t => {
+  const ring = new Ring({ maxEvents: 10_000, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0)
+  const connection = (userId: string | null, ...subscriptions: string[]): Interest => ({ clientId: 'c', userId, subscriptions: new Set(subscriptions) })
+  const append = (count: number, target: Target): void => { for (let n = 0; n < count; n++) ring.append({ ...logged(ring.last + 1, 1, 'x'), target }) }
+  const nobody = connection(null, 'news')
+  append(127, { userIds: ['ada'] })
+  t.equal(ring.hasNothing(0, nobody), false, 'for a few messages no index is made')
+  append(5_000, { userIds: ['ada'] })
+  const answers: boolean[] = []
+  for (let asked = 0; asked < 5; asked++) answers.push(ring.hasNothing(0, nobody))
+  t.strictSame(answers, [false, false, true, true, true], 'the index is made in portions')
+  t.equal(ring.hasNothing(ring.last - 1, nobody), true, 'then it serves for a few messages, too')
+  t.equal(ring.hasNothing(ring.last, connection('ada')), true)
+  t.equal(ring.hasNothing(ring.last - 1, connection('ada')), false)
+  t.equal(ring.hasNothing(0, connection(null, 'room:*:x')), true)
+  t.equal(ring.hasNothing(0, connection(null, '*')), false, 'a wildcard at the beginning needs a scan')
+  t.equal(ring.hasNothing(ring.last + 1, nobody), false, 'ahead of the ring')
+  append(1, {})
+  t.equal(ring.hasNothing(0, nobody), false, 'one for everyone')
+  t.equal(ring.hasNothing(ring.last, nobody), true)
+  append(10_000, { userIds: ['ada'] })
+  t.equal(ring.hasNothing(ring.first - 2, nobody), false, 'older messages are gone')
+  while (!ring.hasNothing(ring.first - 1, nobody)) t.ok(answers.push(true) < 20)
+  append(1, { subscriptionIds: ['news'] })
+  t.equal(ring.hasNothing(ring.last - 1, nobody), false)
+  t.end()
 })
 
 t.test('what a read by the index has not looked at is left to the next read', async t => {

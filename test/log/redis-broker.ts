@@ -180,6 +180,19 @@ t.test('a broker', { skip: withoutRedis }, async t => {
     t.ok(attempts <= before + 9)
   })
 
+  await t.test('knows from memory that a client has missed nothing, as far as it has the history', async t => {
+    const one = await join(t, 'quiet')
+    t.equal(brokerAt('quiet').hasNothing!(0, { clientId: 'c', userId: 'ada', subscriptions: new Set() }), false, 'not open')
+    const nobody = { clientId: 'c', userId: null, subscriptions: new Set(['news']) }
+    for (let n = 0; n < 200; n++) await one.publish('x', { target: { userIds: ['ada'] } })
+    t.equal(one.broker.hasNothing!(0, nobody), true)
+    t.equal(one.broker.hasNothing!(0, { ...nobody, userId: 'ada' }), false)
+    const other = await join(t, 'quiet')
+    t.equal(other.broker.hasNothing!(0, nobody), false, 'it has read nothing yet')
+    await other.read(0)
+    t.equal(other.broker.hasNothing!(0, nobody), true)
+  })
+
   await t.test('leaves no connection open, nor that which has read the history', async t => {
     const one = await join(t, 'close')
     await one.publish('1')

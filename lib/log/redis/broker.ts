@@ -1,5 +1,6 @@
 import type { Broker, GapReason, History, LogPosition, LogSize, Page, Published, PublishingLog, ReadRequest, Sink } from '../broker.js'
 import type { Message, OutgoingMessage } from '../../events/message.js'
+import type { Interest } from '../log-index.js'
 import { BrokerUnavailable, Closed, InvalidOption } from '../../errors.js'
 import { createId } from '../../util/id.js'
 import { inTime } from '../../util/timeout.js'
@@ -147,6 +148,10 @@ export class RedisStreamsBroker implements Broker {
       const gap = await this.#cursorAhead.gapBefore(epoch, request.after)
       if (gap !== null) return { messages: [], next: this.position, gap }
     }
+  }
+
+  hasNothing (after: number, interest: Interest): boolean {
+    return this.#replay?.hasNothing(after, interest) === true
   }
 
   async claim (key: string, ttlMs: number): Promise<boolean> {

@@ -1,5 +1,6 @@
 import type { History, LogSize, Page, ReadRequest } from '../broker.js'
 import type { Message } from '../../events/message.js'
+import type { Interest } from '../log-index.js'
 import { Ring } from '../ring.js'
 import type { Entry } from './entry.js'
 
@@ -53,6 +54,11 @@ export class HistoryCache {
       if (page.gap !== 'trimmed' || this.#complete || this.#ring.full) return page
       await (this.#fetching ??= this.#fetchPage().finally(() => { this.#fetching = null }))
     }
+  }
+
+  /** See `Ring.hasNothing`. */
+  hasNothing (after: number, interest: Interest): boolean {
+    return this.#ring.hasNothing(after, interest)
   }
 
   async #fetchPage (): Promise<void> {
