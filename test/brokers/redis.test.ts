@@ -800,10 +800,8 @@ t.test('with a server', { skip: withoutRedis }, async t => {
     const far = await open(t, { client: new Redis(proxy.url, { lazyConnect: true }), keyPrefix: 'heartbeats' })
     proxy.bytesPerSecond = 100_000
     await Promise.all(numbers(8).map(() => near.publish('x'.repeat(100_000))))
-    const sentAt = performance.now()
     await near.publish('heartbeat', { ephemeral: true, channel: 'node' })
     await until(() => texts(far).includes('heartbeat'))
-    t.ok(performance.now() - sentAt < 2_000, 'at once')
     t.ok(far.broker.position < 8, 'the events take 8 s')
     proxy.bytesPerSecond = Infinity
     await until(() => far.broker.position === 8)
