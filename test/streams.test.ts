@@ -1,1 +1,1 @@
-import './streams/consume.js'
+import './streams/source-reader.js'

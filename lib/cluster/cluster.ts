@@ -1,4 +1,4 @@
-import { MissedCommands } from './missed-commands.js'
+import { LostCommands } from './lost-commands.js'
 import { withAnnounced, type ArgumentsOf, type Commands, type Presence, type ResultOf } from './commands.js'
 import type { Dispatcher, FrameReceiver } from '../delivery/dispatcher.js'
 import type { EventLog, NodeDelivery } from '../log/event-log.js'
@@ -85,7 +85,7 @@ export class Cluster {
   readonly #membership: Membership
   readonly #scatter: ScatterGather
   readonly #presence: PresenceList | null
-  readonly #commands = new MissedCommands()
+  readonly #commands = new LostCommands()
   readonly #startedAt: number
   /** Time from which all other nodes are known, by `performance.now()`. */
   #settledAt = Infinity

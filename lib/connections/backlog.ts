@@ -8,7 +8,7 @@ import { FRAME_BYTES, type Frame } from '../delivery/frame.js'
 import type { Turns } from '../delivery/replay-scheduler.js'
 import { CatchUp } from './catch-up.js'
 import { gapFrame } from './control-frames.js'
-import { Gaps, type GapListener } from './gaps.js'
+import { GapListeners, type GapListener } from './gap-listeners.js'
 import { INCOMPLETE } from './snapshot-mark.js'
 import { Lead } from './lead.js'
 import { Resumption } from './resumption.js'
@@ -24,7 +24,7 @@ export class Backlog extends Unsent {
   /** The resumption from a cursor that this node has not reached; null otherwise. Logged events are not queued until it begins. */
   #awaited: Resumption | null = null
   #snapshot: Snapshot | null = null
-  #gaps: Gaps | null = null
+  #gapListeners: GapListeners | null = null
   #resumed: boolean | null = false
 
   /** Whether events must be read from the log, a snapshot is pending, or the cursor of the client is ahead of this node. */
@@ -217,16 +217,16 @@ export class Backlog extends Unsent {
     else catchUp.outbox.skip(frame)
     snapshot?.need('gap', floor)
     this.context.telemetry.onGap(this.clientId, reason)
-    this.#heard.add({ reason, lastEventId, snapshot: snapshot !== null })
+    this.#listeners.add({ reason, lastEventId, snapshot: snapshot !== null })
   }
 
-  get #heard (): Gaps {
-    return (this.#gaps ??= new Gaps(this.context.log))
+  get #listeners (): GapListeners {
+    return (this.#gapListeners ??= new GapListeners(this.context.log))
   }
 
   /** Calls a function for each gap. */
   onGap (listener: GapListener): void {
-    this.#heard.listen(listener)
+    this.#listeners.listen(listener)
   }
 
   // --- Snapshots ---

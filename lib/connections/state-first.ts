@@ -1,6 +1,6 @@
 import { encodeIdLine } from '../wire/event-stream.js'
 import type { CloseReason } from './close-reason.js'
-import type { GapListener } from './gaps.js'
+import type { GapListener } from './gap-listeners.js'
 import { Sender } from './sender.js'
 
 /** Longest minimum of the reconnection time after failed loads. A random part of up to the same time is added. */

@@ -12,7 +12,7 @@ import { HeadAlreadySent, InvalidOption, InvalidSource } from '../errors.js'
 import { streamHeaders } from '../wire/headers.js'
 import { kindOf, quote, shown } from '../util/quote.js'
 import { safeLog, type Log } from '../util/logger.js'
-import { pump } from '../streams/pump.js'
+import { writeSource } from '../streams/write-source.js'
 import { discard, hold, isSource, type SourceFactory, type Source } from '../streams/source.js'
 
 /** Time in which an error handler of the application answers for a handler that has awaited. */
@@ -72,7 +72,7 @@ async function stream (guard: Guard, request: FastifyRequest, reply: FastifyRepl
 async function play (connection: SSEConnection, source: Source | SourceFactory, log: Log): Promise<void> {
   if (!connection.isConnected) return discard(source)
   try {
-    await pump(connection, source)
+    await writeSource(connection, source)
     await connection.drained()
     connection.close('source-end')
   } catch (err) {

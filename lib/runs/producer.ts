@@ -1,7 +1,7 @@
 import { Buffer } from 'node:buffer'
 import { Closed, StreamEnded } from '../errors.js'
 import type { RunEnd, RunKey, RunLease, RunOutcome, RunState, RunStore } from '../log/run-store.js'
-import { consume, type Sink } from '../streams/consume.js'
+import { readSource, type Sink } from '../streams/source-reader.js'
 import { ItemDecoder } from '../streams/item-decoder.js'
 import type { Result } from '../streams/source.js'
 import type { Clock } from '../util/clock.js'
@@ -95,7 +95,7 @@ export class Producer implements Sink {
   async produce (factory: RunFactory): Promise<void> {
     try {
       const { signal } = this.#abort
-      await consume(factory({ signal }), signal, this)
+      await readSource(factory({ signal }), signal, this)
       await this.end({ status: 'done' })
     } catch (err) {
       if (this.#outcome === null) this.#host.log.error({ err, runId: this.key.runId }, 'The source of a run failed')

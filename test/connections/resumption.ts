@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { Gaps } from '../../lib/connections/gaps.js'
+import { GapListeners } from '../../lib/connections/gap-listeners.js'
 import { EventPriority } from '../../lib/index.js'
 import type { Broker, ReadRequest } from '../../lib/log/broker.js'
 import { recorder } from '../helpers/logged.js'
@@ -215,7 +215,7 @@ t.test('what a gap discards', async t => {
 
 t.test('listeners of gaps', async t => {
   const { log, lines } = recorder()
-  const gaps = new Gaps(log)
+  const gaps = new GapListeners(log)
   const heard: string[] = []
   const gap = (reason: 'epoch' | 'limit' | 'trimmed') => ({ reason, lastEventId: '', snapshot: false })
   const said = async (): Promise<string[]> => {

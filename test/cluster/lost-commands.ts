@@ -1,5 +1,5 @@
 import t from 'tap'
-import { MissedCommands } from '../../lib/cluster/missed-commands.js'
+import { LostCommands } from '../../lib/cluster/lost-commands.js'
 import { SSEManager, type Broker } from '../../lib/index.js'
 import { memoryBroker } from '../../lib/log/memory-broker.js'
 import { isApplicationEvent, payloads, serve } from '../helpers/app.js'
@@ -227,7 +227,7 @@ t.test('other nodes are told that rights have changed before this one has asked 
 
 t.test('a node has missed a command if another has read a newer one in the epoch that both have left', async t => {
   const begin = (position = 10) => {
-    const commands = new MissedCommands()
+    const commands = new LostCommands()
     commands.open('one', position)
     return commands
   }

@@ -15,8 +15,8 @@ export interface ConnectionGap {
 /** A function that is called for each gap. */
 export type GapListener = (gap: ConnectionGap) => void | Promise<void>
 
-/** The gaps of one connection and their listeners. */
-export class Gaps {
+/** The listeners of one connection for its gaps. */
+export class GapListeners {
   readonly #listeners: GapListener[] = []
   /** Gaps that no listener has received, such as a gap that is found before the application receives the connection. */
   #unheard: ConnectionGap[] = []

@@ -17,14 +17,14 @@ export interface Sink {
  * Rejects with the error of the source or of the sink.
  * @throws SSE_ERR_INVALID_SOURCE
  */
-export async function consume (made: Source | PromiseLike<Source>, signal: AbortSignal, sink: Sink): Promise<void> {
+export async function readSource (made: Source | PromiseLike<Source>, signal: AbortSignal, sink: Sink): Promise<void> {
   const given = await unlessAborted(made, signal)
   if (given === ABORTED) {
     Promise.resolve(made).then(discard, () => {})
     return
   }
   hold(given)
-  await new Consumption(read(given), signal, sink).ended
+  await new SourceReader(read(given), signal, sink).ended
 }
 
 function unlessAborted<T> (value: T | PromiseLike<T>, signal: AbortSignal): Promise<T | typeof ABORTED> {
@@ -39,7 +39,7 @@ function unlessAborted<T> (value: T | PromiseLike<T>, signal: AbortSignal): Prom
  * Continues in callbacks that are made once: an `await` beside the signal would cost an item of an asynchronous source two more promises,
  * and one of a synchronous source any. `Promise.race` would leak memory: it adds a reaction to the longer-lived promise for each item.
  */
-class Consumption {
+class SourceReader {
   readonly #reading: Reading
   readonly #sink: Sink
   #items = 0

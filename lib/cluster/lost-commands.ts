@@ -6,7 +6,7 @@ interface Left {
   readonly epoch: string
   /** Sequence number of the newest command in it that any node is known to have read. */
   command: number
-  /** See `MissedCommands.#since`. */
+  /** See `LostCommands.#since`. */
   readonly since: number
 }
 
@@ -15,7 +15,7 @@ interface Left {
  * reports a loss, and often for a new epoch too. Otherwise nodes compare the newest command that each had read in the old epoch.
  * Commands are compared by sequence number. So a loss is not detected if the log had reused the number of the lost command.
  */
-export class MissedCommands {
+export class LostCommands {
   #epoch = ''
   /** Position from which this node reads. Earlier commands do not concern its connections. */
   #since = 0

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { Readable } from 'node:stream'
 import { ReadableStream } from 'node:stream/web'
 import t from 'tap'
-import { consume, type Sink } from '../../lib/streams/consume.js'
+import { readSource, type Sink } from '../../lib/streams/source-reader.js'
 import { ItemDecoder } from '../../lib/streams/item-decoder.js'
 import { discard, frameOf, isSource, type Result, type Source, type SourceItem } from '../../lib/streams/source.js'
 import { listenForTrouble } from '../helpers/trouble.js'
@@ -61,7 +61,7 @@ t.test('a source is read to its end, one item at a time, and stopped once', asyn
         waiting++
         return new Promise(resolve => { setImmediate(() => { waiting--; resolve(null) }) })
       })
-      await consume(asSource(source), new AbortController().signal, sink)
+      await readSource(asSource(source), new AbortController().signal, sink)
       t.strictSame(sink.taken, [...Array.from({ length: 600 }, (_, i) => i), 'end'])
       t.strictSame([source.asked, source.stopped, waiting], [601, 1, 0])
     }
@@ -71,7 +71,7 @@ t.test('a source is read to its end, one item at a time, and stopped once', asyn
 t.test('a source that never waits leaves the event loop to others after every 256 items', async t => {
   const seen: number[] = []
   const sink = new Collector()
-  const done = consume(asSource((function * () { for (let i = 0; i < 600; i++) yield String(i) })()), new AbortController().signal, sink)
+  const done = readSource(asSource((function * () { for (let i = 0; i < 600; i++) yield String(i) })()), new AbortController().signal, sink)
   await Promise.resolve()
   while (sink.taken.at(-1) !== 'end') {
     seen.push(sink.taken.length)
@@ -145,7 +145,7 @@ t.test('a stream that ends takes no further item, and stops its source once, wha
         if (how !== 'close') controller.abort()
       })
       sink = new Collector(take as (() => Promise<unknown> | null) | undefined)
-      await consume(asSource(source), controller.signal, sink)
+      await readSource(asSource(source), controller.signal, sink)
       await turns(6)
       t.equal(source.stopped, 1, `${name}, ${how}`)
       // An abort is heard when the source waits, at the latest after 256 items: the sink says at once that it is closed.
@@ -170,7 +170,7 @@ t.test('a failure is that of the source or of the sink; what comes after the end
   }
   for (const [name, [source, take]] of Object.entries(failures)) {
     const made = source()
-    await t.rejects(consume(asSource(made), open(), new Collector(take)), { message: 'mine' }, name)
+    await t.rejects(readSource(asSource(made), open(), new Collector(take)), { message: 'mine' }, name)
     t.equal((made as Counted).stopped, 1, name)
   }
   const controller = new AbortController()
@@ -178,14 +178,14 @@ t.test('a failure is that of the source or of the sink; what comes after the end
     await turns(3)
     return fail()
   }, fail)
-  const done = consume(asSource(source), controller.signal, new Collector())
+  const done = readSource(asSource(source), controller.signal, new Collector())
   await turns(1)
   controller.abort()
   await done
   await turns(6)
   t.equal(source.stopped, 1)
-  await t.rejects(consume(asSource({}), open(), new Collector()), { code: 'SSE_ERR_INVALID_SOURCE' })
-  await t.rejects(consume(Promise.reject(new Error('mine')), open(), new Collector()), { message: 'mine' })
+  await t.rejects(readSource(asSource({}), open(), new Collector()), { code: 'SSE_ERR_INVALID_SOURCE' })
+  await t.rejects(readSource(Promise.reject(new Error('mine')), open(), new Collector()), { message: 'mine' })
   t.strictSame(trouble, [])
 })
 
@@ -195,7 +195,7 @@ t.test('a source that is made too late is stopped unread', async t => {
     const controller = new AbortController()
     if (isAborted) controller.abort()
     let answer!: (source: Source) => void
-    const done = consume(new Promise<Source>(resolve => { answer = resolve }), controller.signal, new Collector())
+    const done = readSource(new Promise<Source>(resolve => { answer = resolve }), controller.signal, new Collector())
     controller.abort()
     await done
     let destroyed = 0
@@ -203,7 +203,7 @@ t.test('a source that is made too late is stopped unread', async t => {
     await until(() => destroyed === 1)
   }
   const controller = new AbortController()
-  const done = consume(Promise.resolve().then(async () => { throw new Error('too late') }), controller.signal, new Collector())
+  const done = readSource(Promise.resolve().then(async () => { throw new Error('too late') }), controller.signal, new Collector())
   controller.abort()
   await done.catch(() => {})
   await turns()
@@ -249,7 +249,7 @@ t.test('what is a source, and how it is read', async t => {
   for (const [name, source] of Object.entries(sources)) {
     t.equal(isSource(source), true, name)
     const sink = new Collector()
-    await consume(asSource(source), new AbortController().signal, sink)
+    await readSource(asSource(source), new AbortController().signal, sink)
     t.strictSame(sink.taken, ['0', '1', 'end'], name)
   }
   t.strictSame([null, undefined, 'text', 7, {}, { subscriptions: [] }, [], new Set(), () => []].map(isSource), [false, false, false, false, false, false, true, true, true])

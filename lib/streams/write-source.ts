@@ -1,5 +1,5 @@
 import type { SSEConnection } from '../connections/connection.js'
-import { consume } from './consume.js'
+import { readSource } from './source-reader.js'
 import { ItemDecoder } from './item-decoder.js'
 import { send, sendNow } from './send.js'
 import { frameOf, frameOfText, type Source, type SourceFactory, type SourceItem } from './source.js'
@@ -9,10 +9,10 @@ import { frameOf, frameOfText, type Source, type SourceFactory, type SourceItem 
  * stopped, so that its `finally` runs. Rejects with the error of the source.
  * @throws SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_EVENT_NAME, SSE_ERR_INVALID_ID, SSE_ERR_INVALID_RETRY, SSE_ERR_INVALID_DATA
  */
-export async function pump (connection: SSEConnection, source: Source | SourceFactory): Promise<void> {
+export async function writeSource (connection: SSEConnection, source: Source | SourceFactory): Promise<void> {
   const { signal, lastEventId } = connection
   const decoder = new ItemDecoder()
-  await consume(typeof source === 'function' ? source({ signal, lastEventId }) : source, signal, {
+  await readSource(typeof source === 'function' ? source({ signal, lastEventId }) : source, signal, {
     get isOpen () { return connection.isConnected },
     take ({ done, value }) {
       const frame = done === true ? frameOfText(decoder.end()) : frameOf(value as SourceItem, decoder)
