@@ -169,9 +169,11 @@ export interface Broker {
    */
   read (request: ReadRequest): Promise<Page>
   /**
-   * Returns whether the log, as far as this node has it in memory, has no message after a position that the connection can receive: a
-   * client that returns begins at once, without a read. False if this is not known. Called only for the epoch of the log. Absent: the
-   * log is read.
+   * Returns whether the connection can receive no message after `after`. A client that reconnects is then live at once, without a read.
+   * Return `true` only if this node has all messages after `after`, up to `position`, in memory: otherwise the client lacks events and
+   * receives no `sse:gap`. Return `false` if the answer is not known: the log is then read. It is also read if this method throws or is
+   * absent.
+   * @param after belongs to the current epoch, and is at most `position`
    */
   hasNothing? (after: number, interest: Interest): boolean
   /**

@@ -5,6 +5,7 @@ import type { Message } from '../events/message.js'
 import type { Target } from '../events/target.js'
 import { inNoContext } from '../util/async-context.js'
 import type { Clock } from '../util/clock.js'
+import { GroupedWarning } from '../util/grouped-warning.js'
 import type { Log } from '../util/logger.js'
 import type { Broker, GapReason, History, Published } from './broker.js'
 import { EPOCH, formatCursor } from './cursor.js'
@@ -45,6 +46,7 @@ export class EventLog {
   readonly #clock: Clock
   readonly #listener: LogListener
   readonly #log: Log
+  readonly #unanswered: GroupedWarning
   #health: Health
   #state: 'up' | 'down' | null = null
   #position = 0
@@ -61,6 +63,7 @@ export class EventLog {
     this.#health = degraded('The event log is not open', clock.wall())
     this.#listener = listener
     this.#log = log
+    this.#unanswered = new GroupedWarning(log, clock, 'Broker.hasNothing() threw; the log is read instead')
   }
 
   /** Whether several nodes can share the log. */
@@ -152,13 +155,19 @@ export class EventLog {
   /** Closes the log and the broker. Every later call fails with SSE_ERR_CLOSED. */
   async close (): Promise<void> {
     this.#closed = true
+    this.#unanswered.flush()
     this.#health = degraded('The event log is closed', this.#clock.wall())
     if (this.#opening !== null) await this.#broker.close()
   }
 
   /** See `Broker.hasNothing`. */
   hasNothing (after: number, interest: Interest): boolean {
-    return this.#broker.hasNothing?.(after, interest) === true
+    try {
+      return this.#broker.hasNothing?.(after, interest) === true
+    } catch (err) {
+      this.#unanswered.add({ err })
+      return false
+    }
   }
 
   /**

@@ -137,7 +137,10 @@ function ofEachNode (check: Check, shared: boolean): void {
     const stranger = { clientId: 'x', userId: null, subscriptions: new Set(['room:9']) }
     assert.equal(broker.hasNothing(start, stranger), false, 'there are messages for everybody')
     assert.equal(broker.hasNothing(start + 400, interest), false, 'there is a message for the user')
-  }, { ...HISTORY, maxEvents: 1_000 })
+    await Promise.all(numbers(500).map(n => node.publish(n, { target: targets[3]! })))
+    await node.has(1_101)
+    assert.equal(broker.hasNothing(start, stranger), false, 'messages have left the history')
+  }, { ...HISTORY, maxEvents: 700 })
 
   check('has delivered a message here when its publish resolves', async join => {
     const node = await join()

@@ -42,6 +42,7 @@ const FAULTS: Fault[] = [
   [INTEREST, /equal/, withInterest(page => ({ ...page, gap: 'trimmed' }))],
   [INTEREST, /messages for everybody/, class extends BrokenBroker { hasNothing () { return true } }],
   [INTEREST, /for the user/, class extends BrokenBroker { hasNothing (_after: number, { userId }: Interest) { return userId === 'ada' } }],
+  [INTEREST, /left the history/, class extends BrokenBroker { hasNothing () { return this.position > 1_000 } }],
   [INTEREST, /reads come to the end/, withInterest((page, { after }) => ({ messages: [], next: after + 0.5 }))],
   [INSIDE, /equal/, withSink(sink => ({ deliver: message => { setImmediate(() => { try { sink.deliver(message) } catch {} }); return 1 } }))],
   [INSIDE, /with the answer/, class extends BrokenBroker { override async publish (message: OutgoingMessage) { return { ...await super.publish(message), delivered: 9 } } }],

@@ -251,6 +251,28 @@ t.test('what a broker answers is checked, and its own errors become the cause of
   t.strictSame(broker.published, [{ ...node, data: 'logged', ephemeral: false, channel: 'node' }, { ...node, data: 'ordered', ephemeral: true }, { ...node, data: 'apart', ephemeral: true, channel: 'node' }], 'a message between nodes is for no connection')
 })
 
+t.test('only true means that a client has missed nothing; a broker that throws instead costs no client its stream', async t => {
+  const { broker, log, time, told } = eventLog()
+  await log.open()
+  told()
+  const interest = { clientId: 'c', userId: null, subscriptions: new Set<string>() }
+  const ask = (hasNothing: unknown): boolean => {
+    Object.assign(broker, { hasNothing })
+    return log.hasNothing(4, interest)
+  }
+  t.strictSame([undefined, () => true, () => false, () => 1, () => 'yes', () => ({}), () => Promise.resolve(true)].map(ask), [false, true, false, false, false, false, false])
+  const asked: unknown[] = []
+  ask((...args: unknown[]) => { asked.push(...args) })
+  t.strictSame(asked, [4, interest])
+  const fail = () => { throw new Error('own') }
+  t.strictSame([fail, fail].map(ask), [false, false])
+  await time.advance(10_000)
+  t.strictSame(told(), [['warn', 'Broker.hasNothing() threw; the log is read instead', 'own', 2]], 'one line for many clients')
+  ask(fail)
+  await log.close()
+  t.strictSame(told(), [['warn', 'Broker.hasNothing() threw; the log is read instead', 'own', 1]], 'no later than the end')
+})
+
 t.test('a log that was closed takes and tells nothing, also if it was still opening', async t => {
   for (const when of ['never opened', 'opening', 'open'] as const) {
     const { broker, log, told } = eventLog()
