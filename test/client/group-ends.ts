@@ -86,7 +86,7 @@ t.test('a tab that leaves has no lock, no timer and no place in the list', async
         }
         const { url } = await asked(before + 1)
         t.same(url.searchParams.getAll('subscription'), ['a'], 'it knows nothing of the others, until they join')
-        t.equal(of('lead').at(-1)!.tabs.length, 1)
+        await until(() => of('lead').at(-1)!.tabs.length === 1, undefined, 'nor does it name them')
       })
     }
   }
@@ -149,4 +149,32 @@ t.test('the last message of a tab whose stream the server has closed for good ca
   await is('closed')
   t.match(client.state, { reason: 'kicked' })
   t.same(seen, [])
+})
+
+t.test('that message closes a tab also if its own stream, or that of a third tab, is open already', async t => {
+  const final: Entry = { id: null, text: 'event: sse:close\ndata: {"reason":"kicked","reconnect":false}\n\n' }
+  for (const reads of [true, false]) {
+    await t.test(reads ? 'its own' : 'of a third tab', async t => {
+      const { asked, client, hears, is, lead, release, requests, say, settled } = start(t)
+      const tab = await lead(5)
+      await is('open')
+      if (reads) {
+        release()
+        ;(await asked(1)).open(OPEN)
+      } else {
+        say({ type: 'lead', term: 6, tabs: [] })
+        await hears('join', 3)
+        say({ type: 'joined', term: 6, to: tab, slice: { previous: 'e.1', entries: [], from: 0, next: 10 } })
+      }
+      await settled()
+      t.equal(client.state.name, 'open')
+      say({ type: 'entries', term: 4, from: 10, entries: [final] })
+      await settled()
+      t.equal(client.state.name, 'open', 'not that of a tab that had read before')
+      say({ type: 'entries', term: 5, from: 10, entries: [final] })
+      await is('closed')
+      t.match(client.state, { reason: 'kicked' })
+      t.ok(requests.every(({ signal }) => signal.aborted))
+    })
+  }
 })

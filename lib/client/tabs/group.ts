@@ -26,6 +26,8 @@ export class Group implements LeaderContext, Member {
   #leader: Leader | null = null
   /** The term of the tab that reads; 0 while none is known. */
   #term = 0
+  /** The term before it. */
+  #formerTerm = 0
   /** The next question whether another tab reads. */
   #timer: Timer | null = null
   #unanswered = 0
@@ -106,7 +108,7 @@ export class Group implements LeaderContext, Member {
     // A tab that has stolen the lock twice holds it again before it hears that it has lost it: its first stream would be read for ever.
     this.follow()
     // Two tabs can begin to read in the same millisecond.
-    this.#term = Math.max(this.client.clock.wall(), this.#term + 1) + Math.random()
+    this.#begin(Math.max(this.client.clock.wall(), this.#term + 1) + Math.random())
     this.#leader = new Leader(this)
     this.#announce()
     for (const [tab] of this.roster.tabs) this.#watch(tab)
@@ -146,8 +148,8 @@ export class Group implements LeaderContext, Member {
       default:
         if (message.term > this.#term && message.type === 'lead') this.#obey(message.term)
         if (message.term === this.#term) this.#hear(message)
-        // The lock of a tab whose stream the server has closed for good can arrive before the tab's last message.
-        else if (message.type === 'entries' && this.reading?.next === null) this.reading.push(message.entries.filter(({ text }) => FINAL.test(text)))
+        // The lock of a tab whose stream the server has closed for good can arrive before the tab's last message, and so can a new stream.
+        else if (message.type === 'entries' && (this.reading?.next === null || message.term === this.#formerTerm)) this.reading?.push(message.entries.filter(({ text }) => FINAL.test(text)))
     }
   }
 
@@ -162,9 +164,14 @@ export class Group implements LeaderContext, Member {
 
   /** A tab reads that has not read before. */
   #obey (term: number): void {
-    this.#term = term
+    this.#begin(term)
     this.follow()
     if (this.reading !== null) this.#join(this.reading)
+  }
+
+  #begin (term: number): void {
+    this.#formerTerm = this.#term
+    this.#term = term
   }
 
   #hear (message: Report): void {
