@@ -172,6 +172,8 @@ t.test('who comes and who leaves', { skip: withoutRedis }, async t => {
     // Without the node that dies, of which it can have read an earlier report.
     const living = [a, late, later].map(({ app }) => app.sse.nodeId).sort()
     await until(() => String(later.app.sse.clusterStats().nodes.map(({ nodeId }) => nodeId).sort()) === String(living))
+    // With such a report it has her, too, until she may no longer come back unnoticed.
+    await until(async () => (await later.app.sse.presence('room:1')).users.every(({ userId }) => userId !== 'ada'))
     const other = await later.join('other', ['room:1'])
     await hears(watcher, 'join watcher', 'leave ada', 'join other')
     const listenedUntil = Date.now() + 1_500
