@@ -43,13 +43,13 @@ export function readArguments ([command = 'help', ...args]: readonly string[]): 
 }
 
 function readDoctor (args: string[]): Command {
-  const { values, positionals } = parseArgs({ args, options: OPTIONS.doctor, allowPositionals: true })
+  const { values, positionals } = parseArgs({ args: withValues(args, OPTIONS.doctor), options: OPTIONS.doctor, allowPositionals: true })
   if (values.help === true) return { command: 'help' }
   return { command: 'doctor', ...readCommon(values, positionals), origin: values.origin === undefined ? null : originOf(values.origin), watchMs: milliseconds('--watch', values.watch ?? '70') }
 }
 
 function readTail (args: string[]): Command {
-  const { values, positionals } = parseArgs({ args, options: OPTIONS.tail, allowPositionals: true })
+  const { values, positionals } = parseArgs({ args: withValues(args, OPTIONS.tail), options: OPTIONS.tail, allowPositionals: true })
   if (values.help === true) return { command: 'help' }
   const count = values.count === undefined ? Infinity : Number(values.count)
   if (!(count >= 1) || (count !== Infinity && !Number.isInteger(count))) throw new InvalidArgument(`--count must be a whole number from 1, got ${quote(values.count)}`)
@@ -57,6 +57,18 @@ function readTail (args: string[]): Command {
   // eslint-disable-next-line no-control-regex
   if (/[\u0000-\u001f\u007f]/.test(lastEventId)) throw new InvalidArgument(`--last-event-id must not contain control characters, got ${quote(lastEventId)}`)
   return { command: 'tail', ...readCommon(values, positionals), events: values.event ?? [], lastEventId, count }
+}
+
+/** Joins options and their values: `parseArgs()` rejects a value that begins with `-`, and an id can begin with it. */
+function withValues (args: readonly string[], options: Readonly<Record<string, { readonly type: string }>>): string[] {
+  const isOption = (arg: string | undefined): arg is string => arg?.startsWith('--') === true && Object.hasOwn(options, arg.slice(2))
+  const result: string[] = []
+  for (const arg of args) {
+    const last = result.at(-1)
+    if (isOption(last) && options[last.slice(2)]!.type === 'string' && !isOption(arg)) result.push(`${result.pop()}=${arg}`)
+    else result.push(arg)
+  }
+  return result
 }
 
 interface CommonValues { header?: string[] | undefined, timeout?: string | undefined, json?: boolean | undefined }

@@ -32,6 +32,8 @@ t.test('wrong command lines exit with 2, and say what to write', async t => {
     [['doctor', 'http://x/', '--count', '1'], /Unknown option '--count'/],
     [['tail', 'http://x/', '--count', '1.5'], /--count must be a whole number from 1, got "1.5"/],
     [['tail', 'http://x/', '--count'], /--count/],
+    [['tail', 'http://x/', '--last-event-id', '--json'], /--last-event-id/],
+    [['doctor', '--json', 'yes', 'http://x/'], /There is a second URL, "http:\/\/x\/"/],
     [['tail', 'http://x/', '--last-event-id', 'a\nb'], /--last-event-id must not contain control characters, got "a\\nb"/]
   ]
   for (const [args, message] of cases) {
@@ -52,6 +54,9 @@ t.test('command lines', async t => {
     { command: 'doctor', url: new URL('https://x:8443/a?b'), headers: {}, timeoutMs: 500, json: true, origin: 'http://localhost:8080', watchMs: 86_400_000 })
   t.strictSame(readArguments(['tail', '--event', 'a', '--event', 'b', '--count', '1', '--last-event-id', 'é ~', 'http://x/']),
     { command: 'tail', ...common, events: ['a', 'b'], lastEventId: 'é ~', count: 1 })
+  for (const id of ['-k3f9x2.2s', '--Zb_4qW-.1', '-', '--', '-h', '--last']) {
+    for (const given of [['--last-event-id', id], [`--last-event-id=${id}`]]) t.match(readArguments(['tail', ...given, '--event', '-', 'http://x/', '--json']), { lastEventId: id, events: ['-'], json: true }, given.join(' '))
+  }
   const headers = (...given: string[]) => (readArguments(['tail', 'http://x/', ...given.flatMap(text => ['--header', text])]) as { headers: object }).headers
   t.strictSame(headers('X-A:1', 'cookie:  a=b; c \t', 'x-empty:', 'x-latin: \u00e9', 'X-a: 2'), { 'x-a': '2', cookie: 'a=b; c', 'x-empty': '', 'x-latin': '\u00e9' })
   for (const wrong of ['x a: 1', ': 1', 'x: \u0100', 'x: \u007f', 'x', 'x: a\u0000']) t.throws(() => headers(wrong), { code: 'SSE_ERR_INVALID_ARGUMENT' }, JSON.stringify(wrong))
