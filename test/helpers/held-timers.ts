@@ -19,7 +19,8 @@ export function holdTimers (t: Test): HeldTimers {
   const { clearTimeout: clear } = globalThis
   const timers: HeldTimers = {
     durations,
-    now: performance.now(),
+    // A whole number: differences of times are exact then.
+    now: Math.ceil(performance.now()),
     get count () { return held.size },
     fire () {
       const [[timer, run]] = held as unknown as [[object, () => void]]
