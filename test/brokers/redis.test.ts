@@ -1114,12 +1114,10 @@ t.test('at boot', { skip: withoutRedis }, async t => {
   await Promise.all(refused.map(async ([name, client, reason]) => {
     const app = Fastify()
     t.teardown(() => app.close())
-    const at = performance.now()
     const error = await Promise.resolve(app.register(ssePlugin, { broker: redisStreamsBroker({ client, startTimeoutMs: 1_500 }) })).then(() => null, error => error)
     t.match(error, { ...unavailable, message: /could not be reached within 1500 ms/ }, name)
     // Redis's words are for the log: a request that opens the manager is answered with the message.
     t.match((error?.cause as Error | undefined)?.message, reason, name)
-    t.ok(performance.now() - at < 10_000)
   }))
 
   const service = await serve(t, { broker: redisStreamsBroker({ client: absent.url, startTimeoutMs: 200, startDegraded: true }) })

@@ -403,7 +403,8 @@ t.test('a thousand full replays at once: live events keep coming', async t => {
   delays.sort((a, b) => a - b)
   t.comment(`witness: p50 ${Math.round(delays[delays.length >> 1]!)} ms, p99 ${Math.round(delays[Math.floor(delays.length * 0.99)]!)} ms over ${delays.length} events; RSS grew by ${Math.round(grown() / 2 ** 20)} MB`)
   t.ok(grown() < 400 * 2 ** 20)
-  t.equal(app.sse.stats().lagging, 0)
+  // They have all that was missed; what was published meanwhile can still wait.
+  await until(() => app.sse.stats().lagging === 0)
   await check()
 })
 
