@@ -93,7 +93,7 @@ export const NotAcceptable = define('SSE_ERR_NOT_ACCEPTABLE', 'This resource is 
 export const TooManyConnections = define('SSE_ERR_TOO_MANY_CONNECTIONS', 'Too many open streams', 503)
 export const TooManyUserConnections = define('SSE_ERR_TOO_MANY_USER_CONNECTIONS', 'Too many open streams for this user', 429)
 export const TooManyIpConnections = define('SSE_ERR_TOO_MANY_IP_CONNECTIONS', 'Too many open streams from this address', 429)
-export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response has already started: reply.sse() was called twice, or something else was sent before it')
+export const HeadAlreadySent = define('SSE_ERR_HEAD_ALREADY_SENT', 'The response has already started: reply.sse() was called twice, its promise was not awaited, or something else was sent before it')
 export const InvalidSource = define('SSE_ERR_INVALID_SOURCE', 'A source %s')
 export const ClientGone = define('SSE_ERR_CLIENT_GONE', 'The client disconnected before the stream started', 499)
 

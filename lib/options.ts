@@ -173,13 +173,17 @@ export function resolveManagerOptions (given: unknown = {}): ResolvedOptions {
  * @throws SSE_ERR_INVALID_OPTION
  */
 export function resolveRouteOptions (route: { readonly url: string }, name: string): RouteOptions | null {
-  const wanted = Object.hasOwn(route, name) ? (route as Record<string, unknown>)[name] : false
+  const given = route as Record<string, unknown> & { readonly url: string }
+  const wanted = Object.hasOwn(given, name) ? given[name] : false
   if (wanted === false) return null
-  if (wanted === true) return {}
-  const where = `of route ${route.url} `
+  const where = `of route ${given.url} `
   if (wanted === undefined) throw new InvalidOption(name, `${where}is undefined, which would remove a protection: set a value or omit the option`)
-  if (typeof wanted !== 'object' || wanted === null) throw new InvalidOption(name, `${where}must be true, false or an object, got ${shown(wanted)}`)
-  return resolve(RouteOptionsSchema, compiledRoute, wanted, { prefix: `${name}.`, where })
+  if (wanted !== true && (typeof wanted !== 'object' || wanted === null)) throw new InvalidOption(name, `${where}must be true, false or an object, got ${shown(wanted)}`)
+  const options: RouteOptions = wanted === true ? {} : resolve(RouteOptionsSchema, compiledRoute, wanted, { prefix: `${name}.`, where })
+  for (const key of Object.keys(RouteOptionsSchema.properties) as (keyof RouteOptions)[]) {
+    if (Object.hasOwn(given, key) && given[key] !== options[key]) throw new InvalidOption(key, `${where}is not read beside "${name}": write ${name}: { ${key}: ${shown(given[key])} }`)
+  }
+  return options
 }
 
 function assertSense (options: ResolvedOptions): void {
@@ -200,6 +204,7 @@ function assertSense (options: ResolvedOptions): void {
 function assertEvents ({ events, broker, history, maxEventBytes }: Pick<ResolvedOptions, 'events' | 'broker' | 'history' | 'maxEventBytes'>): void {
   if (events !== undefined && !isCatalogue(events)) throw new InvalidOption('events', 'must be the result of defineEvents()')
   if (broker !== undefined) {
+    if (typeof broker === 'string') throw new InvalidOption('broker', "is a text: write redisStreamsBroker({ client: 'redis://…' }), which is in fastify-sse-manager/redis")
     const missing = BROKER_METHODS.find(method => typeof (broker as Partial<Broker> | null)?.[method] !== 'function')
     if (missing !== undefined) throw new InvalidOption('broker', `must be a Broker, such as memoryBroker(): it has no method ${missing}`)
   }

@@ -27,6 +27,7 @@ t.test('options', async t => {
     [{}, 'broker', /is missing: Event log that this process shares/],
     [{ broker: undefined }, 'broker', /is missing/],
     [{ broker: {} }, 'broker', /has no method open$/],
+    [{ broker: 'redis://:secret@localhost' }, 'broker', /is a text: write redisStreamsBroker\(\{ client: 'redis:\/\/…' \}\)/],
     [{ broker: memoryBroker() }, 'broker', /is the log of one process, which no node could read: use a log that nodes share/],
     [{ broker: notForPublishing }, 'broker', /has no method openForPublishing\. Use an SSEManager/],
     [{ broker, evnets: events }, 'evnets', /did you mean "events"/],

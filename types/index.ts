@@ -23,8 +23,6 @@ export interface ReplySSE<C extends AnyCatalogue = RegisteredCatalogue> {
    * ```
    */
   (options?: ConnectOptions<ConnectionSnapshot>): Promise<SSEConnection<C>>
-  /** The same with a snapshot that clients share, or with one of which the type does not say whether they do. */
-  (options?: ConnectOptions): Promise<SSEConnection<C>>
   /**
    * Streams a source to this client only. Resolves when the source has ended, or the client has disconnected.
    * @throws SSE_ERR_UNAUTHENTICATED, SSE_ERR_INVALID_SOURCE, SSE_ERR_INVALID_OPTION, SSE_ERR_NOT_ACCEPTABLE, SSE_ERR_TOO_MANY_*,
@@ -46,6 +44,9 @@ export interface ReplySSE<C extends AnyCatalogue = RegisteredCatalogue> {
    * ```
    */
   (run: Run | null, options?: SourceOptions): Promise<void>
+  // The last one, as TypeScript explains why a call does not match that.
+  /** Opens a managed stream with a snapshot that clients share, or with one of which the type does not say whether they do. */
+  (options?: ConnectOptions): Promise<SSEConnection<C>>
 }
 
 declare module 'fastify' {

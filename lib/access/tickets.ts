@@ -29,14 +29,14 @@ export interface TicketGrant {
 /** The user of a ticket that was accepted. */
 export class Ticket implements SSEUser {
   readonly userId: string
-  readonly claims: unknown
+  declare readonly claims?: Claims
   declare readonly expiresAt?: number
   /** Topics and patterns that the ticket grants. */
   readonly subscriptions: readonly string[]
 
   constructor ({ user, claims, rights, subscriptions }: Content) {
     this.userId = user
-    this.claims = claims
+    if (claims !== undefined) this.claims = claims
     if (rights !== undefined) this.expiresAt = rights
     this.subscriptions = subscriptions ?? []
   }
@@ -49,7 +49,7 @@ interface Content {
   readonly user: string
   /** Expiry of the ticket in milliseconds since the Unix epoch. */
   readonly until: number
-  readonly claims?: unknown
+  readonly claims?: Claims | undefined
   /** Expiry of the user's rights; absent if they do not expire. */
   readonly rights?: number
   readonly subscriptions?: readonly string[] | undefined

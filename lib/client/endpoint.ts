@@ -1,4 +1,5 @@
 import { SSEClientError } from './errors.js'
+import { assertOption, TEXTS } from './options.js'
 import { resolveURL } from './page.js'
 
 /** What a client asks for: a URL, subscriptions, and which of them the client has no state of. */
@@ -9,7 +10,7 @@ export class Endpoint {
   readonly #fresh = new Set<string>()
 
   /** @throws SSE_ERR_CLIENT_OPTION for an invalid URL */
-  constructor (url: string | URL, subscriptions: Iterable<string>) {
+  constructor (url: string | URL, subscriptions: readonly string[]) {
     try {
       this.url = resolveURL(url)
     } catch {
@@ -23,8 +24,9 @@ export class Endpoint {
     return [this.url.href, ...[...this.#subscriptions].sort()].join(' ')
   }
 
-  /** Replaces the subscriptions. Returns whether they have changed. */
-  replace (subscriptions: Iterable<string>): boolean {
+  /** Replaces the subscriptions. Returns whether they have changed. @throws SSE_ERR_CLIENT_OPTION */
+  replace (subscriptions: readonly string[]): boolean {
+    assertOption('subscriptions', subscriptions, TEXTS)
     const before = this.#subscriptions
     const after = this.#subscriptions = new Set(subscriptions)
     for (const subscription of after) if (!before.has(subscription)) this.#fresh.add(subscription)

@@ -25,6 +25,12 @@ export type Notification = Static<typeof NotificationSchema>
 /** The severity of a notification: `info`, `success`, `warning` or `error`. */
 export type NotificationLevel = Notification['level']
 
+/** Why an application does not declare these events. */
+const BUILT_IN: Readonly<Record<string, string | undefined>> = Object.assign(Object.create(null), {
+  data: 'put the schemas of its payloads into `resources`',
+  notification: 'leave it out, and send it with broadcastNotification({ title, message, level?, actions? })'
+})
+
 const checkNotification = TypeCompiler.Compile(NotificationSchema)
 const checkData = TypeCompiler.Compile(DataSchema)
 
@@ -45,7 +51,8 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
   /** @internal */
   constructor (events: E, resources: R) {
     for (const name of Object.keys(events)) {
-      if (name === 'data' || name === 'notification') throw new InvalidCatalogue(`events.${name}`, 'is built in; put the payloads of `data` into `resources`')
+      const advice = BUILT_IN[name]
+      if (advice !== undefined) throw new InvalidCatalogue(`events.${name}`, `is built in: ${advice}`)
       assertEventName(name)
     }
     this.events = Object.freeze({ ...events })
@@ -64,11 +71,11 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
     if (event === 'data') {
       const { resource, data: payload } = data as { resource: string, data: unknown }
       const check = this.#resources.get(resource)
-      if (check === undefined) throw new UnknownResource(quote(resource), suggestion(resource, this.#resources.keys()))
+      if (check === undefined) throw new UnknownResource(quote(resource), this.#events.has(resource) ? `: it is an event, so send it with broadcastEvent({ event: ${quote(resource)}, data })` : suggestion(resource, this.#resources.keys()))
       assertFits(check, resource, payload)
     } else {
       const check = this.#events.get(event)
-      if (check === undefined) throw new UnknownEvent(quote(event), suggestion(event, this.#events.keys()))
+      if (check === undefined) throw new UnknownEvent(quote(event), this.#resources.has(event) ? `: it is a resource, so send it with broadcastData(${quote(event)}, data)` : suggestion(event, this.#events.keys()))
       assertFits(check, event, data)
     }
   }
@@ -142,6 +149,7 @@ function assertFits (check: TypeCheck<TSchema>, name: string, data: unknown): vo
 }
 
 function expectation ({ type, message, schema, value }: ValueError): string {
+  if (type === ValueErrorType.ObjectRequiredProperty) return 'is missing'
   if (type === ValueErrorType.Object) return `Expected ${formOf(schema)}, got ${kindOf(value)}`
   const literals = literalsOf(schema)
   return literals === null ? message : `Expected one of ${literals.join(', ')}`

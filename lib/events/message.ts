@@ -105,7 +105,7 @@ function complete (event: string, data: unknown): unknown {
  * ```
  */
 export function createDataEvent<R extends ResourceName> (resource: R, data: ResourcePayload<R>): EventInput {
-  return { event: 'data', data: { resource, data } } as EventInput
+  return { event: 'data', data: { resource, data } } as unknown as EventInput
 }
 
 /**

@@ -24,14 +24,14 @@ export function replySSE (guard: Guard, runs: Runs | null, request: FastifyReque
   // Without this handler, a rejection would end the process if the route handler neither awaits nor returns the promise.
   answer.catch(err => {
     // A call after the answer, from a timer for instance, has nobody else who could report it.
-    if (reply.sent) warn(request, err, 'after the request was answered')
-    else setTimeout(() => { if (!reply.sent) warn(request, err, 'and the request has no answer') }, ANSWER_MS).unref()
+    if (reply.sent) warn(request, err, 'after the request was answered: call it once, before anything is sent, and await or return its promise')
+    else setTimeout(() => { if (!reply.sent) warn(request, err, 'and the request has no answer: await or return its promise in the handler') }, ANSWER_MS).unref()
   })
   return answer
 }
 
 function warn (request: FastifyRequest, err: unknown, what: string): void {
-  safeLog(request.log).warn({ err, route: request.routeOptions.url }, `reply.sse() failed ${what}: await or return its promise in the handler`)
+  safeLog(request.log).warn({ err, route: request.routeOptions.url }, `reply.sse() failed ${what}`)
 }
 
 /**

@@ -5,6 +5,8 @@ import { connect, type Socket } from 'node:net'
 import { connect as connectTLS } from 'node:tls'
 import type { SSEUser } from '../access/authentication.js'
 import { TestMisuse } from '../errors.js'
+import { faultOfId, isId } from '../events/target.js'
+import { kindOf } from '../util/quote.js'
 import { MemorySocket } from './memory-socket.js'
 import { expectedAt, ServerSide } from './server-side.js'
 
@@ -56,6 +58,9 @@ export async function connectTo (target: Target, { user, socket }: LinkOptions):
     if (user !== undefined) throw new TestMisuse('Option "user" needs the Fastify instance or the server, not a URL: to a server of another process send credentials in "headers"')
     return await connectToURL(target)
   }
+  if (typeof target !== 'object' || target === null || target instanceof Promise) throw new TestMisuse(`openStream() needs the Fastify instance, a server or a URL, got ${kindOf(target)}${target instanceof Promise ? ': await it first' : ''}`)
+  const userId: unknown = typeof user === 'object' ? user?.userId : user
+  if (user !== undefined && !isId(userId)) throw new TestMisuse(`Option "user" ${faultOfId(userId)}`)
   if ('ready' in target) await target.ready()
   const server = 'server' in target ? target.server as Server : target
   const secure = 'setSecureContext' in server

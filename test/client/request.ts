@@ -2,7 +2,7 @@ import t, { type Test } from 'tap'
 import { CLIENT_OPTIONS } from '../../lib/client/client-options.js'
 import { Endpoint } from '../../lib/client/endpoint.js'
 import { endError, SSEClientError } from '../../lib/client/errors.js'
-import { headersOf, resolveOptions, type RequestOptions } from '../../lib/client/options.js'
+import { headersOf, REQUEST_OPTIONS, resolveOptions, type RequestOptions } from '../../lib/client/options.js'
 import { resolveURL } from '../../lib/client/page.js'
 import { systemClock } from '../../lib/util/clock.js'
 import { setGlobals } from '../helpers/globals.js'
@@ -12,11 +12,20 @@ import { setGlobals } from '../helpers/globals.js'
 t.test('options: defaults, and what is rejected', async t => {
   t.strictSame(resolveOptions({}, CLIENT_OPTIONS), { headers: {}, credentials: 'same-origin', maxRetryMs: 60_000, timeoutMs: 30_000, fetch: globalThis.fetch, clock: systemClock })
   for (const name of ['maxRetryMs', 'timeoutMs'] as const) {
-    for (const ms of [0, -1, NaN, 'soon' as unknown as number]) t.throws(() => resolveOptions({ [name]: ms }, CLIENT_OPTIONS), { code: 'SSE_ERR_CLIENT_OPTION', message: `${name} must be a number of milliseconds above 0` }, `${name} ${ms}`)
+    for (const ms of [0, -1, NaN, '5' as unknown as number]) t.throws(() => resolveOptions({ [name]: ms }, CLIENT_OPTIONS), { code: 'SSE_ERR_CLIENT_OPTION', message: `${name} must be a number of milliseconds above 0` }, `${name} ${ms}`)
     for (const ms of [0.5, 1, Infinity]) t.equal(resolveOptions({ [name]: ms }, CLIENT_OPTIONS)[name], ms)
   }
-  for (const name of CLIENT_OPTIONS) t.doesNotThrow(() => resolveOptions({ [name]: undefined } as RequestOptions, CLIENT_OPTIONS), name)
-  t.throws(() => resolveOptions({ header: {} } as RequestOptions, ['headers']), { message: /there is no option "header"; the options are headers$/ })
+  for (const name of Object.keys(CLIENT_OPTIONS)) t.doesNotThrow(() => resolveOptions({ [name]: undefined } as RequestOptions, CLIENT_OPTIONS), name)
+  const wrong: [name: string, value: unknown, form: string][] = [
+    ['headers', 'x-a: 1', 'an object or a function'], ['credentials', true, '"omit" or "same-origin" or "include"'], ['fetch', 'fetch', 'a function'], ['ticket', 'abc', 'a function'],
+    ['subscriptions', 'orders:7', 'an array of texts'], ['subscriptions', [7], 'an array of texts'], ['subscriptions', null, 'an array of texts'],
+    ['lastEventId', null, 'a text'], ['persist', 'local', '"session"'], ['pauseWhenHidden', 'yes', 'true or false']
+  ]
+  for (const [name, value, form] of wrong) t.throws(() => resolveOptions({ [name]: value }, CLIENT_OPTIONS), { code: 'SSE_ERR_CLIENT_OPTION', message: `The client cannot be created: ${name} must be ${form}` }, `${name} ${String(value)}`)
+  const endpoint = new Endpoint('http://localhost/', ['orders:7'])
+  t.throws(() => endpoint.replace('orders:8' as unknown as string[]), { code: 'SSE_ERR_CLIENT_OPTION', message: /subscriptions must be an array of texts$/ })
+  t.equal(endpoint.request('').search, '?subscription=orders%3A7', 'it keeps those that it had')
+  t.throws(() => resolveOptions({ header: {} } as RequestOptions, { headers: REQUEST_OPTIONS.headers }), { message: /there is no option "header"; the options are headers$/ })
 })
 
 t.test('headers: any case, those of the application first, and the cursor last', async t => {

@@ -7,8 +7,8 @@ t.test('what a catalogue can define', async t => {
   const schema = Type.String()
   for (const [definition, code, message] of [
     [{ event: {} }, 'SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "event" is not a key of defineEvents(): use events or resources'],
-    [{ events: { data: schema } }, 'SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "events.data" is built in; put the payloads of `data` into `resources`'],
-    [{ events: { notification: schema } }, 'SSE_ERR_INVALID_CATALOGUE', /^Catalogue entry "events.notification" is built in/],
+    [{ events: { data: schema } }, 'SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "events.data" is built in: put the schemas of its payloads into `resources`'],
+    [{ events: { notification: schema } }, 'SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "events.notification" is built in: leave it out, and send it with broadcastNotification({ title, message, level?, actions? })'],
     [{ events: { x: { type: 'string' } } }, 'SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "events.x" is not a schema of @sinclair/typebox'],
     [{ resources: { x: undefined } }, 'SSE_ERR_INVALID_CATALOGUE', 'Catalogue entry "resources.x" is not a schema of @sinclair/typebox'],
     [{ resources: { x: Type.Ref('unknown') } }, 'SSE_ERR_INVALID_CATALOGUE', /^Catalogue entry "resources.x" cannot be compiled: ./],
@@ -47,6 +47,7 @@ t.test('what a payload is rejected for', async t => {
   const rows: [event: string, data: unknown, error: { code: string, message: string }][] = [
     ['object', 'text', invalid('object', '/: Expected { a, b }, got a string')],
     ['object', { a: 1 }, invalid('object', '/a: Expected string')],
+    ['object', {}, invalid('object', '/a: is missing')],
     ['object', Promise.resolve({ a: 'x' }), invalid('object', '/: is a promise: await it first')],
     ['any', 7, invalid('any', '/: Expected an object, got a number')],
     ['mode', 'auto', invalid('mode', '/: Expected one of "on", "off"')],
@@ -56,7 +57,9 @@ t.test('what a payload is rejected for', async t => {
     ['data', { resource: 'order', data: Promise.resolve({ id: 1 }) }, invalid('data', '/data: is a promise: await it first')],
     ['data', { resource: 'oder', data: {} }, { code: 'SSE_ERR_UNKNOWN_RESOURCE', message: 'Resource "oder" is not in the catalogue; did you mean "order"?' }],
     ['objct', {}, { code: 'SSE_ERR_UNKNOWN_EVENT', message: 'Event "objct" is not in the catalogue; did you mean "object"?' }],
-    ['order', { id: 1 }, { code: 'SSE_ERR_UNKNOWN_EVENT', message: 'Event "order" is not in the catalogue' }]
+    ['other', {}, { code: 'SSE_ERR_UNKNOWN_EVENT', message: 'Event "other" is not in the catalogue' }],
+    ['order', { id: 1 }, { code: 'SSE_ERR_UNKNOWN_EVENT', message: 'Event "order" is not in the catalogue: it is a resource, so send it with broadcastData("order", data)' }],
+    ['data', { resource: 'mode', data: 'on' }, { code: 'SSE_ERR_UNKNOWN_RESOURCE', message: 'Resource "mode" is not in the catalogue: it is an event, so send it with broadcastEvent({ event: "mode", data })' }]
   ]
   for (const [event, data, error] of rows) t.throws(() => catalogue.check(event, data), error)
   t.doesNotThrow(() => catalogue.check('object', { a: 'x', c: 1 }))

@@ -197,7 +197,7 @@ t.test('a handler that forgets the promise of reply.sse() does not end the proce
   for (const path of ['/over', '/guarded', '/posted', '/later', '/guarded-later', '/wrong-later']) {
     t.strictSame(await (await fetch(url + path, { method: path === '/posted' ? 'POST' : 'GET' })).text(), '')
     await until(() => lines.length === 1)
-    t.match(logged(), [{ level: 40, route: path, err: { code: path === '/wrong-later' ? 'SSE_ERR_INVALID_SOURCE' : /^SSE_ERR_(?:HEAD_ALREADY_SENT|CLIENT_GONE)$/ }, msg: 'reply.sse() failed after the request was answered: await or return its promise in the handler' }], path)
+    t.match(logged(), [{ level: 40, route: path, err: { code: path === '/wrong-later' ? 'SSE_ERR_INVALID_SOURCE' : /^SSE_ERR_(?:HEAD_ALREADY_SENT|CLIENT_GONE)$/ }, msg: 'reply.sse() failed after the request was answered: call it once, before anything is sent, and await or return its promise' }], path)
   }
   t.equal(await (await fetch(`${url}/second`)).text(), 'first')
   await until(() => lines.length === 2)

@@ -363,6 +363,12 @@ t.test('a URL: a server without Fastify, or of another process', async t => {
   await manager.broadcastData('x', 1)
   await stream.next('data')
   await t.rejects(openStream(`http://127.0.0.1:${port}`, '/any', { user: 'ada' }), { code: 'SSE_ERR_TEST_MISUSE', message: '"headers"' })
+  const app = await build(t)
+  for (const [target, got] of [[Promise.resolve(app), 'a promise: await it first'], [undefined, 'undefined'], [null, 'null'], [8080, 'a number']] as const) {
+    await t.rejects(openStream(target as never, '/sse'), { code: 'SSE_ERR_TEST_MISUSE', message: `openStream() needs the Fastify instance, a server or a URL, got ${got}` }, got)
+  }
+  for (const user of [7, { userId: 7 }]) await t.rejects(openStream(app, '/sse', { user } as never), { code: 'SSE_ERR_TEST_MISUSE', message: 'Option "user" must be a string that is not empty, got 7: use String(id)' })
+  for (const user of ['', null, {}]) await t.rejects(openStream(app, '/sse', { user } as never), { code: 'SSE_ERR_TEST_MISUSE', message: 'Option "user" must be a string' })
   await t.rejects(openStream(`http://127.0.0.1:${port}`, '/any', { usr: 'ada' } as never), { code: 'SSE_ERR_TEST_MISUSE', message: /no option "usr": .*did you mean "user"/ })
   await t.rejects(openStream('http://127.0.0.1:1', '/any'), { code: 'ECONNREFUSED' })
 })
