@@ -464,6 +464,18 @@ export const DRIVERS: Drivers = {
     await all.until(() => all.named('sse:close').length >= 1)
   },
 
+  async banned (t) {
+    const app = bare(t)
+    const { ban } = await run(t, { app, findSession: async (id: string | undefined) => id === undefined ? null : { userId: id } }, ['ban'])
+    const url = await listen(app)
+    const connect = (user?: string) => visit(t, `${url}/auction`, { headers: user === undefined ? {} : { cookie: `session=${user}` } })
+    const [mallory, ada] = [await connect('mallory'), await connect('ada')]
+    await ban('mallory')
+    await mallory.until(() => mallory.named('sse:close').length === 1)
+    t.strictSame([await connect('mallory'), await connect('ada'), await connect()].map(({ status, body }) => [status, (body as { code?: string } | null)?.code]), [[403, 'BANNED'], [200, undefined], [200, undefined]])
+    t.ok(ada.isStream && !ada.named('sse:close').length)
+  },
+
   async tickets (t) {
     const app = bare(t)
     await run(t, { app, validateToken }, [], text => text.replace('process.env.TICKET_SECRET', "'thirty-two characters of a random generator'"))
