@@ -127,12 +127,4 @@ t.test('the option of a route', async t => {
   t.strictSame([true, false, {}, { requireAuthentication: false, refusals: 'stop' }].map(of), [{}, null, {}, { requireAuthentication: false, refusals: 'stop' }])
   t.equal(resolveRouteOptions({ url: '/x' }, 'sse'), null)
   t.equal(resolveRouteOptions(Object.assign(Object.create({ sse: true }), { url: '/x' }), 'sse'), null, 'not what it inherits')
-  const beside = (sse: unknown, more: object) => () => resolveRouteOptions({ url: '/x', sse, ...more } as { url: string }, 'sse')
-  const unread = (name: string, advice: string) => ({ code: 'SSE_ERR_INVALID_OPTION', message: `Option "${name}" of route /x is not read beside "sse": write sse: { ${advice} }` })
-  for (const sse of [true, {}, { requireAuthentication: false, refusals: 'auto' }]) {
-    t.throws(beside(sse, { requireAuthentication: true }), unread('requireAuthentication', 'requireAuthentication: true'))
-    t.throws(beside(sse, { refusals: 'stop' }), unread('refusals', 'refusals: "stop"'))
-  }
-  t.strictSame(beside(false, { requireAuthentication: true })(), null, 'it can be the option of another plugin')
-  t.strictSame(beside({ requireAuthentication: true }, { requireAuthentication: true })(), { requireAuthentication: true }, 'which can be beside ours, too')
 })

@@ -30,6 +30,7 @@ const OPTIONS = {
   doctor: { ...COMMON, origin: { type: 'string' }, watch: { type: 'string' } },
   tail: { ...COMMON, event: { type: 'string', multiple: true }, 'last-event-id': { type: 'string' }, count: { type: 'string' } }
 } as const
+const ID_OPTION = '--last-event-id'
 
 /**
  * Reads a command line.
@@ -43,13 +44,13 @@ export function readArguments ([command = 'help', ...args]: readonly string[]): 
 }
 
 function readDoctor (args: string[]): Command {
-  const { values, positionals } = parseArgs({ args: withValues(args, OPTIONS.doctor), options: OPTIONS.doctor, allowPositionals: true })
+  const { values, positionals } = parseArgs({ args, options: OPTIONS.doctor, allowPositionals: true })
   if (values.help === true) return { command: 'help' }
   return { command: 'doctor', ...readCommon(values, positionals), origin: values.origin === undefined ? null : originOf(values.origin), watchMs: milliseconds('--watch', values.watch ?? '70') }
 }
 
 function readTail (args: string[]): Command {
-  const { values, positionals } = parseArgs({ args: withValues(args, OPTIONS.tail), options: OPTIONS.tail, allowPositionals: true })
+  const { values, positionals } = parseArgs({ args: withId(args), options: OPTIONS.tail, allowPositionals: true })
   if (values.help === true) return { command: 'help' }
   const count = values.count === undefined ? Infinity : Number(values.count)
   if (!(count >= 1) || (count !== Infinity && !Number.isInteger(count))) throw new InvalidArgument(`--count must be a whole number from 1, got ${quote(values.count)}`)
@@ -59,16 +60,18 @@ function readTail (args: string[]): Command {
   return { command: 'tail', ...readCommon(values, positionals), events: values.event ?? [], lastEventId, count }
 }
 
-/** Joins options and their values: `parseArgs()` rejects a value that begins with `-`, and an id can begin with it. */
-function withValues (args: readonly string[], options: Readonly<Record<string, { readonly type: string }>>): string[] {
-  const isOption = (arg: string | undefined): arg is string => arg?.startsWith('--') === true && Object.hasOwn(options, arg.slice(2))
-  const result: string[] = []
-  for (const arg of args) {
-    const last = result.at(-1)
-    if (isOption(last) && options[last.slice(2)]!.type === 'string' && !isOption(arg)) result.push(`${result.pop()}=${arg}`)
-    else result.push(arg)
-  }
-  return result
+/** Joins `--last-event-id` and its value: `parseArgs()` rejects a value that begins with `-`, and an id can begin with it. */
+function withId (args: readonly string[]): string[] {
+  const at = args.indexOf(ID_OPTION)
+  const [value, ...rest] = args.slice(at + 1)
+  if (at < 0 || value === undefined || args.slice(0, at).includes('--') || isOption(value)) return [...args]
+  return [...args.slice(0, at), `${ID_OPTION}=${value}`, ...rest]
+}
+
+/** Returns whether an argument is an option of `tail`, with or without a value. */
+function isOption (arg: string): boolean {
+  const [name = ''] = arg.split('=', 1)
+  return name.startsWith('--') && Object.hasOwn(OPTIONS.tail, name.slice(2))
 }
 
 interface CommonValues { header?: string[] | undefined, timeout?: string | undefined, json?: boolean | undefined }

@@ -1,4 +1,4 @@
-import { BOOLEAN, FUNCTION, oneOf, REQUEST_OPTIONS, TEXT, TEXTS, type CredentialsQuestion, type RequestOptions } from './options.js'
+import { REQUEST_OPTIONS, type CredentialsQuestion, type RequestOptions } from './options.js'
 
 /** Options of `createClient()`, all optional. */
 export interface ClientOptions extends RequestOptions {
@@ -23,5 +23,5 @@ export interface EventsOptions {
   maxBuffered?: number | undefined
 }
 
-/** The forms of the options, by name. */
-export const CLIENT_OPTIONS = { ...REQUEST_OPTIONS, subscriptions: TEXTS, ticket: FUNCTION, lastEventId: TEXT, persist: oneOf('session'), pauseWhenHidden: BOOLEAN }
+/** The names of the options. */
+export const CLIENT_OPTIONS = [...REQUEST_OPTIONS, 'subscriptions', 'ticket', 'lastEventId', 'persist', 'pauseWhenHidden']

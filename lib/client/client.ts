@@ -129,7 +129,7 @@ export class SSEClient<C extends AnyCatalogue = DefaultCatalogue> {
    * the server sends one, otherwise with the events after the cursor. While the state is `waiting`, the next attempt names the new ones.
    * When it is `closed`, for example because the server has refused the former subscriptions, the client connects again, except after
    * `close()`. Without a change nothing happens.
-   * @throws SSE_ERR_CLIENT_OPTION for anything else than an array of texts
+   * @throws SSE_ERR_CLIENT_OPTION for a text instead of an array
    */
   setSubscriptions (subscriptions: readonly string[]): void {
     if (this.endpoint.replace(subscriptions) && this.#state.name !== 'waiting' && !this.#isClosed) this.#start()

@@ -1,5 +1,4 @@
 import { SSEClientError } from './errors.js'
-import { assertOption, TEXTS } from './options.js'
 import { resolveURL } from './page.js'
 
 /** What a client asks for: a URL, subscriptions, and which of them the client has no state of. */
@@ -9,14 +8,14 @@ export class Endpoint {
   /** Subscriptions that were added, until the server has sent the next id: the snapshot has arrived then, if there is one. */
   readonly #fresh = new Set<string>()
 
-  /** @throws SSE_ERR_CLIENT_OPTION for an invalid URL */
-  constructor (url: string | URL, subscriptions: readonly string[]) {
+  /** @throws SSE_ERR_CLIENT_OPTION for an invalid URL, and for a text as subscriptions */
+  constructor (url: string | URL, subscriptions: Iterable<string>) {
     try {
       this.url = resolveURL(url)
     } catch {
       throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `${String(url)} is not a URL; outside of a page it must be absolute`)
     }
-    this.#subscriptions = new Set(subscriptions)
+    this.#subscriptions = setOf(subscriptions)
   }
 
   /** Identifies what a cursor of this endpoint covers. */
@@ -25,10 +24,9 @@ export class Endpoint {
   }
 
   /** Replaces the subscriptions. Returns whether they have changed. @throws SSE_ERR_CLIENT_OPTION */
-  replace (subscriptions: readonly string[]): boolean {
-    assertOption('subscriptions', subscriptions, TEXTS)
+  replace (subscriptions: Iterable<string>): boolean {
     const before = this.#subscriptions
-    const after = this.#subscriptions = new Set(subscriptions)
+    const after = this.#subscriptions = setOf(subscriptions)
     for (const subscription of after) if (!before.has(subscription)) this.#fresh.add(subscription)
     for (const subscription of before) if (!after.has(subscription)) this.#fresh.delete(subscription)
     return before.size !== after.size || [...after].some(subscription => !before.has(subscription))
@@ -51,4 +49,10 @@ export class Endpoint {
     }
     return url
   }
+}
+
+/** A text would become a set of its letters. */
+function setOf (subscriptions: Iterable<string>): ReadonlySet<string> {
+  if (typeof subscriptions === 'string') throw new SSEClientError('SSE_ERR_CLIENT_OPTION', 'subscriptions must be an array')
+  return new Set(subscriptions)
 }

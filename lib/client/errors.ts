@@ -1,5 +1,5 @@
 const MESSAGES = {
-  SSE_ERR_CLIENT_OPTION: 'The client cannot be created',
+  SSE_ERR_CLIENT_OPTION: 'Invalid option',
   SSE_ERR_CLIENT_CLOSED: 'The stream was closed for good',
   SSE_ERR_CLIENT_OVERFLOW: 'Too many unread events are buffered',
   SSE_ERR_CLIENT_REFUSED: 'The server refused the request',

@@ -7,8 +7,8 @@ export interface CredentialsQuestion {
   readonly signal: AbortSignal
 }
 
-/** Headers of a request, by name. */
-export type ClientHeaders = Readonly<Record<string, string>>
+/** Headers of a request: an object, or what has names and values, such as `Headers`. */
+export type ClientHeaders = Readonly<Record<string, string>> | Iterable<readonly [name: string, value: string]>
 
 /** Options of each request. */
 export interface RequestOptions {
@@ -34,38 +34,18 @@ export interface RequestOptions {
 /** Options with their defaults. */
 export type ResolvedRequestOptions = { readonly [N in keyof RequestOptions]-?: NonNullable<RequestOptions[N]> } & { readonly clock: Clock }
 
-/** What the value of an option must be, in words and as a check. */
-export type Form = readonly [text: string, fits: (value: any) => boolean]
+/** The names of these options. */
+export const REQUEST_OPTIONS = ['headers', 'credentials', 'maxRetryMs', 'timeoutMs', 'fetch'] as const
 
-const MILLISECONDS: Form = ['a number of milliseconds above 0', value => typeof value === 'number' && value > 0]
-export const TEXT: Form = ['a text', value => typeof value === 'string']
-export const TEXTS: Form = ['an array of texts', value => Array.isArray(value) && value.every(TEXT[1])]
-export const FUNCTION: Form = ['a function', value => typeof value === 'function']
-export const BOOLEAN: Form = ['true or false', value => typeof value === 'boolean']
-export const oneOf = (...texts: readonly string[]): Form => [texts.map(text => JSON.stringify(text)).join(' or '), value => texts.includes(value)]
-
-/** The forms of these options, by name. */
-export const REQUEST_OPTIONS = {
-  headers: ['an object or a function', value => typeof value === 'object' || typeof value === 'function'],
-  credentials: oneOf('omit', 'same-origin', 'include'),
-  maxRetryMs: MILLISECONDS,
-  timeoutMs: MILLISECONDS,
-  fetch: FUNCTION
-} satisfies Record<string, Form>
-
-/** Rejects a wrong value of an option. @throws SSE_ERR_CLIENT_OPTION */
-export function assertOption (name: string, value: unknown, [text, fits]: Form): void {
-  if (!fits(value)) throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `${name} must be ${text}`)
-}
-
-/** Rejects unknown options and wrong values, and completes the options of a request. @throws SSE_ERR_CLIENT_OPTION */
-export function resolveOptions (options: RequestOptions, forms: Readonly<Record<string, Form>>): ResolvedRequestOptions {
-  for (const [name, value] of Object.entries(options)) {
-    const form = Object.hasOwn(forms, name) ? forms[name] : undefined
-    if (form === undefined) throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `there is no option "${name}"; the options are ${Object.keys(forms).join(', ')}`)
-    if (value !== undefined) assertOption(name, value, form)
+/** Rejects unknown options, and completes the others. @throws SSE_ERR_CLIENT_OPTION */
+export function resolveOptions (options: RequestOptions, names: readonly string[]): ResolvedRequestOptions {
+  for (const name of Object.keys(options)) {
+    if (!names.includes(name)) throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `there is no option "${name}"; the options are ${names.join(', ')}`)
   }
   const { headers = {}, credentials = 'same-origin', maxRetryMs = 60_000, timeoutMs = 30_000, fetch = globalThis.fetch } = options
+  for (const [name, ms] of Object.entries({ maxRetryMs, timeoutMs })) {
+    if (!(ms > 0)) throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `${name} must be a number of milliseconds above 0`)
+  }
   return { headers, credentials, maxRetryMs, timeoutMs, fetch, clock: (options as { [kClock]?: Clock })[kClock] ?? systemClock }
 }
 
@@ -74,7 +54,7 @@ export async function headersOf ({ headers }: ResolvedRequestOptions, signal: Ab
   const own = typeof headers === 'function' ? await headers({ signal }) : headers
   if (own === null) return null
   // `fetch` would join the values of `Accept` and `accept`.
-  const lowerCase = Object.fromEntries(Object.entries(own).map(([name, value]) => [name.toLowerCase(), value]))
+  const lowerCase = Object.fromEntries([...Symbol.iterator in own ? own : Object.entries(own)].map(([name, value]) => [name.toLowerCase(), value]))
   return { accept: 'text/event-stream', ...lowerCase, ...(lastEventId !== '' && { 'last-event-id': asHeader(lastEventId) }) }
 }
 

@@ -4,7 +4,7 @@ import type { ClientGap } from './catalogue-types.js'
 import type { ClientEvent, ReadEvent } from './client-event.js'
 import { endError, SSEClientError } from './errors.js'
 import { EventQueue } from './event-queue.js'
-import { FUNCTION, headersOf, REQUEST_OPTIONS, resolveOptions, TEXT, type Form, type RequestOptions, type ResolvedRequestOptions } from './options.js'
+import { headersOf, REQUEST_OPTIONS, resolveOptions, type RequestOptions, type ResolvedRequestOptions } from './options.js'
 import { resolveURL } from './page.js'
 import { readStream, type Ending, type StreamSink } from './stream.js'
 
@@ -35,10 +35,7 @@ export interface RunEnding {
 /** What `for await` reads from a run or another stream. Its return value is the end of the run; undefined for a stream that is not a run. */
 export type EventReader = AsyncGenerator<ClientEvent<string, any>, RunEnding | undefined, undefined>
 
-const ANYTHING: Form = ['anything', () => true]
-// Not `instanceof`: it can be one of another realm.
-const SIGNAL: Form = ['an AbortSignal', value => typeof value?.aborted === 'boolean']
-const OPTIONS = { ...REQUEST_OPTIONS, method: TEXT, body: ANYTHING, lastEventId: TEXT, signal: SIGNAL, onGap: FUNCTION }
+const OPTIONS = [...REQUEST_OPTIONS, 'method', 'body', 'lastEventId', 'signal', 'onGap']
 /** Ends of a run after which nothing is missing. */
 const COMPLETE = new Set(['done', 'stopped'])
 

@@ -162,15 +162,15 @@ export class Backlog extends Unsent {
   #begin (resumption: Resumption, known: GapReason | null, interest: Interest | null = null): void {
     this.#awaited = null
     const { eventLog, options: { maxReplayBytes } } = this.context
-    const { position } = eventLog
+    const { reached } = eventLog
     const { lanes, lastEventId } = resumption
     const gap = known ?? resumption.limit
     if (gap !== null) return this.#lose(gap, lastEventId, { floor: gap === 'limit' ? Math.max(...lanes) : 0 })
     const after = Math.min(...lanes)
-    if (after < position && (interest === null || !eventLog.hasNothing(after, interest))) {
+    if (after < reached && (interest === null || !eventLog.hasNothing(after, interest))) {
       const catchUp = this.fallBehind()
       if (maxReplayBytes > 0) catchUp.allowance = maxReplayBytes
-      catchUp.outbox.startAt(lanes, position)
+      catchUp.outbox.startAt(lanes, reached)
     } else this.#decide(true)
     if (this.#snapshot?.owes === true) this.#needAdded(this.#snapshot)
   }

@@ -71,11 +71,11 @@ export class Catalogue<E extends Schemas = Schemas, R extends Schemas = Schemas>
     if (event === 'data') {
       const { resource, data: payload } = data as { resource: string, data: unknown }
       const check = this.#resources.get(resource)
-      if (check === undefined) throw new UnknownResource(quote(resource), this.#events.has(resource) ? `: it is an event, so send it with broadcastEvent({ event: ${quote(resource)}, data })` : suggestion(resource, this.#resources.keys()))
+      if (check === undefined) throw new UnknownResource(quote(resource), this.#events.has(resource) ? `: it is an event, { event: ${quote(resource)}, data } for broadcastEvent() or sendEvent()` : suggestion(resource, this.#resources.keys()))
       assertFits(check, resource, payload)
     } else {
       const check = this.#events.get(event)
-      if (check === undefined) throw new UnknownEvent(quote(event), this.#resources.has(event) ? `: it is a resource, so send it with broadcastData(${quote(event)}, data)` : suggestion(event, this.#events.keys()))
+      if (check === undefined) throw new UnknownEvent(quote(event), this.#resources.has(event) ? `: it is a resource, for broadcastData() or sendData(), or createDataEvent(${quote(event)}, data) as an event` : suggestion(event, this.#events.keys()))
       assertFits(check, event, data)
     }
   }

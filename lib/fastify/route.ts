@@ -73,6 +73,9 @@ export function createRouteReader (options: ResolvedOptions, guard: Guard, cover
       if (wanted === null) return
       if (!route.isPrepared) throw new UnguardedRoute(nameOf(route.options), `the plugin that reads the option "${option}" was loaded after the route was declared; await its registration before you declare routes`)
       const { requireAuthentication } = wanted
+      const { requireAuthentication: beside } = route.options as { requireAuthentication?: unknown }
+      // A plugin can have an option of this name, so the boot goes on.
+      if (beside === true && requireAuthentication !== true) safeLog(route.scope.log).warn({ route: nameOf(route.options) }, `The route option requireAuthentication is not read beside "${option}": write ${option}: { requireAuthentication: true }`)
       const refusals = { ...options, ...wanted }
       guardRoute(route, {
         option,

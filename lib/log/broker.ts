@@ -171,8 +171,8 @@ export interface Broker {
   /**
    * Returns whether the connection can receive no message after `after`. A client that reconnects is then live at once, without a read.
    * Return `true` only if this node has all messages after `after`, up to `position`, in memory: otherwise the client lacks events and
-   * receives no `sse:gap`. Return `false` if the answer is not known: the log is then read. It is also read if this method throws or is
-   * absent.
+   * receives no `sse:gap`. Return `false` if the answer is not known, and after `close()`: the log is then read. It is also read if this
+   * method throws, returns a promise or is absent.
    * @param after belongs to the current epoch, and is at most `position`
    */
   hasNothing? (after: number, interest: Interest): boolean

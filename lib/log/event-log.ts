@@ -7,6 +7,7 @@ import { inNoContext } from '../util/async-context.js'
 import type { Clock } from '../util/clock.js'
 import { GroupedWarning } from '../util/grouped-warning.js'
 import type { Log } from '../util/logger.js'
+import { isThenable } from '../util/promise.js'
 import type { Broker, GapReason, History, Published } from './broker.js'
 import { EPOCH, formatCursor } from './cursor.js'
 import { degraded, up, type Health } from './health.js'
@@ -46,10 +47,11 @@ export class EventLog {
   readonly #clock: Clock
   readonly #listener: LogListener
   readonly #log: Log
-  readonly #unanswered: GroupedWarning
+  readonly #hasNothingFailed: GroupedWarning
   #health: Health
   #state: 'up' | 'down' | null = null
   #position = 0
+  #reached = 0
   /** Newest sequence number per priority. After opening, the position: older messages may have any priority. */
   readonly newest: number[] = new Array(PRIORITIES).fill(0)
   #opening: Promise<void> | null = null
@@ -63,7 +65,7 @@ export class EventLog {
     this.#health = degraded('The event log is not open', clock.wall())
     this.#listener = listener
     this.#log = log
-    this.#unanswered = new GroupedWarning(log, clock, 'Broker.hasNothing() threw; the log is read instead')
+    this.#hasNothingFailed = new GroupedWarning(log, clock, 'Broker.hasNothing() threw, or returned a promise; the log is read instead')
   }
 
   /** Whether several nodes can share the log. */
@@ -79,6 +81,11 @@ export class EventLog {
   /** Newest sequence number that this node has delivered. */
   get position (): number {
     return this.#position
+  }
+
+  /** Newest sequence number that this node has begun to deliver. A filter that runs meanwhile can create a connection. */
+  get reached (): number {
+    return this.#reached
   }
 
   /** Health of the log on this node. */
@@ -109,6 +116,7 @@ export class EventLog {
     await inNoContext(() => this.#broker.open({
       deliver: message => {
         if (message.event !== NODE_EVENT) {
+          if (message.seq > 0) this.#reached = message.seq
           const delivered = this.#listener.deliver(message, this.#broker.epoch)
           this.#passed(message)
           return delivered
@@ -155,7 +163,7 @@ export class EventLog {
   /** Closes the log and the broker. Every later call fails with SSE_ERR_CLOSED. */
   async close (): Promise<void> {
     this.#closed = true
-    this.#unanswered.flush()
+    this.#hasNothingFailed.flush()
     this.#health = degraded('The event log is closed', this.#clock.wall())
     if (this.#opening !== null) await this.#broker.close()
   }
@@ -163,11 +171,14 @@ export class EventLog {
   /** See `Broker.hasNothing`. */
   hasNothing (after: number, interest: Interest): boolean {
     try {
-      return this.#broker.hasNothing?.(after, interest) === true
+      const answer: unknown = this.#broker.hasNothing?.(after, interest)
+      if (!isThenable(answer)) return answer === true
+      answer.then(undefined, () => {})
+      this.#hasNothingFailed.add({})
     } catch (err) {
-      this.#unanswered.add({ err })
-      return false
+      this.#hasNothingFailed.add({ err })
     }
+    return false
   }
 
   /**
@@ -214,12 +225,12 @@ export class EventLog {
   }
 
   #passed ({ seq, priority }: Message): void {
-    if (seq > 0) this.#position = this.newest[priority] = seq
+    if (seq > 0) this.#reached = this.#position = this.newest[priority] = seq
   }
 
   /** Sets position and lanes: messages up to this position can have any priority. */
   #goTo (position: number): void {
-    this.#position = position
+    this.#reached = this.#position = position
     this.newest.fill(position)
   }
 }

@@ -103,8 +103,8 @@ export class Ring {
   }
 
   /**
-   * Returns whether no message after `after` is one that the connection can receive. False if the ring does not have them all, or if
-   * only a scan could tell.
+   * Returns whether the connection can receive none of the messages after `after`. False if the ring does not have them all, or if only
+   * a scan could tell.
    */
   hasNothing (after: number, interest: Interest): boolean {
     this.#trim(this.#now())

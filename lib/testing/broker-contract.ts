@@ -137,9 +137,18 @@ function ofEachNode (check: Check, shared: boolean): void {
     const stranger = { clientId: 'x', userId: null, subscriptions: new Set(['room:9']) }
     assert.equal(broker.hasNothing(start, stranger), false, 'there are messages for everybody')
     assert.equal(broker.hasNothing(start + 400, interest), false, 'there is a message for the user')
+    const kinds = { topic: targets[1]!, 'topic that a pattern covers': targets[2]!, client: targets[6]!, 'user with a topic': targets[7]!, 'list of many users': { userIds: [...numbers(9), 'ada'] } }
+    let count = 601
+    for (const [kind, target] of Object.entries(kinds)) {
+      await node.publish('last', { target })
+      await node.has(++count)
+      assert.equal(broker.hasNothing(broker.position - 1, interest), false, `there is a message for a ${kind}`)
+    }
     await Promise.all(numbers(500).map(n => node.publish(n, { target: targets[3]! })))
-    await node.has(1_101)
+    await node.has(count + 500)
     assert.equal(broker.hasNothing(start, stranger), false, 'messages have left the history')
+    await broker.close()
+    assert.equal(broker.hasNothing(broker.position, stranger), false, 'the broker is closed')
   }, { ...HISTORY, maxEvents: 700 })
 
   check('has delivered a message here when its publish resolves', async join => {

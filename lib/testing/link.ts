@@ -5,8 +5,8 @@ import { connect, type Socket } from 'node:net'
 import { connect as connectTLS } from 'node:tls'
 import type { SSEUser } from '../access/authentication.js'
 import { TestMisuse } from '../errors.js'
-import { faultOfId, isId } from '../events/target.js'
-import { kindOf } from '../util/quote.js'
+import { isId } from '../events/target.js'
+import { shown } from '../util/quote.js'
 import { MemorySocket } from './memory-socket.js'
 import { expectedAt, ServerSide } from './server-side.js'
 
@@ -58,15 +58,19 @@ export async function connectTo (target: Target, { user, socket }: LinkOptions):
     if (user !== undefined) throw new TestMisuse('Option "user" needs the Fastify instance or the server, not a URL: to a server of another process send credentials in "headers"')
     return await connectToURL(target)
   }
-  if (typeof target !== 'object' || target === null || target instanceof Promise) throw new TestMisuse(`openStream() needs the Fastify instance, a server or a URL, got ${kindOf(target)}${target instanceof Promise ? ': await it first' : ''}`)
+  if (typeof target !== 'object' || target === null || !('server' in target || 'prependListener' in target)) throw new TestMisuse(`openStream() needs the Fastify instance, a server or a base URL as text, got ${unusable(target)}`)
   const userId: unknown = typeof user === 'object' ? user?.userId : user
-  if (user !== undefined && !isId(userId)) throw new TestMisuse(`Option "user" ${faultOfId(userId)}`)
+  if (user !== undefined && !isId(userId)) throw new TestMisuse(`Option "user" must be a user id or { userId }, got ${unusable(userId ?? user)}${typeof userId === 'number' ? ': use String(id)' : ''}`)
   if ('ready' in target) await target.ready()
   const server = 'server' in target ? target.server as Server : target
   const secure = 'setSecureContext' in server
   if ('updateSettings' in server && !secure) throw new TestMisuse('openStream() speaks HTTP/1.1, and this server is one of HTTP/2 without TLS: test the routes on a server without the option "http2"')
   const inMemory = !secure && socket !== true && (socket === false || !isOnPort(server))
   return inMemory ? connectInMemory(server, new ServerSide(user)) : await connectByPort(target, server, secure, new ServerSide(user))
+}
+
+function unusable (value: unknown): string {
+  return shown(value) + (value instanceof Promise ? ': await it first' : '')
 }
 
 async function connectToURL (url: string): Promise<Link> {

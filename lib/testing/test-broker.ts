@@ -145,9 +145,9 @@ export class TestBroker implements Broker {
     return page.next <= this.position ? page : { ...page, messages: page.messages.filter(({ seq }) => seq <= this.position), next: this.position }
   }
 
-  /** See `Broker.hasNothing`. False during `fail()`: the log is then read, which rejects. */
+  /** See `Broker.hasNothing`. False during `fail()` and after `close()`: the log is then read, which rejects. */
   hasNothing (after: number, interest: Interest): boolean {
-    return this.#outage === null && this.#log.hasNothing(after, interest)
+    return this.#outage === null && !this.#closed && this.#log.hasNothing(after, interest)
   }
 
   /** Resolves when this node has reached the cursor, or never will. */

@@ -5,7 +5,7 @@ import { createServer as createH2Server, type Http2Server } from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { fetch } from 'undici'
-import { SSEError, SSEManager, type ManagerOptions } from '../../lib/index.js'
+import { SSEError, SSEManager, type CreateConnection, type ManagerOptions } from '../../lib/index.js'
 import { connectH2, H2Stream } from '../helpers/h2.js'
 import { dataOf } from '../helpers/raw.js'
 import { raw } from '../helpers/reply.js'
@@ -45,6 +45,33 @@ t.test('createConnection', async t => {
     })
     app.get('/sse', (request, response) => open(manager, request, response))
     return createServer(app)
+  }
+
+  for (const where of ['filter', 'authorizeTopic'] as const) {
+    t.test(`made in ${where} with the cursor before the event that is being delivered, it receives the event`, async t => {
+      let during = (): void => {}
+      const manager = new SSEManager({ authorizeTopic: () => { if (where === 'authorizeTopic') during(); return true } })
+      t.teardown(() => manager.close())
+      await manager.open()
+      const pending: Pick<CreateConnection, 'request' | 'response'>[] = []
+      const url = await serveHttp(t, createServer((request, response) => { pending.push({ request, response }) }))
+      const ask = async (headers: Record<string, string>) => {
+        const socket = raw(t, url, { headers })
+        await until(() => pending.length === 1)
+        const asked = pending.pop()!
+        return { socket, enter: () => manager.createConnection({ ...asked, user: null, subscriptions: ['news:**'] }) }
+      }
+      await (await ask({})).enter()
+      const { socket, enter } = await ask({ 'last-event-id': manager.position() })
+      let made: Promise<unknown> | null = null
+      during = () => { made ??= enter() }
+      const publish = (data: string) => manager.broadcastEvent({ data }, { subscriptionIds: ['news:1'], ...(where === 'filter' && { filter: () => { during(); return true } }) })
+      await publish('first')
+      await made
+      await publish('second')
+      await socket.waitFor('data: second')
+      t.strictSame(Array.from(String(socket.bytes).matchAll(/^data: (\w+)/gm), ([, data]) => data), ['first', 'second'])
+    })
   }
 
   t.test('a length that a middleware has set is not that of the stream', async t => {

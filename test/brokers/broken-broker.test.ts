@@ -42,6 +42,24 @@ const FAULTS: Fault[] = [
   [INTEREST, /equal/, withInterest(page => ({ ...page, gap: 'trimmed' }))],
   [INTEREST, /messages for everybody/, class extends BrokenBroker { hasNothing () { return true } }],
   [INTEREST, /for the user/, class extends BrokenBroker { hasNothing (_after: number, { userId }: Interest) { return userId === 'ada' } }],
+  ...(['subscriptionIds', 'clientIds', 'userIds'] as const).map((name, i): Fault => [INTEREST, [/for a topic/, /for a client/, /for a list of many users/][i]!, class extends BrokenBroker {
+    #isMissed = false
+    override async publish (message: OutgoingMessage) {
+      this.#isMissed = name === 'userIds' ? (message.target.userIds?.length ?? 0) > 8 : message.target[name] !== undefined
+      return await super.publish(message)
+    }
+
+    hasNothing (after: number) { return this.#isMissed && after === this.position - 1 }
+  }]),
+  [INTEREST, /the broker is closed/, class extends BrokenBroker {
+    #isClosed = false
+    override async close () {
+      this.#isClosed = true
+      await super.close()
+    }
+
+    hasNothing () { return this.#isClosed }
+  }],
   [INTEREST, /left the history/, class extends BrokenBroker { hasNothing () { return this.position > 1_000 } }],
   [INTEREST, /reads come to the end/, withInterest((page, { after }) => ({ messages: [], next: after + 0.5 }))],
   [INSIDE, /equal/, withSink(sink => ({ deliver: message => { setImmediate(() => { try { sink.deliver(message) } catch {} }); return 1 } }))],

@@ -33,6 +33,10 @@ t.test('wrong command lines exit with 2, and say what to write', async t => {
     [['tail', 'http://x/', '--count', '1.5'], /--count must be a whole number from 1, got "1.5"/],
     [['tail', 'http://x/', '--count'], /--count/],
     [['tail', 'http://x/', '--last-event-id', '--json'], /--last-event-id/],
+    [['tail', 'http://x/', '--last-event-id', '--count=1'], /--last-event-id/],
+    [['tail', 'http://x/', '--event', '--count=1'], /--event/],
+    [['tail', 'http://x/', '--event', '--cuont', '1'], /--event/],
+    [['tail', '--', 'http://x/', '--last-event-id', '-a'], /There is a second URL/],
     [['doctor', '--json', 'yes', 'http://x/'], /There is a second URL, "http:\/\/x\/"/],
     [['tail', 'http://x/', '--last-event-id', 'a\nb'], /--last-event-id must not contain control characters, got "a\\nb"/]
   ]

@@ -2,7 +2,7 @@ import t, { type Test } from 'tap'
 import { CLIENT_OPTIONS } from '../../lib/client/client-options.js'
 import { Endpoint } from '../../lib/client/endpoint.js'
 import { endError, SSEClientError } from '../../lib/client/errors.js'
-import { headersOf, REQUEST_OPTIONS, resolveOptions, type RequestOptions } from '../../lib/client/options.js'
+import { headersOf, resolveOptions, type RequestOptions } from '../../lib/client/options.js'
 import { resolveURL } from '../../lib/client/page.js'
 import { systemClock } from '../../lib/util/clock.js'
 import { setGlobals } from '../helpers/globals.js'
@@ -12,20 +12,14 @@ import { setGlobals } from '../helpers/globals.js'
 t.test('options: defaults, and what is rejected', async t => {
   t.strictSame(resolveOptions({}, CLIENT_OPTIONS), { headers: {}, credentials: 'same-origin', maxRetryMs: 60_000, timeoutMs: 30_000, fetch: globalThis.fetch, clock: systemClock })
   for (const name of ['maxRetryMs', 'timeoutMs'] as const) {
-    for (const ms of [0, -1, NaN, '5' as unknown as number]) t.throws(() => resolveOptions({ [name]: ms }, CLIENT_OPTIONS), { code: 'SSE_ERR_CLIENT_OPTION', message: `${name} must be a number of milliseconds above 0` }, `${name} ${ms}`)
+    for (const ms of [0, -1, NaN, 'soon' as unknown as number]) t.throws(() => resolveOptions({ [name]: ms }, CLIENT_OPTIONS), { code: 'SSE_ERR_CLIENT_OPTION', message: `${name} must be a number of milliseconds above 0` }, `${name} ${ms}`)
     for (const ms of [0.5, 1, Infinity]) t.equal(resolveOptions({ [name]: ms }, CLIENT_OPTIONS)[name], ms)
   }
-  for (const name of Object.keys(CLIENT_OPTIONS)) t.doesNotThrow(() => resolveOptions({ [name]: undefined } as RequestOptions, CLIENT_OPTIONS), name)
-  const wrong: [name: string, value: unknown, form: string][] = [
-    ['headers', 'x-a: 1', 'an object or a function'], ['credentials', true, '"omit" or "same-origin" or "include"'], ['fetch', 'fetch', 'a function'], ['ticket', 'abc', 'a function'],
-    ['subscriptions', 'orders:7', 'an array of texts'], ['subscriptions', [7], 'an array of texts'], ['subscriptions', null, 'an array of texts'],
-    ['lastEventId', null, 'a text'], ['persist', 'local', '"session"'], ['pauseWhenHidden', 'yes', 'true or false']
-  ]
-  for (const [name, value, form] of wrong) t.throws(() => resolveOptions({ [name]: value }, CLIENT_OPTIONS), { code: 'SSE_ERR_CLIENT_OPTION', message: `The client cannot be created: ${name} must be ${form}` }, `${name} ${String(value)}`)
+  for (const name of CLIENT_OPTIONS) t.doesNotThrow(() => resolveOptions({ [name]: undefined } as RequestOptions, CLIENT_OPTIONS), name)
   const endpoint = new Endpoint('http://localhost/', ['orders:7'])
-  t.throws(() => endpoint.replace('orders:8' as unknown as string[]), { code: 'SSE_ERR_CLIENT_OPTION', message: /subscriptions must be an array of texts$/ })
+  for (const use of [() => endpoint.replace('orders:8'), () => new Endpoint('http://localhost/', 'orders:8')]) t.throws(use, { code: 'SSE_ERR_CLIENT_OPTION', message: 'Invalid option: subscriptions must be an array' })
   t.equal(endpoint.request('').search, '?subscription=orders%3A7', 'it keeps those that it had')
-  t.throws(() => resolveOptions({ header: {} } as RequestOptions, { headers: REQUEST_OPTIONS.headers }), { message: /there is no option "header"; the options are headers$/ })
+  t.throws(() => resolveOptions({ header: {} } as RequestOptions, ['headers']), { message: /there is no option "header"; the options are headers$/ })
 })
 
 t.test('headers: any case, those of the application first, and the cursor last', async t => {
@@ -33,6 +27,7 @@ t.test('headers: any case, those of the application first, and the cursor last',
   const of = async (headers: RequestOptions['headers'], cursor = '') => await headersOf(resolveOptions({ headers }, CLIENT_OPTIONS), signal, cursor)
   t.strictSame(await of(undefined), { accept: 'text/event-stream' })
   t.strictSame(await of({ Accept: 'text/plain', 'X-Trace': '1' }), { accept: 'text/plain', 'x-trace': '1' })
+  for (const headers of [new Headers({ Authorization: 'Bearer 1' }), new Map([['Authorization', 'Bearer 1']]), [['Authorization', 'Bearer 1']]] as const) t.strictSame(await of(headers), { accept: 'text/event-stream', authorization: 'Bearer 1' })
   t.strictSame(await of({ 'Last-Event-ID': 'own' }, 'é'), { accept: 'text/event-stream', 'last-event-id': '\u00c3\u00a9' }, 'the bytes of UTF-8')
   t.equal(await of(({ signal: given }) => given === signal ? null : {}), null)
   t.equal(await of(async () => null), null)
@@ -72,7 +67,7 @@ t.test('relative URLs: by the base of the page, in a worker by its location, in 
   const [document, location] = [{ baseURI: 'http://base/a/' }, { href: 'http://worker/b/worker.js' }]
   await t.test('a page', async t => t.equal(resolved(t, { document, location }), 'http://base/a/events?x'))
   await t.test('a worker', async t => t.equal(resolved(t, { location }), 'http://worker/b/events?x'))
-  t.throws(() => new Endpoint('events?x', []), { code: 'SSE_ERR_CLIENT_OPTION', message: 'The client cannot be created: events?x is not a URL; outside of a page it must be absolute' })
+  t.throws(() => new Endpoint('events?x', []), { code: 'SSE_ERR_CLIENT_OPTION', message: 'Invalid option: events?x is not a URL; outside of a page it must be absolute' })
   t.equal(resolveURL('http://localhost/sse').href, 'http://localhost/sse')
 })
 

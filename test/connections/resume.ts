@@ -44,6 +44,17 @@ t.test('where the cursor comes from', async t => {
   t.strictSame(texts(fresh.stream), [])
 })
 
+t.test('a client that has missed nothing has the newest id with its first block', async t => {
+  const { app, join } = await serve(t)
+  const { stream } = await join('ada', ['news'])
+  const start = stream.lastEventId
+  for (let n = 0; n < 200; n++) await app.sse.broadcastEvent({ event: 'x', data: n }, { userIds: ['grace'] })
+  const back = await join('ada', ['news'], { cursor: start })
+  t.equal(back.connection.resumed, true)
+  t.equal(back.stream.lastEventId, app.sse.position())
+  t.not(back.stream.lastEventId, start)
+})
+
 t.test('what is replayed is what this user may see now', async t => {
   const service = await serve(t, { authorizeSubscription: ({ userId, subscriptionId }) => subscriptionId !== 'secret' || userId === 'ada' })
   const { app, join } = service

@@ -44,7 +44,7 @@ t.test('what a payload is rejected for', async t => {
     resources: { order: Type.Object({ id: Type.Integer() }) }
   })
   const invalid = (name: string, fault: string) => ({ code: 'SSE_ERR_INVALID_PAYLOAD', message: `Payload of "${name}" is invalid at ${fault}` })
-  const rows: [event: string, data: unknown, error: { code: string, message: string }][] = [
+  const rows: [event: string, data: unknown, error: { code: string, message: string | RegExp }][] = [
     ['object', 'text', invalid('object', '/: Expected { a, b }, got a string')],
     ['object', { a: 1 }, invalid('object', '/a: Expected string')],
     ['object', {}, invalid('object', '/a: is missing')],
@@ -57,9 +57,9 @@ t.test('what a payload is rejected for', async t => {
     ['data', { resource: 'order', data: Promise.resolve({ id: 1 }) }, invalid('data', '/data: is a promise: await it first')],
     ['data', { resource: 'oder', data: {} }, { code: 'SSE_ERR_UNKNOWN_RESOURCE', message: 'Resource "oder" is not in the catalogue; did you mean "order"?' }],
     ['objct', {}, { code: 'SSE_ERR_UNKNOWN_EVENT', message: 'Event "objct" is not in the catalogue; did you mean "object"?' }],
-    ['other', {}, { code: 'SSE_ERR_UNKNOWN_EVENT', message: 'Event "other" is not in the catalogue' }],
-    ['order', { id: 1 }, { code: 'SSE_ERR_UNKNOWN_EVENT', message: 'Event "order" is not in the catalogue: it is a resource, so send it with broadcastData("order", data)' }],
-    ['data', { resource: 'mode', data: 'on' }, { code: 'SSE_ERR_UNKNOWN_RESOURCE', message: 'Resource "mode" is not in the catalogue: it is an event, so send it with broadcastEvent({ event: "mode", data })' }]
+    ['other', {}, { code: 'SSE_ERR_UNKNOWN_EVENT', message: /"other" is not in the catalogue$/ }],
+    ['order', { id: 1 }, { code: 'SSE_ERR_UNKNOWN_EVENT', message: 'Event "order" is not in the catalogue: it is a resource, for broadcastData() or sendData(), or createDataEvent("order", data) as an event' }],
+    ['data', { resource: 'mode', data: 'on' }, { code: 'SSE_ERR_UNKNOWN_RESOURCE', message: 'Resource "mode" is not in the catalogue: it is an event, { event: "mode", data } for broadcastEvent() or sendEvent()' }]
   ]
   for (const [event, data, error] of rows) t.throws(() => catalogue.check(event, data), error)
   t.doesNotThrow(() => catalogue.check('object', { a: 'x', c: 1 }))

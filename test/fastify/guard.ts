@@ -100,6 +100,18 @@ t.test('requireAuthentication of the plugin, and of a route', async t => {
     t.ok((await server.open('/sse', bearer('ada'))).isStream)
   })
 
+  await t.test('requireAuthentication beside the option is not read, and a warning says so', async t => {
+    const lines: string[] = []
+    const app = Fastify({ logger: { level: 'warn', stream: { write: (line: string) => { lines.push(line) } } } })
+    t.teardown(() => app.close())
+    await app.register(ssePlugin, { authHandler: asUser })
+    const routes: [path: string, options: object][] = [['/beside', { sse: true, requireAuthentication: true }], ['/inside', { sse: { requireAuthentication: true } }], ['/both', { sse: { requireAuthentication: true }, requireAuthentication: true }], ['/theirs', { sse: true, requireAuthentication: ['admin'] }], ['/other', { requireAuthentication: true }]]
+    for (const [path, options] of routes) app.post(path, options, async () => 'done')
+    await app.ready()
+    t.match(lines.map(line => JSON.parse(line)), [{ route: 'POST /beside', msg: 'The route option requireAuthentication is not read beside "sse": write sse: { requireAuthentication: true }' }])
+    t.equal(lines.length, 1)
+  })
+
   for (const [sse, path] of [['yes', 'sse'], [7, 'sse'], [null, 'sse'], [[], 'sse'], [undefined, 'sse'], [{ requireAuthentification: true }, 'sse.requireAuthentification'], [{ requireAuthentication: 'yes' }, 'sse.requireAuthentication'], [{ requireAuthentication: undefined }, 'sse.requireAuthentication'], [Promise.resolve({ requireAuthentication: true }), 'sse'], [{ refusals: 'never' }, 'sse.refusals'], [{ refusals: null }, 'sse.refusals']] as const) {
     await t.test(`route option ${inspect(sse)}`, async t => {
       const app = Fastify()

@@ -251,6 +251,8 @@ t.test('what a broker answers is checked, and its own errors become the cause of
   t.strictSame(broker.published, [{ ...node, data: 'logged', ephemeral: false, channel: 'node' }, { ...node, data: 'ordered', ephemeral: true }, { ...node, data: 'apart', ephemeral: true, channel: 'node' }], 'a message between nodes is for no connection')
 })
 
+const HAS_NOTHING_FAILED = 'Broker.hasNothing() threw, or returned a promise; the log is read instead'
+
 t.test('only true means that a client has missed nothing; a broker that throws instead costs no client its stream', async t => {
   const { broker, log, time, told } = eventLog()
   await log.open()
@@ -267,10 +269,14 @@ t.test('only true means that a client has missed nothing; a broker that throws i
   const fail = () => { throw new Error('own') }
   t.strictSame([fail, fail].map(ask), [false, false])
   await time.advance(10_000)
-  t.strictSame(told(), [['warn', 'Broker.hasNothing() threw; the log is read instead', 'own', 2]], 'one line for many clients')
+  t.strictSame(told(), [['warn', HAS_NOTHING_FAILED, 3]], 'one line for many clients')
+  // A promise that is rejected does not end the process.
+  t.equal(ask(() => Promise.reject(new Error('own'))), false)
+  await time.advance(10_000)
+  t.strictSame(told(), [['warn', HAS_NOTHING_FAILED, 1]])
   ask(fail)
   await log.close()
-  t.strictSame(told(), [['warn', 'Broker.hasNothing() threw; the log is read instead', 'own', 1]], 'no later than the end')
+  t.strictSame(told(), [['warn', HAS_NOTHING_FAILED, 'own', 1]], 'no later than the end')
 })
 
 t.test('a log that was closed takes and tells nothing, also if it was still opening', async t => {

@@ -11,6 +11,7 @@ import { Postings } from '../../lib/log/postings.js'
 import { Ring } from '../../lib/log/ring.js'
 import { collect } from '../helpers/heap.js'
 
+const STRANGER: Interest = { clientId: 'stranger', userId: null, subscriptions: new Set(['stranger']) }
 const RUNS = Number(process.env['PROPERTY_RUNS'] ?? 300)
 fc.configureGlobal({ includeErrorInReport: true })
 const priority = fc.constantFrom<EventPriority>(0, 1, 2, 3)
@@ -42,23 +43,25 @@ t.test('a read for a connection returns what a scan returns and the connection c
       } else if ('prepend' in step) {
         for (let i = 0; i < step.prepend; i++) if (ring.full || !ring.prepend({ ...logged(ring.first - 1, 1, 'x'), target: step.target }, 0)) break
       } else if ('interest' in step) {
-        const { interest: { clientId, userId, subscriptions } } = step
-        const receives = ({ target: { subscriptionIds, userIds, clientIds, exceptClientIds } }: Message) =>
+        const receivesAs = ({ clientId, userId, subscriptions }: Interest) => ({ target: { subscriptionIds, userIds, clientIds, exceptClientIds } }: Message) =>
           (subscriptionIds === undefined || subscriptionIds.some(topic => [...subscriptions].some(subscription => covers(subscription, topic)))) &&
           (userIds === undefined || (userId !== null && userIds.includes(userId))) &&
           (clientIds === undefined || clientIds.includes(clientId)) && exceptClientIds?.includes(clientId) !== true
+        const receives = receivesAs(step.interest)
         const after = Math.max(ring.first - 1, ring.last - step.back)
-        const hasNothing = ring.hasNothing(after, step.interest)
-        let isForThis = false
+        const missed: Message[] = []
         for (let priority = 0 as EventPriority; priority < 4; priority++) {
           for (let at = after; at < ring.last;) {
             const page = ring.read({ after: at, priority, limit: 1_000 })
-            isForThis ||= page.messages.some(receives)
+            missed.push(...page.messages)
             at = page.next
           }
         }
-        assert.ok(!hasNothing || !isForThis)
-        if (hasNothing && after < ring.last) quiet++
+        for (const interest of [step.interest, STRANGER]) {
+          if (!ring.hasNothing(after, interest)) continue
+          assert.ok(!missed.some(receivesAs(interest)))
+          if (after < ring.last) quiet++
+        }
         const lane = { priority: step.priority, limit: step.limit }
         const all = (read: (after: number) => Page) => {
           const messages: Message[] = []
@@ -105,6 +108,16 @@ t.test('a read for a connection looks only at what concerns it', async t => {
   t.ok(read(nobody, 90_000).messages.some(({ seq }) => seq === 100_100))
 })
 
+t.test('nothing is known of messages that have become too old meanwhile', t => {
+  let now = 0
+  const ring = new Ring({ maxEvents: 10_000, maxAgeMs: 1_000, maxBytes: 1e9 }, () => now)
+  for (let seq = 1; seq <= 200; seq++) ring.append({ ...logged(seq, 1, 'x'), target: { userIds: ['ada'] } })
+  t.equal(ring.hasNothing(0, STRANGER), true)
+  now = 1_001
+  t.equal(ring.hasNothing(0, STRANGER), false)
+  t.end()
+})
+
 t.test('it is known at once that a connection has missed nothing, without a scan and not beyond what the ring has', t => {
   const ring = new Ring({ maxEvents: 10_000, maxAgeMs: 1e9, maxBytes: 1e9 }, () => 0)
   const connection = (userId: string | null, ...subscriptions: string[]): Interest => ({ clientId: 'c', userId, subscriptions: new Set(subscriptions) })
@@ -112,6 +125,8 @@ t.test('it is known at once that a connection has missed nothing, without a scan
   const nobody = connection(null, 'news')
   append(127, { userIds: ['ada'] })
   t.equal(ring.hasNothing(0, nobody), false, 'for a few messages no index is made')
+  append(1, { userIds: ['ada'] })
+  t.equal(ring.hasNothing(0, nobody), true)
   append(5_000, { userIds: ['ada'] })
   const answers: boolean[] = []
   for (let asked = 0; asked < 5; asked++) answers.push(ring.hasNothing(0, nobody))

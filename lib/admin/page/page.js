@@ -33,7 +33,7 @@ function read () {
   return { name: Object.hasOwn(SECTIONS, name) ? name : 'overview', parameters: Object.fromEntries(new URLSearchParams(query)) }
 }
 
-/** Opens a section at once: `hashchange` would come later, at a time that nobody knows. */
+/** Opens a section at once: `hashchange` comes later. */
 function go (name, parameters) {
   const target = href(name, parameters)
   if (target !== location.hash) history.pushState(null, '', target)

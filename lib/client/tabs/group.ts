@@ -12,6 +12,7 @@ import { Roster } from './roster.js'
 /** How often a visible tab asks whether another one reads, in milliseconds. A tab that does not answer three times is replaced. */
 const PING_MS = 300
 const MAX_UNANSWERED = 3
+const MAX_FORMER_TERMS = 4
 const FINAL = /^event: ?sse:close\ndata:.*"reconnect":false/m
 
 /** One tab's part in the group of tabs that share a stream. It belongs to the group from an attempt of its client until that closes or pauses. */
@@ -26,8 +27,8 @@ export class Group implements LeaderContext, Member {
   #leader: Leader | null = null
   /** The term of the tab that reads; 0 while none is known. */
   #term = 0
-  /** The term before it. */
-  #formerTerm = 0
+  /** The terms before it, the newest first. */
+  #formerTerms: readonly number[] = []
   /** The next question whether another tab reads. */
   #timer: Timer | null = null
   #unanswered = 0
@@ -148,8 +149,8 @@ export class Group implements LeaderContext, Member {
       default:
         if (message.term > this.#term && message.type === 'lead') this.#obey(message.term)
         if (message.term === this.#term) this.#hear(message)
-        // The lock of a tab whose stream the server has closed for good can arrive before the tab's last message, and so can a new stream.
-        else if (message.type === 'entries' && (this.reading?.next === null || message.term === this.#formerTerm)) this.reading?.push(message.entries.filter(({ text }) => FINAL.test(text)))
+        // The server can have closed a stream for good whose last message arrives only now, after the lock of its tab and after a new stream.
+        else if (message.type === 'entries' && (this.reading?.next === null || this.#formerTerms.includes(message.term))) this.reading?.push(message.entries.filter(({ text }) => FINAL.test(text)))
     }
   }
 
@@ -170,7 +171,7 @@ export class Group implements LeaderContext, Member {
   }
 
   #begin (term: number): void {
-    this.#formerTerm = this.#term
+    this.#formerTerms = [this.#term, ...this.#formerTerms].slice(0, MAX_FORMER_TERMS)
     this.#term = term
   }
 

@@ -151,7 +151,7 @@ export class RedisStreamsBroker implements Broker {
   }
 
   hasNothing (after: number, interest: Interest): boolean {
-    return this.#replay?.hasNothing(after, interest) === true
+    return this.#closing === null && this.#replay?.hasNothing(after, interest) === true
   }
 
   async claim (key: string, ttlMs: number): Promise<boolean> {
