@@ -7,8 +7,8 @@ export interface CredentialsQuestion {
   readonly signal: AbortSignal
 }
 
-/** Headers of a request: an object, or what has names and values, such as `Headers`. */
-export type ClientHeaders = Readonly<Record<string, string>> | Iterable<readonly [name: string, value: string]>
+/** Headers of a request: an object, `Headers`, or pairs of names and values. */
+export type ClientHeaders = Readonly<Record<string, string>> | Headers | [name: string, value: string][]
 
 /** Options of each request. */
 export interface RequestOptions {
@@ -46,6 +46,11 @@ export function resolveOptions (options: RequestOptions, names: readonly string[
   for (const [name, ms] of Object.entries({ maxRetryMs, timeoutMs })) {
     if (!(ms > 0)) throw new SSEClientError('SSE_ERR_CLIENT_OPTION', `${name} must be a number of milliseconds above 0`)
   }
+  try {
+    if (typeof headers !== 'function') headersIn(headers)
+  } catch {
+    throw new SSEClientError('SSE_ERR_CLIENT_OPTION', 'headers cannot be sent')
+  }
   return { headers, credentials, maxRetryMs, timeoutMs, fetch, clock: (options as { [kClock]?: Clock })[kClock] ?? systemClock }
 }
 
@@ -53,9 +58,12 @@ export function resolveOptions (options: RequestOptions, names: readonly string[
 export async function headersOf ({ headers }: ResolvedRequestOptions, signal: AbortSignal, lastEventId: string): Promise<Record<string, string> | null> {
   const own = typeof headers === 'function' ? await headers({ signal }) : headers
   if (own === null) return null
-  // `fetch` would join the values of `Accept` and `accept`.
-  const lowerCase = Object.fromEntries([...Symbol.iterator in own ? own : Object.entries(own)].map(([name, value]) => [name.toLowerCase(), value]))
-  return { accept: 'text/event-stream', ...lowerCase, ...(lastEventId !== '' && { 'last-event-id': asHeader(lastEventId) }) }
+  return { accept: 'text/event-stream', ...headersIn(own), ...(lastEventId !== '' && { 'last-event-id': asHeader(lastEventId) }) }
+}
+
+/** Returns headers by lower-case name: `fetch` would join the values of `Accept` and `accept`. */
+function headersIn (given: ClientHeaders): Record<string, string> {
+  return Object.fromEntries(new Headers(given))
 }
 
 /** A header is bytes: `fetch` rejects other characters. An `EventSource` sends UTF-8, too. */

@@ -162,7 +162,8 @@ export class Backlog extends Unsent {
   #begin (resumption: Resumption, known: GapReason | null, interest: Interest | null = null): void {
     this.#awaited = null
     const { eventLog, options: { maxReplayBytes } } = this.context
-    const { reached } = eventLog
+    // A client that this node has been behind begins with the event that is being delivered.
+    const reached = interest === null ? eventLog.position : eventLog.reached
     const { lanes, lastEventId } = resumption
     const gap = known ?? resumption.limit
     if (gap !== null) return this.#lose(gap, lastEventId, { floor: gap === 'limit' ? Math.max(...lanes) : 0 })

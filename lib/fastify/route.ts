@@ -75,7 +75,7 @@ export function createRouteReader (options: ResolvedOptions, guard: Guard, cover
       const { requireAuthentication } = wanted
       const { requireAuthentication: beside } = route.options as { requireAuthentication?: unknown }
       // A plugin can have an option of this name, so the boot goes on.
-      if (beside === true && requireAuthentication !== true) safeLog(route.scope.log).warn({ route: nameOf(route.options) }, `The route option requireAuthentication is not read beside "${option}": write ${option}: { requireAuthentication: true }`)
+      if (beside === true && requireAuthentication !== true && route.options.method !== 'HEAD') safeLog(route.scope.log).warn({ route: nameOf(route.options) }, `The route option requireAuthentication is not read beside "${option}": write ${option}: { requireAuthentication: true }`)
       const refusals = { ...options, ...wanted }
       guardRoute(route, {
         option,

@@ -147,8 +147,12 @@ function ofEachNode (check: Check, shared: boolean): void {
     await Promise.all(numbers(500).map(n => node.publish(n, { target: targets[3]! })))
     await node.has(count + 500)
     assert.equal(broker.hasNothing(start, stranger), false, 'messages have left the history')
+    const end = broker.position
     await broker.close()
-    assert.equal(broker.hasNothing(broker.position, stranger), false, 'the broker is closed')
+    // It may throw as well.
+    let closed = false
+    try { closed = broker.hasNothing(end, stranger) } catch {}
+    assert.equal(closed, false, 'the broker is closed')
   }, { ...HISTORY, maxEvents: 700 })
 
   check('has delivered a message here when its publish resolves', async join => {

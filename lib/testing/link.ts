@@ -58,7 +58,7 @@ export async function connectTo (target: Target, { user, socket }: LinkOptions):
     if (user !== undefined) throw new TestMisuse('Option "user" needs the Fastify instance or the server, not a URL: to a server of another process send credentials in "headers"')
     return await connectToURL(target)
   }
-  if (typeof target !== 'object' || target === null || !('server' in target || 'prependListener' in target)) throw new TestMisuse(`openStream() needs the Fastify instance, a server or a base URL as text, got ${unusable(target)}`)
+  if (typeof target !== 'object' || target === null || typeof ('server' in target ? target.server : target)?.prependListener !== 'function') throw new TestMisuse(`openStream() needs the Fastify instance, a server or a base URL as text, got ${unusable(target)}`)
   const userId: unknown = typeof user === 'object' ? user?.userId : user
   if (user !== undefined && !isId(userId)) throw new TestMisuse(`Option "user" must be a user id or { userId }, got ${unusable(userId ?? user)}${typeof userId === 'number' ? ': use String(id)' : ''}`)
   if ('ready' in target) await target.ready()

@@ -106,7 +106,10 @@ t.test('a cursor that this node has not reached', async t => {
       t.equal(results.length, 4)
       if (way === 'both') await fixture.publish('5')
       await reading
-      if (way === 'a delivery') await fixture.publish('5')
+      if (way === 'a delivery') {
+        await fixture.publish('5')
+        t.strictSame([backlog.resumed, backlog.wantsPage], [true, false], 'without a read')
+      }
       if (way.endsWith('late')) await client.read()
       t.strictSame(await client.drain(), way === 'both' || way === 'a delivery' ? ['5 4'] : [], way)
       t.strictSame([backlog.resumed, backlog.lagging, backlog.behind], [true, false, false])

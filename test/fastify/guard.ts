@@ -106,9 +106,9 @@ t.test('requireAuthentication of the plugin, and of a route', async t => {
     t.teardown(() => app.close())
     await app.register(ssePlugin, { authHandler: asUser })
     const routes: [path: string, options: object][] = [['/beside', { sse: true, requireAuthentication: true }], ['/inside', { sse: { requireAuthentication: true } }], ['/both', { sse: { requireAuthentication: true }, requireAuthentication: true }], ['/theirs', { sse: true, requireAuthentication: ['admin'] }], ['/other', { requireAuthentication: true }]]
-    for (const [path, options] of routes) app.post(path, options, async () => 'done')
+    for (const [path, options] of routes) app.get(path, options, async () => 'done')
     await app.ready()
-    t.match(lines.map(line => JSON.parse(line)), [{ route: 'POST /beside', msg: 'The route option requireAuthentication is not read beside "sse": write sse: { requireAuthentication: true }' }])
+    t.match(lines.map(line => JSON.parse(line)), [{ route: 'GET /beside', msg: 'The route option requireAuthentication is not read beside "sse": write sse: { requireAuthentication: true }' }])
     t.equal(lines.length, 1)
   })
 
