@@ -15,7 +15,7 @@ const STAYS = new RegExp([
   String.raw`\.telemetry\.`,
   String.raw`#dispatcher\.#(messages|deliveries)$`,
   String.raw`\.registry\.#marks$`,
-  String.raw`\.eventLog\.(newest|#position|#broker\.#ring)\b`,
+  String.raw`\.eventLog\.(newest|#position|#reached|#broker\.#ring)\b`,
   String.raw`\.options\.broker\.`,
   String.raw`\.cluster\.(#membership\.#listenedMs|#scatter\.(#asked|#answers\.size)|#commands\.#newest)$`,
   String.raw`\.(#disconnections|#matches|frames)\.`,
